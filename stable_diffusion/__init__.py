@@ -1,0 +1,10 @@
+"""Stable Diffusion in MLX: pictures from text, and from pictures and text."""
+
+# Before anything that imports mlx.
+from .blas import use_fast_blas
+
+use_fast_blas()
+
+from .pipeline import StableDiffusion, StableDiffusionXL  # noqa: E402
+
+__all__ = ["StableDiffusion", "StableDiffusionXL"]

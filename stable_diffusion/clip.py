@@ -1,0 +1,74 @@
+"""The CLIP text encoders (Radford et al. 2021, arXiv:2103.00020)."""
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .config import CLIPTextConfig
+from .layers import ACTIVATIONS, Attention
+
+
+@dataclass
+class CLIPOutput:
+    """What a text encoder returns for tokens [B, N]; D is the width of the encoder."""
+
+    pooled_output: mx.array  # [B, D] at the end token; [B, projection_dim] with a projection
+    last_hidden_state: mx.array  # [B, N, D], normalised
+    hidden_states: list[mx.array]  # the embeddings, then the output of each layer, [B, N, D]
+
+
+class CLIPEncoderLayer(nn.Module):
+    """A pre-norm transformer layer."""
+
+    def __init__(self, config: CLIPTextConfig):
+        super().__init__()
+        dims = config.hidden_size
+        self.activation = ACTIVATIONS[config.hidden_act]
+        self.layer_norm1 = nn.LayerNorm(dims, eps=config.layer_norm_eps)
+        self.attention = Attention(dims, config.num_attention_heads)
+        self.layer_norm2 = nn.LayerNorm(dims, eps=config.layer_norm_eps)
+        self.linear1 = nn.Linear(dims, config.intermediate_size)
+        self.linear2 = nn.Linear(config.intermediate_size, dims)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = x + self.attention(self.layer_norm1(x), mask="causal")
+        return x + self.linear2(self.activation(self.linear1(self.layer_norm2(x))))
+
+
+class CLIPTextModel(nn.Module):
+    """Token ids [B, N] → `CLIPOutput`. N is at most the length of the position table, 77."""
+
+    def __init__(self, config: CLIPTextConfig):
+        super().__init__()
+        dims = config.hidden_size
+        self.eos_token_id = config.eos_token_id
+        self.token_embedding = nn.Embedding(config.vocab_size, dims)
+        self.position_embedding = nn.Embedding(config.max_position_embeddings, dims)
+        self.layers = [CLIPEncoderLayer(config) for _ in range(config.num_hidden_layers)]
+        self.final_layer_norm = nn.LayerNorm(dims, eps=config.layer_norm_eps)
+        if config.has_projection:
+            self.text_projection = nn.Linear(dims, config.projection_dim, bias=False)
+
+    def __call__(self, tokens: mx.array) -> CLIPOutput:
+        positions = mx.arange(tokens.shape[1])
+        x = self.token_embedding(tokens) + self.position_embedding(positions)
+        hidden_states = [x]
+        for layer in self.layers:
+            x = layer(x)
+            hidden_states.append(x)
+        last_hidden_state = self.final_layer_norm(x)
+
+        rows = mx.arange(tokens.shape[0])
+        pooled = last_hidden_state[rows, self._end_positions(tokens)]  # [B, D]
+        if "text_projection" in self:
+            pooled = self.text_projection(pooled)
+        return CLIPOutput(pooled, last_hidden_state, hidden_states)
+
+    def _end_positions(self, tokens: mx.array) -> mx.array:
+        """Where each row's first end token stands: [B]."""
+        if self.eos_token_id == 2:
+            # Configs from before transformers 4.31 say 2, which is another token; the end token
+            # is then taken to be the highest id, as it is in CLIP's vocabulary.
+            return tokens.argmax(axis=1)
+        return (tokens == self.eos_token_id).argmax(axis=1)

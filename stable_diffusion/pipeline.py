@@ -1,0 +1,346 @@
+"""`StableDiffusion` and `StableDiffusionXL`: from text, or a picture and text, to latents.
+
+Nothing is computed before the caller evaluates it, so that a script decides what is in memory
+when: evaluate `Denoising.inputs` and the text encoders can go, evaluate the last latents and the
+UNet can.
+"""
+
+import math
+import secrets
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from .config import ModelConfig
+from .model_io import (
+    DEFAULT_MODEL,
+    Key,
+    load_autoencoder,
+    load_model_config,
+    load_text_encoder,
+    load_tokenizer,
+    load_unet,
+    open_model,
+)
+from .noise import NoiseStream, draw_latents
+from .quantize import quantize_linear
+from .sampler import Sampler, Schedule
+
+MAX_SEED = 2**63 - 1
+
+
+class Denoising(Iterator[mx.array]):
+    """The latents of a call, one step after another: x_t [B, h, w, C], the last one x_0.
+
+    They are scaled to the variance that the network sees, so that any of them can be decoded.
+
+    Attributes:
+        inputs: the text embeddings and first latents, that all steps start from.
+        seed: the seed of the first picture; the others have the ones that follow.
+    """
+
+    def __init__(
+        self, steps: Iterator[mx.array], num_steps: int, inputs: Sequence[mx.array], seed: int
+    ):
+        self._steps = steps
+        self._num_steps = num_steps
+        self.inputs = inputs
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """The number of steps in all."""
+        return self._num_steps
+
+    def __next__(self) -> mx.array:
+        return next(self._steps)
+
+
+class StableDiffusion:
+    """Stable Diffusion 1.x and 2.x.
+
+    Args:
+        model: a known name (`config.MODELS`), a folder in the layout of diffusers, or a Hub
+            repository, `org/name` or `org/name@revision`.
+        float16: compute text encoder and UNet in half precision. The VAE is always in float32.
+        sampler: one of `config.SAMPLERS`; the model's own where None.
+
+    Raises:
+        OSError: the model, or a file of it, is not to be had.
+        ValueError: it is not supported, broken, or of the other class.
+    """
+
+    # (attribute, component of the model)
+    _TEXT_ENCODERS = (("text_encoder", "text_encoder"),)
+    _TOKENIZERS = (("tokenizer", "tokenizer"),)
+
+    def __init__(
+        self,
+        model: Key = DEFAULT_MODEL,
+        float16: bool = False,
+        sampler: str | None = None,
+    ):
+        source = open_model(model)
+        self.config = load_model_config(source)
+        if isinstance(self, StableDiffusionXL) is not self.config.is_xl:
+            right = pipeline_class(self.config).__name__
+            raise ValueError(f"{source.name} is a {right} model: use the class {right}")
+        self.dtype = mx.float16 if float16 else mx.float32
+        self.diffusion_config = self.config.diffusion
+        self.sampler = Sampler.for_model(self.diffusion_config, sampler)
+        for attribute, name in self._TOKENIZERS:
+            tokenizer = load_tokenizer(source, f"{name}_vocab", f"{name}_merges")
+            setattr(self, attribute, tokenizer)
+        for attribute, name in self._TEXT_ENCODERS:
+            setattr(self, attribute, load_text_encoder(source, float16, name))
+        self.unet = load_unet(source, float16)
+        self.autoencoder = load_autoencoder(source, float16)
+
+    def ensure_models_are_loaded(self) -> None:
+        """Read all weights now."""
+        networks = [*self._text_encoders(), self.unet, self.autoencoder]
+        mx.eval([network.parameters() for network in networks])
+
+    def quantize(self) -> None:
+        """Keep the linear layers' weights in 4 bits (text encoders) and 8 bits (UNet)."""
+        for text_encoder in self._text_encoders():
+            quantize_linear(text_encoder, bits=4, group_size=64)
+        quantize_linear(self.unet, bits=8, group_size=32)
+
+    def free_text_encoders(self) -> None:
+        """Drop the text encoders. Evaluate what comes of them (`Denoising.inputs`) first."""
+        for attribute, _ in self._TEXT_ENCODERS:
+            delattr(self, attribute)
+
+    def generate_latents(
+        self,
+        text: str,
+        n_images: int = 1,
+        num_steps: int | None = None,
+        cfg_weight: float | None = None,
+        negative_text: str = "",
+        latent_size: tuple[int, int] | None = None,
+        seed: int | None = None,
+    ) -> Denoising:
+        """Latents of pictures of `text`.
+
+        Args:
+            text: the prompt. What is beyond 77 tokens is dropped, with a warning.
+            n_images: how many pictures; picture i has the seed `seed + i` and comes out the same
+                whatever the others are.
+            num_steps: steps of denoising.
+            cfg_weight: classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598). At or
+                below 1 there is none, and the negative text is not used.
+            negative_text: what to steer away from.
+            latent_size: height and width in latents.
+            seed: drawn where it is None; see `Denoising.seed`.
+
+        What is None is as the model's own defaults say.
+
+        Raises:
+            ValueError: an argument that is out of its range; the message says which.
+        """
+        num_steps, cfg_weight = self._checked(n_images, num_steps, cfg_weight)
+        if latent_size is None:
+            factor = self.config.autoencoder.factor
+            latent_size = tuple(pixels // factor for pixels in self.config.defaults.size)
+        if len(latent_size) != 2 or min(latent_size) < 1:
+            raise ValueError(f"latent_size must be a height and a width, got {latent_size}")
+        seed, streams = _noise_streams(seed, n_images)
+
+        schedule = self.sampler.schedule(num_steps)
+        shape = (*latent_size, self.config.autoencoder.latent_channels)
+        x = mx.array(draw_latents(streams, shape)) * schedule.initial_sigma
+        return self._denoise(x, schedule, text, negative_text, cfg_weight, streams, seed)
+
+    def generate_latents_from_image(
+        self,
+        image: mx.array | np.ndarray,
+        text: str,
+        n_images: int = 1,
+        strength: float = 0.8,
+        num_steps: int | None = None,
+        cfg_weight: float | None = None,
+        negative_text: str = "",
+        seed: int | None = None,
+    ) -> Denoising:
+        """Latents of pictures of `text` that start from `image` (SDEdit, arXiv:2108.01073).
+
+        Args:
+            image: [H, W, 3] in [-1, 1]; the sides are multiples of the VAE's factor.
+            strength: how much of the schedule is run, in [0, 1]. 0 gives the picture as the VAE
+                renders it. Where `int(num_steps * strength)` is 0 more steps are taken, so that
+                one is run, with a warning.
+
+        The others are as in `generate_latents`.
+
+        Raises:
+            ValueError: an argument that is out of its range; the message says which.
+        """
+        num_steps, cfg_weight = self._checked(n_images, num_steps, cfg_weight)
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength must be in [0, 1], got {strength}")
+        image = mx.array(image, dtype=mx.float32)
+        factor = self.config.autoencoder.factor
+        if (
+            image.ndim != 3
+            or image.shape[-1] != 3
+            or image.shape[0] % factor
+            or image.shape[1] % factor
+        ):
+            raise ValueError(
+                f"image must be [H, W, 3] with sides that are multiples of {factor}, "
+                f"got {list(image.shape)}"
+            )
+        seed, streams = _noise_streams(seed, n_images)
+
+        mean, _ = self.autoencoder.encode(image[None])  # the most likely latents, without noise
+        x = mx.repeat(mean, n_images, axis=0)
+        if strength == 0:
+            return Denoising(iter([x]), 1, [x], seed)
+        if int(num_steps * strength) == 0:
+            raised = math.ceil(1 / strength)
+            raised += int(raised * strength) == 0  # 1 / strength was rounded down
+            warnings.warn(
+                f"{num_steps} steps at strength {strength} come to none: taking {raised} steps",
+                stacklevel=2,
+            )
+            num_steps = raised
+        schedule = self.sampler.schedule(num_steps).last(int(num_steps * strength))
+        x = x + mx.array(draw_latents(streams, mean.shape[1:])) * schedule.initial_sigma
+        return self._denoise(x, schedule, text, negative_text, cfg_weight, streams, seed)
+
+    def decode(self, x_t: mx.array) -> mx.array:
+        """Pictures [B, f·h, f·w, 3] in [0, 1] of latents [B, h, w, C]; f is the VAE's factor."""
+        x = self.autoencoder.decode(x_t.astype(mx.float32))
+        return mx.clip(x / 2 + 0.5, 0, 1)
+
+    def _text_encoders(self) -> list[nn.Module]:
+        return [getattr(self, attribute) for attribute, _ in self._TEXT_ENCODERS]
+
+    def _checked(
+        self, n_images: int, num_steps: int | None, cfg_weight: float | None
+    ) -> tuple[int, float]:
+        """Steps and guidance, with the model's defaults for None."""
+        if n_images < 1:
+            raise ValueError(f"n_images must be at least 1, got {n_images}")
+        defaults = self.config.defaults
+        num_steps = defaults.steps if num_steps is None else num_steps
+        cfg_weight = defaults.guidance if cfg_weight is None else cfg_weight
+        if not math.isfinite(cfg_weight):
+            raise ValueError(f"cfg_weight must be a finite number, got {cfg_weight}")
+        return num_steps, cfg_weight
+
+    def _embed_text(self, text: str, negative_text: str | None) -> tuple[mx.array, mx.array | None]:
+        """Embeddings [R, 77, D], and the pooled ones [R, P] if the UNet takes any.
+
+        R is 1; or 2 where there is a negative text, whose row comes second.
+        """
+        texts = [text] if negative_text is None else [text, negative_text]
+        tokens = mx.array([self.tokenizer.encode(t) for t in texts])
+        return self.text_encoder(tokens).last_hidden_state, None
+
+    def _denoise(
+        self,
+        x: mx.array,
+        schedule: Schedule,
+        text: str,
+        negative_text: str,
+        cfg_weight: float,
+        streams: Sequence[NoiseStream],
+        seed: int,
+    ) -> Denoising:
+        """The steps of `schedule` from latents `x` [B, h, w, C] at its first sigma."""
+        is_guided = cfg_weight > 1
+        n_images, height, width, _ = x.shape
+        embeddings, pooled = self._embed_text(text, negative_text if is_guided else None)
+        embeddings = mx.repeat(embeddings, n_images, axis=0)  # [B or 2B, 77, D]
+        inputs = [x, embeddings]
+        text_time = None
+        if pooled is not None:
+            pooled = mx.repeat(pooled, n_images, axis=0)
+            factor = self.config.autoencoder.factor
+            size = (height * factor, width * factor)
+            # Original size, top left corner of the crop, target size, all of them in pixels
+            # (arXiv:2307.01952, section 2.2).
+            time_ids = mx.array([[*size, 0, 0, *size]] * pooled.shape[0])
+            text_time = (pooled, time_ids)
+            inputs.append(pooled)
+
+        def predict(x: mx.array, timestep: float, sigma: float) -> mx.array:
+            x = (x * (sigma**2 + 1) ** -0.5).astype(self.dtype)
+            if is_guided:
+                x = mx.concatenate([x, x])
+            prediction = self.unet(x, mx.array(timestep), embeddings, text_time)
+            prediction = prediction.astype(mx.float32)
+            if is_guided:
+                conditional, unconditional = prediction.split(2)
+                prediction = unconditional + cfg_weight * (conditional - unconditional)
+            return prediction
+
+        steps = _steps(x, schedule, self.sampler, predict, streams)
+        return Denoising(steps, len(schedule), inputs, seed)
+
+
+class StableDiffusionXL(StableDiffusion):
+    """Stable Diffusion XL and its distilled kin, SDXL-turbo. Arguments as `StableDiffusion`."""
+
+    _TEXT_ENCODERS = (("text_encoder_1", "text_encoder"), ("text_encoder_2", "text_encoder_2"))
+    _TOKENIZERS = (("tokenizer_1", "tokenizer"), ("tokenizer_2", "tokenizer_2"))
+
+    def __init__(
+        self,
+        model: Key = "sdxl",
+        float16: bool = False,
+        sampler: str | None = None,
+    ):
+        super().__init__(model, float16, sampler)
+
+    def _embed_text(self, text: str, negative_text: str | None) -> tuple[mx.array, mx.array | None]:
+        has_zeros = negative_text == "" and self.config.pipeline.force_zeros_for_empty_prompt
+        texts = [text] if negative_text is None or has_zeros else [text, negative_text]
+        embeddings = []
+        for tokenizer, text_encoder in (
+            (self.tokenizer_1, self.text_encoder_1),
+            (self.tokenizer_2, self.text_encoder_2),
+        ):
+            output = text_encoder(mx.array([tokenizer.encode(t) for t in texts]))
+            embeddings.append(output.hidden_states[-2])
+        pooled = output.pooled_output  # of the second encoder only
+        embeddings = mx.concatenate(embeddings, axis=-1)
+        if has_zeros:
+            embeddings = mx.concatenate([embeddings, mx.zeros_like(embeddings)])
+            pooled = mx.concatenate([pooled, mx.zeros_like(pooled)])
+        return embeddings, pooled
+
+
+def pipeline_class(config: ModelConfig) -> type[StableDiffusion]:
+    """The class that runs a model."""
+    return StableDiffusionXL if config.is_xl else StableDiffusion
+
+
+def _steps(
+    x: mx.array,
+    schedule: Schedule,
+    sampler: Sampler,
+    predict: Callable[[mx.array, float, float], mx.array],
+    streams: Sequence[NoiseStream],
+) -> Iterator[mx.array]:
+    """Latents after each step, in float32, scaled to the variance that the network sees."""
+    sigmas = schedule.sigmas.tolist()
+    for timestep, sigma, sigma_next in zip(
+        schedule.timesteps.tolist(), sigmas[:-1], sigmas[1:], strict=True
+    ):
+        noise = mx.array(draw_latents(streams, x.shape[1:])) if sampler.is_ancestral else None
+        x = sampler.step(x, predict(x, timestep, sigma), sigma, sigma_next, noise)
+        yield x * (sigma_next**2 + 1) ** -0.5
+
+
+def _noise_streams(seed: int | None, n_images: int) -> tuple[int, list[NoiseStream]]:
+    """The seed of the first picture, and a stream of noise for each."""
+    seed = secrets.randbits(32) if seed is None else seed
+    if not 0 <= seed <= MAX_SEED - n_images:
+        raise ValueError(f"seed must be from 0 to 2^63 - 1, got {seed}")
+    return seed, [NoiseStream(seed + i) for i in range(n_images)]

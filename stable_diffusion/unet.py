@@ -1,0 +1,301 @@
+"""The denoising network of Stable Diffusion, diffusers' UNet2DConditionModel.
+
+Rombach et al. 2022 (arXiv:2112.10752); for SDXL, Podell et al. 2023 (arXiv:2307.01952).
+"""
+
+import math
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from .config import UNetConfig
+from .layers import ACTIVATIONS, Attention, GroupNorm, ResnetBlock2D, upsample_nearest
+
+TRANSFORMER_NORM_EPS = 1e-6  # diffusers' Transformer2DModel, whatever the config's norm_eps
+
+
+def sinusoidal_embedding(
+    values: mx.array, dims: int, flip_sin_to_cos: bool = True, freq_shift: int = 0
+) -> mx.array:
+    """Numbers [...] as sines and cosines of falling frequencies [..., dims], in float32.
+
+    Ho et al. 2020 (arXiv:2006.11239); the frequencies are those of diffusers.
+    """
+    half = dims // 2
+    exponents = np.arange(half) / (half - freq_shift)
+    # In float64, for at time 999 an error in a frequency is an error a thousand times larger in
+    # the phase.
+    frequencies = mx.array(np.exp(-math.log(10_000) * exponents).astype(np.float32))
+    phases = values.astype(mx.float32)[..., None] * frequencies
+    sin, cos = mx.sin(phases), mx.cos(phases)
+    return mx.concatenate([cos, sin] if flip_sin_to_cos else [sin, cos], axis=-1)
+
+
+class TimestepEmbedding(nn.Module):
+    """The two-layer perceptron behind a sinusoidal embedding."""
+
+    def __init__(self, in_channels: int, out_channels: int, activation: str):
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+        self.linear_1 = nn.Linear(in_channels, out_channels)
+        self.linear_2 = nn.Linear(out_channels, out_channels)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.linear_2(self.activation(self.linear_1(x)))
+
+
+class FeedForward(nn.Module):
+    """A perceptron with a gate: GEGLU (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, dims: int):
+        super().__init__()
+        self.proj_in = nn.Linear(dims, 8 * dims)  # hidden and gate, 4 × dims each
+        self.proj_out = nn.Linear(4 * dims, dims)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        hidden, gate = self.proj_in(x).split(2, axis=-1)
+        return self.proj_out(hidden * nn.gelu(gate))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, attention to the text, feed-forward."""
+
+    def __init__(self, dims: int, num_heads: int, memory_dims: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dims)
+        self.attn1 = Attention(dims, num_heads, bias=False)
+        self.norm2 = nn.LayerNorm(dims)
+        self.attn2 = Attention(dims, num_heads, memory_dims, bias=False)
+        self.norm3 = nn.LayerNorm(dims)
+        self.ff = FeedForward(dims)
+
+    def __call__(self, x: mx.array, memory: mx.array) -> mx.array:
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), memory)
+        return x + self.ff(self.norm3(x))
+
+
+class Transformer2D(nn.Module):
+    """Transformer blocks over the positions of [B, H, W, C], beside a skip connection."""
+
+    def __init__(self, dims: int, num_heads: int, memory_dims: int, depth: int, groups: int):
+        super().__init__()
+        self.norm = GroupNorm(groups, dims, eps=TRANSFORMER_NORM_EPS)
+        self.proj_in = nn.Linear(dims, dims)
+        self.transformer_blocks = [
+            TransformerBlock(dims, num_heads, memory_dims) for _ in range(depth)
+        ]
+        self.proj_out = nn.Linear(dims, dims)
+
+    def __call__(self, x: mx.array, memory: mx.array) -> mx.array:
+        h = self.proj_in(self.norm(x).flatten(1, 2))  # [B, HW, C]
+        for block in self.transformer_blocks:
+            h = block(h, memory)
+        return x + self.proj_out(h).reshape(x.shape)
+
+
+class Downsample(nn.Module):
+    """Half the height and width, rounded up."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=1)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Twice the height and width, or one less where the skip connection is of odd size."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+
+    def __call__(self, x: mx.array, size: tuple[int, int]) -> mx.array:
+        height, width = size
+        return self.conv(upsample_nearest(x)[:, :height, :width])
+
+
+class DownBlock(nn.Module):
+    """Residual blocks, each with a transformer where `attend`, then halving unless `is_last`."""
+
+    def __init__(self, config: UNetConfig, level: int, in_channels: int, is_last: bool):
+        super().__init__()
+        channels = config.block_out_channels[level]
+        n_layers = config.layers[level]
+        inputs = [in_channels] + [channels] * (n_layers - 1)
+        self.resnets = [_resnet(config, n, channels) for n in inputs]
+        attends = config.down_block_types[level] == "CrossAttnDownBlock2D"
+        self.attentions = [_transformer(config, level) for _ in inputs] if attends else []
+        if not is_last:
+            self.downsample = Downsample(channels)
+
+    def __call__(
+        self, x: mx.array, temb: mx.array, memory: mx.array
+    ) -> tuple[mx.array, list[mx.array]]:
+        """The output, and what the up path gets through its skip connections."""
+        skips = []
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x, temb)
+            if self.attentions:
+                x = self.attentions[i](x, memory)
+            skips.append(x)
+        if "downsample" in self:
+            x = self.downsample(x)
+            skips.append(x)
+        return x, skips
+
+
+class MidBlock(nn.Module):
+    """The bottom of the U: a transformer between two residual blocks."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        channels = config.block_out_channels[-1]
+        self.resnets = [_resnet(config, channels, channels) for _ in range(2)]
+        self.attentions = [_transformer(config, level=-1)]
+
+    def __call__(self, x: mx.array, temb: mx.array, memory: mx.array) -> mx.array:
+        x = self.resnets[0](x, temb)
+        x = self.attentions[0](x, memory)
+        return self.resnets[1](x, temb)
+
+
+class UpBlock(nn.Module):
+    """As a `DownBlock`, each layer beside a skip connection, then doubling unless `is_last`."""
+
+    def __init__(self, config: UNetConfig, level: int, in_channels: int, is_last: bool):
+        super().__init__()
+        channels = config.block_out_channels[level]
+        # The skips come in the reverse order of the down path: this level's own layers, and at
+        # last what entered the level.
+        entered = config.block_out_channels[max(level - 1, 0)]
+        skips = [channels] * config.layers[level] + [entered]
+        inputs = [in_channels] + [channels] * (len(skips) - 1)
+        self.resnets = [
+            _resnet(config, n + skip, channels) for n, skip in zip(inputs, skips, strict=True)
+        ]
+        attends = config.up_block_types[-1 - level] == "CrossAttnUpBlock2D"
+        self.attentions = [_transformer(config, level) for _ in inputs] if attends else []
+        if not is_last:
+            self.upsample = Upsample(channels)
+
+    def __call__(
+        self, x: mx.array, temb: mx.array, memory: mx.array, skips: list[mx.array]
+    ) -> mx.array:
+        """Takes its skip connections off the end of `skips`."""
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(mx.concatenate([x, skips.pop()], axis=-1), temb)
+            if self.attentions:
+                x = self.attentions[i](x, memory)
+        if "upsample" in self:
+            x = self.upsample(x, size=skips[-1].shape[1:3])
+        return x
+
+
+def _resnet(config: UNetConfig, in_channels: int, out_channels: int) -> ResnetBlock2D:
+    return ResnetBlock2D(
+        in_channels,
+        out_channels,
+        groups=config.norm_num_groups,
+        eps=config.norm_eps,
+        activation=config.act_fn,
+        temb_channels=_temb_channels(config),
+    )
+
+
+def _transformer(config: UNetConfig, level: int) -> Transformer2D:
+    return Transformer2D(
+        config.block_out_channels[level],
+        config.heads[level],
+        config.cross_attention_dim,
+        config.depths[level],
+        config.norm_num_groups,
+    )
+
+
+def _temb_channels(config: UNetConfig) -> int:
+    return 4 * config.block_out_channels[0]
+
+
+class UNetModel(nn.Module):
+    """Latents and the time → the prediction of noise or velocity, shaped like the latents."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        channels = config.block_out_channels
+        temb_channels = _temb_channels(config)
+        self.activation = ACTIVATIONS[config.act_fn]
+        self.conv_in = nn.Conv2d(config.in_channels, channels[0], kernel_size=3, padding=1)
+        self.time_embedding = TimestepEmbedding(channels[0], temb_channels, config.act_fn)
+        if config.addition_embed_type == "text_time":
+            n_inputs = config.projection_class_embeddings_input_dim
+            # SiLU whatever act_fn says, as in diffusers.
+            self.add_embedding = TimestepEmbedding(n_inputs, temb_channels, "silu")
+
+        levels = range(len(channels))
+        bottom = levels[-1]
+        self.down_blocks = [
+            DownBlock(config, level, channels[max(level - 1, 0)], is_last=level == bottom)
+            for level in levels
+        ]
+        self.mid_block = MidBlock(config)
+        self.up_blocks = [
+            UpBlock(config, level, channels[min(level + 1, bottom)], is_last=level == 0)
+            for level in reversed(levels)
+        ]
+        self.conv_norm_out = GroupNorm(config.norm_num_groups, channels[0], eps=config.norm_eps)
+        self.conv_out = nn.Conv2d(channels[0], config.out_channels, kernel_size=3, padding=1)
+
+    def __call__(
+        self,
+        x: mx.array,
+        timestep: mx.array,
+        encoder_x: mx.array,
+        text_time: tuple[mx.array, mx.array] | None = None,
+    ) -> mx.array:
+        """Predict.
+
+        Args:
+            x: latents [B, h, w, C], scaled to unit variance; any height and width.
+            timestep: on the training schedule, [B] or one for all.
+            encoder_x: text embeddings [B, N, D].
+            text_time: for SDXL, the pooled text [B, P] and the six time ids [B, 6]: original
+                height and width, crop top and left, target height and width, in pixels.
+        """
+        temb = self._embed_time(timestep, text_time, x.dtype)
+        x = self.conv_in(x)
+        skips = [x]
+        for block in self.down_blocks:
+            x, block_skips = block(x, temb, encoder_x)
+            skips.extend(block_skips)
+        x = self.mid_block(x, temb, encoder_x)
+        for block in self.up_blocks:
+            x = block(x, temb, encoder_x, skips)
+        return self.conv_out(self.activation(self.conv_norm_out(x)))
+
+    def _embed_time(
+        self,
+        timestep: mx.array,
+        text_time: tuple[mx.array, mx.array] | None,
+        dtype: mx.Dtype,
+    ) -> mx.array:
+        """The embedding of the time, [B or 1, temb_channels], through the activation."""
+        timestep = mx.array(timestep).reshape(-1)
+        sinusoids = self._sinusoids(timestep, self.config.block_out_channels[0], dtype)
+        temb = self.time_embedding(sinusoids)
+        if text_time is not None:
+            pooled, time_ids = text_time
+            ids = self._sinusoids(time_ids, self.config.addition_time_embed_dim, dtype)
+            ids = ids.flatten(1)  # [B, 6 × addition_time_embed_dim]
+            temb = temb + self.add_embedding(mx.concatenate([pooled, ids], axis=-1))
+        return self.activation(temb)
+
+    def _sinusoids(self, values: mx.array, dims: int, dtype: mx.Dtype) -> mx.array:
+        config = self.config
+        return sinusoidal_embedding(values, dims, config.flip_sin_to_cos, config.freq_shift).astype(
+            dtype
+        )

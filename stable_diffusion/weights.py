@@ -1,0 +1,130 @@
+"""Weight files into networks: renames as data, layout by rank, nothing missing and nothing over.
+
+A table maps runs of whole path segments of a file's keys to this package's names for them:
+``"to_out.0": "out_proj"`` turns ``attn1.to_out.0.bias`` into ``attn1.out_proj.bias``.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the files of one network name its tensors."""
+
+    renames: Mapping[str, str]  # one to one, so that errors can speak of the file's names
+    old_renames: Mapping[str, str] = field(default_factory=dict)  # names of older files
+    prefix: str = ""  # stands before every key in some files and in others not
+    ignored: frozenset[str] = frozenset()  # keys that are no weights, by their last segment
+
+    def parameter(self, key: str) -> str:
+        """The parameter of the network that the tensor `key` of a file holds."""
+        key = _rename(key.removeprefix(self.prefix), self.old_renames)
+        return _rename(key, self.renames)
+
+    def key(self, parameter: str) -> str:
+        """The key, without prefix, of `parameter` in a file as diffusers writes them today."""
+        return _rename(parameter, {ours: theirs for theirs, ours in self.renames.items()})
+
+
+def _rename(path: str, table: Mapping[str, str]) -> str:
+    if not table:
+        return path
+    runs = "|".join(re.escape(run) for run in sorted(table, key=len, reverse=True))
+    return re.sub(rf"(?<![^.])({runs})(?![^.])", lambda match: table[match[1]], path)
+
+
+_ATTENTION = {
+    "to_q": "query_proj",
+    "to_k": "key_proj",
+    "to_v": "value_proj",
+    "to_out.0": "out_proj",
+}
+_RESAMPLERS = {"downsamplers.0": "downsample", "upsamplers.0": "upsample"}
+
+UNET = Layout(
+    renames={**_ATTENTION, **_RESAMPLERS, "net.0.proj": "proj_in", "net.2": "proj_out"},
+)
+AUTOENCODER = Layout(
+    renames={**_ATTENTION, **_RESAMPLERS},
+    # Before diffusers 0.18.
+    old_renames={"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"},
+)
+TEXT_ENCODER = Layout(
+    renames={
+        "embeddings.token_embedding": "token_embedding",
+        "embeddings.position_embedding": "position_embedding",
+        "encoder.layers": "layers",
+        "self_attn.q_proj": "attention.query_proj",
+        "self_attn.k_proj": "attention.key_proj",
+        "self_attn.v_proj": "attention.value_proj",
+        "self_attn.out_proj": "attention.out_proj",
+        "mlp.fc1": "linear1",
+        "mlp.fc2": "linear2",
+    },
+    prefix="text_model.",  # absent from what transformers 5 writes of a CLIPTextModel
+    ignored=frozenset({"position_ids"}),
+)
+
+
+def load_weights(model: nn.Module, files: Sequence[Path], layout: Layout, dtype: mx.Dtype) -> None:
+    """Give `model` the weights of `files`, together all of them, as `dtype`.
+
+    Nothing is read before it is used: the arrays stay lazy.
+
+    Raises:
+        ValueError: a file that is no safetensors file; tensors that are missing, not expected,
+            or of another shape than the config asks for, all in one message.
+    """
+    wanted = {name: value.shape for name, value in tree_flatten(model.parameters())}
+    weights: dict[str, mx.array] = {}
+    unexpected, misshapen = [], []
+    for file in files:
+        for key, value in _read(file).items():
+            if key.rsplit(".", 1)[-1] in layout.ignored:
+                continue
+            name = layout.parameter(key)
+            if name not in wanted:
+                unexpected.append(key)
+                continue
+            weights[name] = _channels_last(value, len(wanted[name]))
+            if weights[name].shape != wanted[name]:
+                expected = _channels_first(wanted[name])
+                misshapen.append(f"{key} {list(value.shape)}, not {list(expected)}")
+    missing = [layout.key(name) for name in wanted if name not in weights]
+
+    problems = {"missing": missing, "not expected": unexpected, "wrong shape": misshapen}
+    if any(problems.values()):
+        listed = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in problems.items() if keys)
+        raise ValueError(f"{files[0]} does not fit its config: {listed}")
+    model.update(tree_unflatten([(name, value.astype(dtype)) for name, value in weights.items()]))
+
+
+def _read(file: Path) -> dict[str, mx.array]:
+    try:
+        return mx.load(str(file), format="safetensors")
+    except RuntimeError as error:
+        raise ValueError(f"{file} is not a readable safetensors file: {error}") from None
+
+
+def _channels_last(value: mx.array, rank: int) -> mx.array:
+    """A tensor of a PyTorch file in MLX's layout; `rank` is the parameter's."""
+    if value.ndim != 4:
+        return value
+    if rank == 2 and value.shape[2:] == (1, 1):
+        return value.reshape(value.shape[:2])  # a 1×1 convolution is a linear layer here
+    return mx.contiguous(value.transpose(0, 2, 3, 1))  # [out, in, h, w] → [out, h, w, in]
+
+
+def _channels_first(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that a parameter of `shape` has in a PyTorch file."""
+    if len(shape) != 4:
+        return shape
+    out_channels, height, width, in_channels = shape
+    return (out_channels, in_channels, height, width)

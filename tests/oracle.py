@@ -1,0 +1,123 @@
+"""diffusers as the tests ask it: in float64 for components, in float32 for pictures."""
+
+import warnings
+from functools import cached_property
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import logging
+
+warnings.filterwarnings("ignore", module="diffusers|transformers|torch")
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+SCHEDULERS = {
+    "euler": diffusers.EulerDiscreteScheduler,
+    "euler-a": diffusers.EulerAncestralDiscreteScheduler,
+}
+
+
+def relative_l2(ours, theirs) -> float:
+    """The error of `ours` against `theirs`, both anything array-like."""
+    ours, theirs = (np.asarray(a, dtype=np.float64) for a in (ours, theirs))
+    assert ours.shape == theirs.shape
+    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+
+
+def psnr(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Of pictures with values to 255, in dB."""
+    assert ours.shape == theirs.shape
+    error = np.mean((ours.astype(np.float64) - theirs.astype(np.float64)) ** 2)
+    return float(10 * np.log10(255**2 / max(error, 1e-12)))
+
+
+def channels_last(x: torch.Tensor) -> np.ndarray:
+    """[B, C, H, W] → [B, H, W, C]."""
+    return x.permute(0, 2, 3, 1).numpy()
+
+
+def channels_first(x: np.ndarray, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """[B, H, W, C] → [B, C, H, W]."""
+    return torch.from_numpy(np.array(x)).permute(0, 3, 1, 2).to(dtype)
+
+
+class Oracle:
+    """One checkpoint in diffusers."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @cached_property
+    def exact(self) -> DiffusionPipeline:
+        """The pipeline in float64."""
+        return self._load().to(torch.float64)
+
+    @cached_property
+    def single(self) -> DiffusionPipeline:
+        """The pipeline in float32, as users run it."""
+        return self._load()
+
+    @cached_property
+    def _scheduler_config(self) -> dict:
+        """The model's own; pipelines get other schedulers here."""
+        return self._load().scheduler.config
+
+    def _load(self) -> DiffusionPipeline:
+        pipeline = DiffusionPipeline.from_pretrained(self.folder, safety_checker=None)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def scheduler(self, sampler: str | None = None, **options):
+        """diffusers' scheduler for a sampler; the model's own, or Euler, by default."""
+        config = self._scheduler_config
+        if sampler is None:
+            is_ancestral = config["_class_name"] == "EulerAncestralDiscreteScheduler"
+            sampler = "euler-a" if is_ancestral else "euler"
+        return SCHEDULERS[sampler].from_config(config, **options)
+
+    @torch.no_grad()
+    def pictures(
+        self, prompt: str, *, seeds: list[int], sampler: str | None = None, **options
+    ) -> np.ndarray:
+        """diffusers' pictures, uint8 [B, H, W, 3], one a seed."""
+        pipeline = self.single
+        pipeline.scheduler = self.scheduler(sampler)
+        images = pipeline(
+            prompt,
+            num_images_per_prompt=len(seeds),
+            generator=_generators(seeds),
+            output_type="np",
+            **options,
+        ).images
+        return (images * 255).round().astype(np.uint8)
+
+    @torch.no_grad()
+    def pictures_from_image(
+        self, image: np.ndarray, prompt: str, *, seeds: list[int], **options
+    ) -> np.ndarray:
+        """The same of image to image; `image` is [H, W, 3] in [-1, 1]."""
+        is_xl = hasattr(self.single, "text_encoder_2")
+        family = "StableDiffusionXL" if is_xl else "StableDiffusion"
+        pipeline = getattr(diffusers, f"{family}Img2ImgPipeline")(**self.single.components)
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.scheduler = self.scheduler()
+        vae = pipeline.vae
+        mean = vae.encode(channels_first(image[None], torch.float32)).latent_dist.mean
+        shift = vae.config.shift_factor or 0
+        images = pipeline(
+            prompt,
+            # Given latents, diffusers takes them as they are: here the latent mean.
+            image=(mean - shift) * vae.config.scaling_factor,
+            num_images_per_prompt=len(seeds),
+            generator=_generators(seeds),
+            output_type="np",
+            **options,
+        ).images
+        return (images * 255).round().astype(np.uint8)
+
+
+def _generators(seeds: list[int]) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -1,0 +1,276 @@
+"""Whole pictures equal diffusers' for the same checkpoint, prompt, seed and scheduler."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from oracle import psnr, relative_l2
+
+from stable_diffusion import StableDiffusion, StableDiffusionXL
+from stable_diffusion.image import to_uint8
+from stable_diffusion.model_io import load_model_config
+from stable_diffusion.pipeline import pipeline_class
+
+PROMPT = "a photo of a café, at night"
+SAME = 50  # dB at least between equal pictures
+OTHER = 25  # dB at most between pictures of which one is made wrongly
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint):
+    """Our pipeline of a kind, loaded once."""
+    loaded = {}
+
+    def load(kind: str) -> StableDiffusion:
+        if kind not in loaded:
+            folder = checkpoint(kind)
+            loaded[kind] = pipeline_class(load_model_config(folder))(folder)
+        return loaded[kind]
+
+    return load
+
+
+def pictures(sd: StableDiffusion, latents) -> np.ndarray:
+    """uint8 [B, H, W, 3] of the last latents."""
+    for x_t in latents:
+        mx.eval(x_t)
+    return to_uint8(np.array(sd.decode(x_t)))
+
+
+def generate(sd: StableDiffusion, **options) -> np.ndarray:
+    options = {"num_steps": 4, "seed": 7, **options}
+    return pictures(sd, sd.generate_latents(PROMPT, **options))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 6.0])
+@pytest.mark.parametrize("is_odd", [False, True])
+def test_text_to_picture_equals_diffusers(model, oracle, kind, guidance, is_odd):
+    """Two pictures in a batch, with and without guidance, at a size of odd latents too."""
+    sd = model(kind)
+    # diffusers wants multiples of 8 pixels, also where a latent is 4 of them.
+    size = None if not is_odd else (6, 10) if kind == "unusual" else (5, 9)
+    ours = generate(sd, n_images=2, cfg_weight=guidance, latent_size=size)
+    factor = sd.config.autoencoder.factor
+    pixels = {} if size is None else {"height": size[0] * factor, "width": size[1] * factor}
+    theirs = oracle(kind).pictures(
+        PROMPT, seeds=[7, 8], num_inference_steps=4, guidance_scale=guidance, **pixels
+    )
+    assert psnr(ours, theirs) >= SAME
+    assert theirs.std() >= 30  # of 255: they show something
+
+
+def test_negative_prompt_equals_diffusers(model, oracle, kind):
+    ours = generate(model(kind), cfg_weight=5, negative_text="blurry!")
+    theirs = oracle(kind).pictures(
+        PROMPT, seeds=[7], num_inference_steps=4, guidance_scale=5, negative_prompt="blurry!"
+    )
+    assert psnr(ours, theirs) >= SAME
+
+
+def test_other_sampler_equals_diffusers(model, oracle, kind, checkpoint):
+    own = model(kind).sampler.name
+    other = "euler" if own == "euler-a" else "euler-a"
+    folder = checkpoint(kind)
+    sd = type(model(kind))(folder, sampler=other)
+    theirs = oracle(kind).pictures(
+        PROMPT, seeds=[7, 8], sampler=other, num_inference_steps=4, guidance_scale=3
+    )
+    assert psnr(generate(sd, n_images=2, cfg_weight=3), theirs) >= SAME
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.7, 1.0])
+def test_image_to_image_equals_diffusers(model, oracle, kind, strength):
+    sd = model(kind)
+    image = gradient(64, 96)
+    latents = sd.generate_latents_from_image(
+        image, PROMPT, n_images=2, strength=strength, num_steps=4, cfg_weight=3, seed=7
+    )
+    theirs = oracle(kind).pictures_from_image(
+        image,
+        PROMPT,
+        seeds=[7, 8],
+        strength=strength,
+        num_inference_steps=4,
+        guidance_scale=3,
+    )
+    assert psnr(pictures(sd, latents), theirs) >= SAME
+
+
+def gradient(height: int, width: int) -> np.ndarray:
+    """A picture [H, W, 3] in [-1, 1]."""
+    x, y = np.linspace(-1, 1, width), np.linspace(-1, 1, height)[:, None]
+    return np.stack([x + 0 * y, y + 0 * x, x * y], axis=-1).astype(np.float32)
+
+
+def test_what_is_wrong_shows(model, oracle, kind, monkeypatch):
+    """The comparisons above can fail: a wrong seed, guidance or time gives another picture."""
+    sd = model(kind)
+    theirs = oracle(kind).pictures(PROMPT, seeds=[7], num_inference_steps=4, guidance_scale=6)
+    right = {"cfg_weight": 6.0}
+    assert psnr(generate(sd, **right), theirs) >= SAME
+    assert psnr(generate(sd, **right, seed=8), theirs) < OTHER
+
+    embed = sd._embed_text
+
+    def swapped(*texts):
+        embeddings, pooled = embed(*texts)
+        return embeddings[::-1], None if pooled is None else pooled[::-1]
+
+    monkeypatch.setattr(sd, "_embed_text", swapped)
+    assert psnr(generate(sd, **right), theirs) < OTHER
+    monkeypatch.undo()
+
+    unet = sd.unet
+    monkeypatch.setattr(sd, "unet", lambda x, t, *rest: unet(x, t + 50, *rest))
+    assert psnr(generate(sd, **right), theirs) < OTHER
+
+
+def test_prompt_embeddings_equal_diffusers(model, oracle, kind):
+    sd, pipeline = model(kind), oracle(kind).exact
+    for prompt, negative in ((PROMPT, ""), ("", "ugly !!"), (PROMPT * 20, "")):
+        embeddings, pooled = sd._embed_text(prompt, negative)
+        theirs = pipeline.encode_prompt(
+            prompt,
+            device="cpu",
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=True,
+            negative_prompt=negative or None,
+        )
+        assert relative_l2(embeddings[:1], theirs[0].detach()) <= 2e-6
+        assert_equal_or_zero(embeddings[1:], theirs[1].detach())
+        if pooled is not None:
+            assert relative_l2(pooled[:1], theirs[2].detach()) <= 2e-6
+            assert_equal_or_zero(pooled[1:], theirs[3].detach())
+
+
+def assert_equal_or_zero(ours, theirs) -> None:
+    if theirs.any():
+        assert relative_l2(ours, theirs) <= 2e-6
+    else:
+        assert not np.array(ours).any()
+
+
+def test_a_picture_does_not_depend_on_its_batch(model):
+    """Not on its place either, nor on who else draws random numbers."""
+    sd = model("sdxl-turbo")
+    three = generate(sd, n_images=3, seed=5)
+    mx.random.seed(0)
+    np.random.seed(0)
+    assert psnr(generate(sd, seed=7), three[2:]) >= SAME
+
+
+def test_the_same_seed_gives_the_same_picture(model):
+    sd = model("sdxl-turbo")
+    assert np.array_equal(generate(sd, seed=0), generate(sd, seed=0))
+    drawn = [sd.generate_latents(PROMPT).seed for _ in range(2)]
+    assert drawn[0] != drawn[1]
+
+
+@pytest.mark.parametrize("guidance", [0, 0.5, 1])
+def test_no_guidance_ignores_the_negative_prompt(model, guidance):
+    sd = model("sd-2")
+    one = generate(sd, cfg_weight=guidance, negative_text="blue")
+    assert np.array_equal(one, generate(sd, cfg_weight=1))
+
+
+def test_image_to_image_strength_0_is_the_picture_through_the_vae(model):
+    sd = model("sd-1")
+    image = gradient(64, 64)
+    latents = sd.generate_latents_from_image(image, PROMPT, n_images=2, strength=0)
+    through = to_uint8(np.array(sd.autoencoder(mx.array(image)[None])) / 2 + 0.5)
+    ours = pictures(sd, latents)
+    assert len(ours) == 2
+    assert psnr(ours[:1], through) >= SAME
+
+
+@pytest.mark.parametrize(("strength", "raised"), [(0.3, 4), (0.1, 10), (1 / 49, 50)])
+def test_image_to_image_takes_at_least_one_step(model, strength, raised):
+    sd = model("sd-1")
+    with pytest.warns(UserWarning, match=f"taking {raised} steps"):
+        latents = sd.generate_latents_from_image(
+            gradient(64, 64), PROMPT, strength=strength, num_steps=2
+        )
+    assert len(latents) == len(list(latents)) == 1
+
+
+def test_every_step_can_be_decoded(model):
+    """What is yielded has the variance that the network sees, at first that of the noise."""
+    sd = model("sd-2-v")
+    latents = sd.generate_latents(PROMPT, num_steps=3, seed=1)
+    assert len(latents) == 3
+    stds = [x_t.std().item() for x_t in latents]
+    assert 0.5 < stds[0] < 2
+    assert all(0.1 < std < 20 for std in stds)
+
+
+def test_float16(model, checkpoint, kind):
+    """Half precision gives nearly the same picture, and keeps the VAE in float32."""
+    full = model(kind)
+    half = type(full)(checkpoint(kind), float16=True)
+    assert half.unet.conv_in.weight.dtype == mx.float16
+    assert half.autoencoder.decoder.conv_in.weight.dtype == mx.float32
+    assert psnr(generate(half, cfg_weight=3), generate(full, cfg_weight=3)) > 30
+
+
+def test_quantize(checkpoint):
+    folder = checkpoint("sd-1")
+    whole, quantized = StableDiffusion(folder), StableDiffusion(folder)
+    quantized.quantize()
+    attention = quantized.unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    assert attention.query_proj.bits == 8
+    # 32 inputs do not divide into groups of 64: the text encoder's attention stays, 64 do.
+    layer = quantized.text_encoder.layers[0]
+    assert isinstance(layer.linear1, nn.Linear)
+    assert layer.linear2.bits == 4
+    assert 15 < psnr(generate(quantized, cfg_weight=2), generate(whole, cfg_weight=2)) < 60
+
+
+def test_what_users_do_to_the_parts(checkpoint):
+    """Quantize by hand, evaluate all, drop the encoders, then the UNet, then decode."""
+    sd = StableDiffusion(checkpoint("sd-1"))
+    nn.quantize(sd.unet, group_size=32, bits=8)
+    sd.ensure_models_are_loaded()
+    latents = sd.generate_latents(PROMPT, num_steps=2, seed=3)
+    mx.eval(latents.inputs)
+    sd.free_text_encoders()
+    for x_t in latents:
+        mx.eval(x_t)
+    del sd.unet
+    assert sd.decode(x_t).shape == (1, 64, 64, 3)
+
+
+def test_wrong_class_names_the_right_one(checkpoint):
+    with pytest.raises(ValueError, match="use the class StableDiffusionXL"):
+        StableDiffusion(checkpoint("sdxl"))
+    with pytest.raises(ValueError, match="use the class StableDiffusion$"):
+        StableDiffusionXL(checkpoint("sd-1"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_images": 0}, "n_images must be at least 1, got 0"),
+        ({"num_steps": 0}, "steps must be from 1 to 1000, got 0"),
+        ({"num_steps": 1001}, "got 1001"),
+        ({"cfg_weight": float("nan")}, "cfg_weight must be a finite number, got nan"),
+        ({"latent_size": (0, 8)}, "latent_size must be a height and a width"),
+        ({"seed": -1}, "seed must be from 0"),
+    ],
+)
+def test_arguments_are_checked_when_called(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        model("sd-1").generate_latents(PROMPT, **options)
+
+
+@pytest.mark.parametrize(
+    ("image", "strength", "message"),
+    [
+        (np.zeros((64, 64, 3)), 1.1, r"strength must be in \[0, 1\], got 1.1"),
+        (np.zeros((64, 64, 3)), float("nan"), "strength must be"),
+        (np.zeros((60, 64, 3)), 0.5, r"multiples of 8, got \[60, 64, 3\]"),
+        (np.zeros((64, 64)), 0.5, r"image must be \[H, W, 3\]"),
+    ],
+)
+def test_image_arguments_are_checked_when_called(model, image, strength, message):
+    with pytest.raises(ValueError, match=message):
+        model("sd-1").generate_latents_from_image(image, PROMPT, strength=strength)
