@@ -145,12 +145,12 @@ class AutoencoderConfig(Config):
     norm_num_groups: int = 32
     act_fn: str = "silu"
     scaling_factor: float = 0.18215  # absent from the configs of SD 1.x and 2.x
-    shift_factor: float = 0.0
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
 
     CLASS_NAMES = ("AutoencoderKL",)
+    FIXED = MappingProxyType({"shift_factor": 0})  # diffusers' pipelines of SD pass it over
     # `sample_size` bounds diffusers' tiles; `force_upcast` is how this VAE always runs.
     IGNORED = frozenset({"sample_size", "force_upcast"})
 

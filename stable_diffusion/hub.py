@@ -28,6 +28,7 @@ FP16 = (
     "{}.safetensors.fp16.index.json",  # older diffusers
     "{}.fp16.safetensors.index.json",  # huggingface_hub's own `save_torch_model`
 )
+CACHE_MARKER = "unet/config.json"  # a repository with it in the cache is one that was used
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")  # opening one can run code
 SHARD_NAME = re.compile(r"[^/\\]+\.safetensors")  # a plain file name, which cannot lead elsewhere
 HUB_TIMEOUT = 10.0  # seconds to wait for an answer: what huggingface_hub waits for a file's
@@ -68,14 +69,18 @@ class Source:
         """The safetensors files of "unet", "vae", "text_encoder" or "text_encoder_2".
 
         One file, or the shards that an index names. With `float16` the fp16 variant if the model
-        has one, else the full files; without, the other way round.
+        has one, else the full files; without, the other way round. Full files that are there
+        already serve `float16` too: nothing is fetched twice.
 
         Raises:
             FileNotFoundError: there are none, a shard is missing, or one cannot be fetched.
             ValueError: there are only pickles, or an index is malformed.
         """
-        for pattern in FP16 + FULL if float16 else FULL + FP16:
-            path = f"{component}/{pattern.format(STEMS[component])}"
+        patterns = FP16 + FULL if float16 else FULL + FP16
+        paths = [f"{component}/{pattern.format(STEMS[component])}" for pattern in patterns]
+        if float16:
+            paths.sort(key=lambda path: not (self.root / path).is_file())
+        for path in paths:
             if (file := self.find(path)) is not None:
                 return self._shards(component, file) if path.endswith(".json") else [file]
         raise self._absent(f"{component}/{FULL[0].format(STEMS[component])}")

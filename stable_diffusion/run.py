@@ -157,6 +157,7 @@ def _warnings_as_lines() -> Iterator[None]:
         print(f"warning: {message}", file=sys.stderr)
 
     with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
         warnings.showwarning = show
         yield
 

@@ -20,7 +20,7 @@ from typing import Any
 import regex
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
-NAMED_TOKENS = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
+NAMED_TOKENS = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS}
 MAX_LENGTH = 77  # rows of CLIP's position table
 NO_LIMIT = 1_000_000  # transformers writes a model_max_length of 1e30 where there is none
 
@@ -28,6 +28,14 @@ END_OF_WORD = "</w>"
 CACHED_WORDS = 10_000
 QUOTED_CHARACTERS = 200  # of the dropped end of a prompt, in the warning
 
+# The Rust tokenizer's NFC is that of Unicode 9, which leaves alone what came later. These are the
+# later characters that reorder or compose, widened over those which do neither.
+AFTER_UNICODE_9 = regex.compile(
+    "([\u05c8-\u05c9\u07fd\u0897-\u08d3\u09fe\u0c3c\u0d3b-\u0d3c\u0eba\u1715\u1abf-\u1af0\u1df6-\u1dfa"
+    "\ua82c\U000105c0-\U000105ff\U00010d24-\U00010f85\U00011070\U0001133b\U00011380-\U000113ff"
+    "\U0001145e\U00011839-\U00011a99\U00011d42-\U0001613f\U00016d40-\U00016ff1"
+    "\U0001d127-\U0001d128\U0001d250-\U0001d281\U0001e08f-\U0001e6f5])"
+)
 WHITE_SPACE = regex.compile(r"\s+")
 # The special tokens stand here too: where one is plain text, it still parts words.
 WORD = regex.compile(
@@ -59,10 +67,8 @@ class AddedToken:
         """
         if isinstance(token, str):
             return cls(token)
-        ordinary = not token.get("special", special)
-        return cls(
-            token["content"], token.get("normalized", ordinary), token.get("single_word", False)
-        )
+        normalized = token.get("normalized", not token.get("special", special))
+        return cls(token["content"], normalized, token.get("single_word", False))
 
 
 class Tokenizer:
@@ -86,7 +92,7 @@ class Tokenizer:
     def __init__(
         self,
         vocab: Mapping[str, int],
-        merges: Sequence[tuple[str, str]],
+        merges: Sequence[Sequence[str]],
         *,
         bos_token: str = BOS,
         eos_token: str = EOS,
@@ -100,14 +106,13 @@ class Tokenizer:
         self.max_length = max_length
 
         added = {token.content: token for token in added_tokens}
-        named = {"bos": bos_token, "eos": eos_token, "unk": unk_token, "pad": pad_token}
-        for kind, content in named.items():
-            if content not in vocab and kind != "pad":  # a pad token may well be a new one
-                raise ValueError(f"the {kind} token {content!r} is not in the vocabulary")
+        for content in (bos_token, eos_token, unk_token, pad_token):
+            if content not in vocab and content != pad_token:  # which may well be a new one
+                raise ValueError(f"the token {content!r} is not in the vocabulary")
             added.setdefault(content, AddedToken(content))
         ids = dict(vocab)
         for content in added:
-            ids.setdefault(content, len(ids))
+            ids.setdefault(content, len(ids))  # the next free one
         self.bos_id, self.eos_id, self.pad_id = ids[bos_token], ids[eos_token], ids[pad_token]
 
         self._ids = {
@@ -137,8 +142,11 @@ class Tokenizer:
         merges_file: Path,
         config_file: Path | None = None,
         special_tokens_file: Path | None = None,
+        pad_token: str = EOS,
     ) -> "Tokenizer":
         """Read vocab.json and merges.txt, with tokenizer_config.json and special_tokens_map.json.
+
+        `pad_token` holds where these do not say.
 
         Raises:
             ValueError: a file is not what it should be; the message names it.
@@ -148,7 +156,7 @@ class Tokenizer:
             lines = Path(merges_file).read_text(encoding="utf-8").split("\n")
             lines = (line.rstrip("\r") for line in lines if not line.startswith("#version"))
             merges = [_pair(line) for line in lines if line]
-        options = _read_options([], config_file, special_tokens_file)
+        options = _read_options([], config_file, special_tokens_file, pad_token)
         with _naming(vocab_file):
             return cls(_read_json(vocab_file), merges, **options)
 
@@ -158,19 +166,18 @@ class Tokenizer:
         tokenizer_file: Path,
         config_file: Path | None = None,
         special_tokens_file: Path | None = None,
+        pad_token: str = EOS,
     ) -> "Tokenizer":
         """Read tokenizer.json, which holds vocabulary and merges, and the same two beside it.
 
-        Raises:
-            ValueError: a file is not what it should be; the message names it.
-            OSError: a file cannot be read.
+        Raises as `from_files` does.
         """
         with _naming(tokenizer_file):
             content = _read_json(tokenizer_file)
             vocab = content["model"]["vocab"]
             merges = [_pair(merge) for merge in content["model"]["merges"]]
             listed = sorted(content.get("added_tokens", []), key=lambda token: token["id"])
-        options = _read_options(listed, config_file, special_tokens_file)
+        options = _read_options(listed, config_file, special_tokens_file, pad_token)
         with _naming(tokenizer_file):
             return cls(vocab, merges, **options)
 
@@ -206,8 +213,7 @@ class Tokenizer:
 
     def _pieces(self, text: str) -> Iterator[tuple[str, Sequence[int]]]:
         """The special tokens and words of `text` in turn, each with its ids."""
-        text = text.encode(errors="replace").decode()  # lone surrogates
-        for raw, raw_is_token in _cut(self._added_raw, text):
+        for raw, raw_is_token in _cut(self._added_raw, text.encode(errors="replace").decode()):
             if raw_is_token:
                 yield raw, [self._ids[raw]]
                 continue
@@ -227,7 +233,7 @@ class Tokenizer:
         return ids
 
     def _merge(self, ids: list[int]) -> list[int]:
-        """Merge always the pair of lowest rank, the leftmost of equals, in O(n log n) for n ids."""
+        """Merge always the pair of lowest rank, the leftmost of equals: n log n steps."""
         n = len(ids)
         following, previous = list(range(1, n + 1)), list(range(-1, n - 1))
         merges, gone = self._merges, -1
@@ -252,7 +258,8 @@ class Tokenizer:
 
 def _normalize(text: str) -> str:
     """NFC, runs of white space to one space, lower case by code point."""
-    text = WHITE_SPACE.sub(" ", unicodedata.normalize("NFC", text))
+    text = "".join(unicodedata.normalize("NFC", part) for part in AFTER_UNICODE_9.split(text))
+    text = WHITE_SPACE.sub(" ", text)
     return text.replace("Σ", "σ").lower()  # str.lower alone makes a final Σ ς
 
 
@@ -288,7 +295,10 @@ def _byte_symbols() -> list[str]:
 
 
 def _read_options(
-    listed: list[dict[str, Any]], config_file: Path | None, special_tokens_file: Path | None
+    listed: list[dict[str, Any]],
+    config_file: Path | None,
+    special_tokens_file: Path | None,
+    pad_token: str,
 ) -> dict[str, Any]:
     """The arguments of `Tokenizer` that the small files settle, with transformers' precedence.
 
@@ -309,12 +319,11 @@ def _read_options(
         settings = config if unread else config | _read_json(special_tokens_file)
 
     with _naming(config_file):
-        named = {key: settings.get(key) or default for key, default in NAMED_TOKENS.items()}
-        # A token that the list lacks takes the flags of the last of its differing entries.
-        distinct = []
+        defaults = {**NAMED_TOKENS, "pad_token": pad_token}
+        named = {key: settings.get(key) or default for key, default in defaults.items()}
+        distinct = []  # where entries for one token differ, the last decides its flags
         for token in named.values():
-            if token not in distinct:
-                distinct.append(token)
+            distinct += [token] if token not in distinct else []
         added = [AddedToken.from_json(token) for token in distinct]
         kept = [AddedToken.from_json(token, special=False) for token in listed]
         return {
@@ -341,9 +350,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
+def _pair(merge: str | Sequence[str]) -> Sequence[str]:
     """The two tokens of a merge, written as one string with a space or as a list."""
     tokens = merge.split(" ") if isinstance(merge, str) else merge
     if len(tokens) != 2:
         raise ValueError(f"a merge wants two tokens, got {merge!r}")
-    return tokens[0], tokens[1]
+    return tokens

@@ -191,13 +191,13 @@ class Autoencoder(nn.Module):
             x = self.quant_conv(x)
         mean, logvar = x.split(2, axis=-1)
         scale = self.config.scaling_factor
-        mean = (mean - self.config.shift_factor) * scale
+        mean = mean * scale
         logvar = mx.clip(logvar, MIN_LOGVAR, MAX_LOGVAR) + 2 * math.log(abs(scale))
         return mean, logvar
 
     def decode(self, z: mx.array) -> mx.array:
         """Pictures [B, f·h, f·w, 3], about in [-1, 1], of scaled latents [B, h, w, C]."""
-        z = z / self.config.scaling_factor + self.config.shift_factor
+        z = z / self.config.scaling_factor
         if "post_quant_conv" in self:
             z = self.post_quant_conv(z)
         return self.decoder(z)

@@ -49,7 +49,7 @@ _ATTENTION = {
 _RESAMPLERS = {"downsamplers.0": "downsample", "upsamplers.0": "upsample"}
 
 UNET = Layout(
-    renames={**_ATTENTION, **_RESAMPLERS, "net.0.proj": "proj_in", "net.2": "proj_out"},
+    renames={**_ATTENTION, **_RESAMPLERS, "ff.net.0.proj": "ff.proj_in", "ff.net.2": "ff.proj_out"},
 )
 AUTOENCODER = Layout(
     renames={**_ATTENTION, **_RESAMPLERS},

@@ -1,4 +1,4 @@
-"""Tokenizer folders for the tests: CLIP's real vocabulary, laid out as the published repositories do.
+"""Tokenizer folders for the tests: CLIP's real vocabulary, as the published repositories have it.
 
 `data/clip/merges.txt` holds OpenAI's 48,894 merges (MIT licence beside it); all else follows from
 them.
@@ -16,7 +16,7 @@ Layout = Literal["slow", "decoder", "json"]
 
 
 def byte_symbols() -> list[str]:
-    """The 256 symbols that stand for bytes, in the order of their ids (GPT-2's bytes_to_unicode)."""
+    """The 256 symbols that stand for bytes, in the order of their ids (as in GPT-2)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     return [chr(b) for b in printable] + [chr(0x100 + i) for i in range(256 - len(printable))]
 

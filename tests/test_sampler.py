@@ -1,17 +1,14 @@
 """Schedules and steps equal diffusers' Euler schedulers, step for step."""
 
 import diffusers
-import mlx.core as mx
 import numpy as np
 import pytest
-import torch
-from oracle import SCHEDULERS, channels_first, channels_last, relative_l2
+from oracle import SCHEDULERS
+from parity import PREDICTION_TYPES, SPACINGS, trajectory_error
 
 from stable_diffusion.config import DiffusionConfig
-from stable_diffusion.noise import NoiseStream, draw_latents
 from stable_diffusion.sampler import Sampler, ancestral_sigmas, make_schedule, training_sigmas
 
-SPACINGS = ("trailing", "leading", "linspace")
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
 EXTRA_STEP = (61, 103, 121, 122)  # diffusers runs one step too many with trailing spacing
 
@@ -59,37 +56,10 @@ def test_steps_out_of_range():
 
 
 @pytest.mark.parametrize("name", ["euler", "euler-a"])
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_trajectory(name, prediction_type, spacing):
-    """20 steps, the network standing in for by a function that both sides compute exactly."""
-    config, theirs = make(
-        name,
-        beta_schedule="scaled_linear",
-        timestep_spacing=spacing,
-        prediction_type=prediction_type,
-    )
-    sampler = Sampler.for_model(config, name)
-    schedule = sampler.schedule(20)
-    theirs.set_timesteps(20)
-    streams, generator = [NoiseStream(3)], torch.Generator().manual_seed(3)
-    shape = (8, 8, 4)
-
-    x = mx.array(draw_latents(streams, shape)) * schedule.initial_sigma
-    expected = torch.randn(1, 4, 8, 8, generator=generator) * theirs.init_noise_sigma
-    for i, t in enumerate(theirs.timesteps):
-        sigma, sigma_next = schedule.sigmas[i : i + 2].tolist()
-        seen = theirs.scale_model_input(expected, t)
-        np.testing.assert_allclose(
-            np.array(x) * (sigma**2 + 1) ** -0.5, channels_last(seen), rtol=1e-3, atol=1e-4
-        )
-        prediction = np.tanh(channels_last(seen.double()) * 2 + float(t) / 1000)
-        noise = mx.array(draw_latents(streams, shape)) if sampler.is_ancestral else None
-        x = sampler.step(x, mx.array(prediction.astype(np.float32)), sigma, sigma_next, noise)
-        expected = theirs.step(
-            channels_first(prediction, torch.float32), t, expected, generator=generator
-        ).prev_sample
-        assert relative_l2(x, channels_last(expected)) <= 1e-5
+    assert trajectory_error(name, prediction_type, spacing) <= 1e-5
 
 
 def test_ancestral_sigmas_keep_the_variance():

@@ -161,6 +161,13 @@ def test_every_assigned_code_point_of_the_first_plane(slow):
     assert_equal_ids(slow, lines)
 
 
+def test_combining_marks_in_every_order(slow):
+    """The oracle's NFC neither reorders nor composes what is younger than its Unicode."""
+    marks = [c for c in map(chr, range(0x110000)) if unicodedata.combining(c)]
+    texts = [f"a\u0345{c}\u0316\u0301 e{c}\u0301\u0323" for c in marks]
+    assert_equal_ids(slow, [*texts, "\U00011935\U00011930", "\U00011938"])
+
+
 @pytest.mark.parametrize("eos", [EOS, True, False])
 @pytest.mark.parametrize("unk", [EOS, True, False])
 @pytest.mark.parametrize("pad", [EOS, True, False])
@@ -337,7 +344,7 @@ def test_a_very_long_word_takes_seconds(slow):
     [
         ("vocab.json", "{", "Expecting property name"),
         ("vocab.json", "[1]", "wants a JSON object, got list"),
-        ("vocab.json", "{}", "the bos token '<|startoftext|>' is not in the vocabulary"),
+        ("vocab.json", "{}", "the token '<|startoftext|>' is not in the vocabulary"),
         (
             "vocab.json",
             json.dumps({BOS: 0, EOS: 1}),

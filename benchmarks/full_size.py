@@ -1,0 +1,138 @@
+"""Write a checkpoint of a real model's full size, with random weights, by diffusers.
+
+    python benchmarks/full_size.py sd FOLDER        # SD 2.1 base: 1.3 billion parameters
+    python benchmarks/full_size.py sdxl FOLDER      # SDXL-turbo: 3.5 billion
+
+The configs are the published ones, the weights float16 (2.6 and 7 GB). One network is made at a
+time, so that the largest, SDXL's UNet, is what must fit the memory (5.2 GB). It needs
+`tests/requirements.txt`.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    EulerAncestralDiscreteScheduler,
+    PNDMScheduler,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from clip_vocabulary import write_tokenizer
+
+Component = torch.nn.Module | PNDMScheduler | EulerAncestralDiscreteScheduler
+BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+VAE = {
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+    "sample_size": 512,
+}
+
+
+def sd(folder: Path) -> None:
+    """Stable Diffusion 2.1 base."""
+    write_tokenizer(folder / "tokenizer", "!")
+    _write(
+        folder,
+        "StableDiffusionPipeline",
+        {
+            "text_encoder": lambda: CLIPTextModel(
+                CLIPTextConfig(
+                    hidden_size=1024,
+                    intermediate_size=4096,
+                    num_hidden_layers=23,
+                    num_attention_heads=16,
+                    hidden_act="gelu",
+                    projection_dim=512,
+                )
+            ),
+            "unet": lambda: UNet2DConditionModel(
+                sample_size=64,
+                attention_head_dim=[5, 10, 20, 20],
+                cross_attention_dim=1024,
+                use_linear_projection=True,
+            ),
+            "vae": lambda: AutoencoderKL(**VAE),
+            "scheduler": lambda: PNDMScheduler(**BETAS, steps_offset=1, skip_prk_steps=True),
+        },
+    )
+
+
+def sdxl(folder: Path) -> None:
+    """SDXL-turbo."""
+    write_tokenizer(folder / "tokenizer", "<|endoftext|>")
+    write_tokenizer(folder / "tokenizer_2", "!")
+    _write(
+        folder,
+        "StableDiffusionXLPipeline",
+        {
+            "text_encoder": lambda: CLIPTextModel(
+                CLIPTextConfig(
+                    hidden_size=768,
+                    intermediate_size=3072,
+                    num_hidden_layers=12,
+                    num_attention_heads=12,
+                    projection_dim=768,
+                )
+            ),
+            "text_encoder_2": lambda: CLIPTextModelWithProjection(
+                CLIPTextConfig(
+                    hidden_size=1280,
+                    intermediate_size=5120,
+                    num_hidden_layers=32,
+                    num_attention_heads=20,
+                    hidden_act="gelu",
+                    projection_dim=1280,
+                )
+            ),
+            "unet": lambda: UNet2DConditionModel(
+                sample_size=64,
+                block_out_channels=[320, 640, 1280],
+                down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+                up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+                transformer_layers_per_block=[1, 2, 10],
+                attention_head_dim=[5, 10, 20],
+                cross_attention_dim=2048,
+                use_linear_projection=True,
+                addition_embed_type="text_time",
+                addition_time_embed_dim=256,
+                projection_class_embeddings_input_dim=2816,
+            ),
+            "vae": lambda: AutoencoderKL(**VAE, scaling_factor=0.13025),
+            "scheduler": lambda: EulerAncestralDiscreteScheduler(
+                **BETAS, timestep_spacing="trailing"
+            ),
+        },
+    )
+
+
+def _write(folder: Path, pipeline: str, components: dict[str, Callable[[], Component]]) -> None:
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float16)
+    for name, make in components.items():
+        component = make()
+        component.save_pretrained(folder / name)
+        if isinstance(component, torch.nn.Module):
+            n_parameters = sum(p.numel() for p in component.parameters())
+            print(f"{name}: {n_parameters / 1e6:,.0f} million parameters", flush=True)
+        del component
+    index = {"_class_name": pipeline}
+    if pipeline == "StableDiffusionXLPipeline":
+        index["force_zeros_for_empty_prompt"] = True
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", choices=["sd", "sdxl"])
+    parser.add_argument("folder", type=Path)
+    args = parser.parse_args()
+    {"sd": sd, "sdxl": sdxl}[args.model](args.folder)

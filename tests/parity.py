@@ -1,0 +1,165 @@
+"""Errors of our networks against diffusers in float64, and the table of them in the README.
+
+PYTHONPATH=. python tests/parity.py
+"""
+
+import stable_diffusion  # noqa: F401  isort: skip  (before mlx, for its BLAS)
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import torch
+from checkpoints import KINDS, write_checkpoint
+from oracle import SCHEDULERS, Oracle, channels_first, channels_last, relative_l2
+
+from stable_diffusion import model_io
+from stable_diffusion.config import DiffusionConfig
+from stable_diffusion.noise import NoiseStream, draw_latents
+from stable_diffusion.sampler import Sampler
+
+UNET_SIZES = ((8, 8), (7, 13), (1, 2))  # in latents; also such as do not halve evenly
+SPACINGS = ("trailing", "leading", "linspace")
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+POOLED_WIDTH = 24  # of the tiny SDXL checkpoints
+TIME_IDS = np.array([[512, 640, 0, 16, 512, 640], [64, 64, 8, 0, 64, 64]], dtype=np.float32)
+
+
+def random_normal(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def random_tokens() -> np.ndarray:
+    """[3, 77]: a short prompt padded with the end token, one padded with `!`, a full one."""
+    ids = np.random.default_rng(1).integers(1, 49406, (3, 77))
+    ids[:, 0] = 49406
+    ids[0, 9:], ids[1, 21:], ids[2, -1] = 49407, 0, 49407
+    ids[1, 20] = 49407
+    return ids
+
+
+@torch.no_grad()
+def text_errors(oracle: Oracle) -> Iterator[float]:
+    """Of every hidden state and the pooled output, of every text encoder."""
+    tokens = random_tokens()
+    for name in ("text_encoder", "text_encoder_2"):
+        theirs = getattr(oracle.exact, name, None)
+        if theirs is None:
+            continue
+        expected = theirs(torch.from_numpy(tokens), output_hidden_states=True)
+        ours = model_io.load_text_encoder(oracle.folder, model_key=name)(mx.array(tokens))
+        yield relative_l2(ours.last_hidden_state, expected.last_hidden_state)
+        for state, expected_state in zip(ours.hidden_states, expected.hidden_states, strict=True):
+            yield relative_l2(state, expected_state)
+        pooled = expected.text_embeds if name == "text_encoder_2" else expected.pooler_output
+        yield relative_l2(ours.pooled_output, pooled)
+
+
+@torch.no_grad()
+def unet_error(oracle: Oracle, size: tuple[int, int]) -> float:
+    """Of two latents, each at its own time."""
+    theirs = oracle.exact.unet
+    x = random_normal(2, *size, theirs.config.in_channels)
+    text = random_normal(2, 77, theirs.config.cross_attention_dim)
+    times = np.array([999, 3.5], dtype=np.float32)
+    text_time, added = None, {}
+    if theirs.config.addition_embed_type == "text_time":
+        pooled = random_normal(2, POOLED_WIDTH)
+        text_time = (mx.array(pooled), mx.array(TIME_IDS))
+        added = {
+            "text_embeds": torch.from_numpy(pooled).double(),
+            "time_ids": torch.from_numpy(TIME_IDS).double(),
+        }
+    expected = theirs(
+        channels_first(x),
+        torch.from_numpy(times),
+        torch.from_numpy(text).double(),
+        added_cond_kwargs=added,
+    ).sample
+    unet = model_io.load_unet(oracle.folder)
+    ours = unet(mx.array(x), mx.array(times), encoder_x=mx.array(text), text_time=text_time)
+    return relative_l2(ours, channels_last(expected))
+
+
+@torch.no_grad()
+def decode_error(oracle: Oracle) -> float:
+    theirs = oracle.exact.vae
+    z = random_normal(2, 5, 6, theirs.config.latent_channels)
+    expected = theirs.decode(channels_first(z) / theirs.config.scaling_factor).sample
+    ours = model_io.load_autoencoder(oracle.folder).decode(mx.array(z))
+    return relative_l2(ours, channels_last(expected))
+
+
+@torch.no_grad()
+def encode_errors(oracle: Oracle) -> tuple[float, float]:
+    """Of the mean and the variance of the scaled latents."""
+    theirs = oracle.exact.vae
+    x = random_normal(2, 64, 96, 3).clip(-1, 1)
+    expected = theirs.encode(channels_first(x)).latent_dist
+    scale = theirs.config.scaling_factor
+    mean, logvar = model_io.load_autoencoder(oracle.folder).encode(mx.array(x))
+    return (
+        relative_l2(mean, channels_last(expected.mean * scale)),
+        relative_l2(mx.exp(logvar), channels_last(expected.var * scale**2)),
+    )
+
+
+def trajectory_error(name: str, prediction_type: str, spacing: str) -> float:
+    """Worst of 20 steps; in place of a network stands a function that both sides compute alike."""
+    options = {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "steps_offset": 1,
+        "timestep_spacing": spacing,
+        "prediction_type": prediction_type,
+    }
+    sampler = Sampler.for_model(DiffusionConfig(**options), name)
+    schedule = sampler.schedule(20)
+    theirs = SCHEDULERS[name](**options)
+    theirs.set_timesteps(20)
+    streams, generator = [NoiseStream(3)], torch.Generator().manual_seed(3)
+    shape = (8, 8, 4)
+
+    x = mx.array(draw_latents(streams, shape)) * schedule.initial_sigma
+    expected = torch.randn(1, 4, 8, 8, generator=generator) * theirs.init_noise_sigma
+    worst = 0.0
+    for i, t in enumerate(theirs.timesteps):
+        sigma, sigma_next = schedule.sigmas[i : i + 2].tolist()
+        seen = theirs.scale_model_input(expected, t)
+        prediction = np.tanh(channels_last(seen.double()) * 2 + float(t) / 1000)
+        noise = mx.array(draw_latents(streams, shape)) if sampler.is_ancestral else None
+        x = sampler.step(x, mx.array(prediction.astype(np.float32)), sigma, sigma_next, noise)
+        expected = theirs.step(
+            channels_first(prediction, torch.float32), t, expected, generator=generator
+        ).prev_sample
+        worst = max(worst, relative_l2(x, channels_last(expected)))
+    return worst
+
+
+def main() -> None:
+    """Print the table, worst error of each component and kind."""
+    print("| checkpoint | text | UNet | VAE decode | VAE encode |\n|---|---|---|---|---|")
+    for kind in KINDS:
+        with tempfile.TemporaryDirectory() as folder:
+            oracle = Oracle(write_checkpoint(kind, Path(folder)))
+            errors = (
+                max(text_errors(oracle)),
+                max(unet_error(oracle, size) for size in UNET_SIZES),
+                decode_error(oracle),
+                max(encode_errors(oracle)),
+            )
+        print(f"| {kind} | " + " | ".join(f"{error:.1e}" for error in errors) + " |")
+    worst = max(
+        trajectory_error(name, prediction_type, spacing)
+        for name in SCHEDULERS
+        for prediction_type in PREDICTION_TYPES
+        for spacing in SPACINGS
+    )
+    print(f"\nSampler trajectories of 20 steps, worst of all combinations: {worst:.1e}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""What each module may import: the table that keeps the house in order."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "stable_diffusion"
+
+# Beyond the standard library: modules of the package, and other packages.
+MAY_IMPORT = {
+    "__init__": {"blas", "pipeline"},
+    "blas": set(),
+    "cli": {"config", "image", "models", "numpy"},
+    "clip": {"config", "layers", "mlx"},
+    "config": {"models", "strict"},
+    "hub": {"models", "huggingface_hub"},
+    "image": {"numpy", "PIL"},
+    "layers": {"mlx"},
+    "model_io": {"clip", "config", "hub", "models", "tokenizer", "unet", "vae", "weights", "mlx"},
+    "models": set(),
+    "noise": {"numpy"},
+    "pipeline": {"config", "model_io", "noise", "quantize", "sampler", "mlx", "numpy"},
+    "quantize": {"mlx"},
+    "run": {"config", "image", "pipeline", "mlx", "numpy", "tqdm"},
+    "sampler": {"config", "mlx", "numpy"},
+    "strict": set(),
+    "tokenizer": {"regex"},
+    "unet": {"config", "layers", "mlx", "numpy"},
+    "vae": {"config", "layers", "mlx"},
+    "weights": {"mlx"},
+}
+MOST_LINES = 360
+
+
+def imports(file: Path) -> set[str]:
+    """Modules of the package, and other packages, that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module.split(".")[0])
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names.add(node.module)
+        elif isinstance(node, ast.ImportFrom):
+            names |= {alias.name for alias in node.names}
+    return names - set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.glob("*.py")), ids=lambda file: file.stem)
+def test_imports(file):
+    assert imports(file) <= MAY_IMPORT[file.stem]
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.glob("*.py")), ids=lambda file: file.stem)
+def test_no_file_is_too_long(file):
+    assert len(file.read_text().splitlines()) <= MOST_LINES
+
+
+def test_the_scripts_are_thin():
+    for name in ("txt2image.py", "image2image.py"):
+        assert len((PACKAGE.parent / name).read_text().splitlines()) <= 30
+
+
+def test_the_library_needs_neither_pil_nor_tqdm_nor_the_hub():
+    code = (
+        "import stable_diffusion, sys; print({'PIL', 'tqdm', 'huggingface_hub'} & {*sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,59 @@
+"""Components load by themselves, from whatever a model is called."""
+
+import shutil
+
+import pytest
+from clip_vocabulary import write_tokenizer
+
+from stable_diffusion import model_io
+from stable_diffusion.hub import Source
+
+
+def test_components_load_alone(checkpoint, tmp_path):
+    """Each from a folder that holds nothing else, and without a model index."""
+    for name, load in (
+        ("unet", model_io.load_unet),
+        ("vae", model_io.load_autoencoder),
+        ("text_encoder", model_io.load_text_encoder),
+        ("scheduler", model_io.load_diffusion_config),
+        ("tokenizer", model_io.load_tokenizer),
+    ):
+        folder = tmp_path / f"only_{name}"
+        shutil.copytree(checkpoint("sd-1") / name, folder / name)
+        assert load(str(folder)) is not None
+
+
+def test_both_tokenizers_of_sdxl(checkpoint):
+    first = model_io.load_tokenizer(checkpoint("sdxl"))
+    second = model_io.load_tokenizer(checkpoint("sdxl"), "tokenizer_2_vocab", "tokenizer_2_merges")
+    assert first.pad_id == first.eos_id
+    assert second.pad_id == 0
+    with pytest.raises(ValueError, match="not of one tokenizer"):
+        model_io.load_tokenizer(checkpoint("sdxl"), "tokenizer_2_vocab", "tokenizer_merges")
+
+
+@pytest.mark.parametrize("layout", ["slow", "decoder", "json"])
+def test_tokenizer_files_of_any_age(tmp_path, layout):
+    write_tokenizer(tmp_path / "tokenizer", "!", layout)
+    tokenizer = model_io.load_tokenizer(tmp_path)
+    assert tokenizer.pad_id == 0
+    assert tokenizer.encode("a photo!")[:5] == [49406, 320, 1125, 0, 49407]
+
+
+def test_missing_files_are_named(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint("sd-1"), tmp_path / "model")
+    (folder / "vae" / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model has no vae/config.json"):
+        model_io.load_model_config(folder)
+    with pytest.raises(FileNotFoundError, match="there is no folder /nowhere"):
+        model_io.load_unet("/nowhere")
+
+
+def test_pad_token_where_a_cache_lacks_the_small_files(tmp_path):
+    """As Apple's original example leaves SD 2.1 base: vocabulary and merges only."""
+    write_tokenizer(tmp_path / "tokenizer", "!")
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        (tmp_path / "tokenizer" / name).unlink()
+    cached = Source("stabilityai/stable-diffusion-2-1-base", tmp_path)
+    assert model_io.load_tokenizer(cached).pad_id == 0
+    assert model_io.load_tokenizer(tmp_path).pad_id == 49407

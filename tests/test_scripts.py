@@ -1,0 +1,217 @@
+"""The two scripts as a person runs them, and their wrong usage."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from oracle import psnr
+from PIL import Image
+from test_weights import UNET_FILE, copy, edit  # noqa: F401  (a fixture)
+
+import image2image
+import txt2image
+
+ROOT = Path(__file__).parents[1]
+SAME = 50  # dB
+
+
+def read(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def text_to_image(folder: Path, output: Path, *options: str, prompt: str = "a photo") -> int:
+    arguments = ["--model", folder, "--seed=7", "--steps=4", "--output", output, *options]
+    return txt2image.main([prompt, *map(str, arguments)])
+
+
+@pytest.mark.parametrize("guidance", [0.0, 5.0])
+def test_txt2image_equals_diffusers(checkpoint, oracle, kind, tmp_path, guidance):
+    """A grid of two, at another size and aspect."""
+    output = tmp_path / "o.png"
+    options = ["--cfg", guidance, "--n_images", "2", "--width", "96", "--height", "56"]
+    assert text_to_image(checkpoint(kind), output, *map(str, options)) == 0
+    theirs = oracle(kind).pictures(
+        "a photo",
+        seeds=[7, 8],
+        num_inference_steps=4,
+        guidance_scale=guidance,
+        width=96,
+        height=56,
+    )
+    grid = read(output)
+    assert grid.shape == (56 + 16, 2 * (96 + 16), 3)
+    for i, expected in enumerate(theirs):
+        left = 8 + i * (96 + 16)
+        picture = grid[8:-8, left : left + 96]
+        assert psnr(picture, expected) >= SAME
+        assert picture.std() >= 30
+
+
+def test_image2image_equals_diffusers(checkpoint, oracle, kind, tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "i.png")
+    arguments = ["--model", checkpoint(kind), "--strength", "0.6", "--cfg", "4", "--seed", "3"]
+    arguments += ["--n_images", "1", "--steps", "5", "--output", tmp_path / "o.png"]
+    assert image2image.main([str(tmp_path / "i.png"), "a fire", *map(str, arguments)]) == 0
+    theirs = oracle(kind).pictures_from_image(
+        picture.astype(np.float32) / 127.5 - 1,
+        "a fire",
+        seeds=[3],
+        strength=0.6,
+        num_inference_steps=5,
+        guidance_scale=4,
+    )
+    assert psnr(read(tmp_path / "o.png"), theirs[0]) >= SAME
+
+
+def test_as_programs(checkpoint, tmp_path):
+    """In processes of their own, with the defaults: four pictures, a drawn seed said aloud."""
+    command = [sys.executable, "txt2image.py", "-v", "-q", "--model", str(checkpoint("sd-1"))]
+    command += ["--steps", "2", "--n-rows", "2", "--output", str(tmp_path / "o.png"), "--", "--a"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Seed: " in done.stdout
+    assert "float32" in done.stdout
+    assert "Peak memory, denoising:" in done.stdout
+    assert "2/2" in done.stderr  # the progress bar
+    assert read(tmp_path / "o.png").shape == (2 * 80, 2 * 80, 3)
+
+    command = [sys.executable, "image2image.py", str(tmp_path / "o.png"), "a photo"]
+    command += ["--model", str(checkpoint("sd-1")), "--steps", "2", "--output"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "p.png")], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Resized" in done.stdout and "from 160x160 to 128x128" in done.stdout
+    assert read(tmp_path / "p.png").shape == (144, 4 * 144, 3)
+
+
+def test_hyphens_or_underscores(checkpoint, tmp_path):
+    options = "--n_images=2 --n_rows=2 --negative_prompt=x --decoding_batch_size=2 --preload_models"
+    for i, spelt in enumerate((options, options.replace("_", "-"))):
+        assert text_to_image(checkpoint("sd-1"), tmp_path / f"{i}.png", *spelt.split()) == 0
+    assert np.array_equal(read(tmp_path / "0.png"), read(tmp_path / "1.png"))
+
+
+def test_decoding_batch_size_does_not_matter(checkpoint, tmp_path):
+    for size in ("1", "2", "4"):
+        options = ["--decoding_batch_size", size, "--n_images", "3"]
+        assert text_to_image(checkpoint("sdxl-turbo"), tmp_path / f"{size}.png", *options) == 0
+    assert psnr(read(tmp_path / "1.png"), read(tmp_path / "2.png")) >= SAME
+    assert psnr(read(tmp_path / "1.png"), read(tmp_path / "4.png")) >= SAME
+
+
+def test_zero_means_zero(checkpoint, oracle, tmp_path):
+    """`--seed 0` and `--cfg 0` are not taken for absent."""
+    options = ["--cfg", "0", "--seed", "0", "--n_images", "1"]
+    assert text_to_image(checkpoint("sd-2"), tmp_path / "o.png", *options) == 0
+    theirs = oracle("sd-2").pictures("a photo", seeds=[0], num_inference_steps=4, guidance_scale=0)
+    assert psnr(read(tmp_path / "o.png"), theirs[0]) >= SAME
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--n_images", "4", "--n_rows", "3"], "--n_rows 3 does not divide --n_images 4"),
+        (["--n_images", "0"], "must be at least 1, got 0"),
+        (["--steps", "0"], "must be at least 1, got 0"),
+        (["--steps", "many"], "'many' is not an integer"),
+        (["--cfg", "nan"], "must be at least 0, got nan"),
+        (["--seed", "-1"], "must be from 0 to"),
+        (["--width", "64"], "--width and --height go together"),
+        (["--sampler", "heun"], "invalid choice: 'heun'"),
+        (["--output", "no/such/folder/o.png"], "no/such/folder does not exist"),
+        (["--output", "picture.txt"], "the name must end in one of .png"),
+        (["--colour", "red"], "unrecognized arguments"),
+    ],
+)
+def test_wrong_usage(capsys, options, message):
+    """Status 2 and one line, before the model, which does not exist, is looked for."""
+    with pytest.raises(SystemExit) as stopped:
+        txt2image.main(["a photo", "--model", "/nowhere", *options])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--width", "60", "--height", "64"], "error: --width must be a multiple of 8, got 60"),
+        (["--steps", "1001"], "error: --steps must be from 1 to 1000, got 1001"),
+    ],
+)
+def test_what_does_not_suit_the_model(checkpoint, tmp_path, capsys, options, message):
+    """Status 2, before the weights, which are missing, are looked for."""
+    for name in ("unet", "vae", "text_encoder", "scheduler"):
+        (tmp_path / name).mkdir()
+        for config in (checkpoint("sd-1") / name).glob("*.json"):
+            (tmp_path / name / config.name).symlink_to(config)
+    (tmp_path / "model_index.json").symlink_to(checkpoint("sd-1") / "model_index.json")
+    output = tmp_path / "o.png"
+    assert txt2image.main(["x", "--model", str(tmp_path), "--output", str(output), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.png", None, "missing.png"),
+        ("text.png", b"hello", "not a picture"),
+        ("small.png", (63, 100), "each side must be at least 64 pixels, got 63x100"),
+    ],
+)
+def test_pictures_that_cannot_be_used(tmp_path, capsys, name, content, message):
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    elif content is not None:
+        Image.new("RGB", content).save(tmp_path / name)
+    with pytest.raises(SystemExit) as stopped:
+        image2image.main([str(tmp_path / name), "a photo", "--model", "/nowhere"])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_broken_checkpoint(copy, tmp_path, capsys):  # noqa: F811
+    """One line naming all that is wrong, status 1, no file."""
+    folder = copy("sdxl")
+
+    def spoil(tensors):
+        del tensors["conv_norm_out.bias"]
+        tensors["surplus"] = np.zeros(1, np.float32)
+        tensors["conv_in.bias"] = tensors["conv_in.bias"][1:]
+
+    edit(folder / UNET_FILE, spoil)
+    assert text_to_image(folder, tmp_path / "o.png") == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert all(key in line for key in ("conv_norm_out.bias", "surplus", "conv_in.bias [31]"))
+    assert not (tmp_path / "o.png").exists()
+
+
+def test_results_that_are_not_finite(copy, tmp_path, capsys):  # noqa: F811
+    folder = copy("sd-1")
+
+    def overflow(tensors):
+        tensors["conv_out.bias"][0] = np.inf
+
+    edit(folder / UNET_FILE, overflow)
+    assert text_to_image(folder, tmp_path / "o.png") == 1
+    assert "the latents are not finite numbers" in capsys.readouterr().err
+    assert not (tmp_path / "o.png").exists()
+
+
+def test_no_model(tmp_path, capsys):
+    """An empty cache and no network: one line that says what to do."""
+    assert text_to_image("sdxl", tmp_path / "o.png") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: stabilityai/sdxl-turbo is")
+    assert error.count("\n") == 1
+
+
+def test_long_prompt_is_cut_aloud(checkpoint, tmp_path, capsys):
+    options = ["--n_images", "1", "--cfg", "1"]
+    prompt = "word " * 80 + "the end"
+    assert text_to_image(checkpoint("sd-1"), tmp_path / "o.png", *options, prompt=prompt) == 0
+    error = capsys.readouterr().err
+    assert "warning: the prompt has more than 77 tokens" in error and "the end" in error
