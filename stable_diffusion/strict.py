@@ -14,10 +14,10 @@ class Config:
     """
 
     CLASS_NAMES: ClassVar[tuple[str, ...]] = ()  # what `_class_name` may say; empty: anything
-    FIXED: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {}
-    )  # options with one supported value, diffusers' default
-    IGNORED: ClassVar[frozenset[str]] = frozenset()  # keys without effect on what is computed here
+    # Options with one supported value, diffusers' default.
+    FIXED: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    # Keys without effect on what is computed here.
+    IGNORED: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def from_dict(cls, data: Any, source: str) -> Self:
