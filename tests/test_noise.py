@@ -1,7 +1,6 @@
 """`noise.py` against torch's CPU generator, live."""
 
 import random
-import time
 
 import numpy as np
 import pytest
@@ -87,11 +86,5 @@ def test_latents_equal_diffusers_draw_for_a_list_of_generators():
         np.testing.assert_allclose(noise, expected, rtol=0, atol=TOLERANCE)
 
 
-def test_large_draws_are_accurate_and_quick():
+def test_large_draws():
     assert_same_draws(123, [(1, 4, 128, 128)] * 4)
-    stream, times = NoiseStream(0), []
-    for _ in range(10):
-        start = time.perf_counter()
-        stream.normal((1, 4, 128, 128))
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.05  # some 3 ms on an idle core

@@ -3,7 +3,6 @@
 import json
 import random
 import shutil
-import time
 import unicodedata
 import warnings
 from collections.abc import Callable
@@ -330,13 +329,12 @@ def test_lone_surrogates_count_as_question_marks(slow):
     assert tokenizer.encode("a\ud800b \udfff") == tokenizer.encode("a?b ?")
 
 
-def test_a_very_long_word_takes_seconds(slow):
+def test_very_long_prompts(slow):
+    """Seconds; merges in quadratic time would take hours."""
     tokenizer = load(slow)
     for text in ("a" * 200_000, "!" * 1_000_000, "cat " * 300_000):
-        start = time.perf_counter()
         with pytest.warns(UserWarning):
             assert len(tokenizer.encode(text)) == 77
-        assert time.perf_counter() - start < 20  # a quadratic merge takes hours
 
 
 @pytest.mark.parametrize(
