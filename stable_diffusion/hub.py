@@ -168,6 +168,8 @@ def open_model(model: str | os.PathLike[str]) -> Source:
     """
     name = os.fspath(model)
     if isinstance(model, str) and name in MODELS:
+        if MODELS[name].repo is None:
+            return Source(name, Path(__file__).parent / name)
         repo = MODELS[name].repo
         roots = {each: _snapshot(each, "main") for each in (repo, *MODELS[name].former_repos)}
         cached = [each for each in roots if (roots[each] / "model_index.json").is_file()]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class ModelSpec:
     """A model known by a short name: where it lives and how it is best run."""
 
-    repo: str  # on the Hugging Face Hub
+    repo: str | None  # on the Hugging Face Hub; None for the one that lies in this package
     size: int  # pixels a side
     steps: int
     guidance: float
@@ -19,6 +19,7 @@ class ModelSpec:
 
 
 MODELS: dict[str, ModelSpec] = {
+    "tiny": ModelSpec(repo=None, size=64, steps=20, guidance=3.0, licence="MIT"),
     "sdxl": ModelSpec(
         repo="stabilityai/sdxl-turbo",
         size=512,

@@ -1,7 +1,7 @@
 """Tokenizer folders for the tests: CLIP's real vocabulary, as the published repositories have it.
 
-`data/clip/merges.txt` holds OpenAI's 48,894 merges (MIT licence beside it); all else follows from
-them.
+The embedded model's merges.txt holds OpenAI's 48,894 merges (MIT licence beside it); all else
+follows from them.
 """
 
 import json
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
-MERGES_FILE = Path(__file__).parent / "data" / "clip" / "merges.txt"
+TINY = Path(__file__).parents[1] / "stable_diffusion" / "tiny"
+MERGES_FILE = TINY / "tokenizer" / "merges.txt"
 
 Layout = Literal["slow", "decoder", "json"]
 

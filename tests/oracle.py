@@ -66,7 +66,9 @@ class Oracle:
         return self._load()
 
     def _load(self) -> DiffusionPipeline:
-        pipeline = DiffusionPipeline.from_pretrained(self.folder, safety_checker=None)
+        pipeline = DiffusionPipeline.from_pretrained(
+            self.folder, safety_checker=None, torch_dtype=torch.float32
+        )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

@@ -1,0 +1,141 @@
+"""The parts of the `tiny` model at their untrained start, and the folder that holds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+# CLIP's vocabulary as OpenAI published it (MIT licence beside it).
+TOKENIZER = Path(__file__).parents[1] / "stable_diffusion" / "tiny" / "tokenizer"
+VOCABULARY = 49408  # CLIP's: 2 x 256 bytes, 48894 merges, start, end
+START, END = 49406, 49407
+POSITIONS = 77
+WIDTH = 128  # of the text encoder; its embedding is most of the model's bytes
+LATENT_CHANNELS = 8
+LATENT_SIZE = 8  # 64 pixels / 2^3
+
+
+def build_vae() -> AutoencoderKL:
+    """64 x 64 x 3 pixels to 8 x 8 x 8 latents and back. Few channels where pixels are many."""
+    channels = (8, 16, 32, 64)
+    vae = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        block_out_channels=channels,
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=2,
+        sample_size=64,
+    )
+    # Start with little noise in the latents (log variance -6): with the usual unit variance the
+    # decoder first learns to ignore them, and training is several times slower.
+    with torch.no_grad():
+        vae.quant_conv.bias[LATENT_CHANNELS:] -= 6
+    return vae
+
+
+def build_text_encoder() -> CLIPTextModel:
+    """A causal CLIP text encoder of three layers, 77 positions, 128 wide."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=WIDTH,
+            intermediate_size=2 * WIDTH,
+            projection_dim=WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=POSITIONS,
+            hidden_act="quick_gelu",
+            bos_token_id=START,
+            eos_token_id=END,
+            pad_token_id=END,
+        )
+    )
+
+
+def build_unet(channels: tuple[int, int] = (64, 128)) -> UNet2DConditionModel:
+    """Two levels: 8 x 8 without attention, 4 x 4 with attention to itself and to the prompt.
+
+    Like SDXL's first level: attention at 8 x 8 would cost half as much again for little.
+    """
+    return UNet2DConditionModel(
+        sample_size=LATENT_SIZE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=channels,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,  # the number of heads, as in Stable Diffusion 1
+        norm_num_groups=16,
+        use_linear_projection=True,
+    )
+
+
+def build_scheduler() -> EulerDiscreteScheduler:
+    """Stable Diffusion's betas; the network predicts v (arXiv:2202.00512)."""
+    return EulerDiscreteScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        steps_offset=1,  # no effect with trailing; diffusers warns without it
+    )
+
+
+def load_tokenizer() -> CLIPTokenizer:
+    """CLIP's tokenizer, from the files that the model ships."""
+    return CLIPTokenizer.from_pretrained(TOKENIZER)
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: list[str], length: int) -> torch.Tensor:
+    """Token ids padded with the end token to `length`: [B, length]."""
+    batch = tokenizer(
+        captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    )
+    return batch.input_ids
+
+
+def assemble(
+    vae: AutoencoderKL, text_encoder: CLIPTextModel, unet: UNet2DConditionModel
+) -> StableDiffusionPipeline:
+    """diffusers' own pipeline around the parts."""
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=load_tokenizer(),
+        unet=unet,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def save(pipe: StableDiffusionPipeline, out: Path) -> None:
+    """Write `pipe` as float16 safetensors in diffusers' layout, with the plain vocabulary files."""
+    # Read before anything is written: `out` may be the model's own folder.
+    vocabulary = {path.name: path.read_bytes() for path in TOKENIZER.iterdir()}
+    pipe.to(torch.float16).save_pretrained(out, safe_serialization=True)
+    # transformers 5 writes tokenizer.json alone; ship the original pair instead.
+    for path in (out / "tokenizer").iterdir():
+        path.unlink()
+    for name, content in vocabulary.items():
+        (out / "tokenizer" / name).write_bytes(content)
+    for path in out.rglob("*.safetensors"):
+        path.chmod(0o644)  # transformers and diffusers make weights private to their owner
