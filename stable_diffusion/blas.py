@@ -1,6 +1,6 @@
 """Give MLX's Linux CPU backend a real BLAS.
 
-The Linux wheels of MLX link the reference BLAS, which multiplies matrices some 45 times slower
+The Linux wheels of MLX link the reference BLAS, which multiplies matrices some 30 times slower
 than OpenBLAS or MKL do. The dynamic linker takes the first definition of a symbol that it meets,
 so a real BLAS loaded with ``RTLD_GLOBAL`` before ``mlx.core`` serves MLX instead. That is why the
 package imports this module before any other, and why it may import the standard library only.
@@ -57,7 +57,7 @@ def use_fast_blas() -> str | None:
             return library
     if not _mlx_runs_on_cuda():
         warnings.warn(
-            "no fast BLAS found, so MLX multiplies matrices some 45 times slower than it could: "
+            "no fast BLAS found, so MLX multiplies matrices some 30 times slower than it could: "
             "`pip install mkl` (x86-64), or install your system's OpenBLAS (libopenblas0)",
             stacklevel=2,
         )
