@@ -19,7 +19,7 @@ class ModelSpec:
 
 
 MODELS: dict[str, ModelSpec] = {
-    "tiny": ModelSpec(repo=None, size=64, steps=20, guidance=3.0, licence="MIT"),
+    "tiny": ModelSpec(repo=None, size=64, steps=20, guidance=2.0, licence="MIT"),
     "sdxl": ModelSpec(
         repo="stabilityai/sdxl-turbo",
         size=512,
