@@ -28,7 +28,9 @@ FP16 = (
     "{}.safetensors.fp16.index.json",  # older diffusers
     "{}.fp16.safetensors.index.json",  # huggingface_hub's own `save_torch_model`
 )
-CACHE_MARKER = "unet/config.json"  # a repository with it in the cache is one that was used
+# A repository with it in the cache is one that was used; also by Apple's original example, which
+# leaves no model_index.json.
+CACHE_MARKER = "unet/config.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")  # opening one can run code
 SHARD_NAME = re.compile(r"[^/\\]+\.safetensors")  # a plain file name, which cannot lead elsewhere
 HUB_TIMEOUT = 10.0  # seconds to wait for an answer: what huggingface_hub waits for a file's
@@ -172,7 +174,7 @@ def open_model(model: str | os.PathLike[str]) -> Source:
             return Source(name, Path(__file__).parent / name)
         repo = MODELS[name].repo
         roots = {each: _snapshot(each, "main") for each in (repo, *MODELS[name].former_repos)}
-        cached = [each for each in roots if (roots[each] / "model_index.json").is_file()]
+        cached = [each for each in roots if (roots[each] / CACHE_MARKER).is_file()]
         if cached and cached[0] != repo:  # a withdrawn one changes no more: nothing to ask
             former, why = cached[0], f"the model is now {repo}"
             return Repository(former, former, roots[former], listing=None, why=why)

@@ -416,6 +416,18 @@ def test_former_repository_in_the_cache_needs_no_request(
     assert hub.log != []
 
 
+def test_former_repository_as_the_original_example_cached_it(
+    hub: HubServer, cache_folder: Path
+) -> None:
+    """Without a model index, which it did not fetch."""
+    [former] = MODELS["sd"].former_repos
+    cache(cache_folder, former, {"unet/config.json": b"{}", UNET: UNET.encode()})
+    model = open_model("sd")
+    assert model.name == former
+    assert content(model.weights("unet", float16=False)) == [UNET]
+    assert hub.log == []
+
+
 def test_former_repository_by_its_own_name(hub: HubServer, cache_folder: Path) -> None:
     [former] = MODELS["sd"].former_repos
     assert f"the model is now {MODELS['sd'].repo}" in failure(former)
