@@ -24,10 +24,10 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from checkpoints import BETAS
 from clip_vocabulary import write_tokenizer
 
 Component = torch.nn.Module | PNDMScheduler | EulerAncestralDiscreteScheduler
-BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 VAE = {
     "block_out_channels": [128, 256, 512, 512],
     "down_block_types": ["DownEncoderBlock2D"] * 4,

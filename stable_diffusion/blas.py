@@ -43,9 +43,8 @@ def use_fast_blas() -> str | None:
             stacklevel=2,
         )
         return None
-    for library in (
-        [override] if override else [*_files_of("mkl", "libmkl_rt.so"), *SYSTEM_LIBRARIES]
-    ):
+    libraries = [override] if override else [*_files_of("mkl", "libmkl_rt.so"), *SYSTEM_LIBRARIES]
+    for library in libraries:
         try:
             loaded = ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
             if hasattr(loaded, "MKL_Set_Threading_Layer"):
@@ -75,10 +74,9 @@ def _thread_with_tbb(mkl: ctypes.CDLL) -> None:
     Its default is Intel's OpenMP. With GNU's in the same process, which PyTorch brings, matrix
     products of both come out wrong (measured: MKL 2026.2, PyTorch 2.13).
     """
-    for tbb in _files_of("tbb", "libtbb.so.12"):
-        ctypes.CDLL(tbb, mode=ctypes.RTLD_GLOBAL)
+    if tbb := _files_of("tbb", "libtbb.so.12"):
+        ctypes.CDLL(tbb[0], mode=ctypes.RTLD_GLOBAL)
         mkl.MKL_Set_Threading_Layer(MKL_THREADING_TBB)
-        return
 
 
 def _files_of(wheel: str, prefix: str) -> list[str]:

@@ -7,6 +7,7 @@ picture, so that a wrong one shows; and the pictures have contrast.
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from clip_vocabulary import write_tokenizer
 from diffusers import (
@@ -20,6 +21,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from safetensors.numpy import load_file, save_file
 from transformers import (
     AutoTokenizer,
     CLIPTextConfig,
@@ -30,6 +32,7 @@ from transformers import (
 
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 PAD_EOS, PAD_BANG = "<|endoftext|>", "!"
+UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 KINDS = ("sd-1", "sd-2", "sd-2-v", "sdxl", "sdxl-turbo", "unusual")
 
 
@@ -50,6 +53,13 @@ def write_checkpoint(kind: str, folder: Path, **options) -> Path:
     """Save a checkpoint as diffusers does; `options` go to its `save_pretrained`."""
     make_pipeline(kind, folder / "made").save_pretrained(folder, **options)
     return folder
+
+
+def edit(file: Path, change: Callable[[dict], dict | None]) -> None:
+    """Let `change` rework the tensors of a file, in place or by returning others."""
+    tensors = load_file(file)
+    tensors = change(tensors) or tensors
+    save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, file)
 
 
 def _sd_1(folder: Path) -> StableDiffusionPipeline:

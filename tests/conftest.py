@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 # Before the first import of mlx, which must find a fast BLAS loaded.
 import stable_diffusion  # noqa: F401  isort: skip
 
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 def oracle(checkpoint: Callable[[str], Path]) -> Callable[[str], Oracle]:
     """diffusers with the same checkpoint."""
     return cache(lambda kind: Oracle(checkpoint(kind)))
+
+
+@pytest.fixture
+def copy(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of a checkpoint, that may be changed."""
+    return lambda kind: shutil.copytree(checkpoint(kind), tmp_path / kind)
 
 
 @pytest.fixture(params=KINDS)

@@ -12,7 +12,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import torch
-from checkpoints import KINDS, write_checkpoint
+from checkpoints import BETAS, KINDS, write_checkpoint
 from oracle import SCHEDULERS, Oracle, channels_first, channels_last, relative_l2
 
 from stable_diffusion import model_io
@@ -109,9 +109,7 @@ def encode_errors(oracle: Oracle) -> tuple[float, float]:
 def trajectory_error(name: str, prediction_type: str, spacing: str) -> float:
     """Worst of 20 steps; in place of a network stands a function that both sides compute alike."""
     options = {
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
+        **BETAS,
         "steps_offset": 1,
         "timestep_spacing": spacing,
         "prediction_type": prediction_type,

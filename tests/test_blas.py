@@ -1,14 +1,11 @@
 """MLX multiplies matrices with a fast BLAS on a Linux CPU."""
 
-import os
 import platform
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from ours import python
 
-ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Macs have Accelerate")
 
 # MKL's own parts are loaded by the first call that reaches it.
@@ -27,20 +24,10 @@ print(parts(), (x @ x)[0, 0].item())
 """
 
 
-def python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
-
-
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="pip brings MKL to x86-64 only")
 def test_products_go_to_the_blas_that_pip_brought():
     """Threaded by TBB: MKL's OpenMP and PyTorch's spoil each other's results."""
-    assert python(PRODUCT).stdout.splitlines() == ["[]", "['libmkl_core', 'libmkl_tbb'] 64.0"]
+    assert python("-c", PRODUCT).stdout.splitlines() == ["[]", "['libmkl_core', 'libmkl_tbb'] 64.0"]
 
 
 def test_products_are_right_beside_pytorch():
@@ -51,18 +38,18 @@ def test_products_are_right_beside_pytorch():
         "exact = a.double() @ b.double();"
         "print((ours - exact).abs().max() < 1e-3, (a @ b - exact).abs().max() < 1e-3)"
     )
-    assert python(code).stdout.split() == ["tensor(True)", "tensor(True)"]
+    assert python("-c", code).stdout.split() == ["tensor(True)", "tensor(True)"]
 
 
 def test_import_order_warns_once():
-    done = python("import mlx.core, stable_diffusion")
+    done = python("-c", "import mlx.core, stable_diffusion")
     assert done.returncode == 0
     assert done.stderr.count("import stable_diffusion first") == 1
 
 
 def test_override():
-    assert python("import stable_diffusion", STABLE_DIFFUSION_BLAS="none").stderr == ""
-    done = python("import stable_diffusion", STABLE_DIFFUSION_BLAS="/no/such/library.so")
+    assert python("-c", "import stable_diffusion", STABLE_DIFFUSION_BLAS="none").stderr == ""
+    done = python("-c", "import stable_diffusion", STABLE_DIFFUSION_BLAS="/no/such/library.so")
     assert "STABLE_DIFFUSION_BLAS=/no/such/library.so cannot be loaded" in done.stderr
 
 
@@ -71,4 +58,4 @@ def test_only_the_standard_library_is_imported_first():
         "import runpy, sys; runpy.run_path('stable_diffusion/blas.py')['use_fast_blas']();"
         "print('mlx' in str(sorted(sys.modules)), 'numpy' in sys.modules)"
     )
-    assert python(code).stdout.split() == ["False", "False"]
+    assert python("-c", code).stdout.split() == ["False", "False"]

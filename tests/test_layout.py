@@ -1,11 +1,11 @@
 """What each module may import: the table that keeps the house in order."""
 
 import ast
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ours import python
 
 PACKAGE = Path(__file__).parents[1] / "stable_diffusion"
 
@@ -69,7 +69,5 @@ def test_the_library_needs_neither_pil_nor_tqdm_nor_the_hub():
     code = (
         "import stable_diffusion, sys; print({'PIL', 'tqdm', 'huggingface_hub'} & {*sys.modules})"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True
-    )
+    done = python("-c", code)
     assert done.stdout.strip() == "set()"

@@ -5,6 +5,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from oracle import psnr, relative_l2
+from ours import pictures
 
 from stable_diffusion import StableDiffusion, StableDiffusionXL
 from stable_diffusion.image import to_uint8
@@ -28,13 +29,6 @@ def model(checkpoint):
         return loaded[kind]
 
     return load
-
-
-def pictures(sd: StableDiffusion, latents) -> np.ndarray:
-    """uint8 [B, H, W, 3] of the last latents."""
-    for x_t in latents:
-        mx.eval(x_t)
-    return to_uint8(np.array(sd.decode(x_t)))
 
 
 def generate(sd: StableDiffusion, **options) -> np.ndarray:

@@ -3,13 +3,13 @@
 import diffusers
 import numpy as np
 import pytest
+from checkpoints import BETAS
 from oracle import SCHEDULERS
 from parity import PREDICTION_TYPES, SPACINGS, trajectory_error
 
 from stable_diffusion.config import DiffusionConfig
 from stable_diffusion.sampler import Sampler, ancestral_sigmas, make_schedule, training_sigmas
 
-BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
 EXTRA_STEP = (61, 103, 121, 122)  # diffusers runs one step too many with trailing spacing
 
 
@@ -30,7 +30,7 @@ def test_training_sigmas(beta_schedule, n):
 @pytest.mark.parametrize("name", ["euler", "euler-a"])
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_schedule(name, spacing):
-    config, theirs = make(name, beta_schedule="scaled_linear", timestep_spacing=spacing)
+    config, theirs = make(name, timestep_spacing=spacing)
     for steps in range(1, 151):
         theirs.set_timesteps(steps)
         ours = make_schedule(config, steps)
@@ -44,7 +44,7 @@ def test_schedule(name, spacing):
 
 
 def test_schedule_of_sdxl_turbo():
-    config = DiffusionConfig(beta_schedule="scaled_linear", **BETAS)
+    config = DiffusionConfig(**BETAS)
     assert make_schedule(config, 2).timesteps.tolist() == [999, 499]
     assert make_schedule(config, 1).timesteps.tolist() == [999]
 

@@ -1,19 +1,17 @@
 """The two scripts as a person runs them, and their wrong usage."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoints import UNET_FILE, edit
 from oracle import psnr
+from ours import python
 from PIL import Image
-from test_weights import UNET_FILE, copy, edit  # noqa: F401  (a fixture)
 
 import image2image
 import txt2image
 
-ROOT = Path(__file__).parents[1]
 SAME = 50  # dB
 
 
@@ -68,9 +66,9 @@ def test_image2image_equals_diffusers(checkpoint, oracle, kind, tmp_path):
 
 def test_as_programs(checkpoint, tmp_path):
     """In processes of their own, with the defaults: four pictures, a drawn seed said aloud."""
-    command = [sys.executable, "txt2image.py", "-v", "-q", "--model", str(checkpoint("sd-1"))]
-    command += ["--steps", "2", "--n-rows", "2", "--output", str(tmp_path / "o.png"), "--", "--a"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    options = ["-v", "-q", "--model", str(checkpoint("sd-1")), "--steps", "2", "--n-rows", "2"]
+    options += ["--output", str(tmp_path / "o.png"), "--", "--a"]
+    done = python("txt2image.py", *options)
     assert done.returncode == 0, done.stderr
     assert "Seed: " in done.stdout
     assert "float32" in done.stdout
@@ -78,11 +76,9 @@ def test_as_programs(checkpoint, tmp_path):
     assert "2/2" in done.stderr  # the progress bar
     assert read(tmp_path / "o.png").shape == (2 * 80, 2 * 80, 3)
 
-    command = [sys.executable, "image2image.py", str(tmp_path / "o.png"), "a photo"]
-    command += ["--model", str(checkpoint("sd-1")), "--steps", "2", "--output"]
-    done = subprocess.run(
-        [*command, str(tmp_path / "p.png")], cwd=ROOT, capture_output=True, text=True
-    )
+    options = ["--model", str(checkpoint("sd-1")), "--steps", "2"]
+    options += ["--output", str(tmp_path / "p.png")]
+    done = python("image2image.py", str(tmp_path / "o.png"), "a photo", *options)
     assert done.returncode == 0, done.stderr
     assert "Resized" in done.stdout and "from 160x160 to 128x128" in done.stdout
     assert read(tmp_path / "p.png").shape == (144, 4 * 144, 3)
@@ -173,7 +169,7 @@ def test_pictures_that_cannot_be_used(tmp_path, capsys, name, content, message):
     assert message in capsys.readouterr().err
 
 
-def test_broken_checkpoint(copy, tmp_path, capsys):  # noqa: F811
+def test_broken_checkpoint(copy, tmp_path, capsys):
     """One line naming all that is wrong, status 1, no file."""
     folder = copy("sdxl")
 
@@ -189,7 +185,7 @@ def test_broken_checkpoint(copy, tmp_path, capsys):  # noqa: F811
     assert not (tmp_path / "o.png").exists()
 
 
-def test_results_that_are_not_finite(copy, tmp_path, capsys):  # noqa: F811
+def test_results_that_are_not_finite(copy, tmp_path, capsys):
     folder = copy("sd-1")
 
     def overflow(tensors):

@@ -1,14 +1,13 @@
 """The embedded model draws what is asked: wrong meaning shows where numbers might not."""
 
-import mlx.core as mx
 import numpy as np
 import pytest
 from oracle import Oracle, psnr
+from ours import pictures
 from PIL import Image
 
 import txt2image
 from stable_diffusion import StableDiffusion, hub
-from stable_diffusion.image import to_uint8
 from stable_diffusion.models import MODELS
 from tools.check_shapes import judge
 from tools.shapes import Item, Scene
@@ -24,18 +23,12 @@ def sd() -> StableDiffusion:
 
 def draw(sd: StableDiffusion, prompt: str, **options) -> np.ndarray:
     """uint8 [B, 64, 64, 3]."""
-    return finish(sd, sd.generate_latents(prompt, **{"seed": 0, **options}))
+    return pictures(sd, sd.generate_latents(prompt, **{"seed": 0, **options}))
 
 
-def finish(sd: StableDiffusion, latents) -> np.ndarray:
-    for x_t in latents:
-        mx.eval(x_t)
-    return to_uint8(np.array(sd.decode(x_t)))
-
-
-def share(pictures: np.ndarray, scene: Scene, *aspects: str) -> float:
+def share(drawn: np.ndarray, scene: Scene, *aspects: str) -> float:
     """Of the pictures, how many are right in all these aspects."""
-    verdicts = [judge(picture, scene) for picture in pictures]
+    verdicts = [judge(picture, scene) for picture in drawn]
     return float(np.mean([all(v[aspect] for aspect in aspects) for v in verdicts]))
 
 
@@ -47,10 +40,10 @@ def one(colour: str, shape: str, background: str) -> Scene:
 def test_it_draws_what_held_out_prompts_ask(sd, items, at_least):
     """Combinations that training never showed; `tools/train_tiny.py` scores 200 of each."""
 
-    def pictures(texts: list[str]) -> np.ndarray:
+    def draw_all(texts: list[str]) -> np.ndarray:
         return np.concatenate([draw(sd, text, seed=i) for i, text in enumerate(texts)])
 
-    assert score(pictures, prompts(items, N_PROMPTS))["prompt"] >= at_least
+    assert score(draw_all, prompts(items, N_PROMPTS))["prompt"] >= at_least
 
 
 def test_quantized_is_near(sd):
@@ -63,16 +56,14 @@ def test_quantized_is_near(sd):
 
 def test_the_same_picture_as_diffusers(sd):
     spec = MODELS["tiny"]
+    prompt = "a small red circle left of a big blue star on a yellow background"
     theirs = Oracle(hub.open_model("tiny").root).pictures(
-        "a small red circle left of a big blue star on a yellow background",
+        prompt,
         seeds=[3, 4],
         num_inference_steps=spec.steps,
         guidance_scale=spec.guidance,
     )
-    ours = draw(
-        sd, "a small red circle left of a big blue star on a yellow background", n_images=2, seed=3
-    )
-    assert psnr(ours, theirs) >= 50
+    assert psnr(draw(sd, prompt, n_images=2, seed=3), theirs) >= 50
 
 
 def test_the_first_command(tmp_path):
@@ -81,9 +72,9 @@ def test_the_first_command(tmp_path):
     prompt = "a red circle on a blue background"
     assert txt2image.main(["--model", "tiny", prompt, "--seed", "1", "--output", str(output)]) == 0
     grid = np.asarray(Image.open(output))
-    pictures = np.stack([grid[8:-8, 8 + 80 * i : 72 + 80 * i] for i in range(4)])
+    drawn = np.stack([grid[8:-8, 8 + 80 * i : 72 + 80 * i] for i in range(4)])
     scene = one("red", "circle", "blue")
-    assert share(pictures, scene, "background", "count", "colour", "shape") >= 0.75
+    assert share(drawn, scene, "background", "count", "colour", "shape") >= 0.75
 
 
 def test_it_is_small():

@@ -1,35 +1,20 @@
 """Weight files are read strictly, whatever age their names are of."""
 
 import json
-import shutil
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
 import torch
+from checkpoints import UNET_FILE, edit
 from mlx.utils import tree_flatten
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from stable_diffusion import model_io
 from stable_diffusion.weights import AUTOENCODER, TEXT_ENCODER, UNET
 
-UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 VAE_FILE = "vae/diffusion_pytorch_model.safetensors"
 TEXT_FILE = "text_encoder/model.safetensors"
-
-
-@pytest.fixture
-def copy(checkpoint, tmp_path):
-    """A copy of a checkpoint that may be changed."""
-    return lambda kind: shutil.copytree(checkpoint(kind), tmp_path / kind)
-
-
-def edit(file: Path, change) -> None:
-    """Let `change` rework the tensors of a file in place."""
-    tensors = load_file(file)
-    tensors = change(tensors) or tensors
-    save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, file)
 
 
 def same(ours, theirs) -> bool:

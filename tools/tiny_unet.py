@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,12 @@ def standardise(vae: AutoencoderKL, latents: torch.Tensor) -> None:
     vae.register_to_config(scaling_factor=1 / scale.item())
 
 
+@cache
+def _alpha_bar() -> torch.Tensor:
+    """The share of the picture's variance left at every timestep, [1000]."""
+    return build_scheduler().alphas_cumprod
+
+
 def denoising_loss(
     unet: UNet2DConditionModel,
     latents: torch.Tensor,
@@ -71,7 +78,7 @@ def denoising_loss(
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """Mean squared error of v at evenly spread random timesteps."""
-    alpha_bar = build_scheduler().alphas_cumprod
+    alpha_bar = _alpha_bar()
     count = len(latents)
     spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     timesteps = (spread * len(alpha_bar)).long()

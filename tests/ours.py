@@ -1,0 +1,33 @@
+"""Our side of the tests: pictures from the library, and programs in processes of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from stable_diffusion import StableDiffusion
+from stable_diffusion.image import to_uint8
+from stable_diffusion.pipeline import Denoising
+
+ROOT = Path(__file__).parents[1]
+
+
+def pictures(sd: StableDiffusion, latents: Denoising) -> np.ndarray:
+    """uint8 [B, H, W, 3] of the last latents."""
+    for x_t in latents:
+        mx.eval(x_t)
+    return to_uint8(np.array(sd.decode(x_t)))
+
+
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run Python in the repository's root."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
