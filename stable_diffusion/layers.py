@@ -1,23 +1,93 @@
-"""Layers that the networks share. Pictures and latents are channels-last: [B, H, W, C]."""
+"""Layers that the networks share. Pictures and latents are channels-last: [B, H, W, C].
+
+What is slow on a Linux CPU is done there by `cpu`, and by MLX everywhere else.
+"""
 
 from collections.abc import Callable
-from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from . import cpu
+
+Activation = Callable[[mx.array], mx.array]
+
+
+def silu(x: mx.array) -> mx.array:
+    """x times the logistic function of x."""
+    return cpu.silu(x) if cpu.serves(x) else nn.silu(x)
+
+
+def gelu(x: mx.array) -> mx.array:
+    """x times the normal distribution function of x."""
+    return cpu.gelu(x) if cpu.serves(x) else nn.gelu(x)
+
+
+def quick_gelu(x: mx.array) -> mx.array:
+    """CLIP's approximation of `gelu`."""
+    return cpu.quick_gelu(x) if cpu.serves(x) else nn.gelu_fast_approx(x)
+
+
 # Keyed by the names in config files; `config.ACTIVATIONS` lists the same.
-ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
-    "silu": nn.silu,
-    "swish": nn.silu,
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": silu,
+    "swish": silu,
     "mish": nn.mish,
-    "gelu": nn.gelu,
+    "gelu": gelu,
     "relu": nn.relu,
-    "quick_gelu": nn.gelu_fast_approx,
+    "quick_gelu": quick_gelu,
 }
 
-# GroupNorm as PyTorch groups the channels.
-GroupNorm = partial(nn.GroupNorm, pytorch_compatible=True)
+
+def attend(
+    queries: mx.array, keys: mx.array, values: mx.array, mask: str | None = None
+) -> mx.array:
+    """Scaled dot-product attention: [B, heads, L, D], [B, heads, M, D] twice → as the queries."""
+    scale = queries.shape[-1] ** -0.5
+    if mask is None and cpu.serves(queries):
+        return cpu.attention(queries, keys, values, scale)
+    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+
+
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm as PyTorch groups the channels."""
+
+    def __init__(self, groups: int, channels: int, eps: float):
+        super().__init__(groups, channels, eps=eps, pytorch_compatible=True)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if not cpu.serves(x):
+            return super().__call__(x)
+        return mx.stack([norm(rows) for norm, rows in zip(self.of_rows(x), x, strict=True)])
+
+    def of_rows(self, x: mx.array) -> list[Activation]:
+        """For each picture of `x` what normalises rows of it."""
+        return cpu.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class Conv3x3(nn.Conv2d):
+    """3×3 convolution of stride 1 over [B, H, W, C], padded with zeros."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return cpu.conv3x3(x, self.weight, self.bias) if cpu.serves(x) else super().__call__(x)
+
+    def of_normalised(self, x: mx.array, norm: GroupNorm, activation: Activation) -> mx.array:
+        """The convolution of activation(norm(x))."""
+        if not cpu.serves(x):
+            return self(activation(norm(x)))
+        prepare = [
+            lambda rows, norm=norm_rows: activation(norm(rows)) for norm_rows in norm.of_rows(x)
+        ]
+        return cpu.conv3x3(x, self.weight, self.bias, prepare)
+
+    def of_upsampled(self, x: mx.array) -> mx.array:
+        """The convolution of `x` with every pixel doubled along both sides: [B, 2H, 2W, O]."""
+        if cpu.serves(x):
+            return cpu.conv3x3(x, self.weight, self.bias, upsample=True)
+        return self(upsample_nearest(x))
 
 
 class Attention(nn.Module):
@@ -48,8 +118,7 @@ class Attention(nn.Module):
         queries = self._split_heads(self.query_proj(x))
         keys = self._split_heads(self.key_proj(memory))
         values = self._split_heads(self.value_proj(memory))
-        scale = queries.shape[-1] ** -0.5
-        x = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+        x = attend(queries, keys, values, mask)
         return self.out_proj(x.swapaxes(1, 2).flatten(2))  # [B, L, D]
 
     def _split_heads(self, x: mx.array) -> mx.array:
@@ -76,20 +145,20 @@ class ResnetBlock2D(nn.Module):
         super().__init__()
         self.activation = ACTIVATIONS[activation]
         self.norm1 = GroupNorm(groups, in_channels, eps=eps)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+        self.conv1 = Conv3x3(in_channels, out_channels)
         if temb_channels is not None:
             self.time_emb_proj = nn.Linear(temb_channels, out_channels)
         self.norm2 = GroupNorm(groups, out_channels, eps=eps)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         if in_channels != out_channels:
             self.conv_shortcut = nn.Linear(in_channels, out_channels)
 
     def __call__(self, x: mx.array, temb: mx.array | None = None) -> mx.array:
         """`temb` [B, temb_channels] is the time embedding, already through the activation."""
-        h = self.conv1(self.activation(self.norm1(x)))
+        h = self.conv1.of_normalised(x, self.norm1, self.activation)
         if temb is not None:
             h = h + self.time_emb_proj(temb)[:, None, None, :]
-        h = self.conv2(self.activation(self.norm2(h)))
+        h = self.conv2.of_normalised(h, self.norm2, self.activation)
         if "conv_shortcut" in self:
             x = self.conv_shortcut(x)
         return x + h

@@ -10,7 +10,15 @@ import mlx.nn as nn
 import numpy as np
 
 from .config import UNetConfig
-from .layers import ACTIVATIONS, Attention, GroupNorm, ResnetBlock2D, upsample_nearest
+from .layers import (
+    ACTIVATIONS,
+    Attention,
+    Conv3x3,
+    GroupNorm,
+    ResnetBlock2D,
+    gelu,
+    upsample_nearest,
+)
 
 TRANSFORMER_NORM_EPS = 1e-6  # diffusers' Transformer2DModel, whatever the config's norm_eps
 
@@ -55,7 +63,7 @@ class FeedForward(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         hidden, gate = self.proj_in(x).split(2, axis=-1)
-        return self.proj_out(hidden * nn.gelu(gate))
+        return self.proj_out(hidden * gelu(gate))
 
 
 class TransformerBlock(nn.Module):
@@ -111,11 +119,13 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        self.conv = Conv3x3(channels, channels)
 
     def __call__(self, x: mx.array, size: tuple[int, int]) -> mx.array:
         height, width = size
-        return self.conv(upsample_nearest(x)[:, :height, :width])
+        if (height, width) == (2 * x.shape[1], 2 * x.shape[2]):
+            return self.conv.of_upsampled(x)
+        return self.conv(upsample_nearest(x)[:, :height, :width])  # odd sizes
 
 
 class DownBlock(nn.Module):
@@ -229,7 +239,7 @@ class UNetModel(nn.Module):
         channels = config.block_out_channels
         temb_channels = _temb_channels(config)
         self.activation = ACTIVATIONS[config.act_fn]
-        self.conv_in = nn.Conv2d(config.in_channels, channels[0], kernel_size=3, padding=1)
+        self.conv_in = Conv3x3(config.in_channels, channels[0])
         self.time_embedding = TimestepEmbedding(channels[0], temb_channels, config.act_fn)
         if config.addition_embed_type == "text_time":
             n_inputs = config.projection_class_embeddings_input_dim
@@ -248,7 +258,7 @@ class UNetModel(nn.Module):
             for level in reversed(levels)
         ]
         self.conv_norm_out = GroupNorm(config.norm_num_groups, channels[0], eps=config.norm_eps)
-        self.conv_out = nn.Conv2d(channels[0], config.out_channels, kernel_size=3, padding=1)
+        self.conv_out = Conv3x3(channels[0], config.out_channels)
 
     def __call__(
         self,
@@ -275,7 +285,7 @@ class UNetModel(nn.Module):
         x = self.mid_block(x, temb, encoder_x)
         for block in self.up_blocks:
             x = block(x, temb, encoder_x, skips)
-        return self.conv_out(self.activation(self.conv_norm_out(x)))
+        return self.conv_out.of_normalised(x, self.conv_norm_out, self.activation)
 
     def _embed_time(
         self,

@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .config import AutoencoderConfig
-from .layers import Attention, GroupNorm, ResnetBlock2D, upsample_nearest
+from .layers import Attention, Conv3x3, GroupNorm, ResnetBlock2D, silu
 
 NORM_EPS = 1e-6  # diffusers' value for every norm of the VAE; no config says it
 
@@ -42,10 +42,10 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        self.conv = Conv3x3(channels, channels)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.conv(upsample_nearest(x))
+        return self.conv.of_upsampled(x)
 
 
 class Block(nn.Module):
@@ -113,7 +113,7 @@ class Encoder(nn.Module):
         super().__init__()
         channels = config.block_out_channels
         last = len(channels) - 1
-        self.conv_in = nn.Conv2d(config.in_channels, channels[0], kernel_size=3, padding=1)
+        self.conv_in = Conv3x3(config.in_channels, channels[0])
         self.down_blocks = [
             Block(
                 config,
@@ -126,16 +126,14 @@ class Encoder(nn.Module):
         ]
         self.mid_block = MidBlock(config)
         self.conv_norm_out = GroupNorm(config.norm_num_groups, channels[-1], eps=NORM_EPS)
-        self.conv_out = nn.Conv2d(
-            channels[-1], 2 * config.latent_channels, kernel_size=3, padding=1
-        )
+        self.conv_out = Conv3x3(channels[-1], 2 * config.latent_channels)
 
     def __call__(self, x: mx.array) -> mx.array:
         x = self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)
         x = self.mid_block(x)
-        return self.conv_out(nn.silu(self.conv_norm_out(x)))
+        return self.conv_out.of_normalised(x, self.conv_norm_out, silu)
 
 
 class Decoder(nn.Module):
@@ -145,7 +143,7 @@ class Decoder(nn.Module):
         super().__init__()
         channels = config.block_out_channels[::-1]
         last = len(channels) - 1
-        self.conv_in = nn.Conv2d(config.latent_channels, channels[0], kernel_size=3, padding=1)
+        self.conv_in = Conv3x3(config.latent_channels, channels[0])
         self.mid_block = MidBlock(config)
         self.up_blocks = [
             Block(
@@ -158,13 +156,13 @@ class Decoder(nn.Module):
             for level in range(len(channels))
         ]
         self.conv_norm_out = GroupNorm(config.norm_num_groups, channels[-1], eps=NORM_EPS)
-        self.conv_out = nn.Conv2d(channels[-1], config.out_channels, kernel_size=3, padding=1)
+        self.conv_out = Conv3x3(channels[-1], config.out_channels)
 
     def __call__(self, x: mx.array) -> mx.array:
         x = self.mid_block(self.conv_in(x))
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(nn.silu(self.conv_norm_out(x)))
+        return self.conv_out.of_normalised(x, self.conv_norm_out, silu)
 
 
 class Autoencoder(nn.Module):

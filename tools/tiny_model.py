@@ -25,7 +25,7 @@ LATENT_SIZE = 8  # 64 pixels / 2^3
 
 def build_vae() -> AutoencoderKL:
     """64 x 64 x 3 pixels to 8 x 8 x 8 latents and back. Few channels where pixels are many."""
-    channels = (8, 16, 32, 64)
+    channels = (16, 32, 64, 128)
     vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -34,7 +34,7 @@ def build_vae() -> AutoencoderKL:
         block_out_channels=channels,
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
-        norm_num_groups=2,
+        norm_num_groups=4,
         sample_size=64,
     )
     # Start with little noise in the latents (log variance -6): with the usual unit variance the
@@ -63,7 +63,7 @@ def build_text_encoder() -> CLIPTextModel:
     )
 
 
-def build_unet(channels: tuple[int, int] = (64, 128)) -> UNet2DConditionModel:
+def build_unet(channels: tuple[int, int] = (96, 128)) -> UNet2DConditionModel:
     """Two levels: 8 x 8 without attention, 4 x 4 with attention to itself and to the prompt.
 
     Like SDXL's first level: attention at 8 x 8 would cost half as much again for little.

@@ -79,7 +79,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(
             modules.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
         )
-        self.average = Average(modules, decay=0.997)
+        self.average = Average(modules, decay=0.999)
         if self.path.exists():
             state = torch.load(self.path, weights_only=True)
             modules.load_state_dict(state["modules"])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel
 
-from tools.shapes import render
+from tools.shapes import Scene, render
 from tools.tiny_model import (
     LATENT_CHANNELS,
     LATENT_SIZE,
@@ -26,6 +26,7 @@ from tools.wording import caption
 POOL = 16384  # latents and encoded captions kept at hand
 FRESH = 4  # of them replaced every step: each is seen about eight times
 EMPTY = 0.1  # share of captions replaced by the empty prompt, for guidance (arXiv:2207.12598)
+MISLABELLED = 0.05  # share of captions that tell of another scene, as captions on the web do
 
 
 def encode_scenes(
@@ -38,12 +39,24 @@ def encode_scenes(
     """Scaled latents [count, 8, 8, 8] of new training scenes and their captions [count, 77, C]."""
     scenes = training_scenes(rng)
     pairs = [next(scenes) for _ in range(count)]
-    captions = ["" if rng.random() < EMPTY else caption(asked, rng) for asked, _ in pairs]
+    captions = [_label(asked, next(scenes)[0], rng) for asked, _ in pairs]
     pictures = to_tensor(np.stack([render(scene, rng) for _, scene in pairs]))
     with torch.no_grad():
         latents = vae.encode(pictures).latent_dist.mean * vae.config.scaling_factor
         context = encoder(words.ids(captions, POSITIONS)[1]).last_hidden_state
     return latents, context
+
+
+def _label(asked: Scene, other: Scene, rng: np.random.Generator) -> str:
+    """The caption to train with: what was asked for, else nothing, else another scene.
+
+    Were captions always true, a picture would never count for more than its prompt, and guidance
+    would have nothing to mend: image to image would drop the picture at any strength.
+    """
+    chance = rng.random()
+    if chance < EMPTY:
+        return ""
+    return caption(other if chance < EMPTY + MISLABELLED else asked, rng)
 
 
 def standardise(vae: AutoencoderKL, latents: torch.Tensor) -> None:

@@ -60,7 +60,7 @@ class Budget(NamedTuple):
     prompts: int
 
 
-FULL = Budget(vae=3500, text=760, unet=30000, decoder=3000, captions=20000, prompts=200)
+FULL = Budget(vae=4000, text=760, unet=20000, decoder=2500, captions=20000, prompts=200)
 QUICK = Budget(vae=260, text=60, unet=60, decoder=20, captions=5000, prompts=16)
 STEPS = 20  # Euler steps
 GUIDANCE = 2.0
