@@ -8,6 +8,9 @@ package imports this module before any other, and why it may import the standard
 The OpenBLAS that SciPy's developers build for pip names its symbols with a prefix, so as not to
 meddle with others, which is the very thing wanted here: `patchelf` makes a copy with plain names.
 
+It computes each product on one core: `cpu` shares out the work. Its own threads wait for one
+another at every product, and on a machine that does anything else besides they wait long.
+
 ``STABLE_DIFFUSION_BLAS`` overrides the search: the path of a shared library, or ``none``.
 """
 
@@ -84,7 +87,8 @@ def _load_wheel() -> str | None:
             names.write_text("".join(f"{PREFIX}{symbol} {symbol}\n" for symbol in SYMBOLS))
             command = [patchelf, "--rename-dynamic-symbols", names, "--output", copy, library]
             subprocess.run(command, check=True, capture_output=True)
-            ctypes.CDLL(str(copy), mode=ctypes.RTLD_GLOBAL)  # stays when its file is gone
+            blas = ctypes.CDLL(str(copy), mode=ctypes.RTLD_GLOBAL)  # stays when its file is gone
+            getattr(blas, f"{PREFIX}openblas_set_num_threads")(1)
     except (OSError, subprocess.SubprocessError):
         return None
     return library
@@ -94,9 +98,10 @@ def _load_system() -> str | None:
     """Load the system's OpenBLAS."""
     for library in SYSTEM_LIBRARIES:
         try:
-            ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+            blas = ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
         except OSError:
             continue
+        blas.openblas_set_num_threads(1)
         return library
     return None
 

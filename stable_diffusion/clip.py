@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .config import CLIPTextConfig
-from .layers import ACTIVATIONS, Attention
+from .layers import ACTIVATIONS, Attention, Linear
 
 
 @dataclass
@@ -28,8 +28,8 @@ class CLIPEncoderLayer(nn.Module):
         self.layer_norm1 = nn.LayerNorm(dims, eps=config.layer_norm_eps)
         self.attention = Attention(dims, config.num_attention_heads)
         self.layer_norm2 = nn.LayerNorm(dims, eps=config.layer_norm_eps)
-        self.linear1 = nn.Linear(dims, config.intermediate_size)
-        self.linear2 = nn.Linear(config.intermediate_size, dims)
+        self.linear1 = Linear(dims, config.intermediate_size)
+        self.linear2 = Linear(config.intermediate_size, dims)
 
     def __call__(self, x: mx.array) -> mx.array:
         x = x + self.attention(self.layer_norm1(x), mask="causal")
@@ -48,7 +48,7 @@ class CLIPTextModel(nn.Module):
         self.layers = [CLIPEncoderLayer(config) for _ in range(config.num_hidden_layers)]
         self.final_layer_norm = nn.LayerNorm(dims, eps=config.layer_norm_eps)
         if config.has_projection:
-            self.text_projection = nn.Linear(dims, config.projection_dim, bias=False)
+            self.text_projection = Linear(dims, config.projection_dim, bias=False)
 
     def __call__(self, tokens: mx.array) -> CLIPOutput:
         positions = mx.arange(tokens.shape[1])

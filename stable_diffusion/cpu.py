@@ -1,9 +1,10 @@
 """Operations that MLX does slowly on a Linux CPU, made of those that it does well there.
 
-There an exponential costs as much as 60 additions, and a convolution copies its input nine times.
-Matrix products are fast (see `blas`), and so is arithmetic that `mx.compile` fuses: it vectorises
-sums, products and quotients. Large operations go strip by strip, so that a strip stays in the
-processor's cache and whole intermediate results never exist.
+There an exponential costs as much as 60 additions, a convolution copies its input nine times, and
+everything but a matrix product runs on one core. Matrix products are fast (see `blas`), and so is
+arithmetic that `mx.compile` fuses: it vectorises sums, products and quotients. Large operations go
+strip by strip, so that a strip stays in the processor's cache and whole intermediate results never
+exist, and the strips are shared out over the cores, a stream for each.
 
 `layers` takes these functions for what `serves` accepts, and MLX's own for everything else. They
 compute in float32, whatever type the weights are stored in.
@@ -11,18 +12,15 @@ compute in float32, whatever type the weights are stored in.
 
 import ctypes
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 import mlx.core as mx
-import numpy as np
 
 STRIP = 2**20  # elements of a strip, 4 MB in float32; tests make it small
-
-# Winograd's convolution pays from so many channels and tiles of 4×4 pixels on: below, the
-# transform of the weights costs more than it saves.
-MIN_CHANNELS = 32
-MIN_TILES = 64
+MIN_ROWS = 16  # fewer are not worth a core
 
 Function = Callable[[mx.array], mx.array]
 
@@ -47,6 +45,58 @@ def keep_freed_memory() -> None:
         m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
         mallopt(m_mmap_threshold, 2**30)
         mallopt(m_trim_threshold, 2**31 - 1)
+
+
+# --- sharing out ----------------------------------------------------------------------------------
+
+CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+_is_shared = False  # whether what runs now is one of several shares already
+
+
+@cache
+def _streams() -> list[mx.Stream]:
+    return [mx.new_stream(mx.cpu) for _ in range(CORES)]
+
+
+def share(tasks: Sequence[Callable[[], mx.array]]) -> list[mx.array]:
+    """The results of `tasks`, each computed on one core, as many at a time as there are cores."""
+    global _is_shared
+    if _is_shared or len(tasks) == 1:
+        return [task() for task in tasks]
+    _is_shared = True
+    try:
+        results = []
+        for i, task in enumerate(tasks):
+            with mx.stream(_streams()[i % CORES]):
+                results.append(task())
+        return results
+    finally:
+        _is_shared = False
+
+
+def join(parts: list[mx.array], axis: int = 0) -> mx.array:
+    return mx.concatenate(parts, axis=axis) if len(parts) > 1 else parts[0]
+
+
+def join_by(count: int, parts: list[mx.array], axis: int) -> list[mx.array]:
+    """Every `count` parts in one."""
+    return [join(parts[i : i + count], axis) for i in range(0, len(parts), count)]
+
+
+def by_rows(function: Function, x: mx.array) -> mx.array:
+    """function(x) for x [..., D] and a function of rows: a share of the rows for each core."""
+    rows = x.reshape(-1, x.shape[-1])
+    step = max(MIN_ROWS, math.ceil(len(rows) / CORES))
+    tasks = [partial(function, rows[i : i + step]) for i in range(0, len(rows), step)]
+    return mx.unflatten(join(share(tasks)), 0, x.shape[:-1])
+
+
+def linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:
+    """x [..., D] times the transpose of weight [O, D], plus bias [O]."""
+    weight = weight.astype(mx.float32).T
+    if bias is None:
+        return by_rows(lambda rows: rows @ weight, x)
+    return by_rows(lambda rows: mx.addmm(bias.astype(mx.float32), rows, weight), x)
 
 
 # --- elementwise ----------------------------------------------------------------------------------
@@ -138,15 +188,14 @@ def attention(queries: mx.array, keys: mx.array, values: mx.array, scale: float)
 
     n_heads = max(1, STRIP // (length * n_keys))
     n_queries = max(1, STRIP // n_keys) if n_heads == 1 else length
-    heads = []
-    for i in range(0, len(queries), n_heads):
-        some = slice(i, i + n_heads)
-        blocks = [
-            _attend(queries[some, j : j + n_queries], keys[some], values[some])
-            for j in range(0, length, n_queries)
-        ]
-        heads.append(_joined(blocks, axis=1))
-    return _joined(heads, axis=0).reshape(*batch, length, width)
+    heads = range(0, len(queries), n_heads)
+    tasks = [
+        partial(_attend, queries[h, j : j + n_queries], keys[h], values[h])
+        for h in (slice(i, i + n_heads) for i in heads)
+        for j in range(0, length, n_queries)
+    ]
+    blocks = join_by(len(tasks) // len(heads), share(tasks), axis=1)
+    return join(blocks).reshape(*batch, length, width)
 
 
 def _attend(queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
@@ -155,10 +204,6 @@ def _attend(queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
     scores = mx.maximum(scores - scores.max(axis=-1, keepdims=True), -_EXP_LIMIT)
     weighted = _exp(scores) @ values
     return weighted[..., :-1] / weighted[..., -1:]
-
-
-def _joined(parts: list[mx.array], axis: int) -> mx.array:
-    return mx.concatenate(parts, axis=axis) if len(parts) > 1 else parts[0]
 
 
 # --- normalisation --------------------------------------------------------------------------------
@@ -200,138 +245,25 @@ def _mean(pixels: mx.array, function: Function) -> mx.array:
     Sums of sums: one float32 after another, a quarter of a million would lose four digits.
     """
     size, channels = pixels.shape
-    few = 64
-    step = few * max(1, STRIP // (few * channels))
-    total = mx.zeros(channels)
-    for i in range(0, size, step):
-        strip = function(pixels[i : i + step])
-        whole = len(strip) // few * few
-        if whole:
-            total = total + strip[:whole].reshape(few, -1, channels).sum(axis=1).sum(axis=0)
-        if whole < len(strip):
-            total = total + strip[whole:].sum(axis=0)
-    return total / size
+    step = max(1, min(STRIP // channels, math.ceil(size / CORES)))
+
+    def total(strip: mx.array) -> mx.array:
+        return _sum_rows(function(strip))
+
+    totals = share([partial(total, pixels[i : i + step]) for i in range(0, size, step)])
+    return mx.stack(totals).sum(axis=0) / size
+
+
+def _sum_rows(rows: mx.array, parts: int = 64) -> mx.array:
+    """The sum of rows [N, C], as a sum of sums: [C]."""
+    whole = len(rows) // parts * parts
+    total = rows[whole:].sum(axis=0)
+    if whole:
+        total = total + rows[:whole].reshape(parts, -1, rows.shape[-1]).sum(axis=1).sum(axis=0)
+    return total
 
 
 def _group_means(channels: mx.array, groups: int) -> mx.array:
     """The mean of every channel's group: [C] → [C]."""
     means = channels.reshape(groups, -1).mean(axis=1)
     return mx.repeat(means, len(channels) // groups)
-
-
-# --- convolution ----------------------------------------------------------------------------------
-
-# Winograd's F(4×4, 3×3) (arXiv:1509.09308), here with both sides' transforms in one matrix: of a
-# 6×6 tile of the input, of the 3×3 weights, and of the result, a 4×4 tile.
-_TILE_1D = [
-    [4, 0, -5, 0, 1, 0],
-    [0, -4, -4, 1, 1, 0],
-    [0, 4, -4, -1, 1, 0],
-    [0, -2, -1, 2, 1, 0],
-    [0, 2, -1, -2, 1, 0],
-    [0, 4, 0, -5, 0, 1],
-]
-_WEIGHT_1D = [
-    [1 / 4, 0, 0],
-    [-1 / 6, -1 / 6, -1 / 6],
-    [-1 / 6, 1 / 6, -1 / 6],
-    [1 / 24, 1 / 12, 1 / 6],
-    [1 / 24, -1 / 12, 1 / 6],
-    [0, 0, 1],
-]
-_RESULT_1D = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
-
-
-def _both_sides(matrix: list[list[float]]) -> mx.array:
-    return mx.array(np.kron(matrix, matrix).astype(np.float32))
-
-
-_TILE, _WEIGHT, _RESULT = map(_both_sides, (_TILE_1D, _WEIGHT_1D, _RESULT_1D))
-
-
-def conv3x3(
-    x: mx.array,
-    weight: mx.array,
-    bias: mx.array,
-    prepare: Sequence[Function] | None = None,
-    upsample: bool = False,
-) -> mx.array:
-    """3×3 convolution, stride 1, of x [B, H, W, C] padded with zeros → [B, H, W, O].
-
-    Args:
-        weight, bias: [O, 3, 3, C] and [O].
-        prepare: what to do with the rows of each picture first, pixel by pixel.
-        upsample: whether every pixel is doubled along both sides before: → [B, 2H, 2W, O].
-    """
-    batch, height, width, channels = x.shape
-    factor = 2 if upsample else 1
-    height, width = factor * height, factor * width
-    out_channels = len(weight)
-    n_tiles = batch * math.ceil(height / 4) * math.ceil(width / 4)
-    weight = weight.astype(mx.float32)
-    if out_channels < MIN_CHANNELS:
-        convolve, weight = _narrow, weight.transpose(3, 1, 2, 0).reshape(channels, -1)
-    elif channels < MIN_CHANNELS or n_tiles < MIN_TILES:
-        convolve = _convolve
-    else:
-        convolve, weight = _winograd, _winograd_weight(weight)
-    # Rows of a strip: whole tiles, and an even number.
-    step = 4 * max(1, STRIP // (4 * width * max(channels, out_channels)))
-
-    pictures = []
-    for i in range(batch):
-        strips = []
-        for top in range(0, height, step):
-            bottom = min(top + step, height)
-            first, last = max(0, top - 1), min(height, bottom + 1)  # one row more on either side
-            rows = x[i, first // factor : math.ceil(last / factor)]
-            if prepare is not None:
-                rows = prepare[i](rows)
-            if upsample:
-                rows = _doubled(rows)[first % 2 :][: last - first]
-            rows = mx.pad(rows, [(first - top + 1, bottom + 1 - last), (1, 1), (0, 0)])
-            strips.append(convolve(rows, weight) + bias)
-        pictures.append(_joined(strips, axis=0)[None])
-    return _joined(pictures, axis=0)
-
-
-def _doubled(rows: mx.array) -> mx.array:
-    """Every pixel of [H, W, C] twice along both sides."""
-    h, w, c = rows.shape
-    return mx.broadcast_to(rows[:, None, :, None], (h, 2, w, 2, c)).reshape(2 * h, 2 * w, c)
-
-
-def _convolve(rows: mx.array, weight: mx.array) -> mx.array:
-    """Padded rows [H + 2, W + 2, C] → [H, W, O]."""
-    return mx.conv2d(rows[None], weight)[0]
-
-
-def _narrow(rows: mx.array, weight: mx.array) -> mx.array:
-    """Padded rows [H + 2, W + 2, C] and weights [C, 9 O] of few outputs → [H, W, O]."""
-    height, width = rows.shape[0] - 2, rows.shape[1] - 2
-    taps = mx.unflatten(rows @ weight, -1, (3, 3, -1))  # [H + 2, W + 2, 3, 3, O]
-    return sum(taps[i : i + height, j : j + width, i, j] for i in range(3) for j in range(3))
-
-
-def _winograd_weight(weight: mx.array) -> mx.array:
-    """[O, 3, 3, C] → [36, C, O]."""
-    out_channels, _, _, channels = weight.shape
-    taps = weight.reshape(out_channels, 9, channels).transpose(1, 2, 0)
-    return (_WEIGHT @ taps.reshape(9, -1)).reshape(36, channels, out_channels)
-
-
-def _winograd(rows: mx.array, weight: mx.array) -> mx.array:
-    """Padded rows [H + 2, W + 2, C] and transformed weights [36, C, O] → [H, W, O]."""
-    height, width, channels = rows.shape[0] - 2, rows.shape[1] - 2, rows.shape[2]
-    n_rows, n_columns = math.ceil(height / 4), math.ceil(width / 4)
-    rows = mx.pad(rows, [(0, 4 * n_rows - height), (0, 4 * n_columns - width), (0, 0)])
-    stride = rows.shape[1] * channels
-    tiles = mx.as_strided(
-        rows,
-        (6, 6, n_rows, n_columns, channels),
-        (stride, channels, 4 * stride, 4 * channels, 1),
-    )
-    tiles = (_TILE @ tiles.reshape(36, -1)).reshape(36, -1, channels)  # [36, tiles, C]
-    result = (_RESULT @ (tiles @ weight).reshape(36, -1)).reshape(4, 4, n_rows, n_columns, -1)
-    result = result.transpose(2, 0, 3, 1, 4).reshape(4 * n_rows, 4 * n_columns, -1)
-    return result[:height, :width]

@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from . import cpu
+from .cpu_conv import conv3x3
 
 Activation = Callable[[mx.array], mx.array]
 
@@ -49,6 +50,20 @@ def attend(
     return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
 
 
+def by_rows(function: Activation, x: mx.array) -> mx.array:
+    """function(x), where every row [D] of `x` [..., D] is a matter of its own."""
+    return cpu.by_rows(function, x) if cpu.serves(x) else function(x)
+
+
+class Linear(nn.Linear):
+    """x [..., D] times the transpose of the weight [O, D], plus the bias [O]."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return (
+            cpu.linear(x, self.weight, self.get("bias")) if cpu.serves(x) else super().__call__(x)
+        )
+
+
 class GroupNorm(nn.GroupNorm):
     """GroupNorm as PyTorch groups the channels."""
 
@@ -72,7 +87,7 @@ class Conv3x3(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return cpu.conv3x3(x, self.weight, self.bias) if cpu.serves(x) else super().__call__(x)
+        return conv3x3(x, self.weight, self.bias) if cpu.serves(x) else super().__call__(x)
 
     def of_normalised(self, x: mx.array, norm: GroupNorm, activation: Activation) -> mx.array:
         """The convolution of activation(norm(x))."""
@@ -81,12 +96,12 @@ class Conv3x3(nn.Conv2d):
         prepare = [
             lambda rows, norm=norm_rows: activation(norm(rows)) for norm_rows in norm.of_rows(x)
         ]
-        return cpu.conv3x3(x, self.weight, self.bias, prepare)
+        return conv3x3(x, self.weight, self.bias, prepare)
 
     def of_upsampled(self, x: mx.array) -> mx.array:
         """The convolution of `x` with every pixel doubled along both sides: [B, 2H, 2W, O]."""
         if cpu.serves(x):
-            return cpu.conv3x3(x, self.weight, self.bias, upsample=True)
+            return conv3x3(x, self.weight, self.bias, upsample=True)
         return self(upsample_nearest(x))
 
 
@@ -106,10 +121,10 @@ class Attention(nn.Module):
         super().__init__()
         memory_dims = dims if memory_dims is None else memory_dims
         self.num_heads = num_heads
-        self.query_proj = nn.Linear(dims, dims, bias=bias)
-        self.key_proj = nn.Linear(memory_dims, dims, bias=bias)
-        self.value_proj = nn.Linear(memory_dims, dims, bias=bias)
-        self.out_proj = nn.Linear(dims, dims)
+        self.query_proj = Linear(dims, dims, bias=bias)
+        self.key_proj = Linear(memory_dims, dims, bias=bias)
+        self.value_proj = Linear(memory_dims, dims, bias=bias)
+        self.out_proj = Linear(dims, dims)
 
     def __call__(
         self, x: mx.array, memory: mx.array | None = None, mask: str | None = None
@@ -147,11 +162,11 @@ class ResnetBlock2D(nn.Module):
         self.norm1 = GroupNorm(groups, in_channels, eps=eps)
         self.conv1 = Conv3x3(in_channels, out_channels)
         if temb_channels is not None:
-            self.time_emb_proj = nn.Linear(temb_channels, out_channels)
+            self.time_emb_proj = Linear(temb_channels, out_channels)
         self.norm2 = GroupNorm(groups, out_channels, eps=eps)
         self.conv2 = Conv3x3(out_channels, out_channels)
         if in_channels != out_channels:
-            self.conv_shortcut = nn.Linear(in_channels, out_channels)
+            self.conv_shortcut = Linear(in_channels, out_channels)
 
     def __call__(self, x: mx.array, temb: mx.array | None = None) -> mx.array:
         """`temb` [B, temb_channels] is the time embedding, already through the activation."""

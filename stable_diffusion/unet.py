@@ -15,7 +15,9 @@ from .layers import (
     Attention,
     Conv3x3,
     GroupNorm,
+    Linear,
     ResnetBlock2D,
+    by_rows,
     gelu,
     upsample_nearest,
 )
@@ -46,8 +48,8 @@ class TimestepEmbedding(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, activation: str):
         super().__init__()
         self.activation = ACTIVATIONS[activation]
-        self.linear_1 = nn.Linear(in_channels, out_channels)
-        self.linear_2 = nn.Linear(out_channels, out_channels)
+        self.linear_1 = Linear(in_channels, out_channels)
+        self.linear_2 = Linear(out_channels, out_channels)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.linear_2(self.activation(self.linear_1(x)))
@@ -58,8 +60,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, dims: int):
         super().__init__()
-        self.proj_in = nn.Linear(dims, 8 * dims)  # hidden and gate, 4 × dims each
-        self.proj_out = nn.Linear(4 * dims, dims)
+        self.proj_in = Linear(dims, 8 * dims)  # hidden and gate, 4 × dims each
+        self.proj_out = Linear(4 * dims, dims)
 
     def __call__(self, x: mx.array) -> mx.array:
         hidden, gate = self.proj_in(x).split(2, axis=-1)
@@ -79,9 +81,9 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(dims)
 
     def __call__(self, x: mx.array, memory: mx.array) -> mx.array:
-        x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), memory)
-        return x + self.ff(self.norm3(x))
+        x = x + self.attn1(by_rows(self.norm1, x))
+        x = x + self.attn2(by_rows(self.norm2, x), memory)
+        return x + by_rows(lambda rows: self.ff(self.norm3(rows)), x)
 
 
 class Transformer2D(nn.Module):
@@ -90,11 +92,11 @@ class Transformer2D(nn.Module):
     def __init__(self, dims: int, num_heads: int, memory_dims: int, depth: int, groups: int):
         super().__init__()
         self.norm = GroupNorm(groups, dims, eps=TRANSFORMER_NORM_EPS)
-        self.proj_in = nn.Linear(dims, dims)
+        self.proj_in = Linear(dims, dims)
         self.transformer_blocks = [
             TransformerBlock(dims, num_heads, memory_dims) for _ in range(depth)
         ]
-        self.proj_out = nn.Linear(dims, dims)
+        self.proj_out = Linear(dims, dims)
 
     def __call__(self, x: mx.array, memory: mx.array) -> mx.array:
         h = self.proj_in(self.norm(x).flatten(1, 2))  # [B, HW, C]

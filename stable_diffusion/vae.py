@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .config import AutoencoderConfig
-from .layers import Attention, Conv3x3, GroupNorm, ResnetBlock2D, silu
+from .layers import Attention, Conv3x3, GroupNorm, Linear, ResnetBlock2D, silu
 
 NORM_EPS = 1e-6  # diffusers' value for every norm of the VAE; no config says it
 
@@ -175,9 +175,9 @@ class Autoencoder(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         if config.use_quant_conv:
-            self.quant_conv = nn.Linear(2 * channels, 2 * channels)
+            self.quant_conv = Linear(2 * channels, 2 * channels)
         if config.use_post_quant_conv:
-            self.post_quant_conv = nn.Linear(channels, channels)
+            self.post_quant_conv = Linear(channels, channels)
 
     def encode(self, x: mx.array) -> tuple[mx.array, mx.array]:
         """Mean and log variance of the scaled latents, [B, H / f, W / f, C] each.
