@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .config import CLIPTextConfig
+from .cpu import compute_dtype
 from .layers import ACTIVATIONS, Attention, Linear
 
 
@@ -53,6 +54,7 @@ class CLIPTextModel(nn.Module):
     def __call__(self, tokens: mx.array) -> CLIPOutput:
         positions = mx.arange(tokens.shape[1])
         x = self.token_embedding(tokens) + self.position_embedding(positions)
+        x = x.astype(compute_dtype(x.dtype))
         hidden_states = [x]
         for layer in self.layers:
             x = layer(x)

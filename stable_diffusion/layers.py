@@ -59,9 +59,23 @@ class Linear(nn.Linear):
     """x [..., D] times the transpose of the weight [O, D], plus the bias [O]."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        return (
-            cpu.linear(x, self.weight, self.get("bias")) if cpu.serves(x) else super().__call__(x)
-        )
+        if cpu.serves(x):
+            return cpu.linear(x, self.weight, self.get("bias"))
+        return super().__call__(x)
+
+    def to_quantized(self, *arguments, **options) -> nn.QuantizedLinear:
+        """The layer with a quantized weight; arguments as of MLX's own."""
+        return QuantizedLinear.from_linear(self, *arguments, **options)
+
+
+class QuantizedLinear(nn.QuantizedLinear):
+    """A `Linear` with a quantized weight."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if not cpu.serves(x):
+            return super().__call__(x)
+        packed = self.weight, self.scales, self.biases
+        return cpu.quantized_linear(x, *packed, self.get("bias"), self.group_size, self.bits)
 
 
 class GroupNorm(nn.GroupNorm):

@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from . import cpu
 from .config import ModelConfig
 from .model_io import (
     DEFAULT_MODEL,
@@ -64,7 +65,8 @@ class StableDiffusion:
     Args:
         model: a known name (`config.MODELS`), a folder in the layout of diffusers, or a Hub
             repository, `org/name` or `org/name@revision`.
-        float16: compute text encoder and UNet in half precision. The VAE is always in float32.
+        float16: compute text encoder and UNet in half precision (on a Linux CPU: only store their
+            weights so). The VAE is always in float32.
         sampler: one of `config.SAMPLERS`; the model's own where None.
 
     Raises:
@@ -82,12 +84,14 @@ class StableDiffusion:
         float16: bool = False,
         sampler: str | None = None,
     ):
+        if cpu.is_used():
+            cpu.keep_freed_memory()
         source = open_model(model)
         self.config = load_model_config(source)
         if isinstance(self, StableDiffusionXL) is not self.config.is_xl:
             right = pipeline_class(self.config).__name__
             raise ValueError(f"{source.name} is a {right} model: use the class {right}")
-        self.dtype = mx.float16 if float16 else mx.float32
+        self.dtype = cpu.compute_dtype(mx.float16 if float16 else mx.float32)
         self.diffusion_config = self.config.diffusion
         self.sampler = Sampler.for_model(self.diffusion_config, sampler)
         for attribute, name in self._TOKENIZERS:
