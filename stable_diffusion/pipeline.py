@@ -29,7 +29,7 @@ from .model_io import (
 from .noise import NoiseStream, draw_latents
 from .quantize import quantize_linear, store_in_float16
 from .sampler import Sampler, Schedule
-from .tiling import LARGEST_WHOLE, decode_tiled
+from .tiling import decode
 from .weights import read_weights
 
 MAX_SEED = 2**63 - 1
@@ -222,14 +222,10 @@ class StableDiffusion:
     def decode(self, x_t: mx.array, tiled: bool | None = None) -> mx.array:
         """Pictures [B, f·h, f·w, 3] in [0, 1] of latents [B, h, w, C]; f is the VAE's factor.
 
-        `tiled` decodes in strips, which looks the same and takes less memory, and at once, not
-        lazily; None does so above 768×768 pixels.
+        `tiled` decodes in strips: the same in less memory, but computed now, not lazily. None
+        does so above 768×768 pixels.
         """
-        if tiled is None:
-            n_pixels = x_t.shape[1] * x_t.shape[2] * self.config.autoencoder.factor**2
-            tiled = n_pixels > LARGEST_WHOLE
-        x_t = x_t.astype(mx.float32)
-        x = decode_tiled(self.autoencoder, x_t) if tiled else self.autoencoder.decode(x_t)
+        x = decode(self.autoencoder, x_t.astype(mx.float32), tiled)
         return mx.clip(x / 2 + 0.5, 0, 1)
 
     def _text_encoders(self) -> list[nn.Module]:

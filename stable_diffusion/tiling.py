@@ -6,6 +6,7 @@ statistics of the whole picture where it is normalised, and takes the place of w
 So strips do not show: the result is that of decoding at once, but for rounding.
 """
 
+import math
 from collections.abc import Callable, Iterator
 
 import mlx.core as mx
@@ -14,7 +15,7 @@ import mlx.nn as nn
 from .layers import ACTIVATIONS, Attention, ResnetBlock2D
 from .vae import AttentionBlock, Autoencoder, Decoder
 
-LARGEST_WHOLE = 768 * 768  # pixels of a picture up to which tiles are not worth their trouble
+LARGEST_WHOLE = 768 * 768  # pixels of a picture: larger ones are decoded in strips
 STRIP = 2**15  # pixels of a strip: 32 MB in float32 at the 256 channels of the widest layer
 SCORES = 2**25  # attention scores held at once: 128 MB
 
@@ -22,11 +23,16 @@ Strips = list[mx.array]  # from top to bottom, [1, rows, W, C] each
 Function = Callable[[mx.array], mx.array]
 
 
-def decode_tiled(autoencoder: Autoencoder, z: mx.array) -> mx.array:
-    """`autoencoder.decode` in little memory: [B, h, w, C] → [B, f·h, f·w, 3].
+def decode(autoencoder: Autoencoder, z: mx.array, tiled: bool | None = None) -> mx.array:
+    """`autoencoder.decode`, in strips where `tiled`, or where the picture is large and it is None.
 
-    What it holds is little more than the largest layer. It computes when it is called.
+    Strips hold little more than the largest layer of one picture: in the real models that is 1 kB
+    a pixel, 1 GB for 1024×1024. They are computed now, not lazily.
     """
+    if tiled is None:
+        tiled = math.prod(z.shape[1:3]) * autoencoder.config.factor**2 > LARGEST_WHOLE
+    if not tiled:
+        return autoencoder.decode(z)
     z = autoencoder.decoder_input(z)
     return mx.concatenate([_decode(autoencoder.decoder, picture[None]) for picture in z])
 
@@ -42,9 +48,9 @@ def _decode(decoder: Decoder, z: mx.array) -> mx.array:
         for resnet in block.resnets:
             strips = _resnet(resnet, strips)
         if "upsample" in block:
-            quarters = [part for strip in strips for part in _split(strip, STRIP // 4)]
-            del strips  # or it would hold on to them
-            strips = [strip for strip, _ in _convolve(quarters, block.upsample, scale=2)]
+            # Of a quarter of the pixels, to become strips of as many as before.
+            strips = [part for strip in strips for part in _split(strip, STRIP // 4)]
+            strips = [strip for strip, _ in _convolve(strips, block.upsample, scale=2)]
     norm, silu = _normalize(decoder.conv_norm_out, strips), ACTIVATIONS["silu"]
     pixels = _convolve(strips, lambda x: decoder.conv_out(silu(norm(x))))
     return mx.concatenate([strip for strip, _ in pixels], axis=1)
