@@ -47,6 +47,8 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> arg
         parser.error(f"--n_rows {args.n_rows} does not divide --n_images {args.n_images}")
     if (args.width is None) != (args.height is None):
         parser.error("--width and --height go together")
+    if args.preload_models and args.low_memory:
+        parser.error("--preload_models and --low_memory are opposites: leave one out")
     try:
         check_output(args.output)
         if "image" in args:
@@ -106,6 +108,18 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=1,
         help="how many pictures to decode at once (default: %(default)s)",
+    )
+    add(
+        "--low_memory",
+        action="store_true",
+        default=None,
+        help="spare memory, not time (default: where there are less than 12 GB)",
+    )
+    add("--no_low_memory", dest="low_memory", action="store_false", help="spare time")
+    add(
+        "--tiled",
+        action="store_true",
+        help="decode in strips, which look the same (default: above 768x768 pixels)",
     )
     add("--quantize", "-q", action="store_true", help="4-bit text encoders, 8-bit UNet")
     add(

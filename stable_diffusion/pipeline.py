@@ -27,8 +27,10 @@ from .model_io import (
     open_model,
 )
 from .noise import NoiseStream, draw_latents
-from .quantize import quantize_linear
+from .quantize import quantize_linear, store_in_float16
 from .sampler import Sampler, Schedule
+from .tiling import decode
+from .weights import read_weights
 
 MAX_SEED = 2**63 - 1
 
@@ -104,14 +106,15 @@ class StableDiffusion:
 
     def ensure_models_are_loaded(self) -> None:
         """Read all weights now."""
-        networks = [*self._text_encoders(), self.unet, self.autoencoder]
-        mx.eval([network.parameters() for network in networks])
+        for network in (*self._text_encoders(), self.unet, self.autoencoder):
+            read_weights(network)
 
     def quantize(self) -> None:
-        """Keep the linear layers' weights in 4 bits (text encoders) and 8 bits (UNet)."""
+        """Keep linear layers in 4 bits (text encoders) and 8 (UNet), the UNet's rest in float16."""
         for text_encoder in self._text_encoders():
             quantize_linear(text_encoder, bits=4, group_size=64)
         quantize_linear(self.unet, bits=8, group_size=32)
+        store_in_float16(self.unet)
 
     def free_text_encoders(self) -> None:
         """Drop the text encoders. Evaluate what comes of them (`Denoising.inputs`) first."""
@@ -216,9 +219,13 @@ class StableDiffusion:
         x = x + mx.array(draw_latents(streams, mean.shape[1:])) * schedule.initial_sigma
         return self._denoise(x, schedule, text, negative_text, cfg_weight, streams, seed)
 
-    def decode(self, x_t: mx.array) -> mx.array:
-        """Pictures [B, f·h, f·w, 3] in [0, 1] of latents [B, h, w, C]; f is the VAE's factor."""
-        x = self.autoencoder.decode(x_t.astype(mx.float32))
+    def decode(self, x_t: mx.array, tiled: bool | None = None) -> mx.array:
+        """Pictures [B, f·h, f·w, 3] in [0, 1] of latents [B, h, w, C]; f is the VAE's factor.
+
+        `tiled` decodes in strips: the same in less memory, but computed now, not lazily. None
+        does so above 768×768 pixels.
+        """
+        x = decode(self.autoencoder, x_t.astype(mx.float32), tiled)
         return mx.clip(x / 2 + 0.5, 0, 1)
 
     def _text_encoders(self) -> list[nn.Module]:

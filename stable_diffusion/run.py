@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
 
+from . import memory
 from .config import ModelConfig
 from .image import make_grid, save_image, to_uint8
 from .pipeline import Denoising, StableDiffusion, load_model_config, open_model, pipeline_class
@@ -58,6 +59,10 @@ def generate(args: argparse.Namespace, start: Callable[[StableDiffusion], Denois
         args.seed = secrets.randbits(32)
         print(f"Seed: {args.seed}")
 
+    memory.limit_cache()
+    spares_memory = memory.is_short() if args.low_memory is None else args.low_memory
+    tiled = True if args.tiled or spares_memory else None  # None: by size
+
     sd = pipeline_class(config)(source, _use_float16(args), args.sampler)
     if args.quantize:
         sd.quantize()
@@ -67,15 +72,16 @@ def generate(args: argparse.Namespace, start: Callable[[StableDiffusion], Denois
 
     with _peak_memory("text and image encoding", args.verbose):
         latents = start(sd)
-        mx.eval(latents.inputs)
+        for array in latents.inputs:  # the picture's encoder and the text's at different times
+            mx.eval(array)
         sd.free_text_encoders()
     with _peak_memory("denoising", args.verbose):
         for x_t in tqdm(latents, desc="Denoising", unit="step", total=len(latents)):
             mx.eval(x_t)
-        del sd.unet
+        del sd.unet, latents
         _require_finite(x_t, "latents", args)
     with _peak_memory("decoding", args.verbose):
-        images = _decode(sd, x_t, args)
+        images = _decode(sd, x_t, tiled, args)
 
     save_image(args.output, make_grid(images, args.n_rows))
     print(f"Wrote {args.output}")
@@ -122,12 +128,14 @@ def _use_float16(args: argparse.Namespace) -> bool:
     return False
 
 
-def _decode(sd: StableDiffusion, x_0: mx.array, args: argparse.Namespace) -> np.ndarray:
+def _decode(
+    sd: StableDiffusion, x_0: mx.array, tiled: bool | None, args: argparse.Namespace
+) -> np.ndarray:
     """Pictures, uint8 [B, H, W, 3], decoded a few at a time."""
     images = []
     starts = range(0, len(x_0), args.decoding_batch_size)
     for i in tqdm(starts, desc="Decoding", unit="batch"):
-        batch = sd.decode(x_0[i : i + args.decoding_batch_size])
+        batch = sd.decode(x_0[i : i + args.decoding_batch_size], tiled)
         mx.eval(batch)
         _require_finite(batch, "pictures", args)
         images.append(to_uint8(np.array(batch)))
@@ -145,6 +153,7 @@ def _require_finite(x: mx.array, what: str, args: argparse.Namespace) -> None:
 def _peak_memory(phase: str, verbose: bool) -> Iterator[None]:
     mx.reset_peak_memory()
     yield
+    mx.clear_cache()  # the next phase's buffers are of other sizes
     if verbose:
         print(f"Peak memory, {phase}: {mx.get_peak_memory() / 1e9:.3f} GB")
 

@@ -195,10 +195,12 @@ class Autoencoder(nn.Module):
 
     def decode(self, z: mx.array) -> mx.array:
         """Pictures [B, f·h, f·w, 3], about in [-1, 1], of scaled latents [B, h, w, C]."""
+        return self.decoder(self.decoder_input(z))
+
+    def decoder_input(self, z: mx.array) -> mx.array:
+        """What the decoder takes for scaled latents, of the same shape."""
         z = z / self.config.scaling_factor
-        if "post_quant_conv" in self:
-            z = self.post_quant_conv(z)
-        return self.decoder(z)
+        return self.post_quant_conv(z) if "post_quant_conv" in self else z
 
     def __call__(self, x: mx.array) -> mx.array:
         """A picture through the bottleneck and back, without noise."""

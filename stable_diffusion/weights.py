@@ -106,6 +106,15 @@ def load_weights(model: nn.Module, files: Sequence[Path], layout: Layout, dtype:
     model.update(tree_unflatten([(name, value.astype(dtype)) for name, value in weights.items()]))
 
 
+def read_weights(network: nn.Module) -> None:
+    """Read, convert and quantize lazy weights now, one after another.
+
+    So there is never more than one of them in two versions.
+    """
+    for _, value in tree_flatten(network.parameters()):
+        mx.eval(value)
+
+
 def _read(file: Path) -> dict[str, mx.array]:
     try:
         return mx.load(str(file), format="safetensors")

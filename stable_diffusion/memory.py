@@ -1,0 +1,30 @@
+"""How much memory there is, and how much of it MLX may keep for later."""
+
+import os
+
+import mlx.core as mx
+
+SHORT = 12e9  # bytes: with less, as Macs of 8 GB have, memory is spared without being asked
+
+CACHE_SHARE = 1 / 16  # of the memory, for buffers that MLX keeps for the next step
+
+
+def total_memory() -> int:
+    """The memory, in bytes, of the device that computes."""
+    if mx.default_device().type == mx.gpu:
+        info = mx.device_info()
+        for key in ("memory_size", "total_memory"):  # Metal's name for it, and CUDA's
+            if key in info:
+                return int(info[key])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def is_short() -> bool:
+    """Whether there is so little memory that time should be given for it."""
+    return total_memory() < SHORT
+
+
+def limit_cache() -> None:
+    """Keep Metal from holding on to all buffers that were ever freed, as it does by default."""
+    if mx.metal.is_available() and mx.default_device().type == mx.gpu:
+        mx.set_cache_limit(int(total_memory() * CACHE_SHARE))
