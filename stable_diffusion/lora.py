@@ -2,9 +2,6 @@
 
 They are kept beside the layers, whose weights stay as they are, quantized or not. That takes
 little memory, and taking them off leaves the model as it was, to the bit.
-
-Names are looked up, not parsed: each layer of a network is listed under every name that files have
-for it. There is no other way to tell kohya's names apart, which put underscores for dots.
 """
 
 import copy
@@ -15,45 +12,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from .config import UNetConfig
-from .weights import TEXT_ENCODER, UNET, Layout, channels_last, read_safetensors, rename
+from .lora_names import ALPHA, COMPONENTS, DOWN, UP, layer_names, split_key
+from .weights import channels_last, read_safetensors
 
 MOST_NAMED = 10  # keys that an error lists; it counts the others
-
-
-class Component(NamedTuple):
-    """How files name the layers of one network; in diffusers' and PEFT's, after `COMPONENT.`"""
-
-    layout: Layout
-    kohya: tuple[str, ...]  # what stands before the name, whose dots are underscores then
-
-
-COMPONENTS = {
-    "unet": Component(UNET, ("lora_unet_",)),
-    "text_encoder": Component(TEXT_ENCODER, ("lora_te_", "lora_te1_")),
-    "text_encoder_2": Component(TEXT_ENCODER, ("lora_te2_",)),
-}
-
-# What follows a layer's name in any file → `lora.down.weight`, `lora.up.weight`, `alpha`.
-_SPELLINGS = {
-    "lora_down": "lora.down",  # kohya
-    "lora_up": "lora.up",
-    "lora_A": "lora.down",  # PEFT and today's diffusers
-    "lora_B": "lora.up",
-    "lora_linear_layer": "lora",  # older diffusers: text encoders
-    **{f"processor.to_{name}_lora": f"to_{name}.lora" for name in "qkv"},  # and attention
-    "processor.to_out_lora": "to_out.0.lora",
-    **{f"self_attn.to_{name}_lora": f"self_attn.{name}_proj.lora" for name in "qkv"},
-    "self_attn.to_out_lora": "self_attn.out_proj.lora",
-}
-_DOWN, _UP, _ALPHA = "lora.down.weight", "lora.up.weight", "alpha"
-_KEY = re.compile(rf"(.+)\.({_DOWN}|{_UP}|{_ALPHA})")
 
 # What else changes layers and is not plain LoRA, by how a segment of its keys begins.
 _OTHER_KINDS = {
@@ -64,25 +32,6 @@ _OTHER_KINDS = {
     "oft_": "OFT",
     "lora_mid": "LoCon in Tucker form",
     "on_input": "(IA)³",
-}
-
-# Layers of the UNet as Stability AI's code names them, after the name of their block.
-_ORIGINAL_LAYERS = {
-    "conv1": "in_layers.2",
-    "conv2": "out_layers.3",
-    "time_emb_proj": "emb_layers.1",
-    "conv_shortcut": "skip_connection",
-}
-_ORIGINAL_BLOCKS = {
-    "conv_in": "input_blocks.0.0",
-    "conv_out": "out.2",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-    "mid_block.resnets.0": "middle_block.0",
-    "mid_block.attentions.0": "middle_block.1",
-    "mid_block.resnets.1": "middle_block.2",
 }
 
 
@@ -139,7 +88,7 @@ class LoRAConv2d(nn.Module):
 
 @dataclass
 class _Adapter:
-    """What a file has for one layer: tensors and their keys, by `_DOWN`, `_UP` and `_ALPHA`."""
+    """What a file has for one layer: tensors and their keys, by `DOWN`, `UP` and `ALPHA`."""
 
     name: str  # of the layer, in the file
     tensors: dict[str, mx.array] = field(default_factory=dict)
@@ -148,7 +97,7 @@ class _Adapter:
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether it can change a weight of `shape`."""
         down, up = self._down_and_up(shape)
-        is_scalar = _ALPHA not in self.tensors or self.tensors[_ALPHA].size == 1
+        is_scalar = ALPHA not in self.tensors or self.tensors[ALPHA].size == 1
         return is_scalar and down.shape[1:] == shape[1:] and up.shape == (shape[0], len(down))
 
     def matrices(
@@ -159,13 +108,13 @@ class _Adapter:
         return down, up.astype(mx.float32) * self._ratio(len(down), config)
 
     def _down_and_up(self, shape: tuple[int, ...]) -> tuple[mx.array, mx.array]:
-        down = channels_last(self.tensors[_DOWN], len(shape))
-        return down, channels_last(self.tensors[_UP], rank=2)
+        down = channels_last(self.tensors[DOWN], len(shape))
+        return down, channels_last(self.tensors[UP], rank=2)
 
     def _ratio(self, rank: int, config: Mapping[str, Any]) -> float:
         """What the file has the product multiplied with: alpha / rank."""
-        if _ALPHA in self.tensors:
-            return self.tensors[_ALPHA].item() / rank
+        if ALPHA in self.tensors:
+            return self.tensors[ALPHA].item() / rank
         component, _, name = self.name.partition(".")
         # PEFT's patterns are regular expressions for the end of a layer's name.
         patterns = config.get(f"{component}.alpha_pattern", {}).items()
@@ -203,13 +152,13 @@ def load_lora(
     config = _adapter_config(file, metadata)
     _refuse_other_kinds(file, tensors, config)
 
-    adapters, unexpected = _by_layer(tensors, networks)
+    adapters, unexpected = _by_layer(file, tensors, networks)
     layers = {component: _layers(network) for component, network in networks.items()}
     changed: dict[str, dict[str, nn.Module]] = {component: {} for component in networks}
     missing, misshapen = [], []
     for (component, layer_path), adapter in adapters.items():
         layer = layers[component][layer_path]
-        if not adapter.tensors.keys() >= {_DOWN, _UP}:
+        if not adapter.tensors.keys() >= {DOWN, UP}:
             missing += [f"what goes with {key}" for key in adapter.keys.values()]
         elif not adapter.fits(_shape(layer)):
             misshapen += [f"{key} {list(tensors[key].shape)}" for key in adapter.keys.values()]
@@ -236,29 +185,6 @@ def unload_lora(networks: Mapping[str, nn.Module]) -> None:
         _replace(network, {path: layer.base for path, layer in layers if _has_lora(layer)})
 
 
-def original_names(config: UNetConfig) -> dict[str, str]:
-    """Names of a UNet's blocks in diffusers, and of layers in blocks → the original code's."""
-    names = _ORIGINAL_BLOCKS | _ORIGINAL_LAYERS
-    number = 1
-    for level, n_layers in enumerate(config.layers):
-        for i in range(n_layers):
-            names[f"down_blocks.{level}.resnets.{i}"] = f"input_blocks.{number}.0"
-            names[f"down_blocks.{level}.attentions.{i}"] = f"input_blocks.{number}.1"
-            number += 1
-        names[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{number}.0.op"
-        number += 1
-    number = 0
-    for block, n_layers in enumerate(reversed(config.layers)):
-        for i in range(n_layers + 1):
-            names[f"up_blocks.{block}.resnets.{i}"] = f"output_blocks.{number}.0"
-            names[f"up_blocks.{block}.attentions.{i}"] = f"output_blocks.{number}.1"
-            number += 1
-        attends = config.up_block_types[block] == "CrossAttnUpBlock2D"
-        last = f"output_blocks.{number - 1}.{2 if attends else 1}"
-        names[f"up_blocks.{block}.upsamplers.0.conv"] = f"{last}.conv"
-    return names
-
-
 def _layers(network: nn.Module) -> dict[str, nn.Module]:
     """The layers that a LoRA can change, or has changed, by their paths."""
     kinds = (nn.Linear, nn.QuantizedLinear, nn.Conv2d, LoRALinear, LoRAConv2d)
@@ -268,40 +194,26 @@ def _layers(network: nn.Module) -> dict[str, nn.Module]:
     return dict(tree_flatten(layers, is_leaf=nn.Module.is_module))
 
 
-def _names(component: str, network: nn.Module) -> dict[str, str]:
-    """Every name that a file can have for a layer of a network → its path there."""
-    layout, kohya = COMPONENTS[component]
-    original = original_names(network.config) if component == "unet" else {}
-    names = {}
-    for path in _layers(network):
-        name = layout.key(path)
-        for spelling in {name, layout.prefix + name, rename(name, original)}:
-            names[f"{component}.{spelling}"] = path
-            names |= {prefix + spelling.replace(".", "_"): path for prefix in kohya}
-    return names
-
-
 def _by_layer(
-    tensors: Mapping[str, mx.array], networks: Mapping[str, nn.Module]
+    file: Path, tensors: Mapping[str, mx.array], networks: Mapping[str, nn.Module]
 ) -> tuple[dict[tuple[str, str], _Adapter], list[str]]:
     """Adapters by component and path there; and the keys that are none of any layer."""
     targets = {
         name: (component, path)
         for component, network in networks.items()
-        for name, path in _names(component, network).items()
+        for name, path in layer_names(component, network, _layers(network)).items()
     }
     adapters: dict[tuple[str, str], _Adapter] = {}
     unexpected = []
     for key, tensor in tensors.items():
-        match = _KEY.fullmatch(rename(key, _SPELLINGS))
-        if match is None or match[1] not in targets:
+        name, part = split_key(key) or ("", "")
+        if name not in targets:
             unexpected.append(key)
             continue
-        adapter = adapters.setdefault(targets[match[1]], _Adapter(match[1]))
-        if match[2] in adapter.keys:  # the same layer by another name
-            unexpected.append(key)
-            continue
-        adapter.tensors[match[2]], adapter.keys[match[2]] = tensor, key
+        adapter = adapters.setdefault(targets[name], _Adapter(name))
+        if part in adapter.keys:
+            raise ValueError(f"{file}: {adapter.keys[part]} and {key} are of the same layer")
+        adapter.tensors[part], adapter.keys[part] = tensor, key
     return adapters, unexpected
 
 
