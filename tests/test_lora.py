@@ -342,21 +342,26 @@ def test_quantized(checkpoint, tmp_path, kind):
     with with_lora(pipeline, file):
         pipeline.set_adapters("0", 0.7)
         assert_equal(ours(sd), theirs(pipeline))
-    with_lora_first = load(checkpoint(kind))
-    with_lora_first.load_lora(file, 0.7)
-    with_lora_first.quantize()
-    assert identical(ours(with_lora_first), ours(sd))
     sd.unload_lora()
     assert identical(parameters(sd), weights) and identical(ours(sd), outputs)
+
+
+def test_quantizing_can_come_later(checkpoint, oracle, tmp_path):
+    file = tmp_path / "lora.safetensors"
+    write_diffusers(file, random_changes(oracle("sd-1").exact, seed=1, rank=4, alpha=4.0))
+    before, after = load(checkpoint("sd-1")), load(checkpoint("sd-1"))
+    before.quantize()
+    before.load_lora(file, 0.7)
+    after.load_lora(file, 0.7)
+    after.quantize()
+    assert identical(ours(before), ours(after))
 
 
 def test_each_layer_has_its_own_rank_and_alpha(checkpoint, tmp_path):
     """Where diffusers takes the most frequent alpha for some: weights with the change in them."""
     pipeline = Oracle(checkpoint("sdxl")).exact
-    changes = {}
-    for i, (name, one) in enumerate(random_changes(pipeline, 1, rank=1, alpha=1.0).items()):
-        two = random_changes(pipeline, 2, rank=3, alpha=2.5, only=name.partition(".")[2])
-        changes[name] = two[name] if i % 2 else one
+    two_kinds = [random_changes(pipeline, i, rank=i, alpha=2.5 / i) for i in (1, 3)]
+    changes = {name: two_kinds[i % 2][name] for i, name in enumerate(two_kinds[0])}
     file = tmp_path / "lora.safetensors"
     write_kohya(file, changes)
     for name, (down, up, alpha) in changes.items():
@@ -469,14 +474,14 @@ def test_what_is_no_lora_file(tmp_path):
 
 def test_the_option(checkpoint, oracle, tmp_path):
     """Two LoRA, one of them with a scale, in the picture of the script."""
-    bare, theirs = oracle("sdxl").exact, Oracle(checkpoint("sdxl"))
+    bare, theirs = oracle("sd-1").exact, Oracle(checkpoint("sd-1"))
     files = [tmp_path / "a.safetensors", tmp_path / "b:1.safetensors"]
     for i, file in enumerate(files):
         write_diffusers(file, random_changes(bare, seed=i, rank=4, alpha=4.0, only="attn"))
         theirs.single.load_lora_weights(file, adapter_name=str(i))
     theirs.single.set_adapters(["0", "1"], [0.4, 1.0])
     expected = theirs.pictures("a photo", seeds=[7], num_inference_steps=2, guidance_scale=3.0)
-    options = ["--model", checkpoint("sdxl"), "--seed=7", "--steps=2", "--cfg=3", "--n_images=1"]
+    options = ["--model", checkpoint("sd-1"), "--seed=7", "--steps=2", "--cfg=3", "--n_images=1"]
     options += ["--output", tmp_path / "o.png", "--lora", f"{files[0]}:0.4", "--lora", files[1]]
     assert txt2image.main(["a photo", *map(str, options)]) == 0
     picture = np.asarray(Image.open(tmp_path / "o.png"))
