@@ -267,7 +267,7 @@ def parameters(sd: StableDiffusion) -> dict[str, mx.array]:
     ("kind", "write", "only"),
     [
         ("sd-1", write_old_diffusers, "attn"),
-        ("sd-2", write_diffusers, ""),
+        ("sd-1", write_diffusers, ""),
         ("sdxl", write_kohya, ""),
         ("sdxl", write_peft, ""),
     ],
