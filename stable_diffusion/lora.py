@@ -98,7 +98,8 @@ class _Adapter:
         """Whether it can change a weight of `shape`."""
         down, up = self._down_and_up(shape)
         is_scalar = ALPHA not in self.tensors or self.tensors[ALPHA].size == 1
-        return is_scalar and down.shape[1:] == shape[1:] and up.shape == (shape[0], len(down))
+        is_down = down.size > 0 and down.shape[1:] == shape[1:]
+        return is_scalar and is_down and up.shape == (shape[0], len(down))
 
     def matrices(
         self, shape: tuple[int, ...], config: Mapping[str, Any]

@@ -423,6 +423,11 @@ DOWN, UP = torch.ones(4, 64), torch.ones(64, 4)
             "wrong shape",
         ),
         (
+            {f"{LAYER}.lora_A.weight": DOWN[:0], f"{LAYER}.lora_B.weight": UP[:, :0]},
+            {},
+            "wrong shape",
+        ),
+        (
             {
                 f"{LAYER}.lora_A.weight": DOWN,
                 f"{LAYER}.lora_B.weight": UP,
