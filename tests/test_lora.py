@@ -6,6 +6,7 @@ diffusers only warns of keys that it does not know, so each comparison first cou
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import mlx.core as mx
@@ -206,6 +207,19 @@ def load(folder: Path) -> StableDiffusion:
     return (StableDiffusionXL if "xl" in folder.name else StableDiffusion)(folder)
 
 
+@pytest.fixture(scope="module")
+def models(checkpoint) -> Callable[[str], StableDiffusion]:
+    return cache(lambda kind: load(checkpoint(kind)))
+
+
+@pytest.fixture
+def model(models) -> Iterator[Callable[[str], StableDiffusion]]:
+    """A model of a kind, without LoRA whatever the tests before did. Not to be quantized."""
+    yield models
+    for kind in ("sd-1", "sdxl"):
+        models(kind).unload_lora()
+
+
 def ours(sd: StableDiffusion) -> dict[str, mx.array]:
     """What the networks give for random inputs, by component."""
     x = mx.array(random_normal(2, 7, 9, 4), sd.dtype)
@@ -272,7 +286,7 @@ def parameters(sd: StableDiffusion) -> dict[str, mx.array]:
         ("sdxl", write_peft, ""),
     ],
 )
-def test_namings(checkpoint, oracle, tmp_path, kind, write, only):
+def test_namings(model, oracle, tmp_path, kind, write, only):
     """Every layer of every network; the test below has the other namings."""
     file = tmp_path / "lora.safetensors"
     pipeline = oracle(kind).exact
@@ -280,7 +294,7 @@ def test_namings(checkpoint, oracle, tmp_path, kind, write, only):
     if write is write_kohya:  # diffusers does not know the names of these two layers
         changes = {name: c for name, c in changes.items() if "add_embedding" not in name}
     write(file, changes)
-    sd = load(checkpoint(kind))
+    sd = model(kind)
     before = ours(sd)
     sd.load_lora(file, 0.7)
     after = ours(sd)
@@ -292,14 +306,14 @@ def test_namings(checkpoint, oracle, tmp_path, kind, write, only):
 
 
 @pytest.mark.parametrize(("kind", "write"), [("sd-1", write_kohya), ("sdxl", write_kohya_original)])
-def test_scales_and_stacks(checkpoint, oracle, tmp_path, kind, write):
+def test_scales_and_stacks(model, oracle, tmp_path, kind, write):
     """Two files of different ranks, the second one on some of the layers."""
     files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     pipeline = oracle(kind).exact
     changes = random_changes(pipeline, seed=1, rank=4, alpha=2.0)
     write(files[0], changes)
     write(files[1], random_changes(pipeline, seed=2, rank=2, alpha=4.0, only="conv1"))
-    sd = load(checkpoint(kind))
+    sd = model(kind)
     weights, outputs = parameters(sd), ours(sd)
     with with_lora(pipeline, *files):
         assert count(pipeline) == len(changes)
@@ -357,7 +371,7 @@ def test_quantizing_can_come_later(checkpoint, oracle, tmp_path):
     assert identical(ours(before), ours(after))
 
 
-def test_each_layer_has_its_own_rank_and_alpha(checkpoint, tmp_path):
+def test_each_layer_has_its_own_rank_and_alpha(model, checkpoint, tmp_path):
     """Where diffusers takes the most frequent alpha for some: weights with the change in them."""
     pipeline = Oracle(checkpoint("sdxl")).exact
     two_kinds = [random_changes(pipeline, i, rank=i, alpha=2.5 / i) for i in (1, 3)]
@@ -369,7 +383,7 @@ def test_each_layer_has_its_own_rank_and_alpha(checkpoint, tmp_path):
         weight = getattr(pipeline, component).get_submodule(layer).weight
         product = up.flatten(1).double() @ down.flatten(1).double()
         weight.data += 0.7 * alpha / len(down) * product.reshape(weight.shape)
-    sd = load(checkpoint("sdxl"))
+    sd = model("sdxl")
     sd.load_lora(file, 0.7)
     assert_equal(ours(sd), theirs(pipeline))
 
