@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -121,6 +122,14 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="decode in strips, which look the same (default: above 768x768 pixels)",
     )
+    add(
+        "--lora",
+        type=_lora,
+        action="append",
+        default=[],
+        metavar="FILE[:SCALE]",
+        help="a LoRA to add, a safetensors file, and how much of it (default: 1); repeat for more",
+    )
     add("--quantize", "-q", action="store_true", help="4-bit text encoders, 8-bit UNet")
     add(
         "--float16",
@@ -131,6 +140,16 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--no_float16", dest="float16", action="store_false", help="compute in float32")
     add("--preload_models", action="store_true", help="read all weights before the first step")
     add("--verbose", "-v", action="store_true", help="report the peak memory of each phase")
+
+
+def _lora(text: str) -> tuple[Path, float]:
+    """An argument type: a file that is there, and a scale, which may be negative."""
+    file, colon, scale = text.rpartition(":")
+    if not colon or Path(text).is_file():
+        file, scale = text, "1"
+    if not Path(file).is_file():
+        raise argparse.ArgumentTypeError(f"no such LoRA file: {file}")
+    return Path(file), _number(float, -100, 100)(scale)
 
 
 def _number(kind: type[_N], low: _N, high: _N | None = None) -> Callable[[str], _N]:

@@ -6,6 +6,7 @@ UNet can.
 """
 
 import math
+import os
 import secrets
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 
 from . import cpu
 from .config import ModelConfig
+from .lora import load_lora, unload_lora
 from .model_io import (
     DEFAULT_MODEL,
     Key,
@@ -115,6 +117,14 @@ class StableDiffusion:
             quantize_linear(text_encoder, bits=4, group_size=64)
         quantize_linear(self.unet, bits=8, group_size=32)
         store_in_float16(self.unet)
+
+    def load_lora(self, path: str | os.PathLike[str], scale: float = 1.0) -> None:
+        """Add a LoRA file to those that UNet and text encoders have; see `lora.load_lora`."""
+        load_lora(self._lora_networks(), path, scale, self.dtype)
+
+    def unload_lora(self) -> None:
+        """Take every LoRA off: the networks are, to the bit, what they were without."""
+        unload_lora(self._lora_networks())
 
     def free_text_encoders(self) -> None:
         """Drop the text encoders. Evaluate what comes of them (`Denoising.inputs`) first."""
@@ -230,6 +240,10 @@ class StableDiffusion:
 
     def _text_encoders(self) -> list[nn.Module]:
         return [getattr(self, attribute) for attribute, _ in self._TEXT_ENCODERS]
+
+    def _lora_networks(self) -> dict[str, nn.Module]:
+        networks = (*self._TEXT_ENCODERS, ("unet", "unet"))
+        return {name: getattr(self, at) for at, name in networks if hasattr(self, at)}
 
     def _checked(
         self, n_images: int, num_steps: int | None, cfg_weight: float | None

@@ -66,6 +66,8 @@ def generate(args: argparse.Namespace, start: Callable[[StableDiffusion], Denois
     sd = pipeline_class(config)(source, _use_float16(args), args.sampler)
     if args.quantize:
         sd.quantize()
+    for file, scale in args.lora:
+        sd.load_lora(file, scale)
     if args.preload_models:
         with _peak_memory("loading", args.verbose):
             sd.ensure_models_are_loaded()

@@ -25,15 +25,16 @@ class Layout:
 
     def parameter(self, key: str) -> str:
         """The parameter of the network that the tensor `key` of a file holds."""
-        key = _rename(key.removeprefix(self.prefix), self.old_renames)
-        return _rename(key, self.renames)
+        key = rename(key.removeprefix(self.prefix), self.old_renames)
+        return rename(key, self.renames)
 
     def key(self, parameter: str) -> str:
         """The key, without prefix, of `parameter` in a file as diffusers writes them today."""
-        return _rename(parameter, {ours: theirs for theirs, ours in self.renames.items()})
+        return rename(parameter, {ours: theirs for theirs, ours in self.renames.items()})
 
 
-def _rename(path: str, table: Mapping[str, str]) -> str:
+def rename(path: str, table: Mapping[str, str]) -> str:
+    """`path` with every run of whole segments that `table` has renamed, the longest ones first."""
     if not table:
         return path
     runs = "|".join(re.escape(run) for run in sorted(table, key=len, reverse=True))
@@ -86,14 +87,15 @@ def load_weights(model: nn.Module, files: Sequence[Path], layout: Layout, dtype:
     weights: dict[str, mx.array] = {}
     unexpected, misshapen = [], []
     for file in files:
-        for key, value in _read(file).items():
+        tensors, _ = read_safetensors(file)
+        for key, value in tensors.items():
             if key.rsplit(".", 1)[-1] in layout.ignored:
                 continue
             name = layout.parameter(key)
             if name not in wanted:
                 unexpected.append(key)
                 continue
-            weights[name] = _channels_last(value, len(wanted[name]))
+            weights[name] = channels_last(value, len(wanted[name]))
             if weights[name].shape != wanted[name]:
                 expected = _channels_first(wanted[name])
                 misshapen.append(f"{key} {list(value.shape)}, not {list(expected)}")
@@ -115,14 +117,19 @@ def read_weights(network: nn.Module) -> None:
         mx.eval(value)
 
 
-def _read(file: Path) -> dict[str, mx.array]:
+def read_safetensors(file: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """The tensors of a file, lazily, and its metadata.
+
+    Raises:
+        ValueError: it is no safetensors file.
+    """
     try:
-        return mx.load(str(file), format="safetensors")
+        return mx.load(str(file), format="safetensors", return_metadata=True)
     except RuntimeError as error:
         raise ValueError(f"{file} is not a readable safetensors file: {error}") from None
 
 
-def _channels_last(value: mx.array, rank: int) -> mx.array:
+def channels_last(value: mx.array, rank: int) -> mx.array:
     """A tensor of a PyTorch file in MLX's layout; `rank` is the parameter's."""
     if value.ndim != 4:
         return value
