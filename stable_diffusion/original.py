@@ -15,7 +15,10 @@ HEAD_WIDTH = 64  # of the text encoders, and of the UNets of SD 2.x and XL
 
 UNET_ROOT, VAE_ROOT = "model.diffusion_model.", "first_stage_model."
 CLIP_ROOT, OPEN_CLIP_ROOT = "cond_stage_model.transformer.", "cond_stage_model.model."
-XL_CLIP_ROOT, XL_OPEN_CLIP_ROOT = "conditioner.embedders.0.transformer.", "conditioner.embedders.1."
+XL_CLIP_ROOT, XL_OPEN_CLIP_ROOT = (
+    "conditioner.embedders.0.transformer.",
+    "conditioner.embedders.1.model.",
+)
 
 # What the files call the parts of a network → what this package calls them.
 RESNET = {
@@ -155,6 +158,9 @@ def tell_text_encoder(header: Header, tower: TextTower) -> tuple[dict[str, Any],
     """
     if tower.is_open_clip:
         layout = replace(OPEN_CLIP, root=tower.root)
+        if header.has(f"{tower.root}text_projection.weight"):  # as a linear layer has it
+            renames = {k: v for k, v in layout.renames.items() if k != "text_projection"}
+            layout = replace(layout, renames=renames, transposed=frozenset())
     else:  # very old files lack the second part
         inner = "text_model." if header.has(f"{tower.root}text_model.") else ""
         layout = replace(TEXT_ENCODER, root=tower.root + inner, prefix="")
@@ -178,7 +184,7 @@ def tell_text_encoder(header: Header, tower: TextTower) -> tuple[dict[str, Any],
     }
     if tower.is_open_clip and not tower.skips_last_layer:
         config["architectures"] = ["CLIPTextModelWithProjection"]
-        config["projection_dim"] = size("text_projection.weight", 1)
+        config["projection_dim"] = size("text_projection.weight", 1 if layout.transposed else 0)
     return config, layout
 
 
@@ -283,7 +289,9 @@ def tell_vae(header: Header, root: str) -> tuple[dict[str, Any], Layout]:
         "layers_per_block": count("encoder.down_blocks.0.resnets.{}.norm1.weight"),
         "use_quant_conv": header.has(f"{root}quant_conv."),
         "use_post_quant_conv": header.has(f"{root}post_quant_conv."),
-        "mid_block_add_attention": count("encoder.mid_block.attentions.{}.group_norm.weight") > 0,
+        "mid_block_add_attention": header.has(
+            layout.key("encoder.mid_block.attentions.0.group_norm.weight")
+        ),
     }, layout
 
 

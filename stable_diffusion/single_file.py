@@ -166,7 +166,7 @@ def open_single_file(name: str, file: Path) -> SingleFile:
         model.add("vae", {**config, "scaling_factor": family.scaling_factor}, layout)
     roots = tuple(layout.root for layout in model.layouts.values())
     if strays := [key for key in header.shapes if not key.startswith((*roots, *LEFTOVERS))]:
-        raise ValueError(f"{name} does not fit {family.name}: not expected: {', '.join(strays)}")
+        raise ValueError(f"{name}, told to be {family.name}: not expected: {', '.join(strays)}")
     return model
 
 
@@ -188,6 +188,8 @@ def open_vae_file(name: str, file: Path) -> SingleFile:
 
 
 def _open(name: str, file: Path) -> Header:
+    if not file.exists():
+        raise FileNotFoundError(f"there is no file {name}")
     if file.suffix in PICKLES:
         raise ValueError(
             f"{name} is a pickle, and pickles are never loaded: convert it in diffusers, "

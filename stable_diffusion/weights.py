@@ -133,7 +133,7 @@ def load_weights(model: nn.Module, files: Sequence[Path], layout: Layout, dtype:
     problems = {"missing": missing, "not expected": unexpected, "wrong shape": misshapen}
     if any(problems.values()):
         listed = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in problems.items() if keys)
-        raise ValueError(f"{files[0]} does not fit its config: {listed}")
+        raise ValueError(f"{files[0]} does not hold what the model asks for: {listed}")
     model.update(tree_unflatten([(name, value.astype(dtype)) for name, value in weights.items()]))
 
 
