@@ -17,7 +17,7 @@ class Header:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no safetensors file, or has numbers of a kind that is not read.
+        ValueError: it is no safetensors file, is cut short, or has numbers of 8 bits.
     """
 
     def __init__(self, name: str, file: Path):
@@ -27,11 +27,16 @@ class Header:
             with file.open("rb") as opened:
                 length = int.from_bytes(opened.read(8), "little")
                 content = json.loads(opened.read(length if length <= MAX_HEADER else 0))
-            self.metadata = content.pop("__metadata__", {})
+            self.metadata = dict(content.pop("__metadata__", {}))
             self.shapes = {key: tuple(entry["shape"]) for key, entry in content.items()}
             kinds = {entry["dtype"] for entry in content.values()}
-        except (ValueError, TypeError, KeyError, AttributeError):
+            end = max((entry["data_offsets"][1] for entry in content.values()), default=0)
+        except (ValueError, TypeError, LookupError, AttributeError):
             raise ValueError(f"{name} is not a readable safetensors file") from None
+        if (size := file.stat().st_size) < 8 + length + end:
+            raise ValueError(
+                f"{name} is cut short: it has {size} of {8 + length + end} bytes; download it again"
+            )
         if eight_bits := sorted(kind for kind in kinds if kind.startswith("F8")):
             raise ValueError(
                 f"{name} has 8-bit floats ({eight_bits[0]}), which are not supported: use the "

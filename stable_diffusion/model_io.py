@@ -209,11 +209,14 @@ def _autoencoder_config(source: Source) -> AutoencoderConfig:
     """The VAE's config; one from elsewhere has to scale the latents as the UNet knows them."""
     vae = source.vae or source
     config = _read_config(vae, "vae/config.json", AutoencoderConfig)
-    scale = config.scaling_factor
+    if vae is source:
+        return config
     if isinstance(source, SingleFile):
         scale = source.scaling_factor
-    elif vae is not source and source.find("vae/config.json") is not None:
+    elif source.find("vae/config.json") is not None:
         scale = _read_config(source, "vae/config.json", AutoencoderConfig).scaling_factor
+    else:
+        return config
     if isinstance(vae, SingleFile) and vae.scaling_factor is None:
         return replace(config, scaling_factor=scale)  # a file with a VAE alone does not say
     if config.scaling_factor != scale:

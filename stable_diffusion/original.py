@@ -15,10 +15,8 @@ HEAD_WIDTH = 64  # of the text encoders, and of the UNets of SD 2.x and XL
 
 UNET_ROOT, VAE_ROOT = "model.diffusion_model.", "first_stage_model."
 CLIP_ROOT, OPEN_CLIP_ROOT = "cond_stage_model.transformer.", "cond_stage_model.model."
-XL_CLIP_ROOT, XL_OPEN_CLIP_ROOT = (
-    "conditioner.embedders.0.transformer.",
-    "conditioner.embedders.1.model.",
-)
+XL_CLIP_ROOT = "conditioner.embedders.0.transformer."
+XL_OPEN_CLIP_ROOT = "conditioner.embedders.1.model."
 
 # What the files call the parts of a network → what this package calls them.
 RESNET = {
@@ -249,6 +247,11 @@ def tell_unet(
     if "text_encoder_2" in text_configs:
         n_inputs = header.size(f"{UNET_ROOT}label_emb.0.0.weight", 1)
         n_text = text_configs["text_encoder_2"]["projection_dim"]
+        if (n_inputs - n_text) % TIME_IDS:
+            raise ValueError(
+                f"{header.name}: label_emb takes {n_inputs} numbers, which are not the {n_text} of "
+                f"the text and those of {TIME_IDS} sizes"
+            )
         config |= {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": (n_inputs - n_text) // TIME_IDS,

@@ -21,7 +21,6 @@ from .unsupported import refuse_keys
 from .weights import Layout
 
 TOKENIZER = Path(__file__).parent / "tiny" / "tokenizer"  # CLIP's vocabulary, the same for all
-
 SUFFIXES = (".safetensors", ".ckpt")  # of names that mean a file, be it there or not
 
 # What else such files have, and nobody needs: averaged copies of the weights, the noise schedule,
@@ -69,10 +68,8 @@ class SingleFile(Source):
     def find(self, path: str) -> Path | None:
         """A file of the vocabulary, which is the package's own; there are no others."""
         folder, _, name = path.partition("/")
-        component = folder.replace("tokenizer", "text_encoder")
-        if folder != component in self.layouts and name in ("vocab.json", "merges.txt"):
-            return TOKENIZER / name
-        return None
+        has_folder = folder.startswith("tokenizer") and _text_encoder(folder) in self.layouts
+        return TOKENIZER / name if has_folder and name in ("vocab.json", "merges.txt") else None
 
     def files(self) -> Collection[str]:
         """None but the file itself."""
@@ -96,7 +93,7 @@ class SingleFile(Source):
 
     def pad_token(self, folder: str) -> str:
         """What the tokenizer of a folder pads prompts with."""
-        return self.family.text_towers[folder.replace("tokenizer", "text_encoder")].pad_token
+        return self.family.text_towers[_text_encoder(folder)].pad_token
 
     def _require(self, component: str) -> None:
         if component not in self.layouts:
@@ -145,12 +142,10 @@ def open_single_file(name: str, file: Path) -> SingleFile:
     header = _open(name, file)
     refuse_keys(name, header.shapes)
     if not header.has(UNET_ROOT):
-        hint = (
-            "no tensors model.diffusion_model.…; of a model in diffusers' layout, give the folder"
-        )
+        why = f"no keys begin with {UNET_ROOT} (of a model in diffusers' layout, give the folder)"
         if header.has("decoder.conv_in."):
-            hint = "it is a VAE (--vae)"
-        raise ValueError(f"{name} is no Stable Diffusion checkpoint in one file: {hint}")
+            why = "it is a VAE (--vae)"
+        raise ValueError(f"{name} is no Stable Diffusion checkpoint in one file: {why}")
     for family in FAMILIES:
         if any(header.has(tower.root) for tower in family.text_towers.values()):
             break
@@ -185,6 +180,11 @@ def open_vae_file(name: str, file: Path) -> SingleFile:
     vae = SingleFile(header, family=None)
     vae.add("vae", *tell_vae(header, root))
     return vae
+
+
+def _text_encoder(tokenizer: str) -> str:
+    """The text encoder that a tokenizer is for: they are numbered alike."""
+    return tokenizer.replace("tokenizer", "text_encoder")
 
 
 def _open(name: str, file: Path) -> Header:

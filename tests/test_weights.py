@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import UNET_FILE, edit
-from mlx.utils import tree_flatten
+from ours import same
 from safetensors.numpy import load_file
 
 from stable_diffusion import model_io
@@ -15,11 +15,6 @@ from stable_diffusion.weights import AUTOENCODER, TEXT_ENCODER, UNET
 
 VAE_FILE = "vae/diffusion_pytorch_model.safetensors"
 TEXT_FILE = "text_encoder/model.safetensors"
-
-
-def same(ours, theirs) -> bool:
-    a, b = dict(tree_flatten(ours.parameters())), dict(tree_flatten(theirs.parameters()))
-    return a.keys() == b.keys() and all(mx.array_equal(a[key], b[key]).item() for key in a)
 
 
 def test_renames_match_whole_segments():
