@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from .config import SAMPLERS
+from .config import PREDICTION_TYPES, SAMPLERS
 from .image import check_output, load_image
 from .models import MODELS
 
@@ -83,8 +83,15 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add(
         "--model",
         default="sdxl",
-        help=f"one of {', '.join(MODELS)}; a folder in diffusers' layout; or a Hugging Face "
-        "repository, with @revision if wanted (default: %(default)s)",
+        help=f"one of {', '.join(MODELS)}; a folder in diffusers' layout; a .safetensors file in "
+        "the original one; or a Hugging Face repository, with @revision if wanted "
+        "(default: %(default)s)",
+    )
+    add("--vae", help="a model, folder, repository or file to take the VAE from")
+    add(
+        "--prediction_type",
+        choices=PREDICTION_TYPES,
+        help="what the UNet predicts, for a file that does not say (default: by model)",
     )
     add("--n_images", type=positive, default=4, help="how many (default: %(default)s)")
     add("--n_rows", type=positive, default=1, help="rows of the grid (default: %(default)s)")

@@ -14,6 +14,7 @@ from .models import ModelSpec
 from .strict import Config, require, require_known
 
 SAMPLERS = ("euler", "euler-a")
+PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
 @dataclass(frozen=True)
@@ -270,7 +271,7 @@ class DiffusionConfig(Config):
             f"beta_start = {self.beta_start} and beta_end = {self.beta_end} are no betas",
         )
         require_known("beta_schedule", self.beta_schedule, ("linear", "scaled_linear"))
-        require_known("prediction_type", self.prediction_type, ("epsilon", "v_prediction"))
+        require_known("prediction_type", self.prediction_type, PREDICTION_TYPES)
         require_known(
             "timestep_spacing", self.timestep_spacing, ("trailing", "leading", "linspace")
         )
@@ -318,8 +319,7 @@ class ModelConfig:
         if (self.unet.in_channels, self.unet.out_channels) != (latent_channels, latent_channels):
             raise ValueError(
                 f"{self.name}: the UNet takes {self.unet.in_channels} channels and gives "
-                f"{self.unet.out_channels}, the VAE has {latent_channels}: inpainting, editing and "
-                "upscaling models are not supported"
+                f"{self.unet.out_channels}, the VAE has {latent_channels}: they do not fit together"
             )
 
     @property

@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from .models import MODELS
 
@@ -40,8 +41,12 @@ class Source:
     """The files of a model, or of some components of it, in a folder.
 
     `name` is how messages call the model, `root` the folder. Paths are relative to it and have
-    forward slashes, as in "unet/config.json".
+    forward slashes, as in "unet/config.json". `vae` is where the VAE comes from if not from here,
+    `prediction_type` what the UNet predicts, whatever the files say: as the user wants it.
     """
+
+    vae: "Source | None" = None
+    prediction_type: str | None = None
 
     def __init__(self, name: str, root: Path):
         self.name = name
@@ -66,6 +71,18 @@ class Source:
         if (file := self.find(path)) is None:
             raise self._absent(path)
         return file
+
+    def config(self, path: str) -> tuple[Any, str]:
+        """What a JSON file says, and what messages call the file.
+
+        Raises:
+            FileNotFoundError, ValueError: as `require`; and it is no JSON.
+        """
+        file = self.require(path)
+        try:
+            return json.loads(file.read_bytes()), str(file)
+        except ValueError as error:  # not JSON, or not UTF-8
+            raise ValueError(f"{file} is not a JSON file: {error}") from None
 
     def weights(self, component: str, float16: bool) -> list[Path]:
         """The safetensors files of "unet", "vae", "text_encoder" or "text_encoder_2".
@@ -120,6 +137,20 @@ class Source:
 
     def _doubt(self) -> str:
         return ""
+
+
+class BareVae(Source):
+    """A VAE that lies in a folder or repository by itself, seen as the VAE of a model."""
+
+    def __init__(self, source: Source):
+        super().__init__(source.name, source.root)
+        self.source = source
+
+    def find(self, path: str) -> Path | None:
+        return self.source.find(path.removeprefix("vae/"))
+
+    def files(self) -> Collection[str]:
+        return [f"vae/{file}" for file in self.source.files()]
 
 
 class Repository(Source):

@@ -1,14 +1,18 @@
 """From a model's name to its loaded components. Each loader works alone.
 
-Every `key` is a known name of `config.MODELS`, a folder, a Hub repository (`org/name@revision`),
-or a `hub.Source` that is open already. Weights stay lazy: they are read when first used.
+Every `key` is a known name of `config.MODELS`, a folder, a safetensors file in the original layout,
+a Hub repository (`org/name@revision`), or a `hub.Source` that is open already. Weights stay lazy:
+they are read when first used.
 """
 
-import json
 import os
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from . import hub
 from .clip import CLIPTextModel
@@ -21,22 +25,70 @@ from .config import (
     PipelineConfig,
     UNetConfig,
 )
-from .hub import Source
-from .models import find_spec
+from .hub import BareVae, Source
+from .models import MODELS, find_spec
+from .single_file import SUFFIXES, SingleFile, open_single_file, open_vae_file
 from .tokenizer import EOS, Tokenizer
 from .unet import UNetModel
+from .unsupported import refuse_pipeline, refuse_unet
 from .vae import Autoencoder
-from .weights import AUTOENCODER, TEXT_ENCODER, UNET, load_weights
+from .weights import AUTOENCODER, TEXT_ENCODER, UNET, Layout, load_weights
 
 DEFAULT_MODEL = "sd"
 
 Key = str | os.PathLike[str] | Source
 _C = TypeVar("_C", bound=Config)
+_M = TypeVar("_M", bound=nn.Module)
 
 
-def open_model(key: Key = DEFAULT_MODEL) -> Source:
-    """The files of a model: see `hub.open_model`. One that is open already stays as it is."""
-    return key if isinstance(key, Source) else hub.open_model(key)
+def open_model(
+    key: Key = DEFAULT_MODEL,
+    *,
+    vae: Key | None = None,
+    prediction_type: str | None = None,
+) -> Source:
+    """The files of a model: see `hub.open_model`. One that is open already stays as it is.
+
+    Args:
+        vae: where to take the VAE from: a model as above, a folder or repository of a VAE alone,
+            or a file with one, in the original layout or that of diffusers.
+        prediction_type: "epsilon" or "v_prediction", for files that do not say what the UNet
+            predicts, or say it wrongly.
+
+    Raises:
+        OSError: the model, or a file of it, is not to be had.
+        ValueError: it can be none of these, or is a file that is not supported.
+    """
+    source = key
+    if not isinstance(key, Source):
+        file = _as_file(key)
+        source = hub.open_model(key) if file is None else open_single_file(os.fspath(key), file)
+    if vae is None and prediction_type is None:
+        return source
+    source = copy(source)
+    if prediction_type is not None:
+        source.prediction_type = prediction_type
+    if vae is not None:
+        source.vae = _open_vae(vae)
+    return source
+
+
+def _open_vae(key: Key) -> Source:
+    if isinstance(key, Source):
+        return key
+    if (file := _as_file(key)) is not None:
+        return open_vae_file(os.fspath(key), file)
+    source = hub.open_model(key)
+    is_bare = source.find("vae/config.json") is None and source.find("config.json") is not None
+    return BareVae(source) if is_bare else source
+
+
+def _as_file(key: str | os.PathLike[str]) -> Path | None:
+    """The single file that `key` means, there or not; None where it is no file's name."""
+    file = Path(os.fspath(key)).expanduser()
+    if key in MODELS or file.is_dir():
+        return None
+    return file if file.is_file() or file.suffix in SUFFIXES else None
 
 
 def load_unet(key: Key = DEFAULT_MODEL, float16: bool = False) -> UNetModel:
@@ -47,9 +99,8 @@ def load_unet(key: Key = DEFAULT_MODEL, float16: bool = False) -> UNetModel:
         ValueError: a config or weight file that is not supported or broken; the message names it.
     """
     source = open_model(key)
-    model = UNetModel(_read_config(source, "unet/config.json", UNetConfig))
-    load_weights(model, source.weights("unet", float16), UNET, _dtype(float16))
-    return model
+    model = UNetModel(_unet_config(source))
+    return _with_weights(model, source, "unet", UNET, float16, _dtype(float16))
 
 
 def load_text_encoder(
@@ -61,8 +112,7 @@ def load_text_encoder(
     """
     source = open_model(key)
     model = CLIPTextModel(_read_config(source, f"{model_key}/config.json", CLIPTextConfig))
-    load_weights(model, source.weights(model_key, float16), TEXT_ENCODER, _dtype(float16))
-    return model
+    return _with_weights(model, source, model_key, TEXT_ENCODER, float16, _dtype(float16))
 
 
 def load_autoencoder(key: Key = DEFAULT_MODEL, float16: bool = False) -> Autoencoder:
@@ -71,9 +121,8 @@ def load_autoencoder(key: Key = DEFAULT_MODEL, float16: bool = False) -> Autoenc
     Raises: as `load_unet`.
     """
     source = open_model(key)
-    model = Autoencoder(_read_config(source, "vae/config.json", AutoencoderConfig))
-    load_weights(model, source.weights("vae", float16), AUTOENCODER, mx.float32)
-    return model
+    model = Autoencoder(_autoencoder_config(source))
+    return _with_weights(model, source.vae or source, "vae", AUTOENCODER, float16, mx.float32)
 
 
 def load_tokenizer(
@@ -89,11 +138,13 @@ def load_tokenizer(
     if folder != merges_key.removesuffix("_merges"):
         raise ValueError(f"{vocab_key} and {merges_key} are not of one tokenizer")
     source = open_model(key)
-    spec = find_spec(source.name)
+    pad_token = EOS if (spec := find_spec(source.name)) is None else spec.pad_token
+    if isinstance(source, SingleFile):
+        pad_token = source.pad_token(folder)
     beside = {
         "config_file": source.find(f"{folder}/tokenizer_config.json"),
         "special_tokens_file": source.find(f"{folder}/special_tokens_map.json"),
-        "pad_token": EOS if spec is None else spec.pad_token,
+        "pad_token": pad_token,
     }
     vocab_file = source.find(f"{folder}/vocab.json")
     if vocab_file is None:  # transformers 5 writes one file for all
@@ -107,7 +158,11 @@ def load_diffusion_config(key: Key = DEFAULT_MODEL) -> DiffusionConfig:
 
     Raises: as `load_unet`.
     """
-    return _read_config(open_model(key), "scheduler/scheduler_config.json", DiffusionConfig)
+    source = open_model(key)
+    config = _read_config(source, "scheduler/scheduler_config.json", DiffusionConfig)
+    if source.prediction_type is not None:
+        config = replace(config, prediction_type=source.prediction_type)
+    return config
 
 
 def load_model_config(key: Key = DEFAULT_MODEL) -> ModelConfig:
@@ -118,14 +173,15 @@ def load_model_config(key: Key = DEFAULT_MODEL) -> ModelConfig:
     source = open_model(key)
     pipeline = PipelineConfig()  # the defaults, where a folder or cache lacks the index
     if source.find("model_index.json") is not None:
+        refuse_pipeline(*source.config("model_index.json"))
         pipeline = _read_config(source, "model_index.json", PipelineConfig)
-    unet = _read_config(source, "unet/config.json", UNetConfig)
+    unet = _unet_config(source)
     is_xl = unet.addition_embed_type is not None
     text_encoders = ("text_encoder", "text_encoder_2") if is_xl else ("text_encoder",)
     return ModelConfig(
         name=source.name,
         unet=unet,
-        autoencoder=_read_config(source, "vae/config.json", AutoencoderConfig),
+        autoencoder=_autoencoder_config(source),
         text_encoders=tuple(
             _read_config(source, f"{name}/config.json", CLIPTextConfig) for name in text_encoders
         ),
@@ -140,9 +196,43 @@ def _dtype(float16: bool) -> mx.Dtype:
 
 
 def _read_config(source: Source, path: str, config: type[_C]) -> _C:
-    file = source.require(path)
-    try:
-        data = json.loads(file.read_bytes())
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise ValueError(f"{file} is not a JSON file: {error}") from None
-    return config.from_dict(data, str(file))
+    return config.from_dict(*source.config(path))
+
+
+def _unet_config(source: Source) -> UNetConfig:
+    config = _read_config(source, "unet/config.json", UNetConfig)
+    refuse_unet(source.name, config)
+    return config
+
+
+def _autoencoder_config(source: Source) -> AutoencoderConfig:
+    """The VAE's config; one from elsewhere has to scale the latents as the UNet knows them."""
+    vae = source.vae or source
+    config = _read_config(vae, "vae/config.json", AutoencoderConfig)
+    if vae is source:
+        return config
+    if isinstance(source, SingleFile):
+        scale = source.scaling_factor
+    elif source.find("vae/config.json") is not None:
+        scale = _read_config(source, "vae/config.json", AutoencoderConfig).scaling_factor
+    else:
+        return config
+    if isinstance(vae, SingleFile) and vae.scaling_factor is None:
+        return replace(config, scaling_factor=scale)  # a file with a VAE alone does not say
+    if config.scaling_factor != scale:
+        raise ValueError(
+            f"{vae.name} scales latents by {config.scaling_factor}, {source.name} by {scale}: "
+            "it is the VAE of another kind of model"
+        )
+    return config
+
+
+def _with_weights(
+    model: _M, source: Source, component: str, layout: Layout, float16: bool, dtype: mx.Dtype
+) -> _M:
+    """The model, given its weights; `layout` is that of a folder."""
+    files = source.weights(component, float16)
+    if isinstance(source, SingleFile):
+        layout = source.layouts[component]
+    load_weights(model, files, layout, dtype)
+    return model

@@ -67,11 +67,13 @@ class StableDiffusion:
     """Stable Diffusion 1.x and 2.x.
 
     Args:
-        model: a known name (`config.MODELS`), a folder in the layout of diffusers, or a Hub
-            repository, `org/name` or `org/name@revision`.
+        model: a known name (`config.MODELS`), a folder in the layout of diffusers, a safetensors
+            file in the original layout, or a Hub repository, `org/name` or `org/name@revision`.
         float16: compute text encoder and UNet in half precision (on a Linux CPU: only store their
             weights so). The VAE is always in float32.
         sampler: one of `config.SAMPLERS`; the model's own where None.
+        vae: where to take another VAE from: a model, a VAE's folder or repository, or a file.
+        prediction_type: "epsilon" or "v_prediction", where the model's files do not say.
 
     Raises:
         OSError: the model, or a file of it, is not to be had.
@@ -87,10 +89,13 @@ class StableDiffusion:
         model: Key = DEFAULT_MODEL,
         float16: bool = False,
         sampler: str | None = None,
+        *,
+        vae: Key | None = None,
+        prediction_type: str | None = None,
     ):
         if cpu.is_used():
             cpu.keep_freed_memory()
-        source = open_model(model)
+        source = open_model(model, vae=vae, prediction_type=prediction_type)
         self.config = load_model_config(source)
         if isinstance(self, StableDiffusionXL) is not self.config.is_xl:
             right = pipeline_class(self.config).__name__
@@ -320,8 +325,11 @@ class StableDiffusionXL(StableDiffusion):
         model: Key = "sdxl",
         float16: bool = False,
         sampler: str | None = None,
+        *,
+        vae: Key | None = None,
+        prediction_type: str | None = None,
     ):
-        super().__init__(model, float16, sampler)
+        super().__init__(model, float16, sampler, vae=vae, prediction_type=prediction_type)
 
     def _embed_text(self, text: str, negative_text: str | None) -> tuple[mx.array, mx.array | None]:
         has_zeros = negative_text == "" and self.config.pipeline.force_zeros_for_empty_prompt

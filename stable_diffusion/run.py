@@ -52,7 +52,7 @@ def generate(args: argparse.Namespace, start: Callable[[StableDiffusion], Denois
         UsageError: an argument does not suit the model.
         OSError, ValueError: what the library raises, or results that are not finite.
     """
-    source = open_model(args.model)
+    source = open_model(args.model, vae=args.vae, prediction_type=args.prediction_type)
     config = load_model_config(source)
     _check_against_model(args, config)
     if args.seed is None:

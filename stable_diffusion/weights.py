@@ -7,6 +7,7 @@ A table maps runs of whole path segments of a file's keys to this package's name
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import mlx.core as mx
@@ -22,23 +23,47 @@ class Layout:
     old_renames: Mapping[str, str] = field(default_factory=dict)  # names of older files
     prefix: str = ""  # stands before every key in some files and in others not
     ignored: frozenset[str] = frozenset()  # keys that are no weights, by their last segment
+    # What follows is for files that hold several networks: see `single_file.py`.
+    root: str = ""  # stands before every key of this network
+    unused: tuple[str, ...] = ()  # what the keys of tensors that nobody needs begin with
+    # Parameters that lie in one tensor, one below the other, by the ends of their renamed paths.
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    transposed: frozenset[str] = frozenset()  # parameters that are stored [in, out]
 
-    def parameter(self, key: str) -> str:
-        """The parameter of the network that the tensor `key` of a file holds."""
-        key = rename(key.removeprefix(self.prefix), self.old_renames)
-        return rename(key, self.renames)
+    def has(self, key: str) -> bool:
+        """Whether the tensor `key` of a file holds weights of this network."""
+        path = key.removeprefix(self.root)
+        is_weight = key.rsplit(".", 1)[-1] not in self.ignored
+        return key.startswith(self.root) and is_weight and not path.startswith(self.unused)
+
+    def parameters(self, key: str) -> tuple[str, ...]:
+        """The parameters of the network that the tensor `key` of a file holds."""
+        path = key.removeprefix(self.root).removeprefix(self.prefix)
+        path = rename(rename(path, self.old_renames), self.renames)
+        for end, parts in self.fused.items():
+            if path.endswith(end):
+                return tuple(path.removesuffix(end) + part for part in parts)
+        return (path,)
 
     def key(self, parameter: str) -> str:
-        """The key, without prefix, of `parameter` in a file as diffusers writes them today."""
-        return rename(parameter, {ours: theirs for theirs, ours in self.renames.items()})
+        """The key, without prefix, of `parameter` in a file as it is written today."""
+        for end, parts in self.fused.items():
+            for part in parts:
+                if parameter.endswith(part):
+                    parameter = parameter.removesuffix(part) + end
+        renames = {ours: theirs for theirs, ours in self.renames.items()}
+        return self.root + rename(parameter, renames)
 
 
 def rename(path: str, table: Mapping[str, str]) -> str:
     """`path` with every run of whole segments that `table` has renamed, the longest ones first."""
-    if not table:
-        return path
-    runs = "|".join(re.escape(run) for run in sorted(table, key=len, reverse=True))
-    return re.sub(rf"(?<![^.])({runs})(?![^.])", lambda match: table[match[1]], path)
+    return _pattern(tuple(table)).sub(lambda match: table[match[1]], path) if table else path
+
+
+@cache
+def _pattern(runs: tuple[str, ...]) -> re.Pattern[str]:
+    longest_first = "|".join(re.escape(run) for run in sorted(runs, key=len, reverse=True))
+    return re.compile(rf"(?<![^.])({longest_first})(?![^.])")
 
 
 _ATTENTION = {
@@ -89,22 +114,28 @@ def load_weights(model: nn.Module, files: Sequence[Path], layout: Layout, dtype:
     for file in files:
         tensors, _ = read_safetensors(file)
         for key, value in tensors.items():
-            if key.rsplit(".", 1)[-1] in layout.ignored:
+            if not layout.has(key):
                 continue
-            name = layout.parameter(key)
-            if name not in wanted:
+            names = layout.parameters(key)
+            if not wanted.keys() >= set(names):
                 unexpected.append(key)
                 continue
-            weights[name] = channels_last(value, len(wanted[name]))
-            if weights[name].shape != wanted[name]:
-                expected = _channels_first(wanted[name])
+            shape = wanted[names[0]]
+            for name, part in zip(names, _split(value, len(names), shape[0]), strict=True):
+                part = part.T if name in layout.transposed else part
+                weights[name] = channels_last(part, len(shape))
+            if any(weights[name].shape != wanted[name] for name in names):
+                expected = _channels_first(shape)
+                expected = expected[::-1] if names[0] in layout.transposed else expected
+                expected = (expected[0] * len(names), *expected[1:])
                 misshapen.append(f"{key} {list(value.shape)}, not {list(expected)}")
     missing = [layout.key(name) for name in wanted if name not in weights]
+    missing = list(dict.fromkeys(missing))  # parameters of one tensor share its key
 
     problems = {"missing": missing, "not expected": unexpected, "wrong shape": misshapen}
     if any(problems.values()):
         listed = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in problems.items() if keys)
-        raise ValueError(f"{files[0]} does not fit its config: {listed}")
+        raise ValueError(f"{files[0]} does not hold what the model asks for: {listed}")
     model.update(tree_unflatten([(name, value.astype(dtype)) for name, value in weights.items()]))
 
 
@@ -127,6 +158,13 @@ def read_safetensors(file: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
         return mx.load(str(file), format="safetensors", return_metadata=True)
     except RuntimeError as error:
         raise ValueError(f"{file} is not a readable safetensors file: {error}") from None
+
+
+def _split(value: mx.array, n_parts: int, rows: int) -> list[mx.array]:
+    """The parts of a tensor that lie one below the other, `rows` each; the last has the rest."""
+    if n_parts == 1 or value.ndim == 0:
+        return [value] * n_parts
+    return mx.split(value, [rows * i for i in range(1, n_parts)])
 
 
 def channels_last(value: mx.array, rank: int) -> mx.array:

@@ -4,8 +4,9 @@ Biases and norms are random, so that a forgotten layer shows; times, text and no
 picture, so that a wrong one shows; and the pictures have contrast.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
+    SchedulerMixin,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -34,12 +36,28 @@ BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.
 PAD_EOS, PAD_BANG = "<|endoftext|>", "!"
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 KINDS = ("sd-1", "sd-2", "sd-2-v", "sdxl", "sdxl-turbo", "unusual")
+# Tiny as well, but with what the published models have and no config is needed to know: the
+# groups of the norms, the number or width of the heads.
+PUBLISHED = {
+    "text": {"hidden_size": 128, "num_attention_heads": 2},
+    "vae": {"block_out_channels": [32, 32, 64, 64], "norm_num_groups": 32},
+    "unet": {
+        "block_out_channels": [64, 64, 64, 128],
+        "norm_num_groups": 32,
+        "cross_attention_dim": 128,
+    },
+}
+PUBLISHED_KINDS = ("sd-1-published", "sd-2-published", "sd-2-v-published", "sdxl-published")
 
 
 def make_pipeline(kind: str, folder: Path) -> DiffusionPipeline:
     """A pipeline of diffusers in float32; `folder` is for its tokenizers."""
-    torch.manual_seed(10 + KINDS.index(kind))
+    torch.manual_seed(10 + (KINDS + PUBLISHED_KINDS).index(kind))
     return {
+        "sd-1-published": _sd_1_published,
+        "sd-2-published": _sd_2_published,
+        "sd-2-v-published": _sd_2_v_published,
+        "sdxl-published": _sdxl_published,
         "sd-1": _sd_1,
         "sd-2": _sd_2,
         "sd-2-v": _sd_2_v,
@@ -156,6 +174,57 @@ def _sdxl_turbo(folder: Path) -> StableDiffusionXLPipeline:
     return _xl(folder, EulerAncestralDiscreteScheduler(**BETAS, timestep_spacing="trailing"))
 
 
+def _sd_1_published(folder: Path) -> StableDiffusionPipeline:
+    return _sd(
+        folder,
+        text={**PUBLISHED["text"], "hidden_act": "quick_gelu"},
+        unet={**PUBLISHED["unet"], "attention_head_dim": 8},
+        vae=PUBLISHED["vae"],
+        scheduler=_silent(PNDMScheduler(**BETAS, steps_offset=1, skip_prk_steps=True)),
+    )
+
+
+def _sd_2_published(
+    folder: Path, prediction_type: str = "epsilon", **unet
+) -> StableDiffusionPipeline:
+    heads = {"attention_head_dim": [1, 1, 1, 2], "use_linear_projection": True}
+    options = {**BETAS, "steps_offset": 1, "prediction_type": prediction_type}
+    return _sd(
+        folder,
+        text={**PUBLISHED["text"], "hidden_act": "gelu"},
+        unet={**PUBLISHED["unet"], **heads, **unet},
+        vae=PUBLISHED["vae"],
+        scheduler=_silent(PNDMScheduler(**options, skip_prk_steps=True)),
+        pad_token=PAD_BANG,
+    )
+
+
+def _sd_2_v_published(folder: Path) -> StableDiffusionPipeline:
+    return _sd_2_published(folder, "v_prediction", upcast_attention=True)
+
+
+def _sdxl_published(folder: Path) -> StableDiffusionXLPipeline:
+    return _xl(
+        folder,
+        EulerDiscreteScheduler(**BETAS, steps_offset=1, timestep_spacing="leading"),
+        text={"hidden_size": 64, "num_attention_heads": 1},
+        text_2=PUBLISHED["text"],
+        vae=PUBLISHED["vae"],
+        unet={
+            "block_out_channels": [64, 64, 128],
+            "norm_num_groups": 32,
+            "attention_head_dim": [1, 1, 2],
+            "cross_attention_dim": 64 + 128,
+        },
+    )
+
+
+def _silent(scheduler: SchedulerMixin) -> SchedulerMixin:
+    """With the spacing that is taken here where a config is silent, as the published ones are."""
+    scheduler.register_to_config(timestep_spacing="trailing")
+    return scheduler
+
+
 def _sd(
     folder: Path,
     *,
@@ -177,27 +246,36 @@ def _sd(
     )
 
 
-def _xl(folder: Path, scheduler) -> StableDiffusionXLPipeline:
+def _xl(
+    folder: Path,
+    scheduler,
+    *,
+    text: Mapping = MappingProxyType({"hidden_size": 32}),
+    text_2: Mapping = MappingProxyType({"hidden_size": 48}),
+    unet: Mapping = MappingProxyType({}),
+    vae: Mapping = MappingProxyType({}),
+) -> StableDiffusionXLPipeline:
+    options = {
+        "block_out_channels": [32, 64, 64],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "attention_head_dim": [2, 4, 8],
+        "transformer_layers_per_block": [1, 2, 3],
+        "cross_attention_dim": 32 + 48,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 6 * 8 + 24,
+    }
     return StableDiffusionXLPipeline(
-        vae=_vae(scaling_factor=0.13025),
-        text_encoder=_text_encoder(CLIPTextModel, hidden_size=32, hidden_act="quick_gelu"),
+        vae=_vae(scaling_factor=0.13025, **vae),
+        text_encoder=_text_encoder(CLIPTextModel, hidden_act="quick_gelu", **text),
         text_encoder_2=_text_encoder(
-            CLIPTextModelWithProjection, hidden_size=48, hidden_act="gelu", projection_dim=24
+            CLIPTextModelWithProjection, hidden_act="gelu", projection_dim=24, **text_2
         ),
         tokenizer=_tokenizer(folder / "tokenizer", PAD_EOS),
         tokenizer_2=_tokenizer(folder / "tokenizer_2", PAD_BANG),
-        unet=_unet(
-            block_out_channels=[32, 64, 64],
-            down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-            up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-            attention_head_dim=[2, 4, 8],
-            transformer_layers_per_block=[1, 2, 3],
-            cross_attention_dim=32 + 48,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=6 * 8 + 24,
-        ),
+        unet=_unet(**{**options, **unet}),
         scheduler=scheduler,
     )
 
@@ -208,9 +286,8 @@ def _tokenizer(folder: Path, pad_token: str) -> CLIPTokenizer:
 
 
 def _text_encoder(kind: type, **options):
-    config = CLIPTextConfig(
-        intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, **options
-    )
+    sizes = {"intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = CLIPTextConfig(**{**sizes, **options})
     return _perturb(kind(config)).eval()
 
 

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 
 from stable_diffusion import StableDiffusion
 from stable_diffusion.image import to_uint8
@@ -20,6 +22,12 @@ def pictures(sd: StableDiffusion, latents: Denoising) -> np.ndarray:
     for x_t in latents:
         mx.eval(x_t)
     return to_uint8(np.array(sd.decode(x_t)))
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two networks have the same weights, to the bit."""
+    a, b = dict(tree_flatten(one.parameters())), dict(tree_flatten(other.parameters()))
+    return a.keys() == b.keys() and all(mx.array_equal(a[key], b[key]).item() for key in a)
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
