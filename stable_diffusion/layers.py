@@ -12,6 +12,7 @@ from . import cpu
 from .cpu_conv import conv3x3
 
 Activation = Callable[[mx.array], mx.array]
+KeysValues = tuple[mx.array, mx.array]  # [B, heads, M, D / heads] each
 
 
 def silu(x: mx.array) -> mx.array:
@@ -122,6 +123,8 @@ class Conv3x3(nn.Conv2d):
 class Attention(nn.Module):
     """Multi-head attention of `x` [B, L, D] over itself, or over a `memory` [B, M, E].
 
+    A memory that is attended to more than once may be given as its keys and values: `project`.
+
     Args:
         dims: the width D of `x` and of the output.
         num_heads: heads, each of width D / num_heads.
@@ -141,14 +144,17 @@ class Attention(nn.Module):
         self.out_proj = Linear(dims, dims)
 
     def __call__(
-        self, x: mx.array, memory: mx.array | None = None, mask: str | None = None
+        self, x: mx.array, memory: mx.array | KeysValues | None = None, mask: str | None = None
     ) -> mx.array:
         memory = x if memory is None else memory
+        keys, values = self.project(memory) if isinstance(memory, mx.array) else memory
         queries = self._split_heads(self.query_proj(x))
-        keys = self._split_heads(self.key_proj(memory))
-        values = self._split_heads(self.value_proj(memory))
         x = attend(queries, keys, values, mask)
         return self.out_proj(x.swapaxes(1, 2).flatten(2))  # [B, L, D]
+
+    def project(self, memory: mx.array) -> KeysValues:
+        """The keys and values of a memory [B, M, E]."""
+        return self._split_heads(self.key_proj(memory)), self._split_heads(self.value_proj(memory))
 
     def _split_heads(self, x: mx.array) -> mx.array:
         x = mx.unflatten(x, -1, (self.num_heads, -1))

@@ -7,10 +7,12 @@ makes of them is Box and Muller's transform (1958), one way from 16 numbers on, 
 
 import math
 import operator
+import secrets
 from collections.abc import Sequence
 
 import numpy as np
 
+MAX_SEED = 2**63 - 1
 BLOCK = 16  # PyTorch transforms 8 pairs at a time
 
 
@@ -86,3 +88,15 @@ def draw_latents(streams: Sequence[NoiseStream], shape: tuple[int, int, int]) ->
     height, width, channels = shape
     noise = np.stack([stream.normal((channels, height, width)) for stream in streams])
     return np.ascontiguousarray(noise.transpose(0, 2, 3, 1))  # [B, C, H, W] -> [B, H, W, C]
+
+
+def picture_streams(seed: int | None, n_images: int) -> tuple[int, list[NoiseStream]]:
+    """The seed of the first picture, drawn where it is None, and a stream of noise for each.
+
+    Raises:
+        ValueError: the seed is out of its range.
+    """
+    seed = secrets.randbits(32) if seed is None else seed
+    if not 0 <= seed <= MAX_SEED - n_images:
+        raise ValueError(f"seed must be from 0 to 2^63 - 1, got {seed}")
+    return seed, [NoiseStream(seed + i) for i in range(n_images)]

@@ -7,9 +7,8 @@ UNet can.
 
 import math
 import os
-import secrets
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,6 +16,7 @@ import numpy as np
 
 from . import cpu
 from .config import ModelConfig
+from .denoising import Denoising, denoise, guided
 from .lora import load_lora, unload_lora
 from .model_io import (
     DEFAULT_MODEL,
@@ -28,39 +28,11 @@ from .model_io import (
     load_unet,
     open_model,
 )
-from .noise import NoiseStream, draw_latents
+from .noise import NoiseStream, draw_latents, picture_streams
 from .quantize import quantize_linear, store_in_float16
 from .sampler import Sampler, Schedule
 from .tiling import decode
 from .weights import read_weights
-
-MAX_SEED = 2**63 - 1
-
-
-class Denoising(Iterator[mx.array]):
-    """The latents of a call, one step after another: x_t [B, h, w, C], the last one x_0.
-
-    They are scaled to the variance that the network sees, so that any of them can be decoded.
-
-    Attributes:
-        inputs: the text embeddings and first latents, that all steps start from.
-        seed: the seed of the first picture; the others have the ones that follow.
-    """
-
-    def __init__(
-        self, steps: Iterator[mx.array], num_steps: int, inputs: Sequence[mx.array], seed: int
-    ):
-        self._steps = steps
-        self._num_steps = num_steps
-        self.inputs = inputs
-        self.seed = seed
-
-    def __len__(self) -> int:
-        """The number of steps in all."""
-        return self._num_steps
-
-    def __next__(self) -> mx.array:
-        return next(self._steps)
 
 
 class StableDiffusion:
@@ -170,7 +142,7 @@ class StableDiffusion:
             latent_size = tuple(pixels // factor for pixels in self.config.defaults.size)
         if len(latent_size) != 2 or min(latent_size) < 1:
             raise ValueError(f"latent_size must be a height and a width, got {latent_size}")
-        seed, streams = _noise_streams(seed, n_images)
+        seed, streams = picture_streams(seed, n_images)
 
         schedule = self.sampler.schedule(num_steps)
         shape = (*latent_size, self.config.autoencoder.latent_channels)
@@ -216,7 +188,7 @@ class StableDiffusion:
                 f"image must be [H, W, 3] with sides that are multiples of {factor}, "
                 f"got {list(image.shape)}"
             )
-        seed, streams = _noise_streams(seed, n_images)
+        seed, streams = picture_streams(seed, n_images)
 
         mean, _ = self.autoencoder.encode(image[None])  # the most likely latents, without noise
         x = mx.repeat(mean, n_images, axis=0)
@@ -299,18 +271,8 @@ class StableDiffusion:
             text_time = (pooled, time_ids)
             inputs.append(pooled)
 
-        def predict(x: mx.array, timestep: float, sigma: float) -> mx.array:
-            x = (x * (sigma**2 + 1) ** -0.5).astype(self.dtype)
-            if is_guided:
-                x = mx.concatenate([x, x])
-            prediction = self.unet(x, mx.array(timestep), embeddings, text_time)
-            prediction = prediction.astype(mx.float32)
-            if is_guided:
-                conditional, unconditional = prediction.split(2)
-                prediction = unconditional + cfg_weight * (conditional - unconditional)
-            return prediction
-
-        steps = _steps(x, schedule, self.sampler, predict, streams)
+        predict = guided(self.unet, embeddings, text_time, cfg_weight, self.dtype)
+        steps = denoise(x, schedule, self.sampler, predict, streams)
         return Denoising(steps, len(schedule), inputs, seed)
 
 
@@ -352,28 +314,3 @@ class StableDiffusionXL(StableDiffusion):
 def pipeline_class(config: ModelConfig) -> type[StableDiffusion]:
     """The class that runs a model."""
     return StableDiffusionXL if config.is_xl else StableDiffusion
-
-
-def _steps(
-    x: mx.array,
-    schedule: Schedule,
-    sampler: Sampler,
-    predict: Callable[[mx.array, float, float], mx.array],
-    streams: Sequence[NoiseStream],
-) -> Iterator[mx.array]:
-    """Latents after each step, in float32, scaled to the variance that the network sees."""
-    sigmas = schedule.sigmas.tolist()
-    for timestep, sigma, sigma_next in zip(
-        schedule.timesteps.tolist(), sigmas[:-1], sigmas[1:], strict=True
-    ):
-        noise = mx.array(draw_latents(streams, x.shape[1:])) if sampler.is_ancestral else None
-        x = sampler.step(x, predict(x, timestep, sigma), sigma, sigma_next, noise)
-        yield x * (sigma_next**2 + 1) ** -0.5
-
-
-def _noise_streams(seed: int | None, n_images: int) -> tuple[int, list[NoiseStream]]:
-    """The seed of the first picture, and a stream of noise for each."""
-    seed = secrets.randbits(32) if seed is None else seed
-    if not 0 <= seed <= MAX_SEED - n_images:
-        raise ValueError(f"seed must be from 0 to 2^63 - 1, got {seed}")
-    return seed, [NoiseStream(seed + i) for i in range(n_images)]

@@ -101,7 +101,8 @@ def _convolve(
         strip = strips.pop(0)
         below = strips[0][:, :1] if strips else strip[:, :0]
         x = convolution(mx.concatenate([above, strip, below], axis=1))
-        x = x[:, scale * above.shape[1] :][:, : scale * strip.shape[1]]
+        # A copy, so that the rows of the neighbours can be forgotten.
+        x = mx.contiguous(x[:, scale * above.shape[1] :][:, : scale * strip.shape[1]])
         mx.eval(x)
         yield x, strip
         above = strip[:, -1:]

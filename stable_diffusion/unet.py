@@ -4,6 +4,7 @@ Rombach et al. 2022 (arXiv:2112.10752); for SDXL, Podell et al. 2023 (arXiv:2307
 """
 
 import math
+from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,12 +16,15 @@ from .layers import (
     Attention,
     Conv3x3,
     GroupNorm,
+    KeysValues,
     Linear,
     ResnetBlock2D,
     by_rows,
     gelu,
     upsample_nearest,
 )
+
+Text = Iterator[KeysValues]  # of one attention to the text after another, in the order of use
 
 TRANSFORMER_NORM_EPS = 1e-6  # diffusers' Transformer2DModel, whatever the config's norm_eps
 
@@ -80,9 +84,9 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dims)
         self.ff = FeedForward(dims)
 
-    def __call__(self, x: mx.array, memory: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, text: Text) -> mx.array:
         x = x + self.attn1(by_rows(self.norm1, x))
-        x = x + self.attn2(by_rows(self.norm2, x), memory)
+        x = x + self.attn2(by_rows(self.norm2, x), next(text))
         return x + by_rows(lambda rows: self.ff(self.norm3(rows)), x)
 
 
@@ -98,10 +102,10 @@ class Transformer2D(nn.Module):
         ]
         self.proj_out = Linear(dims, dims)
 
-    def __call__(self, x: mx.array, memory: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, text: Text) -> mx.array:
         h = self.proj_in(self.norm(x).flatten(1, 2))  # [B, HW, C]
         for block in self.transformer_blocks:
-            h = block(h, memory)
+            h = block(h, text)
         return x + self.proj_out(h).reshape(x.shape)
 
 
@@ -144,15 +148,13 @@ class DownBlock(nn.Module):
         if not is_last:
             self.downsample = Downsample(channels)
 
-    def __call__(
-        self, x: mx.array, temb: mx.array, memory: mx.array
-    ) -> tuple[mx.array, list[mx.array]]:
+    def __call__(self, x: mx.array, temb: mx.array, text: Text) -> tuple[mx.array, list[mx.array]]:
         """The output, and what the up path gets through its skip connections."""
         skips = []
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, temb)
             if self.attentions:
-                x = self.attentions[i](x, memory)
+                x = self.attentions[i](x, text)
             skips.append(x)
         if "downsample" in self:
             x = self.downsample(x)
@@ -169,9 +171,9 @@ class MidBlock(nn.Module):
         self.resnets = [_resnet(config, channels, channels) for _ in range(2)]
         self.attentions = [_transformer(config, level=-1)]
 
-    def __call__(self, x: mx.array, temb: mx.array, memory: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, temb: mx.array, text: Text) -> mx.array:
         x = self.resnets[0](x, temb)
-        x = self.attentions[0](x, memory)
+        x = self.attentions[0](x, text)
         return self.resnets[1](x, temb)
 
 
@@ -194,14 +196,12 @@ class UpBlock(nn.Module):
         if not is_last:
             self.upsample = Upsample(channels)
 
-    def __call__(
-        self, x: mx.array, temb: mx.array, memory: mx.array, skips: list[mx.array]
-    ) -> mx.array:
+    def __call__(self, x: mx.array, temb: mx.array, text: Text, skips: list[mx.array]) -> mx.array:
         """Takes its skip connections off the end of `skips`."""
         for i, resnet in enumerate(self.resnets):
             x = resnet(mx.concatenate([x, skips.pop()], axis=-1), temb)
             if self.attentions:
-                x = self.attentions[i](x, memory)
+                x = self.attentions[i](x, text)
         if "upsample" in self:
             x = self.upsample(x, size=skips[-1].shape[1:3])
         return x
@@ -266,7 +266,7 @@ class UNetModel(nn.Module):
         self,
         x: mx.array,
         timestep: mx.array,
-        encoder_x: mx.array,
+        encoder_x: mx.array | Sequence[KeysValues],
         text_time: tuple[mx.array, mx.array] | None = None,
     ) -> mx.array:
         """Predict.
@@ -274,20 +274,33 @@ class UNetModel(nn.Module):
         Args:
             x: latents [B, h, w, C], scaled to unit variance; any height and width.
             timestep: on the training schedule, [B] or one for all.
-            encoder_x: text embeddings [B, N, D].
+            encoder_x: text embeddings [B, N, D], or what `project_text` makes of them.
             text_time: for SDXL, the pooled text [B, P] and the six time ids [B, 6]: original
                 height and width, crop top and left, target height and width, in pixels.
         """
         temb = self._embed_time(timestep, text_time, x.dtype)
+        if isinstance(encoder_x, mx.array):
+            encoder_x = self.project_text(encoder_x)
+        text = iter(encoder_x)
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:
-            x, block_skips = block(x, temb, encoder_x)
+            x, block_skips = block(x, temb, text)
             skips.extend(block_skips)
-        x = self.mid_block(x, temb, encoder_x)
+        x = self.mid_block(x, temb, text)
         for block in self.up_blocks:
-            x = block(x, temb, encoder_x, skips)
+            x = block(x, temb, text, skips)
         return self.conv_out.of_normalised(x, self.conv_norm_out, self.activation)
+
+    def project_text(self, encoder_x: mx.array) -> list[KeysValues]:
+        """Keys and values of text embeddings [B, N, D], which are the same at every step."""
+        blocks = (*self.down_blocks, self.mid_block, *self.up_blocks)
+        transformers = [transformer for block in blocks for transformer in block.attentions]
+        return [
+            block.attn2.project(encoder_x)
+            for transformer in transformers
+            for block in transformer.transformer_blocks
+        ]
 
     def _embed_time(
         self,

@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "cli": {"config", "image", "models", "numpy"},
     "clip": {"config", "cpu", "layers", "mlx"},
     "config": {"models", "strict"},
+    "denoising": {"cpu", "noise", "sampler", "unet", "mlx"},
     "header": set(),
     "hub": {"models", "huggingface_hub"},
     "image": {"numpy", "PIL"},
@@ -33,8 +34,8 @@ MAY_IMPORT = {
     "noise": {"numpy"},
     "original": {"header", "weights"},
     "pipeline": {
-        *("config", "cpu", "lora", "model_io", "noise", "quantize", "sampler", "tiling"),
-        *("weights", "mlx", "numpy"),
+        *("config", "cpu", "denoising", "lora", "model_io", "noise", "quantize", "sampler"),
+        *("tiling", "weights", "mlx", "numpy"),
     },
     "quantize": {"mlx"},
     "run": {"config", "image", "memory", "pipeline", "mlx", "numpy", "tqdm"},

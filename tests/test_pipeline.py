@@ -7,10 +7,11 @@ import pytest
 from oracle import psnr, relative_l2
 from ours import pictures
 
-from stable_diffusion import StableDiffusion, StableDiffusionXL
+from stable_diffusion import StableDiffusion, StableDiffusionXL, cpu
 from stable_diffusion.image import to_uint8
 from stable_diffusion.model_io import load_model_config
 from stable_diffusion.pipeline import pipeline_class
+from stable_diffusion.unet import UNetModel
 
 PROMPT = "a photo of a café, at night"
 SAME = 50  # dB at least between equal pictures
@@ -118,10 +119,27 @@ def test_what_is_wrong_shows(model, oracle, kind, monkeypatch):
     assert psnr(generate(sd, **right), theirs) < OTHER
     monkeypatch.undo()
 
-    unet = sd.unet
+    predict = UNetModel.__call__
     for shift, at_most in ((300, OTHER), (1, SAME)):
-        monkeypatch.setattr(sd, "unet", lambda x, t, *rest, by=shift: unet(x, t + by, *rest))
+        later = lambda unet, x, t, *rest, by=shift: predict(unet, x, t + by, *rest)  # noqa: E731
+        monkeypatch.setattr(UNetModel, "__call__", later)
         assert psnr(generate(sd, **right), theirs) < at_most
+
+
+def test_compiled_steps(model, kind, monkeypatch):
+    """A GPU gets the step compiled, without the fast paths of the CPU: the same picture."""
+    sd = model(kind)
+    options = {"n_images": 2, "cfg_weight": 3.0}
+    usual = generate(sd, **options)
+    monkeypatch.setattr(cpu, "is_used", lambda: False)
+    monkeypatch.setattr(cpu, "serves", lambda x: False)
+    compiled = []
+    compile_ = mx.compile
+    monkeypatch.setattr(
+        mx, "compile", lambda *args, **kwargs: compiled.append(1) or compile_(*args, **kwargs)
+    )
+    assert psnr(generate(sd, **options), usual) >= SAME
+    assert compiled
 
 
 def test_prompt_embeddings_equal_diffusers(model, oracle, kind):
@@ -195,7 +213,8 @@ def test_image_to_image_takes_at_least_one_step(model, strength, raised):
 def test_every_step_can_be_decoded(model, monkeypatch):
     """What is yielded has the variance that the network sees at the next step."""
     sd = model("sd-1")
-    monkeypatch.setattr(sd, "unet", lambda x, *_: mx.zeros_like(x))  # no noise found: x stays
+    # No noise found: x stays.
+    monkeypatch.setattr(UNetModel, "__call__", lambda self, x, *_: mx.zeros_like(x))
     schedule = sd.sampler.schedule(3)
     latents = sd.generate_latents(PROMPT, num_steps=3, cfg_weight=1, seed=1)
     assert len(latents) == 3

@@ -84,7 +84,7 @@ def real_autoencoder() -> Autoencoder:
 
 
 def test_peak_memory(monkeypatch):
-    """Little more than the largest layer: the input of the last block."""
+    """The largest layer, the input of the last block, and what a strip takes, which counts here."""
     monkeypatch.setattr(tiling, "STRIP", 2**11)
     autoencoder = real_autoencoder()
     z = latents(autoencoder, 1, 32, 32)
@@ -96,8 +96,8 @@ def test_peak_memory(monkeypatch):
         mx.reset_peak_memory()
         mx.eval(tiling.decode(autoencoder, z, tiled))
         peaks[tiled] = (mx.get_peak_memory() - before) / largest_layer
-    assert peaks[True] < 1.6
-    assert peaks[True] < peaks[False] / 1.5
+    assert peaks[True] < 3
+    assert peaks[True] < peaks[False] / 2
 
 
 def test_large_pictures_are_decoded_in_strips_unasked(monkeypatch):

@@ -1,0 +1,91 @@
+"""Denoising: the UNet's prediction under guidance, and the steps that follow it down a schedule."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import mlx.core as mx
+
+from . import cpu
+from .noise import NoiseStream, draw_latents
+from .sampler import Sampler, Schedule
+from .unet import UNetModel
+
+Predict = Callable[[mx.array, mx.array, mx.array], mx.array]  # latents, timestep, sigma
+
+
+class Denoising(Iterator[mx.array]):
+    """The latents of a call, one step after another: x_t [B, h, w, C], the last one x_0.
+
+    They are scaled to the variance that the network sees, so that any of them can be decoded.
+
+    Attributes:
+        inputs: the text embeddings and first latents, that all steps start from.
+        seed: the seed of the first picture; the others have the ones that follow.
+    """
+
+    def __init__(
+        self, steps: Iterator[mx.array], num_steps: int, inputs: Sequence[mx.array], seed: int
+    ):
+        self._steps = steps
+        self._num_steps = num_steps
+        self.inputs = inputs
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """The number of steps in all."""
+        return self._num_steps
+
+    def __next__(self) -> mx.array:
+        return next(self._steps)
+
+
+def guided(
+    unet: UNetModel,
+    embeddings: mx.array,
+    text_time: tuple[mx.array, mx.array] | None,
+    cfg_weight: float,
+    dtype: mx.Dtype,
+) -> Predict:
+    """What predicts noise or velocity, float32 [B, h, w, C], of latents at a time and a sigma.
+
+    Args:
+        embeddings: of the text, [B, N, D]; [2B, N, D] where the second half is what to steer away
+            from by classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
+        text_time: what SDXL's UNet takes beside them, with as many rows.
+        cfg_weight: how far to steer.
+        dtype: what the UNet computes in.
+    """
+    # What is the same at all steps. In lists, where `compile` finds it.
+    text, text_time = unet.project_text(embeddings), list(text_time or ())
+
+    def predict(x: mx.array, timestep: mx.array, sigma: mx.array) -> mx.array:
+        n_images = len(x)
+        x = (x * mx.rsqrt(sigma.square() + 1)).astype(dtype)
+        if len(embeddings) > n_images:
+            x = mx.concatenate([x, x])
+        prediction = unet(x, timestep, text, text_time or None).astype(mx.float32)
+        if len(embeddings) > n_images:
+            conditional, unconditional = prediction.split(2)
+            prediction = unconditional + cfg_weight * (conditional - unconditional)
+        return prediction
+
+    if cpu.is_used():
+        return predict  # as it is: the fast paths of a CPU compute some parts while others wait
+    return mx.compile(predict, inputs=[unet.state, text, text_time])
+
+
+def denoise(
+    x: mx.array,
+    schedule: Schedule,
+    sampler: Sampler,
+    predict: Predict,
+    streams: Sequence[NoiseStream],
+) -> Iterator[mx.array]:
+    """Latents after each step of `schedule`, in float32, scaled as the network sees them."""
+    sigmas = schedule.sigmas.tolist()
+    for timestep, sigma, sigma_next in zip(
+        schedule.timesteps.tolist(), sigmas[:-1], sigmas[1:], strict=True
+    ):
+        noise = mx.array(draw_latents(streams, x.shape[1:])) if sampler.is_ancestral else None
+        prediction = predict(x, mx.array(timestep), mx.array(sigma))
+        x = sampler.step(x, prediction, sigma, sigma_next, noise)
+        yield x * (sigma_next**2 + 1) ** -0.5
