@@ -11,6 +11,7 @@ from typing import NamedTuple
 import mlx.nn as nn
 
 from .config import UNetConfig
+from .original import RESNET, UNET_PARTS
 from .weights import TEXT_ENCODER, UNET, Layout, rename
 
 
@@ -42,22 +43,9 @@ _SPELLINGS = {
 DOWN, UP, ALPHA = "lora.down.weight", "lora.up.weight", "alpha"
 _KEY = re.compile(rf"(.+)\.({DOWN}|{UP}|{ALPHA})")
 
-# Layers of the UNet as Stability AI's code names them, after the name of their block.
-_ORIGINAL_LAYERS = {
-    "conv1": "in_layers.2",
-    "conv2": "out_layers.3",
-    "time_emb_proj": "emb_layers.1",
-    "conv_shortcut": "skip_connection",
-}
-_ORIGINAL_BLOCKS = {
-    "conv_in": "input_blocks.0.0",
-    "conv_out": "out.2",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
+# Parts of the UNet, and layers in its residual blocks → what Stability AI's code calls them.
+_ORIGINAL = {ours: theirs for theirs, ours in (UNET_PARTS | RESNET).items()} | {
     "mid_block.resnets.0": "middle_block.0",
-    "mid_block.attentions.0": "middle_block.1",
     "mid_block.resnets.1": "middle_block.2",
 }
 
@@ -83,7 +71,7 @@ def layer_names(component: str, network: nn.Module, paths: Iterable[str]) -> dic
 
 def _original_names(config: UNetConfig) -> dict[str, str]:
     """Names of a UNet's blocks in diffusers, and of layers in blocks → the original code's."""
-    names = _ORIGINAL_BLOCKS | _ORIGINAL_LAYERS
+    names = dict(_ORIGINAL)
     number = 1
     for level, n_layers in enumerate(config.layers):
         for i in range(n_layers):

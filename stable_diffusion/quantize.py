@@ -5,7 +5,7 @@ All of it is lazy: a layer's float32 weights exist only while it is read and qua
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map
+from mlx.utils import tree_map_with_path
 
 
 def quantize_linear(network: nn.Module, bits: int, group_size: int) -> None:
@@ -22,14 +22,14 @@ def quantize_linear(network: nn.Module, bits: int, group_size: int) -> None:
 
 
 def store_in_float16(network: nn.Module) -> None:
-    """Keep what takes memory in `network`, all but biases and norms, in float16, in place.
+    """Keep the weights in float32 of linear layers and convolutions in float16, in place.
 
-    Where it meets float32 it is widened, so `network` computes in float32 as before: not for
+    Where they meet float32 they are widened, so `network` computes in float32 as before: not for
     networks with embeddings, whose own type is that of all that follows.
     """
 
-    def store(value: mx.array) -> mx.array:
-        takes_memory = value.ndim > 1 and value.dtype == mx.float32
-        return value.astype(mx.float16) if takes_memory else value
+    def store(path: str, value: mx.array) -> mx.array:
+        is_matrix = path.endswith("weight") and value.ndim > 1
+        return value.astype(mx.float16) if is_matrix and value.dtype == mx.float32 else value
 
-    network.update(tree_map(store, network.parameters()))
+    network.update(tree_map_with_path(store, network.parameters()))

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "cpu_conv": {"cpu", "mlx", "numpy"},
     "layers": {"cpu", "cpu_conv", "mlx"},
     "lora": {"lora_names", "weights", "mlx"},
-    "lora_names": {"config", "weights", "mlx"},
+    "lora_names": {"config", "original", "weights", "mlx"},
     "memory": {"mlx"},
     "model_io": {
         *("clip", "config", "hub", "models", "single_file", "tokenizer", "unet", "unsupported"),

@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import txt2image
-from stable_diffusion import StableDiffusion, StableDiffusionXL, model_io
+from stable_diffusion import StableDiffusion, StableDiffusionXL, cpu, model_io
 from stable_diffusion.lora import load_lora
 from stable_diffusion.lora_names import COMPONENTS
 
@@ -329,6 +329,16 @@ def test_scales_and_stacks(model, oracle, tmp_path, kind, write):
     assert identical(ours(sd), outputs)
 
 
+def widened(layer: nn.Module) -> np.ndarray:
+    """A weight of few bits, or half precision, in float32 and the order of PyTorch."""
+    weight = layer.weight
+    if isinstance(layer, nn.QuantizedLinear):
+        packed = weight, layer.scales, layer.biases
+        weight = mx.dequantize(*packed, layer.group_size, layer.bits)
+    wide = np.array(weight.astype(mx.float32))
+    return wide if wide.ndim == 2 else np.ascontiguousarray(wide.transpose(0, 3, 1, 2))
+
+
 @pytest.mark.parametrize("kind", ["sd-1", "sdxl"])
 def test_quantized(checkpoint, tmp_path, kind):
     """Beside quantized weights: diffusers gets the same ones, widened."""
@@ -339,15 +349,13 @@ def test_quantized(checkpoint, tmp_path, kind):
     sd.quantize()
     for component, network in sd._lora_networks().items():
         modules = dict(getattr(pipeline, component).named_modules())
-        layers = [(p, m) for p, m in network.named_modules() if isinstance(m, nn.QuantizedLinear)]
-        assert layers
+        kinds = (nn.QuantizedLinear, nn.Linear, nn.Conv2d)
+        layers = [(p, m) for p, m in network.named_modules() if isinstance(m, kinds)]
+        assert any(isinstance(layer, nn.QuantizedLinear) for _, layer in layers)
         for path, layer in layers:
             name = COMPONENTS[component].layout.key(path)
             module = modules.get(name) or modules["text_model." + name]
-            wide = mx.dequantize(
-                layer.weight, layer.scales, layer.biases, layer.group_size, layer.bits
-            )
-            module.weight.data = torch.from_numpy(np.array(wide)).reshape(module.weight.shape)
+            module.weight.data = torch.from_numpy(widened(layer)).reshape(module.weight.shape)
     weights, outputs = parameters(sd), ours(sd)
     sd.load_lora(file, 0)
     assert identical(ours(sd), outputs)
@@ -388,7 +396,8 @@ def test_each_layer_has_its_own_rank_and_alpha(model, checkpoint, tmp_path):
     assert_equal(ours(sd), theirs(pipeline))
 
 
-def test_half_precision_stays(checkpoint, oracle, tmp_path):
+def test_half_precision_stays(checkpoint, oracle, tmp_path, monkeypatch):
+    monkeypatch.setattr(cpu, "is_used", lambda: False)  # which computes in float32
     file = tmp_path / "lora.safetensors"
     write_diffusers(file, random_changes(oracle("sd-1").exact, seed=1, rank=4, alpha=4.0))
     sd = StableDiffusion(checkpoint("sd-1"), float16=True)
