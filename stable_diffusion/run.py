@@ -126,7 +126,7 @@ def _use_float16(args: argparse.Namespace) -> bool:
         return args.float16
     if mx.default_device().type == mx.gpu:
         return True
-    print("Computing in float32: MLX only emulates half precision on a CPU (--float16 forces it).")
+    print("Computing in float32, as a CPU is fastest (--float16 stores the weights in half).")
     return False
 
 

@@ -117,6 +117,7 @@ def test_zero_means_zero(checkpoint, oracle, tmp_path):
         (["--cfg", "nan"], "must be at least 0, got nan"),
         (["--seed", "-1"], "must be from 0 to"),
         (["--width", "64"], "--width and --height go together"),
+        (["--low-memory", "--preload-models"], "are opposites: leave one out"),
         (["--sampler", "heun"], "invalid choice: 'heun'"),
         (["--output", "no/such/folder/o.png"], "no/such/folder does not exist"),
         (["--output", "picture.txt"], "the name must end in one of .png"),
