@@ -1,0 +1,132 @@
+"""Counts what one UNet step and one decode launch on a GPU, from MLX's own graphs, on any machine.
+
+Nothing but the weights is evaluated. The Linux CPU's own ways are off, and what `mlx.core.fast` does
+in one launch on a GPU counts as one.
+"""
+
+import io
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import mlx.core as mx
+
+from stable_diffusion import cpu, model_io
+from stable_diffusion.denoising import guided
+from stable_diffusion.weights import read_weights
+
+# They only look at their input in another way; `Full` are constants.
+VIEWS = set(
+    "AsStrided Broadcast ExpandDims Flatten Full Reshape Slice Split Squeeze Transpose Unflatten"
+    " Depends".split()
+)
+MOVES = {"Transpose", "Broadcast"}  # after which a reshape has to copy
+
+
+class Count(NamedTuple):
+    """Operations launched, and the bytes that they write."""
+
+    launched: int
+    bytes_unfused: int  # before `mx.compile` has joined any
+
+
+def unet_step(folder: Path, *, hoisted: bool, compiled: bool) -> Count:
+    """One step of one picture of 512×512 in half precision, without guidance.
+
+    Args:
+        hoisted: whether the text's keys and values are there already.
+        compiled: whether the step is compiled as a whole.
+    """
+    unet = model_io.load_unet(folder, float16=True)
+    read_weights(unet)
+    config = unet.config
+    text = mx.zeros((1, 77, config.cross_attention_dim), mx.float16)
+    text_time = None
+    if config.addition_embed_type is not None:
+        width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        text_time = mx.zeros((1, width), mx.float16), mx.zeros((1, 6))
+    x = mx.zeros((1, 64, 64, config.in_channels))
+    inputs = [x, mx.array(1.0), mx.array(1.0), text]
+
+    def step(x: mx.array, timestep: mx.array, sigma: mx.array, text: mx.array) -> mx.array:
+        return guided(unet, text, text_time, 1.0, mx.float16)(x, timestep, sigma)
+
+    with _as_on_a_gpu(compiled):
+        if not hoisted:
+            return _count(step, inputs)
+        predict = guided(unet, text, text_time, 1.0, mx.float16)
+        mx.eval(unet.project_text(text))
+        return _count(predict, inputs[:-1])
+
+
+def vae_decode(folder: Path) -> Count:
+    """One picture of 512×512, in float32."""
+    vae = model_io.load_autoencoder(folder)
+    read_weights(vae)
+    with _as_on_a_gpu(compiled=False):
+        return _count(vae.decode, [mx.zeros((1, 64, 64, vae.config.latent_channels))])
+
+
+@contextmanager
+def _as_on_a_gpu(compiled: bool) -> Iterator[None]:
+    """Trace what a GPU would run: sorting stands for what is one launch in `mlx.core.fast`."""
+    compile_ = mx.compile if compiled else lambda function, **_: function
+    with (
+        mock.patch.object(cpu, "is_used", lambda: False),
+        mock.patch.object(mx, "compile", compile_),
+        mock.patch.object(mx.fast, "layer_norm", lambda x, *_, **__: mx.sort(x)),
+        mock.patch.object(
+            mx.fast, "scaled_dot_product_attention", lambda q, k, v, **_: mx.sort(q + k[..., :1, :])
+        ),
+    ):
+        yield
+
+
+def _count(function: Callable[..., mx.array], inputs: list[mx.array]) -> Count:
+    dot = io.StringIO()
+    mx.export_to_dot(dot, function(*inputs))
+    return Count(_launched(dot.getvalue()), _bytes_unfused(function, inputs))
+
+
+def _launched(dot: str) -> int:
+    """Primitives of a graph in the language of Graphviz, but for views."""
+    names = dict(re.findall(r'(\d+) \[label ="(\w+)"', dot))
+    made_by = {array: node for node, array in re.findall(r'(\d+) -> "(\w+)"', dot)}
+    sources: dict[str, list[str]] = {}
+    for array, node in re.findall(r'"(\w+)" -> (\d+)', dot):
+        sources.setdefault(node, []).append(names.get(made_by.get(array, ""), ""))
+    return sum(_launches(name, sources.get(node, [])) for node, name in names.items())
+
+
+def _bytes_unfused(function: Callable[..., mx.array], inputs: list[mx.array]) -> int:
+    """What the outputs of all primitives take, but for views."""
+    made_by: dict[str, str] = {}
+    total = 0
+
+    def visit(entry: dict) -> None:
+        nonlocal total
+        if entry["type"] != "primitive":
+            return
+        sources = [made_by.get(name, "") for name, *_ in entry["inputs"]]
+        for name, shape, dtype in entry["outputs"]:
+            made_by[name] = entry["name"]
+            if _launches(entry["name"], sources):
+                total += prod(shape) * dtype.size
+
+    mx.disable_compile()
+    try:
+        mx.export_function(visit, function, *inputs)
+    finally:
+        mx.enable_compile()
+    return total
+
+
+def _launches(name: str, sources: list[str]) -> bool:
+    """Whether a primitive runs a kernel; a reshape of what was transposed copies it."""
+    if name in ("Reshape", "Flatten", "Unflatten"):
+        return any(source in MOVES for source in sources)
+    return name not in VIEWS

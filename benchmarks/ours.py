@@ -1,0 +1,78 @@
+"""The benchmark's tasks in this port."""
+
+import stable_diffusion  # noqa: F401  isort: skip  (before mlx, for its BLAS)
+
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from tasks import LATENTS, PROMPT, TIMESTEP, Task, random_normal, random_picture, token_ids
+
+from stable_diffusion import cpu, model_io
+from stable_diffusion.pipeline import StableDiffusion, pipeline_class
+from stable_diffusion.weights import read_weights
+
+
+def prepare(task: Task, folder: Path) -> Callable[[], np.ndarray]:
+    """Load what a task needs, whole; what runs it is returned. Results are channels last."""
+    if task.part in ("load", "picture"):
+        return _pipeline(task, folder)
+    if cpu.is_used():
+        cpu.keep_freed_memory()
+    match task.part:
+        case "text":
+            run, inputs = _text(folder)
+        case "unet":
+            run, inputs = _unet(task, folder)
+        case "decode":
+            run, inputs = _vae(folder).decode, (mx.array(random_normal(1, *LATENTS)),)
+        case "encode":
+            vae = _vae(folder)
+            run, inputs = (lambda x: vae.encode(x)[0]), (mx.array(random_picture()),)
+    return lambda: np.array(run(*inputs))
+
+
+def _text(folder: Path):
+    encoder = model_io.load_text_encoder(folder)
+    read_weights(encoder)
+    return (lambda ids: encoder(ids).last_hidden_state), (mx.array(token_ids()),)
+
+
+def _unet(task: Task, folder: Path):
+    unet = model_io.load_unet(folder)
+    read_weights(unet)
+    x = mx.array(random_normal(task.batch, *LATENTS))
+    text = mx.array(random_normal(task.batch, 77, unet.config.cross_attention_dim, seed=1))
+    text_time = None
+    if unet.config.addition_embed_type is not None:
+        pooled = mx.array(random_normal(task.batch, 1280, seed=2))
+        text_time = pooled, mx.array([[512.0, 512, 0, 0, 512, 512]] * task.batch)
+    keys_values = unet.project_text(text)  # once a picture, not once a step
+    mx.eval(keys_values)
+    return lambda *inputs: unet(*inputs), (x, mx.array(TIMESTEP), keys_values, text_time)
+
+
+def _vae(folder: Path):
+    vae = model_io.load_autoencoder(folder)
+    read_weights(vae)
+    return vae
+
+
+def _pipeline(task: Task, folder: Path) -> Callable[[], np.ndarray]:
+    sd = pipeline_class(model_io.load_model_config(folder))(folder)
+    if task.quantized:
+        sd.quantize()
+    sd.ensure_models_are_loaded()
+    return (lambda: np.zeros(1)) if task.part == "load" else lambda: _picture(sd, task)
+
+
+def _picture(sd: StableDiffusion, task: Task) -> np.ndarray:
+    """As the script does it: each part goes when it has done its work."""
+    latents = sd.generate_latents(PROMPT, task.batch, task.steps, task.guidance, seed=1)
+    mx.eval(latents.inputs)
+    sd.free_text_encoders()
+    for x_t in latents:
+        mx.eval(x_t)
+    del sd.unet, latents
+    return np.concatenate([np.array(sd.decode(x_t[i : i + 1])) for i in range(len(x_t))])

@@ -1,0 +1,83 @@
+"""What is measured: the tasks, and the inputs that both sides get."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+PROMPT = "A photo of an astronaut riding a horse on Mars."
+LATENTS = (64, 64, 4)  # of 512×512 pixels; channels last
+TIMESTEP = 601
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row of the table.
+
+    Attributes:
+        model: the checkpoint, `sd` (SD 2.1 base) or `sdxl` (SDXL-turbo).
+        part: what is run: "load", "text", "unet", "decode", "encode" or "picture".
+        batch: pictures (of a picture), or latents (of the UNet).
+        is_quick: whether `--quick` runs it.
+    """
+
+    title: str
+    model: str
+    part: str
+    batch: int = 1
+    steps: int = 0
+    guidance: float = 0.0
+    quantized: bool = False
+    is_quick: bool = False
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether it makes whole pictures."""
+        return self.part == "picture"
+
+
+_picture = partial(Task, part="picture")
+
+# This port beside diffusers, both in float32.
+TASKS = {
+    "load": Task("load, SD 2.1 base", "sd", "load"),
+    "text": Task("text encoder, SD 2.1", "sd", "text", is_quick=True),
+    "unet": Task("UNet step, SD 2.1", "sd", "unet", is_quick=True),
+    "unet2": Task("UNet step, SD 2.1, batch 2", "sd", "unet", batch=2),
+    "decode": Task("VAE decode, 512×512", "sd", "decode", is_quick=True),
+    "encode": Task("VAE encode, 512×512", "sd", "encode"),
+    "xl-unet": Task("UNet step, SDXL-turbo", "sdxl", "unet"),
+    "picture": _picture("picture, SD 2.1, 10 steps", "sd", steps=10, guidance=7.5),
+    "xl-picture": _picture("picture, SDXL-turbo, 2 steps", "sdxl", steps=2),
+}
+
+# This port's `-q` beside this port in float32.
+QUANTIZED = {
+    "q1": _picture("`-q`, one picture, 4 steps", "sd", steps=4, guidance=7.5),
+    "q4": _picture("`-q`, four pictures, 2 steps", "sd", steps=2, guidance=7.5, batch=4),
+}
+
+# The script's peak resident size, as a user runs it.
+MEMORY = {
+    "SD 2.1 base, `-q`, 512×512": ("sd", 512),
+    "SDXL-turbo, `-q`, 512×512": ("sdxl", 512),
+    "SDXL-turbo, `-q`, 1024×1024": ("sdxl", 1024),
+}
+
+
+def random_normal(*shape: int, seed: int = 0) -> np.ndarray:
+    """Float32 numbers, the same on both sides; channels last where they are pictures."""
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def random_picture() -> np.ndarray:
+    """[1, 512, 512, 3] in [-1, 1]."""
+    return np.random.default_rng(0).uniform(-1, 1, (1, 512, 512, 3)).astype(np.float32)
+
+
+def token_ids() -> np.ndarray:
+    """[1, 77], a prompt's length of words and the padding."""
+    ids = np.full((1, 77), 49407)
+    ids[0, 0] = 49406
+    ids[0, 1:12] = np.random.default_rng(1).integers(1, 49406, 11)
+    return ids
