@@ -45,8 +45,9 @@ def _unet(task: Task, folder: Path):
     x = mx.array(random_normal(task.batch, *LATENTS))
     text = mx.array(random_normal(task.batch, 77, unet.config.cross_attention_dim, seed=1))
     text_time = None
-    if unet.config.addition_embed_type is not None:
-        pooled = mx.array(random_normal(task.batch, 1280, seed=2))
+    if (config := unet.config).addition_embed_type is not None:
+        width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        pooled = mx.array(random_normal(task.batch, width, seed=2))
         text_time = pooled, mx.array([[512.0, 512, 0, 0, 512, 512]] * task.batch)
     keys_values = unet.project_text(text)  # once a picture, not once a step
     mx.eval(keys_values)

@@ -63,9 +63,10 @@ def _unet(task: Task, folder: Path) -> Callable[[], np.ndarray]:
     x = _channels_first(random_normal(task.batch, *LATENTS))
     text = torch.from_numpy(random_normal(task.batch, 77, unet.config.cross_attention_dim, seed=1))
     added = {}
-    if unet.config.addition_embed_type is not None:
+    if (config := unet.config).addition_embed_type is not None:
+        width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
         added = {
-            "text_embeds": torch.from_numpy(random_normal(task.batch, 1280, seed=2)),
+            "text_embeds": torch.from_numpy(random_normal(task.batch, width, seed=2)),
             "time_ids": torch.tensor([[512.0, 512, 0, 0, 512, 512]] * task.batch),
         }
     return lambda: _channels_last(unet(x, TIMESTEP, text, added_cond_kwargs=added).sample)
@@ -90,8 +91,6 @@ def _picture(pipeline: DiffusionPipeline, task: Task) -> np.ndarray:
         num_images_per_prompt=task.batch,
         num_inference_steps=task.steps,
         guidance_scale=task.guidance,
-        height=512,
-        width=512,
         generator=[torch.Generator().manual_seed(1 + i) for i in range(task.batch)],
         output_type="np",
     ).images

@@ -14,12 +14,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))  # stable_diffusion
-sys.path.insert(0, str(HERE))
-
 import numpy as np
 from tasks import QUANTIZED, TASKS
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # stable_diffusion
 
 
 def peak_resident() -> int:

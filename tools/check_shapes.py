@@ -17,7 +17,7 @@ from tools.shapes import PALETTE, PLACES, RADII, SHAPES, Scene, coverage
 
 NOTICEABLE = 50.0  # RGB distance from the background; the closest pair of the palette is 117 apart
 TOO_FAR = 75.0  # RGB distance from every named colour at which a colour has no name
-SPECK = 12  # pixels; smaller regions are dirt (the smallest shape covers some 60)
+SPECK = 12  # pixels; smaller regions are dirt (the smallest shape covers some 80)
 OVERLAP = 0.7  # intersection over union below which a region is none of the shapes
 SCALES = (0.94, 1.0, 1.06)  # of the radius that the area suggests: soft edges bias the area
 ASPECTS = ("background", "count", "colour", "shape", "size", "place", "relation")

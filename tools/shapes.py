@@ -29,7 +29,7 @@ PALETTE = {
 }
 COLOURS = tuple(name for name in PALETTE if name != "grey")
 BACKGROUNDS = ("white", "black", "grey", "blue", "green", "yellow", "pink", "cyan")
-RADII = {"small": 8.5, "big": 13.5}  # pixels; half the width of the box that holds a shape
+RADII = {"small": 10.0, "big": 13.5}  # pixels; half the width of the box that holds a shape
 SIZES = tuple(RADII)
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 RELATIONS = tuple(INVERSE)
@@ -146,7 +146,7 @@ def _item(rng: np.random.Generator, background: str | None, bare: float) -> Item
     )
 
 
-def sample(rng: np.random.Generator, pair: float = 0.65, bare: float = 0.04) -> Scene:
+def sample(rng: np.random.Generator, pair: float = 0.75, bare: float = 0.04) -> Scene:
     """A random scene as a prompt may ask for it; two items with probability `pair`.
 
     `bare` is the chance that the background, an item's shape or its colour is left unsaid.

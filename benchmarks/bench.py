@@ -1,0 +1,277 @@
+"""Times this port beside diffusers on the same machine, and writes a table and a plot.
+
+    pip install -r requirements.txt -r tests/requirements.txt -r benchmarks/requirements.txt
+    python benchmarks/bench.py             # everything
+    python benchmarks/bench.py --quick     # under two minutes once the checkpoints exist
+    python benchmarks/bench.py --only unet decode
+
+It first writes checkpoints of the real sizes with random weights, 10 GB, into the cache folder.
+Both sides then run in turn, every time in a process of its own, so that what the machine does
+besides falls on both; the figures are medians. The floor is what diffusers' operations, counted by
+torch, would take as large matrix products, at the rate measured in the same run.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+from tasks import MEMORY, QUANTIZED, TASKS, Task
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+CACHE = Path.home() / ".cache" / "stable_diffusion_benchmark"
+
+
+class Side(NamedTuple):
+    """Medians of one side of a task. Seconds; bytes."""
+
+    load: float
+    run: float
+    resident: int
+    mlx: int = 0  # the peak of MLX's own allocations
+    operations: int = 0
+
+
+class Row(NamedTuple):
+    """A task: this port (`ours`) beside its peer, and how far apart the results are."""
+
+    task: Task
+    ours: Side
+    peer: Side
+    error: float  # relative L2
+
+    @property
+    def ratio(self) -> float:
+        """Our time to the peer's."""
+        return self.ours.run / self.peer.run
+
+
+def checkpoints(folder: Path, models: Iterable[str]) -> None:
+    """Write the checkpoints that are not there, each whole or not at all."""
+    for model in models:
+        if not (folder / model).exists():
+            part = folder / f"{model}.part"
+            print(f"Writing {folder / model} …", flush=True)
+            subprocess.run([sys.executable, HERE / "full_size.py", model, part], check=True)
+            part.rename(folder / model)
+
+
+def measure(name: str, sides: tuple[str, str], folder: Path, rounds: int, repeats: int) -> Row:
+    """One task: both sides in turn, `rounds` times."""
+    task = (TASKS | QUANTIZED)[name]
+    reports: dict[str, list[dict]] = {side: [] for side in sides}
+    with tempfile.TemporaryDirectory() as results:
+        files = {side: Path(results) / f"{side}.npy" for side in sides}
+        for round_ in range(rounds):
+            for side in sides:
+                say(f"{task.title}: {side}, {round_ + 1} of {rounds}")
+                options = ["--repeats", str(repeats), "--result", files[side]]
+                if side == "theirs" and round_ == 0:
+                    options.append("--count")
+                command = [HERE / "worker.py", side, name, folder / task.model, *options]
+                reports[side].append(json.loads(output_of(command).splitlines()[-1]))
+        error = relative_l2(*(np.load(files[side]) for side in sides))
+    return Row(task, *(summary(reports[side], task) for side in sides), error)
+
+
+def summary(reports: list[dict], task: Task) -> Side:
+    """The medians of a side's reports; of loading alone, its time is the run."""
+    load = median(report["load"] for report in reports)
+    return Side(
+        load=load,
+        run=load
+        if task.part == "load"
+        else median(t for report in reports for t in report["runs"]),
+        resident=max(report["resident"] for report in reports),
+        mlx=max(report.get("mlx", 0) for report in reports),
+        operations=reports[0].get("operations", 0),
+    )
+
+
+def relative_l2(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The difference in proportion, 0 where nothing was computed."""
+    norm = float(np.linalg.norm(theirs.astype(np.float64)))
+    return float(np.linalg.norm(ours.astype(np.float64) - theirs)) / norm if norm else 0.0
+
+
+def product_rate() -> float:
+    """Floating-point operations a second of MLX's float32 product of 2048 × 2048 matrices."""
+    code = (
+        "import stable_diffusion, time, mlx.core as mx\n"
+        "a, best = mx.random.normal((2048, 2048)), 9.0\n"
+        "for _ in range(20):\n"
+        "    start = time.perf_counter(); mx.eval(a @ a)\n"
+        "    best = min(best, time.perf_counter() - start)\n"
+        "print(2 * 2048**3 / best)"
+    )
+    return float(output_of(["-c", code]))
+
+
+def script_peak(model: Path, size: int) -> int:
+    """The most memory, in bytes, of the script with `-q` for one picture in one step."""
+    code = (
+        "import runpy, resource, sys\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally:\n"
+        "    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "    print(peak if sys.platform == 'darwin' else 1024 * peak)"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--model", model, "--width", size, "--height", size, "--n_images", 1, "-q"]
+        options += ["--steps", 1, "--cfg", 1, "--seed", 1, "--output", Path(folder) / "out.png"]
+        # The script's path becomes sys.argv[0].
+        code = f"import sys; sys.argv = sys.argv[1:]\n{code}"
+        command = ["-c", code, ROOT / "txt2image.py", *options, "a vase"]
+        return int(output_of(command).splitlines()[-1])
+
+
+def output_of(command: list) -> str:
+    """What Python prints; its errors go to ours."""
+    command = [sys.executable, *map(str, command)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    if done.returncode:
+        raise SystemExit(f"this failed: {' '.join(command[:5])}")
+    return done.stdout
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a few tasks, once each")
+    parser.add_argument("--only", nargs="+", metavar="TASK", choices=[*TASKS, *QUANTIZED])
+    parser.add_argument("--checkpoints", type=Path, default=CACHE, help=f"folder ({CACHE})")
+    parser.add_argument("--out", type=Path, default=Path("."), help="for bench.md and bench.png")
+    parser.add_argument("--rounds", type=int, default=3, help="times that both sides run in turn")
+    args = parser.parse_args()
+    names = args.only or [n for n, task in TASKS.items() if task.is_quick or not args.quick]
+    if not (args.only or args.quick):
+        names += QUANTIZED
+    rounds, repeats = (1, 2) if args.quick else (args.rounds, 2)
+    whole = not (args.only or args.quick)
+
+    folder = args.checkpoints.expanduser().resolve()
+    needed = {(TASKS | QUANTIZED)[name].model for name in names} | (
+        {"sd", "sdxl"} if whole else set()
+    )
+    checkpoints(folder, sorted(needed))
+    args.out.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    rate = product_rate()
+    rows = []
+    for name in names:
+        sides = ("quantized", "ours") if name in QUANTIZED else ("ours", "theirs")
+        rows.append(measure(name, sides, folder, rounds, repeats))
+        say(f"{rows[-1].task.title}: {rows[-1].ratio:.2f} of the peer's time")
+    report = [machine(rate), "", *table(rows, rate)]
+    if whole:
+        report += ["", *memory_table(folder)]
+    if not args.only:
+        report += ["", *operations_table(folder)]
+    (args.out / "bench.md").write_text("\n".join(report) + "\n")
+    print("\n".join(report))
+    plot(rows, rate, args.out / "bench.png")
+    say(f"{args.out / 'bench.md'}, bench.png: {(time.monotonic() - started) / 60:.1f} minutes")
+
+
+def say(line: str) -> None:
+    """Progress, on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def machine(rate: float) -> str:
+    """What this was measured on."""
+    import mlx.core as mx
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = f"{lines[0].split(': ')[1]}, {len(lines)} cores" if lines else cpu
+    versions = f"MLX {mx.__version__} ({mx.default_device()}), torch {torch.__version__}"
+    return f"{cpu}; matrix products at {rate / 1e9:.0f} GFLOP/s; {versions}."
+
+
+def table(rows: list[Row], rate: float) -> list[str]:
+    """In Markdown; seconds and gigabytes."""
+    lines = [
+        "| | this port | peer | ratio | floor | peak: ours | MLX's | peer's | difference |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        floor = f"{row.peer.operations / rate:.2f} s" if row.peer.operations else ""
+        lines.append(
+            f"| {row.task.title} | {row.ours.run:.2f} s | {row.peer.run:.2f} s "
+            f"| **{row.ratio:.2f}** | {floor} | {row.ours.resident / 1e9:.2f} GB "
+            f"| {row.ours.mlx / 1e9:.2f} GB | {row.peer.resident / 1e9:.2f} GB "
+            f"| {row.error:.0e} |"
+        )
+    return lines
+
+
+def memory_table(folder: Path) -> list[str]:
+    """Peak resident size of the script."""
+    lines = ["| one picture, the whole process | peak resident size |", "|---|---|"]
+    for title, (model, size) in MEMORY.items():
+        say(title)
+        lines.append(f"| {title} | {script_peak(folder / model, size) / 1e9:.2f} GB |")
+    return lines
+
+
+def operations_table(folder: Path) -> list[str]:
+    """What a GPU would launch for one picture of 512×512."""
+    sys.path.insert(0, str(ROOT))
+    from operations import Count, unet_step, vae_decode
+
+    lines = [
+        "| on a GPU | operations launched | bytes written, nothing fused |",
+        "|---|---|---|",
+    ]
+
+    def add(title: str, count: Count) -> None:
+        lines.append(f"| {title} | {count.launched:,} | {count.bytes_unfused / 1e9:.2f} GB |")
+
+    for model, name in (("sd", "SD 2.1"), ("sdxl", "SDXL-turbo")):
+        if (at := folder / model).exists():
+            step = f"UNet step, {name}, float16"
+            add(f"{step}, as written", unet_step(at, hoisted=False, compiled=False))
+            add(f"{step}, text projected before", unet_step(at, hoisted=True, compiled=False))
+            add(f"{step}, and compiled: as it runs", unet_step(at, hoisted=True, compiled=True))
+            vae = vae_decode(at)
+    add("VAE decode, float32", vae)
+    return lines
+
+
+def plot(rows: list[Row], rate: float, file: Path) -> None:
+    """Our time in proportion to the peer's, and the floor's, one bar a task."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in rows if row.peer.operations]
+    if not rows:
+        return
+    figure, axes = plt.subplots(figsize=(8, 1 + 0.5 * len(rows)), layout="constrained")
+    titles = [row.task.title for row in rows]
+    axes.barh(titles, [row.ratio for row in rows], color="#4c72b0", label="this port")
+    floors = [row.peer.operations / rate / row.peer.run for row in rows]
+    axes.plot(floors, titles, "k|", markersize=18, label="floor: products alone")
+    axes.axvline(1, color="#c44e52", label="diffusers")
+    axes.invert_yaxis()
+    axes.set_xlabel("time in proportion to diffusers'")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, frameon=False)
+    figure.savefig(file, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
