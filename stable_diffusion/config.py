@@ -11,6 +11,7 @@ from typing import Any
 
 from .models import MODELS as MODELS  # the public place of the table
 from .models import ModelSpec
+from .quantization import Quantization
 from .strict import Config, require, require_known
 
 SAMPLERS = ("euler", "euler-a")
@@ -65,6 +66,7 @@ class UNetConfig(Config):
     addition_embed_type: str | None = None
     addition_time_embed_dim: int | None = None
     projection_class_embeddings_input_dim: int | None = None
+    quantization: Quantization | None = None  # of converted networks
 
     CLASS_NAMES = ("UNet2DConditionModel",)
     FIXED = MappingProxyType(
@@ -197,6 +199,7 @@ class CLIPTextConfig(Config):
     layer_norm_eps: float = 1e-5
     projection_dim: int = 512
     eos_token_id: int = 49407
+    quantization: Quantization | None = None  # of converted networks
 
     # Training, the tokenizer's affair, or how transformers stores and runs the model.
     IGNORED = frozenset(
@@ -288,6 +291,7 @@ class PipelineConfig(Config):
 
     # SDXL: no negative prompt means embeddings of zeros, not those of an empty text.
     force_zeros_for_empty_prompt: bool = True
+    _converted_from: str | None = None  # the known model that a converted one was
 
     # Image to image runs on the same weights; inpainting and others do not.
     CLASS_NAMES = (

@@ -29,6 +29,7 @@ FP16 = (
     "{}.safetensors.fp16.index.json",  # older diffusers
     "{}.fp16.safetensors.index.json",  # huggingface_hub's own `save_torch_model`
 )
+NATIVE = "mlx_model.safetensors"  # of a converted component: no name that diffusers would read
 # A repository with it in the cache is one that was used; also by Apple's original example, which
 # leaves no model_index.json.
 CACHE_MARKER = "unet/config.json"
@@ -87,14 +88,16 @@ class Source:
     def weights(self, component: str, float16: bool) -> list[Path]:
         """The safetensors files of "unet", "vae", "text_encoder" or "text_encoder_2".
 
-        One file, or the shards that an index names. With `float16` the fp16 variant if the model
-        has one, else the full files; without, the other way round. Full files that are there
-        already serve `float16` too: nothing is fetched twice.
+        One file, `NATIVE` where the model is converted, or the shards that an index names. With
+        `float16` the fp16 variant if the model has one, else the full files; without, the other
+        way round. Full files that are there already serve `float16` too: nothing is fetched twice.
 
         Raises:
             FileNotFoundError: there are none, a shard is missing, or one cannot be fetched.
             ValueError: there are only pickles, or an index is malformed.
         """
+        if (file := self.find(f"{component}/{NATIVE}")) is not None:
+            return [file]
         patterns = FP16 + FULL if float16 else FULL + FP16
         paths = [f"{component}/{pattern.format(STEMS[component])}" for pattern in patterns]
         if float16:

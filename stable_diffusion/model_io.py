@@ -25,8 +25,11 @@ from .config import (
     PipelineConfig,
     UNetConfig,
 )
-from .hub import BareVae, Source
+from .hub import NATIVE, BareVae, Source
 from .models import MODELS, find_spec
+from .native import load_native
+from .quantization import Quantization
+from .quantize import quantize_as
 from .single_file import SUFFIXES, SingleFile, open_single_file, open_vae_file
 from .tokenizer import EOS, Tokenizer
 from .unet import UNetModel
@@ -99,8 +102,9 @@ def load_unet(key: Key = DEFAULT_MODEL, float16: bool = False) -> UNetModel:
         ValueError: a config or weight file that is not supported or broken; the message names it.
     """
     source = open_model(key)
-    model = UNetModel(_unet_config(source))
-    return _with_weights(model, source, "unet", UNET, float16, _dtype(float16))
+    config = _unet_config(source)
+    model, dtype = UNetModel(config), _dtype(float16)
+    return _with_weights(model, source, "unet", UNET, float16, dtype, config.quantization)
 
 
 def load_text_encoder(
@@ -111,8 +115,11 @@ def load_text_encoder(
     Raises: as `load_unet`.
     """
     source = open_model(key)
-    model = CLIPTextModel(_read_config(source, f"{model_key}/config.json", CLIPTextConfig))
-    return _with_weights(model, source, model_key, TEXT_ENCODER, float16, _dtype(float16))
+    config = _read_config(source, f"{model_key}/config.json", CLIPTextConfig)
+    model, dtype = CLIPTextModel(config), _dtype(float16)
+    return _with_weights(
+        model, source, model_key, TEXT_ENCODER, float16, dtype, config.quantization
+    )
 
 
 def load_autoencoder(key: Key = DEFAULT_MODEL, float16: bool = False) -> Autoencoder:
@@ -138,19 +145,23 @@ def load_tokenizer(
     if folder != merges_key.removesuffix("_merges"):
         raise ValueError(f"{vocab_key} and {merges_key} are not of one tokenizer")
     source = open_model(key)
-    pad_token = EOS if (spec := find_spec(source.name)) is None else spec.pad_token
-    if isinstance(source, SingleFile):
-        pad_token = source.pad_token(folder)
     beside = {
         "config_file": source.find(f"{folder}/tokenizer_config.json"),
         "special_tokens_file": source.find(f"{folder}/special_tokens_map.json"),
-        "pad_token": pad_token,
+        "pad_token": usual_pad_token(source, folder),
     }
     vocab_file = source.find(f"{folder}/vocab.json")
     if vocab_file is None:  # transformers 5 writes one file for all
         return Tokenizer.from_json(source.require(f"{folder}/tokenizer.json"), **beside)
     merges_file = source.require(f"{folder}/merges.txt")
     return Tokenizer.from_files(vocab_file=vocab_file, merges_file=merges_file, **beside)
+
+
+def usual_pad_token(source: Source, folder: str) -> str:
+    """What the tokenizer of a folder pads prompts with, where its files do not say."""
+    if isinstance(source, SingleFile):
+        return source.pad_token(folder)
+    return EOS if (spec := find_spec(source.name)) is None else spec.pad_token
 
 
 def load_diffusion_config(key: Key = DEFAULT_MODEL) -> DiffusionConfig:
@@ -187,7 +198,7 @@ def load_model_config(key: Key = DEFAULT_MODEL) -> ModelConfig:
         ),
         diffusion=load_diffusion_config(source),
         pipeline=pipeline,
-        spec=find_spec(source.name),
+        spec=find_spec(pipeline._converted_from or source.name),
     )
 
 
@@ -228,11 +239,29 @@ def _autoencoder_config(source: Source) -> AutoencoderConfig:
 
 
 def _with_weights(
-    model: _M, source: Source, component: str, layout: Layout, float16: bool, dtype: mx.Dtype
+    model: _M,
+    source: Source,
+    component: str,
+    layout: Layout,
+    float16: bool,
+    dtype: mx.Dtype,
+    quantization: Quantization | None = None,
 ) -> _M:
-    """The model, given its weights; `layout` is that of a folder."""
+    """The model, given its weights; `layout` is that of a folder that is not converted."""
     files = source.weights(component, float16)
     if isinstance(source, SingleFile):
-        layout = source.layouts[component]
-    load_weights(model, files, layout, dtype)
+        load_weights(model, files, source.layouts[component], dtype)
+    elif files[0].name == NATIVE:
+        if quantization is not None:
+            try:
+                quantize_as(model, quantization)
+            except ValueError as error:
+                raise ValueError(f"{source.name}: {component}/config.json: {error}") from None
+        load_native(model, files[0], dtype)
+    elif quantization is not None:
+        raise FileNotFoundError(
+            f"{source.name} has no {component}/{NATIVE}, though its config.json says `quantization`"
+        )
+    else:
+        load_weights(model, files, layout, dtype)
     return model

@@ -29,7 +29,7 @@ from .model_io import (
     open_model,
 )
 from .noise import NoiseStream, draw_latents, picture_streams
-from .quantize import quantize_linear, store_in_float16
+from .quantize import is_quantized, quantize_text_encoder, quantize_unet
 from .sampler import Sampler, Schedule
 from .tiling import decode
 from .weights import read_weights
@@ -89,11 +89,19 @@ class StableDiffusion:
             read_weights(network)
 
     def quantize(self) -> None:
-        """Keep linear layers in 4 bits (text encoders) and 8 (UNet), the UNet's rest in float16."""
-        for text_encoder in self._text_encoders():
-            quantize_linear(text_encoder, bits=4, group_size=64)
-        quantize_linear(self.unet, bits=8, group_size=32)
-        store_in_float16(self.unet)
+        """Keep linear layers in 4 bits (text encoders) and 8 (UNet), the UNet's rest in float16.
+
+        A network that is quantized already stays as it is, with a warning.
+        """
+        networks = [(self.unet, quantize_unet)]
+        networks += [(network, quantize_text_encoder) for network in self._text_encoders()]
+        if any(is_quantized(network) for network, _ in networks):
+            warnings.warn(
+                f"{self.config.name} is quantized already, and stays as it is", stacklevel=2
+            )
+        for network, quantize in networks:
+            if not is_quantized(network):
+                quantize(network)
 
     def load_lora(self, path: str | os.PathLike[str], scale: float = 1.0) -> None:
         """Add a LoRA file to those that UNet and text encoders have; see `lora.load_lora`."""

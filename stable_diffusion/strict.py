@@ -36,6 +36,8 @@ class Config:
         for key, value in data.items():
             if key in kinds:
                 value = _frozen(value)
+                if isinstance(value, Mapping) and (nested := _nested(kinds[key])) is not None:
+                    value = nested.from_dict(value, f"{source}: {key}")
                 if value is not None:
                     if not _is_of_kind(value, kinds[key]):
                         raise ValueError(f"{source}: {key} = {value!r} is of the wrong type")
@@ -57,6 +59,12 @@ class Config:
 def _frozen(value: Any) -> Any:
     """JSON lists as tuples, so that a config is immutable throughout."""
     return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
+
+
+def _nested(kind: Any) -> type[Config] | None:
+    """The config that the annotation of a field allows, if it does."""
+    kinds = [k for k in get_args(kind) if isinstance(k, type) and issubclass(k, Config)]
+    return kinds[0] if kinds else None
 
 
 def _is_of_kind(value: Any, kind: Any) -> bool:

@@ -132,11 +132,22 @@ def load_weights(model: nn.Module, files: Sequence[Path], layout: Layout, dtype:
     missing = [layout.key(name) for name in wanted if name not in weights]
     missing = list(dict.fromkeys(missing))  # parameters of one tensor share its key
 
+    require_fit(files[0], missing, unexpected, misshapen)
+    model.update(tree_unflatten([(name, value.astype(dtype)) for name, value in weights.items()]))
+
+
+def require_fit(
+    file: Path, missing: Sequence[str], unexpected: Sequence[str], misshapen: Sequence[str]
+) -> None:
+    """Refuse a file that has not the tensors that a model asks for.
+
+    Raises:
+        ValueError: any of the lists has something in it; the message has it all.
+    """
     problems = {"missing": missing, "not expected": unexpected, "wrong shape": misshapen}
     if any(problems.values()):
         listed = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in problems.items() if keys)
-        raise ValueError(f"{files[0]} does not hold what the model asks for: {listed}")
-    model.update(tree_unflatten([(name, value.astype(dtype)) for name, value in weights.items()]))
+        raise ValueError(f"{file} does not hold what the model asks for: {listed}")
 
 
 def read_weights(network: nn.Module) -> None:
