@@ -6,7 +6,8 @@ import mlx.core as mx
 
 from . import cpu
 from .noise import NoiseStream, draw_latents
-from .sampler import Sampler, Schedule
+from .sampler import Sampler
+from .schedule import Schedule
 from .unet import UNetModel
 
 Predict = Callable[[mx.array, mx.array], mx.array]  # latents, timestep

@@ -30,7 +30,8 @@ from .model_io import (
 )
 from .noise import NoiseStream, draw_latents, picture_streams
 from .quantize import quantize_linear, store_in_float16
-from .sampler import Sampler, Schedule
+from .sampler import Sampler
+from .schedule import Schedule
 from .tiling import decode
 from .weights import read_weights
 

@@ -30,10 +30,15 @@ from stable_diffusion.noise import NoiseStream, draw_latents
 from stable_diffusion.sampler import Sampler
 
 UNET_SIZES = ((8, 8), (7, 13), (1, 2))  # in latents; also such as do not halve evenly
-# (sampler, schedule, steps) of everything that diffusers has.
+# (sampler, schedule, steps, prediction type) of everything that diffusers has.
 TRAJECTORIES = [
-    *((name, schedule, 20) for name in SAMPLERS for schedule in SAMPLERS[name]),
-    *(("lcm", None, steps) for steps in (4, 8)),
+    (*what, prediction_type)
+    for what in (
+        *((name, schedule, 20) for name in SAMPLERS for schedule in SAMPLERS[name]),
+        *(("lcm", None, steps) for steps in (4, 8)),
+    )
+    for prediction_type in PREDICTION_TYPES
+    if (what[0], prediction_type) != ("euler-a", "sample")
 ]
 POOLED_WIDTH = 24  # of the tiny SDXL checkpoints
 TIME_IDS = np.array([[512, 640, 0, 16, 512, 640], [64, 64, 8, 0, 64, 64]], dtype=np.float32)
@@ -174,15 +179,6 @@ def _as_it_is(x: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
     return x
 
 
-def trajectory_errors() -> Iterator[tuple[str, str | None, int, str, float]]:
-    """(sampler, schedule, steps, prediction type, error) of everything that diffusers has."""
-    for name, schedule, num_steps in TRAJECTORIES:
-        for prediction_type in PREDICTION_TYPES:
-            if (name, prediction_type) != ("euler-a", "sample"):
-                error = trajectory_error(name, prediction_type, schedule, num_steps)
-                yield name, schedule, num_steps, prediction_type, error
-
-
 def main() -> None:
     """Print the table, worst error of each component and kind."""
     print("| checkpoint | text | UNet | VAE decode | VAE encode |\n|---|---|---|---|---|")
@@ -197,8 +193,9 @@ def main() -> None:
             )
         print(f"| {kind} | " + " | ".join(f"{error:.1e}" for error in errors) + " |")
     print("\nSampler trajectories:")
-    for *what, error in trajectory_errors():
-        print(*what, f"{error:.1e}")
+    for name, schedule, num_steps, prediction_type in TRAJECTORIES:
+        error = trajectory_error(name, prediction_type, schedule, num_steps)
+        print(f"{name}, {schedule or 'its own'}, {num_steps} steps, {prediction_type}: {error:.1e}")
 
 
 if __name__ == "__main__":
