@@ -192,10 +192,13 @@ def main() -> None:
                 max(encode_errors(oracle)),
             )
         print(f"| {kind} | " + " | ".join(f"{error:.1e}" for error in errors) + " |")
-    print("\nSampler trajectories:")
-    for name, schedule, num_steps, prediction_type in TRAJECTORIES:
-        error = trajectory_error(name, prediction_type, schedule, num_steps)
-        print(f"{name}, {schedule or 'its own'}, {num_steps} steps, {prediction_type}: {error:.1e}")
+    print("\nSampler trajectories (in brackets with zero terminal SNR):")
+    for name, schedule, num_steps, predicts in TRAJECTORIES:
+        error = f"{trajectory_error(name, predicts, schedule, num_steps):.1e}"
+        if predicts != "epsilon":
+            options = {"rescale_betas_zero_snr": True, "is_exact": name == "euler"}
+            error += f" ({trajectory_error(name, predicts, schedule, num_steps, **options):.1e})"
+        print(f"{name}, {schedule or 'its own'}, {num_steps} steps, {predicts}: {error}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from oracle import SCHEDULERS, psnr
+from oracle import psnr
 from ours import pictures
 
 from stable_diffusion import StableDiffusion
@@ -40,17 +40,19 @@ def sampled(models, monkeypatch):
 
 
 def from_text(sd: StableDiffusion, **options) -> np.ndarray:
-    return pictures(sd, sd.generate_latents(PROMPT, n_images=2, seed=7, **options))
+    return pictures(sd, sd.generate_latents(PROMPT, seed=7, **options))
 
 
 def theirs(options: dict) -> dict:
     """The options of a generator under the names of diffusers."""
     names = {"num_steps": "num_inference_steps", "cfg_weight": "guidance_scale"}
-    return {"seeds": [7, 8], **{names.get(key, key): value for key, value in options.items()}}
+    return {"seeds": [7], **{names.get(key, key): value for key, value in options.items()}}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("name", "schedule"), NEW)
+@pytest.mark.parametrize(
+    ("kind", "name", "schedule"),
+    [*(("sd-1", *new) for new in NEW), ("sd-2-v", *NEW[2]), ("sdxl", *NEW[2]), ("sdxl", *NEW[3])],
+)
 def test_text_to_picture(sampled, oracle, kind, name, schedule):
     options = {"num_steps": 4, "cfg_weight": 3.0}
     ours = from_text(sampled(kind, name, schedule), **options)
@@ -67,7 +69,7 @@ def test_image_to_image(sampled, oracle, kind, name, schedule, strength):
     image = np.linspace(-1, 1, 64 * 64 * 3, dtype=np.float32).reshape(64, 64, 3)
     options = {"num_steps": 5, "cfg_weight": 3.0, "strength": strength}
     sd = sampled(kind, name, schedule)
-    latents = sd.generate_latents_from_image(image, PROMPT, n_images=2, seed=7, **options)
+    latents = sd.generate_latents_from_image(image, PROMPT, seed=7, **options)
     expected = oracle(kind).pictures_from_image(
         image, PROMPT, sampler=name, schedule=schedule, **theirs(options)
     )
@@ -89,12 +91,12 @@ def test_guidance_rescale_from_a_picture(sampled, oracle):
     """In SDXL's pipeline; that of SD has no such option in diffusers."""
     image = np.linspace(-1, 1, 64 * 64 * 3, dtype=np.float32).reshape(64, 64, 3)
     sd, options = sampled("sdxl", "euler"), {**RESCALED, "strength": 0.7}
-    latents = sd.generate_latents_from_image(image, PROMPT, n_images=2, seed=7, **options)
+    latents = sd.generate_latents_from_image(image, PROMPT, seed=7, **options)
     expected = oracle("sdxl").pictures_from_image(image, PROMPT, sampler="euler", **theirs(options))
     assert psnr(pictures(sd, latents), expected) >= SAME
 
 
-@pytest.mark.parametrize("name", ["euler", "euler-a", "ddim", "dpm++2m"])
+@pytest.mark.parametrize("name", ["euler", "ddim", "dpm++2m"])
 def test_zero_terminal_snr(sampled, oracle, name, monkeypatch):
     """A velocity model that begins with noise alone, as published: trailing, and rescaled."""
     ours = from_text(sampled("sd-2-v", name, **ZERO_SNR), **RESCALED)
@@ -106,12 +108,12 @@ def test_zero_terminal_snr(sampled, oracle, name, monkeypatch):
     assert psnr(plain, expected) < SAME
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", ["dpm++2m", "lcm"])
 def test_a_picture_does_not_depend_on_its_batch(sampled, name):
     sd = sampled("sd-1", name)
-    two = from_text(sd, num_steps=3, cfg_weight=4.0, guidance_rescale=0.5)
     options = {"num_steps": 3, "cfg_weight": 4.0, "guidance_rescale": 0.5}
-    assert psnr(pictures(sd, sd.generate_latents(PROMPT, seed=8, **options)), two[1:]) >= SAME
+    two = pictures(sd, sd.generate_latents(PROMPT, n_images=2, seed=6, **options))
+    assert psnr(from_text(sd, **options), two[1:]) >= SAME
 
 
 def test_steps_and_guidance_of_a_consistency_model(sampled, models):
