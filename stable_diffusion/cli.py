@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from .config import PREDICTION_TYPES, SAMPLERS
+from .diffusion_config import PREDICTION_TYPES, SAMPLERS, SCHEDULES, require_schedule
 from .image import check_output, load_image
 from .models import MODELS
 
@@ -51,6 +51,8 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> arg
     if args.preload_models and args.low_memory:
         parser.error("--preload_models and --low_memory are opposites: leave one out")
     try:
+        if args.sampler is not None:
+            require_schedule(args.sampler, args.schedule)
         check_output(args.output)
         if "image" in args:
             args.image = _read_image(args)
@@ -101,10 +103,21 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         type=_number(float, 0),
         help="guidance: how closely to follow the prompt; at most 1 means none (default: by model)",
     )
+    add(
+        "--guidance_rescale",
+        type=_number(float, 0, 1),
+        default=0.0,
+        help="how much of the contrast that guidance adds is taken back (default: none, 0)",
+    )
     add("--negative_prompt", default="", help="what to steer away from; needs guidance")
     add("--width", type=positive, help="of a picture, in pixels (default: by model or image)")
     add("--height", type=positive, help="of a picture, in pixels")
-    add("--sampler", choices=SAMPLERS, help="(default: by model)")
+    add("--sampler", choices=SAMPLERS, help="how to step from noise to picture (default: by model)")
+    add(
+        "--schedule",
+        choices=SCHEDULES,
+        help="how timesteps are spaced; karras is for euler and dpm++2m (default: by model)",
+    )
     add(
         "--seed",
         type=_number(int, 0, 2**63 - 2**20),

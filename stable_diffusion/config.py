@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from .diffusion_config import DiffusionConfig
 from .models import MODELS as MODELS  # the public place of the table
 from .models import ModelSpec
 from .quantization import Quantization
 from .strict import Config, require, require_known
-
-SAMPLERS = ("euler", "euler-a")
-PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
 @dataclass(frozen=True)
@@ -228,64 +226,6 @@ class CLIPTextConfig(Config):
 
 
 @dataclass(frozen=True)
-class DiffusionConfig(Config):
-    """`scheduler/scheduler_config.json`, as diffusers' Euler schedulers read it `from_config`.
-
-    Whatever scheduler the file is of, these are the keys that the Euler schedulers share with it;
-    its own further options do not reach them, and so are passed over.
-    """
-
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.0001
-    beta_end: float = 0.02
-    beta_schedule: str = "linear"
-    steps_offset: int = 0
-    prediction_type: str = "epsilon"
-    # Where the file is silent: what the original's linear schedule amounts to, and better at few
-    # steps than diffusers' `linspace` (arXiv:2305.08891, section 3.3).
-    timestep_spacing: str = "trailing"
-    _class_name: str = "EulerDiscreteScheduler"
-
-    # Options of the Euler schedulers that change the noise levels.
-    FIXED = MappingProxyType(
-        {
-            "interpolation_type": "linear",
-            "timestep_type": "discrete",
-            "final_sigmas_type": "zero",
-            "trained_betas": None,
-            "rescale_betas_zero_snr": False,
-            "use_karras_sigmas": False,
-            "use_exponential_sigmas": False,
-            "use_beta_sigmas": False,
-        }
-    )
-
-    @classmethod
-    def _is_without_effect(cls, key: str, value: Any) -> bool:
-        return key not in cls.FIXED or super()._is_without_effect(key, value)
-
-    def __post_init__(self) -> None:
-        require(
-            self.num_train_timesteps > 1,
-            f"num_train_timesteps = {self.num_train_timesteps} is too small",
-        )
-        require(
-            0 < self.beta_start <= self.beta_end < 1,
-            f"beta_start = {self.beta_start} and beta_end = {self.beta_end} are no betas",
-        )
-        require_known("beta_schedule", self.beta_schedule, ("linear", "scaled_linear"))
-        require_known("prediction_type", self.prediction_type, PREDICTION_TYPES)
-        require_known(
-            "timestep_spacing", self.timestep_spacing, ("trailing", "leading", "linspace")
-        )
-
-    @property
-    def is_ancestral(self) -> bool:
-        """Whether the model was published with the ancestral sampler."""
-        return self._class_name == "EulerAncestralDiscreteScheduler"
-
-
-@dataclass(frozen=True)
 class PipelineConfig(Config):
     """`model_index.json`: which pipeline of diffusers the model belongs to."""
 
@@ -334,13 +274,25 @@ class ModelConfig:
     @property
     def defaults(self) -> Defaults:
         """Steps, guidance and size where the caller gives none."""
+        return self.defaults_with(self.diffusion.sampler)
+
+    def defaults_with(self, sampler: str) -> Defaults:
+        """The same where the caller gives a sampler only."""
+        size = self._size()
+        # A model, or a LoRA, distilled to few steps, guidance included (arXiv:2311.05556).
+        if "lcm" in (sampler, self.diffusion.sampler):
+            return Defaults(steps=4, guidance=0.0, size=size)
         if self.spec is not None:
-            return Defaults(self.spec.steps, self.spec.guidance, (self.spec.size, self.spec.size))
-        sample_size = 64 if self.unet.sample_size is None else self.unet.sample_size
-        height, width = _per_block("sample_size", sample_size, 2)
-        size = (height * self.autoencoder.factor, width * self.autoencoder.factor)
-        # Distilled models are published with this pair: few steps, and guidance trained in.
-        is_turbo = self.diffusion.is_ancestral and self.diffusion.timestep_spacing == "trailing"
-        if is_turbo:
+            return Defaults(self.spec.steps, self.spec.guidance, size)
+        # The other distilled models are published with this pair.
+        if (self.diffusion.sampler, self.diffusion.timestep_spacing) == ("euler-a", "trailing"):
             return Defaults(steps=2, guidance=0.0, size=size)
         return Defaults(steps=50, guidance=5.0 if self.is_xl else 7.5, size=size)
+
+    def _size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        if self.spec is not None:
+            return self.spec.size, self.spec.size
+        sample_size = 64 if self.unet.sample_size is None else self.unet.sample_size
+        height, width = _per_block("sample_size", sample_size, 2)
+        return height * self.autoencoder.factor, width * self.autoencoder.factor

@@ -6,16 +6,17 @@ import mlx.core as mx
 
 from . import cpu
 from .noise import NoiseStream, draw_latents
-from .sampler import Sampler, Schedule
+from .sampler import Sampler
+from .schedule import Schedule
 from .unet import UNetModel
 
-Predict = Callable[[mx.array, mx.array, mx.array], mx.array]  # latents, timestep, sigma
+Predict = Callable[[mx.array, mx.array], mx.array]  # latents, timestep
 
 
 class Denoising(Iterator[mx.array]):
     """The latents of a call, one step after another: x_t [B, h, w, C], the last one x_0.
 
-    They are scaled to the variance that the network sees, so that any of them can be decoded.
+    They have the variance that the network sees, so that any of them can be decoded.
 
     Attributes:
         inputs: the text embeddings and first latents, that all steps start from.
@@ -43,34 +44,45 @@ def guided(
     embeddings: mx.array,
     text_time: tuple[mx.array, mx.array] | None,
     cfg_weight: float,
+    guidance_rescale: float,
     dtype: mx.Dtype,
 ) -> Predict:
-    """What predicts noise or velocity, float32 [B, h, w, C], of latents at a time and a sigma.
+    """What predicts noise, velocity or x_0, float32 [B, h, w, C], of latents at a time.
 
     Args:
         embeddings: of the text, [B, N, D]; [2B, N, D] where the second half is what to steer away
             from by classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
         text_time: what SDXL's UNet takes beside them, with as many rows.
         cfg_weight: how far to steer.
+        guidance_rescale: how much of the contrast that steering adds is taken back, 0 to 1.
         dtype: what the UNet computes in.
     """
     # What is the same at all steps. In lists, where `compile` finds it.
     text, text_time = unet.project_text(embeddings), list(text_time or ())
 
-    def predict(x: mx.array, timestep: mx.array, sigma: mx.array) -> mx.array:
+    def predict(x: mx.array, timestep: mx.array) -> mx.array:
         n_images = len(x)
-        x = (x * mx.rsqrt(sigma.square() + 1)).astype(dtype)
+        x = x.astype(dtype)
         if len(embeddings) > n_images:
             x = mx.concatenate([x, x])
         prediction = unet(x, timestep, text, text_time or None).astype(mx.float32)
         if len(embeddings) > n_images:
             conditional, unconditional = prediction.split(2)
             prediction = unconditional + cfg_weight * (conditional - unconditional)
+            if guidance_rescale:
+                prediction = rescale(prediction, conditional, guidance_rescale)
         return prediction
 
     if cpu.is_used():
         return predict  # as it is: the fast paths of a CPU compute some parts while others wait
     return mx.compile(predict, inputs=[unet.state, text, text_time])
+
+
+def rescale(prediction: mx.array, conditional: mx.array, amount: float) -> mx.array:
+    """`prediction` brought nearer to each picture's contrast in `conditional` (arXiv:2305.08891,
+    section 3.4)."""
+    contrast, wanted = (mx.std(x, axis=(1, 2, 3), keepdims=True) for x in (prediction, conditional))
+    return prediction * (amount * wanted / contrast + (1 - amount))
 
 
 def denoise(
@@ -80,12 +92,10 @@ def denoise(
     predict: Predict,
     streams: Sequence[NoiseStream],
 ) -> Iterator[mx.array]:
-    """Latents after each step of `schedule`, in float32, scaled as the network sees them."""
-    sigmas = schedule.sigmas.tolist()
-    for timestep, sigma, sigma_next in zip(
-        schedule.timesteps.tolist(), sigmas[:-1], sigmas[1:], strict=True
-    ):
-        noise = mx.array(draw_latents(streams, x.shape[1:])) if sampler.is_ancestral else None
-        prediction = predict(x, mx.array(timestep), mx.array(sigma))
-        x = sampler.step(x, prediction, sigma, sigma_next, noise)
-        yield x * (sigma_next**2 + 1) ** -0.5
+    """Latents after each step of `schedule`, in float32, as the network would see them."""
+    estimate = None
+    for step in schedule.steps:
+        fresh = mx.array(draw_latents(streams, x.shape[1:])) if sampler.needs_noise else None
+        prediction = predict(x, mx.array(step.timestep))
+        x, estimate = sampler.step(x, prediction, step, estimate, fresh)
+        yield x

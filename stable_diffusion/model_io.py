@@ -55,8 +55,8 @@ def open_model(
     Args:
         vae: where to take the VAE from: a model as above, a folder or repository of a VAE alone,
             or a file with one, in the original layout or that of diffusers.
-        prediction_type: "epsilon" or "v_prediction", for files that do not say what the UNet
-            predicts, or say it wrongly.
+        prediction_type: "epsilon", "v_prediction" or "sample", for files that do not say what the
+            UNet predicts, or say it wrongly.
 
     Raises:
         OSError: the model, or a file of it, is not to be had.

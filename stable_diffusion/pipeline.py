@@ -30,7 +30,8 @@ from .model_io import (
 )
 from .noise import NoiseStream, draw_latents, picture_streams
 from .quantize import is_quantized, quantize_text_encoder, quantize_unet
-from .sampler import Sampler, Schedule
+from .sampler import Sampler
+from .schedule import Schedule
 from .tiling import decode
 from .weights import read_weights
 
@@ -43,9 +44,11 @@ class StableDiffusion:
             file in the original layout, or a Hub repository, `org/name` or `org/name@revision`.
         float16: compute text encoder and UNet in half precision (on a Linux CPU: only store their
             weights so). The VAE is always in float32.
-        sampler: one of `config.SAMPLERS`; the model's own where None.
+        sampler: one of `diffusion_config.SAMPLERS`; the model's own where None.
+        schedule: one that `SAMPLERS` lists for it: the spacing of the timesteps, or "karras"; the
+            model's own where None.
         vae: where to take another VAE from: a model, a VAE's folder or repository, or a file.
-        prediction_type: "epsilon" or "v_prediction", where the model's files do not say.
+        prediction_type: "epsilon", "v_prediction" or "sample", where the model's files do not say.
 
     Raises:
         OSError: the model, or a file of it, is not to be had.
@@ -62,6 +65,7 @@ class StableDiffusion:
         float16: bool = False,
         sampler: str | None = None,
         *,
+        schedule: str | None = None,
         vae: Key | None = None,
         prediction_type: str | None = None,
     ):
@@ -74,7 +78,7 @@ class StableDiffusion:
             raise ValueError(f"{source.name} is a {right} model: use the class {right}")
         self.dtype = cpu.compute_dtype(mx.float16 if float16 else mx.float32)
         self.diffusion_config = self.config.diffusion
-        self.sampler = Sampler.for_model(self.diffusion_config, sampler)
+        self.sampler = Sampler.for_model(self.diffusion_config, sampler, schedule)
         for attribute, name in self._TOKENIZERS:
             tokenizer = load_tokenizer(source, f"{name}_vocab", f"{name}_merges")
             setattr(self, attribute, tokenizer)
@@ -125,6 +129,7 @@ class StableDiffusion:
         negative_text: str = "",
         latent_size: tuple[int, int] | None = None,
         seed: int | None = None,
+        guidance_rescale: float = 0.0,
     ) -> Denoising:
         """Latents of pictures of `text`.
 
@@ -138,13 +143,15 @@ class StableDiffusion:
             negative_text: what to steer away from.
             latent_size: height and width in latents.
             seed: drawn where it is None; see `Denoising.seed`.
+            guidance_rescale: how much of the contrast that guidance adds is taken back, in [0, 1]
+                (arXiv:2305.08891, section 3.4).
 
         What is None is as the model's own defaults say.
 
         Raises:
             ValueError: an argument that is out of its range; the message says which.
         """
-        num_steps, cfg_weight = self._checked(n_images, num_steps, cfg_weight)
+        num_steps, guidance = self._checked(n_images, num_steps, cfg_weight, guidance_rescale)
         if latent_size is None:
             factor = self.config.autoencoder.factor
             latent_size = tuple(pixels // factor for pixels in self.config.defaults.size)
@@ -155,7 +162,7 @@ class StableDiffusion:
         schedule = self.sampler.schedule(num_steps)
         shape = (*latent_size, self.config.autoencoder.latent_channels)
         x = mx.array(draw_latents(streams, shape)) * schedule.initial_sigma
-        return self._denoise(x, schedule, text, negative_text, cfg_weight, streams, seed)
+        return self._denoise(x, schedule, text, negative_text, guidance, streams, seed)
 
     def generate_latents_from_image(
         self,
@@ -167,6 +174,7 @@ class StableDiffusion:
         cfg_weight: float | None = None,
         negative_text: str = "",
         seed: int | None = None,
+        guidance_rescale: float = 0.0,
     ) -> Denoising:
         """Latents of pictures of `text` that start from `image` (SDEdit, arXiv:2108.01073).
 
@@ -181,7 +189,7 @@ class StableDiffusion:
         Raises:
             ValueError: an argument that is out of its range; the message says which.
         """
-        num_steps, cfg_weight = self._checked(n_images, num_steps, cfg_weight)
+        num_steps, guidance = self._checked(n_images, num_steps, cfg_weight, guidance_rescale)
         if not 0 <= strength <= 1:
             raise ValueError(f"strength must be in [0, 1], got {strength}")
         image = mx.array(image, dtype=mx.float32)
@@ -211,8 +219,9 @@ class StableDiffusion:
             )
             num_steps = raised
         schedule = self.sampler.schedule(num_steps).last(int(num_steps * strength))
-        x = x + mx.array(draw_latents(streams, mean.shape[1:])) * schedule.initial_sigma
-        return self._denoise(x, schedule, text, negative_text, cfg_weight, streams, seed)
+        noise = mx.array(draw_latents(streams, mean.shape[1:]))
+        x = schedule.steps[0].start.mix(x, noise)
+        return self._denoise(x, schedule, text, negative_text, guidance, streams, seed)
 
     def decode(self, x_t: mx.array, tiled: bool | None = None) -> mx.array:
         """Pictures [B, f·h, f·w, 3] in [0, 1] of latents [B, h, w, C]; f is the VAE's factor.
@@ -231,17 +240,23 @@ class StableDiffusion:
         return {name: getattr(self, at) for at, name in networks if hasattr(self, at)}
 
     def _checked(
-        self, n_images: int, num_steps: int | None, cfg_weight: float | None
-    ) -> tuple[int, float]:
-        """Steps and guidance, with the model's defaults for None."""
+        self,
+        n_images: int,
+        num_steps: int | None,
+        cfg_weight: float | None,
+        guidance_rescale: float,
+    ) -> tuple[int, tuple[float, float]]:
+        """Steps, and guidance with its rescaling, with the model's defaults for None."""
         if n_images < 1:
             raise ValueError(f"n_images must be at least 1, got {n_images}")
-        defaults = self.config.defaults
+        defaults = self.config.defaults_with(self.sampler.name)
         num_steps = defaults.steps if num_steps is None else num_steps
         cfg_weight = defaults.guidance if cfg_weight is None else cfg_weight
         if not math.isfinite(cfg_weight):
             raise ValueError(f"cfg_weight must be a finite number, got {cfg_weight}")
-        return num_steps, cfg_weight
+        if not 0 <= guidance_rescale <= 1:
+            raise ValueError(f"guidance_rescale must be in [0, 1], got {guidance_rescale}")
+        return num_steps, (cfg_weight, guidance_rescale)
 
     def _embed_text(self, text: str, negative_text: str | None) -> tuple[mx.array, mx.array | None]:
         """Embeddings [R, 77, D], and the pooled ones [R, P] if the UNet takes any.
@@ -258,12 +273,12 @@ class StableDiffusion:
         schedule: Schedule,
         text: str,
         negative_text: str,
-        cfg_weight: float,
+        guidance: tuple[float, float],
         streams: Sequence[NoiseStream],
         seed: int,
     ) -> Denoising:
-        """The steps of `schedule` from latents `x` [B, h, w, C] at its first sigma."""
-        is_guided = cfg_weight > 1
+        """The steps of `schedule` from latents `x` [B, h, w, C] at its first level."""
+        is_guided = guidance[0] > 1
         n_images, height, width, _ = x.shape
         embeddings, pooled = self._embed_text(text, negative_text if is_guided else None)
         embeddings = mx.repeat(embeddings, n_images, axis=0)  # [B or 2B, 77, D]
@@ -279,7 +294,7 @@ class StableDiffusion:
             text_time = (pooled, time_ids)
             inputs.append(pooled)
 
-        predict = guided(self.unet, embeddings, text_time, cfg_weight, self.dtype)
+        predict = guided(self.unet, embeddings, text_time, *guidance, self.dtype)
         steps = denoise(x, schedule, self.sampler, predict, streams)
         return Denoising(steps, len(schedule), inputs, seed)
 
@@ -296,10 +311,13 @@ class StableDiffusionXL(StableDiffusion):
         float16: bool = False,
         sampler: str | None = None,
         *,
+        schedule: str | None = None,
         vae: Key | None = None,
         prediction_type: str | None = None,
     ):
-        super().__init__(model, float16, sampler, vae=vae, prediction_type=prediction_type)
+        super().__init__(
+            model, float16, sampler, schedule=schedule, vae=vae, prediction_type=prediction_type
+        )
 
     def _embed_text(self, text: str, negative_text: str | None) -> tuple[mx.array, mx.array | None]:
         has_zeros = negative_text == "" and self.config.pipeline.force_zeros_for_empty_prompt

@@ -20,6 +20,7 @@ from . import memory
 from .config import ModelConfig
 from .image import make_grid, save_image, to_uint8
 from .pipeline import Denoising, StableDiffusion, load_model_config, open_model, pipeline_class
+from .sampler import Sampler
 
 WRONG_USAGE, FAILED, INTERRUPTED = 2, 1, 130  # exit statuses; 130 as a shell has it for Ctrl-C
 
@@ -63,7 +64,7 @@ def generate(args: argparse.Namespace, start: Callable[[StableDiffusion], Denois
     spares_memory = memory.is_short() if args.low_memory is None else args.low_memory
     tiled = True if args.tiled or spares_memory else None  # None: by size
 
-    sd = pipeline_class(config)(source, _use_float16(args), args.sampler)
+    sd = pipeline_class(config)(source, _use_float16(args), args.sampler, schedule=args.schedule)
     if args.quantize:
         sd.quantize()
     for file, scale in args.lora:
@@ -97,6 +98,7 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
         "cfg_weight": args.cfg,
         "negative_text": args.negative_prompt,
         "seed": args.seed,
+        "guidance_rescale": args.guidance_rescale,
     }
 
 
@@ -115,9 +117,12 @@ def _check_against_model(args: argparse.Namespace, config: ModelConfig) -> None:
         pixels = getattr(args, option)
         if pixels is not None and pixels % factor:
             raise UsageError(f"--{option} must be a multiple of {factor}, got {pixels}")
-    most = config.diffusion.num_train_timesteps
-    if args.steps is not None and args.steps > most:
-        raise UsageError(f"--steps must be from 1 to {most}, got {args.steps}")
+    try:
+        sampler = Sampler.for_model(config.diffusion, args.sampler, args.schedule)
+        defaults = config.defaults_with(sampler.name)
+        sampler.schedule(defaults.steps if args.steps is None else args.steps)
+    except ValueError as error:
+        raise UsageError(error) from None
 
 
 def _use_float16(args: argparse.Namespace) -> bool:

@@ -1,152 +1,153 @@
-"""Noise schedules and the integrators that walk down them.
+"""Samplers: from latents at one noise level, and what the network says, to latents at the next.
 
-Everything is told in sigmas, the standard deviation of the noise on latents of unit variance
-(Karras et al. 2022, arXiv:2206.00364): x = x_0 + sigma · noise. Schedules are float32 numbers,
-computed with the roundings of diffusers, whose steps these functions equal.
+All of them first tell x_0 and the noise from the prediction, and differ in what they make of the
+two. The steps are pure functions, equal to those of diffusers; `schedule.py` has the levels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import mlx.core as mx
-import numpy as np
 
-from .config import SAMPLERS, DiffusionConfig
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The times and noise levels that one picture goes through, noisiest first."""
-
-    timesteps: np.ndarray  # [steps] float32, what the network is told
-    sigmas: np.ndarray  # [steps + 1] float32, the last one 0
-    initial_sigma: float  # the standard deviation of the first latents, made of noise alone
-
-    def __len__(self) -> int:
-        """The number of steps."""
-        return len(self.timesteps)
-
-    def last(self, num_steps: int) -> "Schedule":
-        """The last steps only, from an image and noise of their first sigma."""
-        timesteps, sigmas = self.timesteps[-num_steps:], self.sigmas[-num_steps - 1 :]
-        return Schedule(timesteps, sigmas, initial_sigma=float(sigmas[0]))
+from .diffusion_config import SAMPLERS, SPACINGS, DiffusionConfig, require_schedule
+from .schedule import CLEAN, Level, Schedule, Step, make_schedule
 
 
-def training_sigmas(config: DiffusionConfig) -> np.ndarray:
-    """The noise level of every training timestep, [num_train_timesteps] float32."""
-    start, end = config.beta_start, config.beta_end
-    if config.beta_schedule == "scaled_linear":  # linear in the square root
-        betas = _linspace(start**0.5, end**0.5, config.num_train_timesteps) ** 2
-    else:
-        betas = _linspace(start, end, config.num_train_timesteps)
-    alphas = np.float32(1) - betas
-    # The first alphas are so near to 1 that their rounding shows in the sigmas. PyTorch keeps
-    # the running product in float64 and rounds what it stores.
-    alphas_cumprod = np.cumprod(alphas, dtype=np.float64).astype(np.float32)
-    return np.sqrt((np.float32(1) - alphas_cumprod) / alphas_cumprod)
+class Estimate(NamedTuple):
+    """What x_0 looked like from a noise level."""
+
+    x_0: mx.array
+    level: Level
 
 
-def _linspace(start: float, end: float, n: int) -> np.ndarray:
-    """`torch.linspace` in float32: each half is counted from its own end."""
-    start, end = np.float32(start), np.float32(end)
-    step = (end - start) / np.float32(n - 1)
-    i = np.arange(n, dtype=np.float32)
-    return np.where(i < n // 2, start + step * i, end - step * (n - 1 - i)).astype(np.float32)
+def x_0_and_noise(
+    x: mx.array, prediction: mx.array, level: Level, prediction_type: str
+) -> tuple[mx.array, mx.array]:
+    """What x = alpha · x_0 + sigma · noise is made of, given one of the two or the velocity.
 
-
-def make_schedule(config: DiffusionConfig, num_steps: int) -> Schedule:
-    """The schedule of exactly `num_steps` steps (spacings: arXiv:2305.08891, table 2).
-
-    Raises:
-        ValueError: `num_steps` is not in 1 to num_train_timesteps.
+    The velocity is alpha · noise - sigma · x_0 (Salimans & Ho 2022, arXiv:2202.00512, appendix D).
     """
-    n = config.num_train_timesteps
-    if not 1 <= num_steps <= n:
-        raise ValueError(f"steps must be from 1 to {n}, got {num_steps}")
-    if config.timestep_spacing == "trailing":
-        # One step at a time from the end; the slice drops the extra one that rounding may add.
-        timesteps = np.arange(n, 0, -n / num_steps)[:num_steps].round() - 1
-    elif config.timestep_spacing == "leading":
-        timesteps = np.arange(num_steps)[::-1] * (n // num_steps) + config.steps_offset
-    else:
-        timesteps = np.linspace(0, n - 1, num_steps, dtype=np.float32)[::-1]
-    timesteps = timesteps.astype(np.float32)
-
-    sigmas = np.interp(timesteps, np.arange(n), training_sigmas(config))
-    sigmas = np.append(sigmas, 0.0).astype(np.float32)
-    initial_sigma = float(sigmas[0])
-    if config.timestep_spacing == "leading":
-        # Its first sigma is well below the training's last: noise stands for the whole of x.
-        initial_sigma = (initial_sigma**2 + 1) ** 0.5
-    return Schedule(timesteps, sigmas, initial_sigma)
-
-
-def derivative(x: mx.array, prediction: mx.array, sigma: float, prediction_type: str) -> mx.array:
-    """dx/dsigma where the network, seeing x / √(sigma² + 1), predicts `prediction`.
-
-    That is the noise itself; or it follows from the velocity (Salimans & Ho 2022,
-    arXiv:2202.00512, appendix D).
-    """
+    alpha, sigma = level.alpha, level.sigma
     if prediction_type == "epsilon":
-        return prediction
-    return x * (sigma / (sigma**2 + 1)) + prediction * (sigma**2 + 1) ** -0.5
+        return (x - sigma * prediction) / alpha, prediction
+    if prediction_type == "sample":
+        return prediction, (x - alpha * prediction) / sigma
+    return alpha * x - sigma * prediction, sigma * x + alpha * prediction
 
 
-def euler_step(x: mx.array, d: mx.array, sigma: float, sigma_next: float) -> mx.array:
-    """Euler's method (Karras et al. 2022, algorithm 2 without churn)."""
-    return x + d * (sigma_next - sigma)
+def euler_step(x_0: mx.array, noise: mx.array, end: Level) -> mx.array:
+    """The same x_0 and noise, mixed at another level.
+
+    On latents of constant variance that is DDIM (Song et al. 2020, arXiv:2010.02502, equation 12
+    with σ = 0); on x / alpha, Euler's method (Karras et al. 2022, algorithm 2 without churn).
+    """
+    return end.mix(x_0, noise)
 
 
-def ancestral_sigmas(sigma: float, sigma_next: float) -> tuple[float, float]:
-    """(down, up): step to `down`, then add noise of `up`, to be at `sigma_next`."""
-    up = (sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2) ** 0.5
-    return (sigma_next**2 - up**2) ** 0.5, up
+def ancestral_ratios(ratio: float, next_ratio: float) -> tuple[float, float]:
+    """(down, up): step to `down`, then add noise of `up`, to be at `next_ratio`."""
+    up = (next_ratio**2 * (ratio**2 - next_ratio**2) / ratio**2) ** 0.5
+    return (next_ratio**2 - up**2) ** 0.5, up
 
 
 def euler_ancestral_step(
-    x: mx.array, d: mx.array, sigma: float, sigma_next: float, noise: mx.array
+    x_0: mx.array, noise: mx.array, start: Level, end: Level, fresh: mx.array
 ) -> mx.array:
-    """Euler's method below the next level, and fresh unit `noise` back up to it."""
-    down, up = ancestral_sigmas(sigma, sigma_next)
-    return x + d * (down - sigma) + noise * up
+    """Euler's method below the next level, and fresh noise back up to it."""
+    down, up = ancestral_ratios(start.ratio, end.ratio)
+    return end.alpha * (x_0 + down * noise + up * fresh)
+
+
+def dpm_2m_step(
+    x: mx.array, x_0: mx.array, start: Level, end: Level, before: Estimate | None
+) -> mx.array:
+    """DPM-Solver++ of the second order, multistep (Lu et al. 2022, arXiv:2211.01095, algorithm 2).
+
+    x_0 is drawn on to the middle of the step along the line from the estimate before. The first
+    step, which has none, and the last are of the first order.
+    """
+    if before is not None and end != CLEAN:
+        length = end.log_snr - start.log_snr
+        length_before = start.log_snr - before.level.log_snr
+        x_0 = x_0 + (x_0 - before.x_0) * (length / (2 * length_before))
+    return end.mix(x_0, (x - start.alpha * x_0) / start.sigma)
+
+
+def lcm_step(
+    x: mx.array, x_0: mx.array, step: Step, fresh: mx.array, timestep_scaling: float
+) -> mx.array:
+    """Multistep consistency sampling (Luo et al. 2023, arXiv:2310.04378, algorithm 2)."""
+    # The boundary condition of a consistency function, at time 0 x itself (appendix D).
+    time, sigma_data = step.timestep * timestep_scaling, 0.5
+    skip = sigma_data**2 / (time**2 + sigma_data**2)
+    out = time / (time**2 + sigma_data**2) ** 0.5
+    return step.end.mix(skip * x + out * x_0, fresh)
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A noise schedule and a way to walk down it: what `sd.sampler` is."""
+    """A way to walk down a noise schedule: what `sd.sampler` is."""
 
     config: DiffusionConfig
-    name: str  # one of config.SAMPLERS
-
-    def __post_init__(self) -> None:
-        if self.name not in SAMPLERS:
-            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {self.name!r}")
+    name: str  # one of SAMPLERS
 
     @classmethod
-    def for_model(cls, config: DiffusionConfig, name: str | None = None) -> "Sampler":
-        """The sampler `name`, or the one that the model was published with."""
-        if name is None:
-            name = "euler-a" if config.is_ancestral else "euler"
+    def for_model(
+        cls, config: DiffusionConfig, name: str | None = None, schedule: str | None = None
+    ) -> "Sampler":
+        """The sampler `name` with the schedule `schedule`, or the model's own where None.
+
+        Raises:
+            ValueError: there is no such sampler, or not with this schedule or model.
+        """
+        name = config.sampler if name is None else name
+        require_schedule(name, schedule)
+        if name == "euler-a" and config.prediction_type == "sample":
+            raise ValueError("sampler euler-a has no prediction type 'sample': take euler")
+        if schedule in SPACINGS:
+            config = replace(config, timestep_spacing=schedule, use_karras_sigmas=False)
+        elif schedule == "karras":
+            config = replace(config, use_karras_sigmas=True)
+        elif "karras" not in SAMPLERS[name]:
+            config = replace(config, use_karras_sigmas=False)  # the model's own
         return cls(config, name)
 
     @property
-    def is_ancestral(self) -> bool:
-        """Whether `step` needs noise."""
-        return self.name == "euler-a"
+    def needs_noise(self) -> bool:
+        """Whether `step` takes fresh noise."""
+        return self.name in ("euler-a", "lcm")
 
     def schedule(self, num_steps: int) -> Schedule:
         """See `make_schedule`."""
-        return make_schedule(self.config, num_steps)
+        return make_schedule(self.name, self.config, num_steps)
 
     def step(
         self,
         x: mx.array,
         prediction: mx.array,
-        sigma: float,
-        sigma_next: float,
-        noise: mx.array | None = None,
-    ) -> mx.array:
-        """From latents at `sigma` to latents at `sigma_next`."""
-        d = derivative(x, prediction, sigma, self.config.prediction_type)
-        if self.is_ancestral:
-            return euler_ancestral_step(x, d, sigma, sigma_next, noise)
-        return euler_step(x, d, sigma, sigma_next)
+        step: Step,
+        before: Estimate | None = None,
+        fresh: mx.array | None = None,
+    ) -> tuple[mx.array, Estimate]:
+        """From latents at `step.start` to latents at `step.end`, all of them like `x`.
+
+        Args:
+            x: latents [B, h, w, C].
+            prediction: what the network says of them.
+            before: what the last step returned beside its latents.
+            fresh: standard normal noise, for samplers that need it.
+
+        Returns:
+            The latents, and the estimate of x_0 that they come from.
+        """
+        x_0, noise = x_0_and_noise(x, prediction, step.start, self.config.prediction_type)
+        match self.name:
+            case "euler-a":
+                x = euler_ancestral_step(x_0, noise, step.start, step.end, fresh)
+            case "dpm++2m":
+                x = dpm_2m_step(x, x_0, step.start, step.end, before)
+            case "lcm":
+                x = lcm_step(x, x_0, step, fresh, self.config.timestep_scaling)
+            case _:
+                x = euler_step(x_0, noise, step.end)
+        return x, Estimate(x_0, step.start)

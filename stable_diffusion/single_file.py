@@ -120,6 +120,7 @@ class SingleFile(Source):
                 "prediction type (--prediction-type), v_prediction for models of 768 pixels, "
                 "epsilon for those of 512"
             )
+        is_zero_snr = ZERO_SNR_MARKER in self.header.shapes
         return {
             "_class_name": "EulerDiscreteScheduler",
             "beta_schedule": "scaled_linear",
@@ -127,8 +128,9 @@ class SingleFile(Source):
             "beta_end": 0.012,
             "steps_offset": 1,
             "prediction_type": prediction_type,
-            "timestep_spacing": self.family.timestep_spacing,
-            "rescale_betas_zero_snr": ZERO_SNR_MARKER in self.header.shapes,
+            # Noise alone is what trailing spacing begins with (arXiv:2305.08891, section 3.3).
+            "timestep_spacing": "trailing" if is_zero_snr else self.family.timestep_spacing,
+            "rescale_betas_zero_snr": is_zero_snr,
         }
 
 

@@ -22,7 +22,18 @@ logging.disable_progress_bar()
 SCHEDULERS = {
     "euler": diffusers.EulerDiscreteScheduler,
     "euler-a": diffusers.EulerAncestralDiscreteScheduler,
+    "ddim": diffusers.DDIMScheduler,
+    "dpm++2m": diffusers.DPMSolverMultistepScheduler,
+    "lcm": diffusers.LCMScheduler,
 }
+
+
+def scheduler_options(sampler: str, schedule: str | None) -> dict:
+    """What diffusers' scheduler takes for our names; latents are never clipped to [-1, 1]."""
+    options = {"clip_sample": False} if sampler == "ddim" else {}
+    if schedule == "karras":
+        return {**options, "use_karras_sigmas": True}
+    return options if schedule is None else {**options, "timestep_spacing": schedule}
 
 
 def relative_l2(ours, theirs) -> float:
@@ -72,22 +83,29 @@ class Oracle:
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def scheduler(self, sampler: str | None = None, **options):
+    def scheduler(self, sampler: str | None = None, schedule: str | None = None, **options):
         """diffusers' scheduler for a sampler; the model's own, or Euler, by default."""
         # From the file, as pipelines get other schedulers here.
         config = diffusers.EulerDiscreteScheduler.load_config(self.folder, subfolder="scheduler")
         if sampler is None:
             is_ancestral = config["_class_name"] == "EulerAncestralDiscreteScheduler"
             sampler = "euler-a" if is_ancestral else "euler"
+        options = {**scheduler_options(sampler, schedule), **options}
         return SCHEDULERS[sampler].from_config(config, **options)
 
     @torch.no_grad()
     def pictures(
-        self, prompt: str, *, seeds: list[int], sampler: str | None = None, **options
+        self,
+        prompt: str,
+        *,
+        seeds: list[int],
+        sampler: str | None = None,
+        schedule: str | None = None,
+        **options,
     ) -> np.ndarray:
         """diffusers' pictures, uint8 [B, H, W, 3], one a seed."""
         pipeline = self.single
-        pipeline.scheduler = self.scheduler(sampler)
+        pipeline.scheduler = self.scheduler(sampler, schedule)
         images = pipeline(
             prompt,
             num_images_per_prompt=len(seeds),
@@ -99,7 +117,14 @@ class Oracle:
 
     @torch.no_grad()
     def pictures_from_image(
-        self, image: np.ndarray, prompt: str, *, seeds: list[int], **options
+        self,
+        image: np.ndarray,
+        prompt: str,
+        *,
+        seeds: list[int],
+        sampler: str | None = None,
+        schedule: str | None = None,
+        **options,
     ) -> np.ndarray:
         """The same of image to image, from the mean of the image's latents.
 
@@ -109,7 +134,7 @@ class Oracle:
         family = "StableDiffusionXL" if is_xl else "StableDiffusion"
         pipeline = getattr(diffusers, f"{family}Img2ImgPipeline")(**self.single.components)
         pipeline.set_progress_bar_config(disable=True)
-        pipeline.scheduler = self.scheduler()
+        pipeline.scheduler = self.scheduler(sampler, schedule)
         with mock.patch.object(DiagonalGaussianDistribution, "sample", _mean):
             images = pipeline(
                 prompt,

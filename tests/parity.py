@@ -7,22 +7,39 @@ import stable_diffusion  # noqa: F401  isort: skip  (before mlx, for its BLAS)
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from unittest import mock
 
 import mlx.core as mx
 import numpy as np
 import torch
 from checkpoints import BETAS, KINDS, write_checkpoint
-from oracle import SCHEDULERS, Oracle, channels_first, channels_last, relative_l2
+from oracle import (
+    SCHEDULERS,
+    Oracle,
+    channels_first,
+    channels_last,
+    relative_l2,
+    scheduler_options,
+)
 
 from stable_diffusion import model_io
-from stable_diffusion.config import DiffusionConfig
+from stable_diffusion.diffusion_config import PREDICTION_TYPES, SAMPLERS, DiffusionConfig
 from stable_diffusion.noise import NoiseStream, draw_latents
 from stable_diffusion.sampler import Sampler
 
 UNET_SIZES = ((8, 8), (7, 13), (1, 2))  # in latents; also such as do not halve evenly
-SPACINGS = ("trailing", "leading", "linspace")
-PREDICTION_TYPES = ("epsilon", "v_prediction")
+# (sampler, schedule, steps, prediction type) of everything that diffusers has.
+TRAJECTORIES = [
+    (*what, prediction_type)
+    for what in (
+        *((name, schedule, 20) for name in SAMPLERS for schedule in SAMPLERS[name]),
+        *(("lcm", None, steps) for steps in (4, 8)),
+    )
+    for prediction_type in PREDICTION_TYPES
+    if (what[0], prediction_type) != ("euler-a", "sample")
+]
 POOLED_WIDTH = 24  # of the tiny SDXL checkpoints
 TIME_IDS = np.array([[512, 640, 0, 16, 512, 640], [64, 64, 8, 0, 64, 64]], dtype=np.float32)
 
@@ -106,35 +123,60 @@ def encode_errors(oracle: Oracle) -> tuple[float, float]:
     )
 
 
-def trajectory_error(name: str, prediction_type: str, spacing: str) -> float:
-    """Worst of 20 steps; in place of a network stands a function that both sides compute alike."""
+def trajectory_error(
+    name: str,
+    prediction_type: str,
+    schedule: str | None,
+    num_steps: int = 20,
+    *,
+    is_exact: bool = False,
+    **options,
+) -> float:
+    """Worst of all steps; in place of a network stands a function that both sides compute alike.
+
+    `is_exact` has diffusers compute in float64, which it does for no noise but the first.
+    """
     options = {
         **BETAS,
         "steps_offset": 1,
-        "timestep_spacing": spacing,
         "prediction_type": prediction_type,
+        "timestep_spacing": "trailing",
+        **options,
     }
-    sampler = Sampler.for_model(DiffusionConfig(**options), name)
-    schedule = sampler.schedule(20)
-    theirs = SCHEDULERS[name](**options)
-    theirs.set_timesteps(20)
+    sampler = Sampler.for_model(DiffusionConfig(**options), name, schedule)
+    steps = sampler.schedule(num_steps)
+    theirs = SCHEDULERS[name].from_config({**options, **scheduler_options(name, schedule)})
+    theirs.set_timesteps(num_steps)
     streams, generator = [NoiseStream(3)], torch.Generator().manual_seed(3)
     shape = (8, 8, 4)
+    dtype = torch.float64 if is_exact else torch.float32
+    if is_exact:
+        theirs.sigmas = theirs.sigmas.double()
 
-    x = mx.array(draw_latents(streams, shape)) * schedule.initial_sigma
-    expected = torch.randn(1, 4, 8, 8, generator=generator) * theirs.init_noise_sigma
+    x, estimate = mx.array(draw_latents(streams, shape)) * steps.initial_sigma, None
+    expected = torch.randn(1, 4, 8, 8, generator=generator).type(dtype) * theirs.init_noise_sigma
     worst = 0.0
-    for i, t in enumerate(theirs.timesteps):
-        sigma, sigma_next = schedule.sigmas[i : i + 2].tolist()
+    for i, (step, t) in enumerate(zip(steps.steps, theirs.timesteps, strict=True)):
         seen = theirs.scale_model_input(expected, t)
         prediction = np.tanh(channels_last(seen.double()) * 2 + float(t) / 1000)
-        noise = mx.array(draw_latents(streams, shape)) if sampler.is_ancestral else None
-        x = sampler.step(x, mx.array(prediction.astype(np.float32)), sigma, sigma_next, noise)
-        expected = theirs.step(
-            channels_first(prediction, torch.float32), t, expected, generator=generator
-        ).prev_sample
-        worst = max(worst, relative_l2(x, channels_last(expected)))
+        fresh = mx.array(draw_latents(streams, shape)) if sampler.needs_noise else None
+        x, estimate = sampler.step(
+            x, mx.array(prediction.astype(np.float32)), step, estimate, fresh
+        )
+        randomness = {"generator": generator} if sampler.needs_noise else {}
+        with mock.patch.object(torch.Tensor, "to", _as_it_is) if is_exact else nullcontext():
+            expected = theirs.step(
+                channels_first(prediction, dtype), t, expected, **randomness
+            ).prev_sample
+        # Euler's latents are x_0 and noise times sigma in diffusers, and not of constant variance.
+        scale = (theirs.sigmas[i + 1] ** 2 + 1) ** 0.5 if name.startswith("euler") else 1
+        worst = max(worst, relative_l2(x, channels_last(expected / scale)))
     return worst
+
+
+def _as_it_is(x: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+    """In place of `Tensor.to`: no cast to float32."""
+    return x
 
 
 def main() -> None:
@@ -150,13 +192,13 @@ def main() -> None:
                 max(encode_errors(oracle)),
             )
         print(f"| {kind} | " + " | ".join(f"{error:.1e}" for error in errors) + " |")
-    worst = max(
-        trajectory_error(name, prediction_type, spacing)
-        for name in SCHEDULERS
-        for prediction_type in PREDICTION_TYPES
-        for spacing in SPACINGS
-    )
-    print(f"\nSampler trajectories of 20 steps, worst of all combinations: {worst:.1e}")
+    print("\nSampler trajectories (in brackets with zero terminal SNR):")
+    for name, schedule, num_steps, predicts in TRAJECTORIES:
+        error = f"{trajectory_error(name, predicts, schedule, num_steps):.1e}"
+        if predicts != "epsilon":
+            options = {"rescale_betas_zero_snr": True, "is_exact": name == "euler"}
+            error += f" ({trajectory_error(name, predicts, schedule, num_steps, **options):.1e})"
+        print(f"{name}, {schedule or 'its own'}, {num_steps} steps, {predicts}: {error}")
 
 
 if __name__ == "__main__":

@@ -218,9 +218,9 @@ def test_every_step_can_be_decoded(model, monkeypatch):
     schedule = sd.sampler.schedule(3)
     latents = sd.generate_latents(PROMPT, num_steps=3, cfg_weight=1, seed=1)
     assert len(latents) == 3
-    x = latents.inputs[0]
-    for x_t, sigma in zip(latents, schedule.sigmas[1:].tolist(), strict=True):
-        assert relative_l2(x_t, x / (sigma**2 + 1) ** 0.5) < 1e-6
+    x_0 = latents.inputs[0] / schedule.steps[0].start.alpha
+    for x_t, step in zip(latents, schedule.steps, strict=True):
+        assert relative_l2(x_t, x_0 * step.end.alpha) < 1e-6
 
 
 def test_float16(model, checkpoint, kind):
@@ -275,6 +275,7 @@ def test_wrong_class_names_the_right_one(checkpoint):
         ({"cfg_weight": float("nan")}, "cfg_weight must be a finite number, got nan"),
         ({"latent_size": (0, 8)}, "latent_size must be a height and a width"),
         ({"seed": -1}, "seed must be from 0"),
+        ({"guidance_rescale": 1.5}, r"guidance_rescale must be in \[0, 1\], got 1.5"),
     ],
 )
 def test_arguments_are_checked_when_called(model, options, message):

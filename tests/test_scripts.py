@@ -119,6 +119,12 @@ def test_zero_means_zero(checkpoint, oracle, tmp_path):
         (["--width", "64"], "--width and --height go together"),
         (["--low-memory", "--preload-models"], "are opposites: leave one out"),
         (["--sampler", "heun"], "invalid choice: 'heun'"),
+        (["--schedule", "sgm"], "invalid choice: 'sgm'"),
+        (
+            ["--sampler", "ddim", "--schedule", "karras"],
+            "sampler ddim has no schedule 'karras', only trailing, leading, linspace",
+        ),
+        (["--guidance-rescale", "1.1"], "must be from 0 to 1, got 1.1"),
         (["--output", "no/such/folder/o.png"], "no/such/folder does not exist"),
         (["--output", "picture.txt"], "the name must end in one of .png"),
         (["--colour", "red"], "unrecognized arguments"),
@@ -136,7 +142,8 @@ def test_wrong_usage(capsys, options, message):
     ("options", "message"),
     [
         (["--width", "60", "--height", "64"], "error: --width must be a multiple of 8, got 60"),
-        (["--steps", "1001"], "error: --steps must be from 1 to 1000, got 1001"),
+        (["--steps", "1001"], "error: steps must be from 1 to 1000, got 1001"),
+        (["--sampler", "lcm", "--steps", "51"], "error: steps must be from 1 to 50, got 51"),
     ],
 )
 def test_what_does_not_suit_the_model(checkpoint, tmp_path, capsys, options, message):

@@ -257,6 +257,15 @@ def test_marker_keys_of_velocity(spoilt):
     config = load_model_config(file)
     assert config.diffusion.prediction_type == "v_prediction"
     assert config.defaults.size == (1024, 1024)
+    assert not config.diffusion.rescale_betas_zero_snr
+
+
+def test_marker_key_of_noise_alone(spoilt):
+    """Zero terminal SNR, which only trailing spacing begins at."""
+    file = spoilt(SDXL, lambda tensors: tensors.update(ztsnr=np.zeros(0, np.float32)))
+    config = load_model_config(file).diffusion
+    assert config.rescale_betas_zero_snr
+    assert config.timestep_spacing == "trailing"
 
 
 def test_wrong_prediction_type_shows(single, theirs):

@@ -1,0 +1,104 @@
+"""What a model's scheduler config says, and the samplers and schedules that there are for it."""
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from .strict import Config, require, require_known
+
+SPACINGS = ("trailing", "leading", "linspace")  # of timesteps (arXiv:2305.08891, table 2)
+# The samplers, each with the schedules that diffusers has for it.
+SAMPLERS = {
+    "euler": (*SPACINGS, "karras"),
+    "euler-a": SPACINGS,
+    "ddim": SPACINGS,
+    "dpm++2m": (*SPACINGS, "karras"),
+    "lcm": (),  # it brings its own
+}
+SCHEDULES = (*SPACINGS, "karras")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+def require_schedule(sampler: str, schedule: str | None) -> None:
+    """Refuse what is not in `SAMPLERS`; a schedule of None is the model's own."""
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
+    known = SAMPLERS[sampler]
+    if schedule is not None and schedule not in known:
+        only = f"only {', '.join(known)}" if known else "only its own: leave the schedule out"
+        raise ValueError(f"sampler {sampler} has no schedule {schedule!r}, {only}")
+
+
+@dataclass(frozen=True)
+class DiffusionConfig(Config):
+    """`scheduler/scheduler_config.json`, as diffusers' schedulers read it `from_config`.
+
+    Whatever scheduler the file is of, these are the keys that those of `SAMPLERS` share with it;
+    its own further options do not reach them, and so are passed over.
+    """
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    beta_schedule: str = "linear"
+    steps_offset: int = 0
+    prediction_type: str = "epsilon"
+    # Where the file is silent: what the original's linear schedule amounts to, and better at few
+    # steps than diffusers' `linspace` (arXiv:2305.08891, section 3.3).
+    timestep_spacing: str = "trailing"
+    rescale_betas_zero_snr: bool = False  # to end in noise alone (arXiv:2305.08891)
+    use_karras_sigmas: bool = False
+    set_alpha_to_one: bool = True  # ddim: whether its last step leaves no noise
+    original_inference_steps: int = 50  # lcm: of the distillation
+    timestep_scaling: float = 10.0  # lcm
+    algorithm_type: str = "dpmsolver++"  # this and the next two tell which DPM-Solver it is
+    solver_order: int = 2
+    solver_type: str = "midpoint"
+    _class_name: str = "EulerDiscreteScheduler"
+
+    # Options that change the noise levels, or x_0.
+    FIXED = MappingProxyType(
+        {
+            "interpolation_type": "linear",
+            "timestep_type": "discrete",
+            "final_sigmas_type": "zero",
+            "trained_betas": None,
+            "sigma_min": None,
+            "sigma_max": None,
+            "use_exponential_sigmas": False,
+            "use_beta_sigmas": False,
+            "use_lu_lambdas": False,
+            "use_flow_sigmas": False,
+            "thresholding": False,
+        }
+    )
+
+    @classmethod
+    def _is_without_effect(cls, key: str, value: Any) -> bool:
+        return key not in cls.FIXED or super()._is_without_effect(key, value)
+
+    def __post_init__(self) -> None:
+        require(
+            self.num_train_timesteps > 1,
+            f"num_train_timesteps = {self.num_train_timesteps} is too small",
+        )
+        require(
+            0 < self.beta_start <= self.beta_end < 1,
+            f"beta_start = {self.beta_start} and beta_end = {self.beta_end} are no betas",
+        )
+        require_known("beta_schedule", self.beta_schedule, ("linear", "scaled_linear"))
+        require_known("prediction_type", self.prediction_type, PREDICTION_TYPES)
+        require_known("timestep_spacing", self.timestep_spacing, SPACINGS)
+        require(
+            self.original_inference_steps > 0,
+            f"original_inference_steps = {self.original_inference_steps} is too small",
+        )
+
+    @property
+    def sampler(self) -> str:
+        """The sampler that the model was published with, or what comes nearest: Euler."""
+        if self._class_name == "DPMSolverMultistepScheduler":
+            solver = (self.algorithm_type, self.solver_order, self.solver_type)
+            return "dpm++2m" if solver == ("dpmsolver++", 2, "midpoint") else "euler"
+        own = {"EulerAncestralDiscreteScheduler": "euler-a", "LCMScheduler": "lcm"}
+        return own.get(self._class_name, "euler")
