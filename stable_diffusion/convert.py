@@ -24,7 +24,8 @@ from mlx.utils import tree_flatten
 from tqdm import tqdm
 
 from . import memory
-from .config import PREDICTION_TYPES, ModelConfig
+from .config import ModelConfig
+from .diffusion_config import PREDICTION_TYPES
 from .hub import NATIVE, Source
 from .model_io import (
     Key,

@@ -17,8 +17,8 @@ MAY_IMPORT = {
     "clip": {"config", "cpu", "layers", "mlx"},
     "config": {"diffusion_config", "models", "quantization", "strict"},
     "convert": {
-        *("config", "hub", "memory", "model_io", "native", "quantization", "quantize"),
-        *("mlx", "tqdm"),
+        *("config", "diffusion_config", "hub", "memory", "model_io", "native", "quantization"),
+        *("quantize", "mlx", "tqdm"),
     },
     "denoising": {"cpu", "noise", "sampler", "schedule", "unet", "mlx"},
     "diffusion_config": {"strict"},
