@@ -68,6 +68,8 @@ def generate(args: argparse.Namespace, start: Callable[[StableDiffusion], Denois
         sd.quantize()
     for file, scale in args.lora:
         sd.load_lora(file, scale)
+    for name, file in args.embedding:
+        sd.load_embedding(name, file)
     if args.preload_models:
         with _peak_memory("loading", args.verbose):
             sd.ensure_models_are_loaded()
@@ -97,6 +99,9 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
         "cfg_weight": args.cfg,
         "negative_text": args.negative_prompt,
         "seed": args.seed,
+        "long_prompt": args.long_prompt,
+        "prompt_weights": args.prompt_weights,
+        "clip_skip": args.clip_skip,
     }
 
 
@@ -118,6 +123,11 @@ def _check_against_model(args: argparse.Namespace, config: ModelConfig) -> None:
     most = config.diffusion.num_train_timesteps
     if args.steps is not None and args.steps > most:
         raise UsageError(f"--steps must be from 1 to {most}, got {args.steps}")
+    most = config.most_clip_skip
+    if args.clip_skip > most:
+        raise UsageError(
+            f"--clip_skip must be from 0 to {most} for this model, got {args.clip_skip}"
+        )
 
 
 def _use_float16(args: argparse.Namespace) -> bool:
