@@ -33,14 +33,11 @@ def parse_weights(prompt: str) -> list[tuple[str, float]]:
         elif i in closing:
             weights[_OPENING[text[-1]]].pop()
         else:
-            is_escape = text.startswith("\\")
-            weight = _bounded(weights["("][-1] * weights["["][-1])
-            weighted.append((text[1:] if is_escape else text, weight))
-    return [
-        (text, weight)
-        for weight, run in groupby(weighted, key=lambda part: part[1])
-        if (text := "".join(text for text, _ in run))
-    ]
+            text = text.removeprefix("\\")  # once: of two one stays
+            if text:
+                weighted.append((text, _bounded(weights["("][-1] * weights["["][-1])))
+    runs = groupby(weighted, key=lambda part: part[1])
+    return [("".join(text for text, _ in run), weight) for weight, run in runs]
 
 
 def _pair_brackets(parts: list[re.Match[str]]) -> tuple[dict[int, float], set[int]]:

@@ -1,6 +1,7 @@
 """Weights in prompts: the syntax, and that no string is too odd for it."""
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -46,7 +47,7 @@ def test_any_string_will_do():
         prompt = "".join(rng.choices("()[]():\\1.+- a九٣\n\x00\ud800", k=rng.randint(0, 40)))
         parts = parse_weights(prompt)
         assert all(text and abs(weight) <= MOST_WEIGHT for text, weight in parts)
-        assert all(a[1] != b[1] for a, b in zip(parts, parts[1:], strict=False))
+        assert all(a[1] != b[1] for a, b in pairwise(parts))
         letters = [c for text, _ in parts for c in text if c in "a九\n\x00\ud800"]
         assert letters == [c for c in prompt if c in "a九\n\x00\ud800"]
 
@@ -62,4 +63,4 @@ def test_strings_without_brackets_are_themselves():
 def test_deep_brackets_take_linear_time():
     assert parse_weights("(" * 50_000 + "x" + ")" * 50_000) == [("x", MOST_WEIGHT)]
     ((_, weight),) = parse_weights("[" * 50_000 + "x" + "]" * 50_000)
-    assert weight == 0
+    assert 0 <= weight < 1e-300
