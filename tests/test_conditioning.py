@@ -4,7 +4,6 @@ What diffusers has no option for is computed from its text encoders here.
 """
 
 import warnings
-from itertools import chain
 
 import mlx.core as mx
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import torch
 from oracle import psnr, relative_l2
 from ours import pictures
+from transformers import CLIPTextModel
 
 import image2image
 import txt2image
@@ -25,8 +25,8 @@ KINDS = ("sd-1", "sd-2", "sdxl")
 SHORT = "a photo of a café!!, at night"
 LONG = ", ".join(f"{word} number {i}!!" for i in range(20) for word in ("house", "tree"))
 # With what `parse_weights` makes of it, for it is not tested here.
-WEIGHTED = "a (big:1.4) [red] house, " * 12
-PARTS = [("a ", 1.0), ("big", 1.4), (" ", 1.0), ("red", 1 / 1.1), (" house, ", 1.0)] * 12
+WEIGHTED = "a (big:1.4) [red] house, " * 40
+PARTS = [("a ", 1.0), ("big", 1.4), (" ", 1.0), ("red", 1 / 1.1), (" house, ", 1.0)] * 40
 
 
 @pytest.fixture(scope="module")
@@ -153,11 +153,14 @@ def test_weighing_to_nothing():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_clip_skip_equals_diffusers(models, oracle, kind):
+def test_clip_skip_equals_diffusers(models, oracle, kind, monkeypatch):
+    # Where diffusers looks for the final norm; transformers 5 does without that level.
+    itself = property(lambda text_encoder: text_encoder)
+    monkeypatch.setattr(CLIPTextModel, "text_model", itself, raising=False)
     sd, pipeline = models[kind], oracle(kind).exact
     most = sd.config.most_clip_skip
     assert most == (1 if kind == "sdxl" else 2)  # of 3 layers
-    seen = [sd._embed_text(SHORT, None)[0]]
+    usual, _ = sd._embed_text(SHORT, "ugly")
     for skip in range(most + 1):
         ours, pooled = sd._embed_text(SHORT, "ugly", TextOptions(clip_skip=skip))
         for i, text in enumerate((SHORT, "ugly")):
@@ -171,7 +174,7 @@ def test_clip_skip_equals_diffusers(models, oracle, kind):
             assert relative_l2(ours[i : i + 1], theirs[0].detach()) <= ERROR
             if pooled is not None:
                 assert relative_l2(pooled[i : i + 1], theirs[2].detach()) <= ERROR
-        assert mx.array_equal(ours[:1], seen[0]).item() == (skip == 0)
+        assert mx.array_equal(ours, usual).item() == (skip == 0)
 
 
 @pytest.mark.parametrize("clip_skip", [-1, 3, 0.5, None])
@@ -243,4 +246,5 @@ def test_encoders_can_be_freed(models, checkpoint):
     latents = sd.generate_latents(LONG, num_steps=1, long_prompt=True, clip_skip=1, cfg_weight=2)
     mx.eval(latents.inputs)
     sd.free_text_encoders()
-    assert mx.isfinite(list(chain(latents))[-1]).all().item()
+    (x,) = latents
+    assert mx.isfinite(x).all().item()

@@ -106,7 +106,7 @@ def test_names_that_are_taken(sd, tmp_path, name):
     assert len(sd.text_encoder.token_embedding.weight) == 49408 + 2  # nothing was changed
 
 
-@pytest.mark.parametrize("name", ["", "  ", "x<|endoftext|>y", "wow!"])
+@pytest.mark.parametrize("name", ["", "  ", "wow!"])
 def test_names_that_would_not_be_found(checkpoint, tmp_path, name):
     sd = StableDiffusion(checkpoint("sd-2"))  # where `!` is a token of its own
     with pytest.raises(ValueError, match="cannot be a token: take another name"):
