@@ -25,8 +25,8 @@ KINDS = ("sd-1", "sd-2", "sdxl")
 SHORT = "a photo of a café!!, at night"
 LONG = ", ".join(f"{word} number {i}!!" for i in range(20) for word in ("house", "tree"))
 # With what `parse_weights` makes of it, for it is not tested here.
-WEIGHTED = "a (big:1.4) [red] house, " * 40
-PARTS = [("a ", 1.0), ("big", 1.4), (" ", 1.0), ("red", 1 / 1.1), (" house, ", 1.0)] * 40
+WEIGHTED = "a (big:1.4) [red] house, " * 30
+PARTS = [("a ", 1.0), ("big", 1.4), (" ", 1.0), ("red", 1 / 1.1), (" house, ", 1.0)] * 30
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +88,10 @@ def test_embeddings_equal_a_direct_computation(models, oracle, kind, prompt, par
     ours, ours_pooled = sd._embed_text(prompt, SHORT, options)
     theirs, pooled = embeddings(pipeline, parts)
     n = theirs.shape[1] // 77
-    assert (n > 2) == options.long_prompt
+    assert (n > 1) == options.long_prompt
     negative, negative_pooled = embeddings(pipeline, [(SHORT, 1.0)], n)
-    assert relative_l2(ours[:1], theirs) <= ERROR
+    # A window's mean is a small difference, of which float32 keeps fewer digits.
+    assert relative_l2(ours[:1], theirs) <= (1e-5 if options.prompt_weights else ERROR)
     assert relative_l2(ours[1:], negative) <= ERROR
     if sd.config.is_xl:
         assert relative_l2(ours_pooled, np.concatenate([pooled, negative_pooled])) <= ERROR
