@@ -110,6 +110,27 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         help="how much of the contrast that guidance adds is taken back (default: none, 0)",
     )
     add("--negative_prompt", default="", help="what to steer away from; needs guidance")
+    add("--long_prompt", action="store_true", help="read prompts of more than 77 tokens to the end")
+    add(
+        "--prompt_weights",
+        action="store_true",
+        help=r"let (this) weigh more, [this] less, (this:1.3) as it says; \( is a bracket",
+    )
+    add(
+        "--clip_skip",
+        type=_number(int, 0),
+        default=0,
+        metavar="N",
+        help="layers to leave out at the end of the text encoders (default: %(default)s)",
+    )
+    add(
+        "--embedding",
+        type=_embedding,
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="let NAME in prompts mean a textual inversion, a safetensors file; repeat for more",
+    )
     add("--width", type=positive, help="of a picture, in pixels (default: by model or image)")
     add("--height", type=positive, help="of a picture, in pixels")
     add("--sampler", choices=SAMPLERS, help="how to step from noise to picture (default: by model)")
@@ -170,6 +191,16 @@ def _lora(text: str) -> tuple[Path, float]:
     if not Path(file).is_file():
         raise argparse.ArgumentTypeError(f"no such LoRA file: {file}")
     return Path(file), _number(float, -100, 100)(scale)
+
+
+def _embedding(text: str) -> tuple[str, Path]:
+    """An argument type: a name, and a file that is there."""
+    name, _, file = text.partition("=")
+    if not name or not file:
+        raise argparse.ArgumentTypeError(f"must be NAME=FILE, got {text!r}")
+    if not Path(file).is_file():
+        raise argparse.ArgumentTypeError(f"no such embedding file: {file}")
+    return name, Path(file)
 
 
 def _number(kind: type[_N], low: _N, high: _N | None = None) -> Callable[[str], _N]:

@@ -272,6 +272,12 @@ class ModelConfig:
         return self.unet.addition_embed_type == "text_time"
 
     @property
+    def most_clip_skip(self) -> int:
+        """How many layers of the text encoders can be left out: SDXL skips one in any case."""
+        layers = min(text_encoder.num_hidden_layers for text_encoder in self.text_encoders)
+        return max(0, layers - (2 if self.is_xl else 1))
+
+    @property
     def defaults(self) -> Defaults:
         """Steps, guidance and size where the caller gives none."""
         return self.defaults_with(self.diffusion.sampler)

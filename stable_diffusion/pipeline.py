@@ -15,6 +15,7 @@ import mlx.nn as nn
 import numpy as np
 
 from . import cpu
+from .conditioning import LAST, PENULTIMATE, PLAIN, Reader, TextOptions, embed
 from .config import ModelConfig
 from .denoising import Denoising, denoise, guided
 from .lora import load_lora, unload_lora
@@ -31,7 +32,8 @@ from .model_io import (
 from .noise import NoiseStream, draw_latents, picture_streams
 from .quantize import is_quantized, quantize_text_encoder, quantize_unet
 from .sampler import Sampler
-from .schedule import Schedule
+from .schedule import Schedule, enough_steps
+from .textual_inversion import load_embedding
 from .tiling import decode
 from .weights import read_weights
 
@@ -115,6 +117,10 @@ class StableDiffusion:
         """Take every LoRA off: the networks are, to the bit, what they were without."""
         unload_lora(self._lora_networks())
 
+    def load_embedding(self, name: str, path: str | os.PathLike[str]) -> None:
+        """Let `name` in prompts mean a textual inversion; see `load_embedding` there."""
+        load_embedding(name, path, self._readers())
+
     def free_text_encoders(self) -> None:
         """Drop the text encoders. Evaluate what comes of them (`Denoising.inputs`) first."""
         for attribute, _ in self._TEXT_ENCODERS:
@@ -130,11 +136,16 @@ class StableDiffusion:
         latent_size: tuple[int, int] | None = None,
         seed: int | None = None,
         guidance_rescale: float = 0.0,
+        *,
+        long_prompt: bool = False,
+        prompt_weights: bool = False,
+        clip_skip: int = 0,
     ) -> Denoising:
         """Latents of pictures of `text`.
 
         Args:
-            text: the prompt. What is beyond 77 tokens is dropped, with a warning.
+            text: the prompt. What is beyond 77 tokens is dropped, with a warning, but for
+                `long_prompt`.
             n_images: how many pictures; picture i has the seed `seed + i` and comes out the same
                 whatever the others are.
             num_steps: steps of denoising.
@@ -145,6 +156,9 @@ class StableDiffusion:
             seed: drawn where it is None; see `Denoising.seed`.
             guidance_rescale: how much of the contrast that guidance adds is taken back, in [0, 1]
                 (arXiv:2305.08891, section 3.4).
+            long_prompt: read all of the prompts, in windows of 75 tokens.
+            prompt_weights: let brackets in the prompts weigh, as `prompt.parse_weights` says.
+            clip_skip: how many layers to leave out at the end of the text encoders.
 
         What is None is as the model's own defaults say.
 
@@ -157,12 +171,13 @@ class StableDiffusion:
             latent_size = tuple(pixels // factor for pixels in self.config.defaults.size)
         if len(latent_size) != 2 or min(latent_size) < 1:
             raise ValueError(f"latent_size must be a height and a width, got {latent_size}")
+        options = self._text_options(long_prompt, prompt_weights, clip_skip)
         seed, streams = picture_streams(seed, n_images)
 
         schedule = self.sampler.schedule(num_steps)
         shape = (*latent_size, self.config.autoencoder.latent_channels)
         x = mx.array(draw_latents(streams, shape)) * schedule.initial_sigma
-        return self._denoise(x, schedule, text, negative_text, guidance, streams, seed)
+        return self._denoise(x, schedule, text, negative_text, options, guidance, streams, seed)
 
     def generate_latents_from_image(
         self,
@@ -175,6 +190,10 @@ class StableDiffusion:
         negative_text: str = "",
         seed: int | None = None,
         guidance_rescale: float = 0.0,
+        *,
+        long_prompt: bool = False,
+        prompt_weights: bool = False,
+        clip_skip: int = 0,
     ) -> Denoising:
         """Latents of pictures of `text` that start from `image` (SDEdit, arXiv:2108.01073).
 
@@ -194,34 +213,23 @@ class StableDiffusion:
             raise ValueError(f"strength must be in [0, 1], got {strength}")
         image = mx.array(image, dtype=mx.float32)
         factor = self.config.autoencoder.factor
-        if (
-            image.ndim != 3
-            or image.shape[-1] != 3
-            or image.shape[0] % factor
-            or image.shape[1] % factor
-        ):
+        if image.ndim != 3 or image.shape[-1] != 3 or any(n % factor for n in image.shape[:2]):
             raise ValueError(
                 f"image must be [H, W, 3] with sides that are multiples of {factor}, "
                 f"got {list(image.shape)}"
             )
+        options = self._text_options(long_prompt, prompt_weights, clip_skip)
         seed, streams = picture_streams(seed, n_images)
 
         mean, _ = self.autoencoder.encode(image[None])  # the most likely latents, without noise
         x = mx.repeat(mean, n_images, axis=0)
         if strength == 0:
             return Denoising(iter([x]), 1, [x], seed)
-        if int(num_steps * strength) == 0:
-            raised = math.ceil(1 / strength)
-            raised += int(raised * strength) == 0  # 1 / strength was rounded down
-            warnings.warn(
-                f"{num_steps} steps at strength {strength} come to none: taking {raised} steps",
-                stacklevel=2,
-            )
-            num_steps = raised
+        num_steps = enough_steps(num_steps, strength)
         schedule = self.sampler.schedule(num_steps).last(int(num_steps * strength))
         noise = mx.array(draw_latents(streams, mean.shape[1:]))
         x = schedule.steps[0].start.mix(x, noise)
-        return self._denoise(x, schedule, text, negative_text, guidance, streams, seed)
+        return self._denoise(x, schedule, text, negative_text, options, guidance, streams, seed)
 
     def decode(self, x_t: mx.array, tiled: bool | None = None) -> mx.array:
         """Pictures [B, f·h, f·w, 3] in [0, 1] of latents [B, h, w, C]; f is the VAE's factor.
@@ -258,14 +266,27 @@ class StableDiffusion:
             raise ValueError(f"guidance_rescale must be in [0, 1], got {guidance_rescale}")
         return num_steps, (cfg_weight, guidance_rescale)
 
-    def _embed_text(self, text: str, negative_text: str | None) -> tuple[mx.array, mx.array | None]:
-        """Embeddings [R, 77, D], and the pooled ones [R, P] if the UNet takes any.
+    def _text_options(self, long_prompt: bool, prompt_weights: bool, clip_skip: int) -> TextOptions:
+        most = self.config.most_clip_skip
+        if clip_skip not in range(most + 1):
+            raise ValueError(f"clip_skip must be from 0 to {most} for this model, got {clip_skip}")
+        return TextOptions(long_prompt, prompt_weights, clip_skip)
 
-        R is 1; or 2 where there is a negative text, whose row comes second.
+    def _readers(self) -> list[Reader]:
+        """Each tokenizer with its text encoder."""
+        tokenizers = (getattr(self, attribute) for attribute, _ in self._TOKENIZERS)
+        return list(zip(tokenizers, self._text_encoders(), strict=True))
+
+    def _embed_text(
+        self, text: str, negative_text: str | None, options: TextOptions = PLAIN
+    ) -> tuple[mx.array, mx.array | None]:
+        """Embeddings [R, N, D], and the pooled ones [R, P] if the UNet takes any.
+
+        R is 1; or 2 where there is a negative text, whose row comes second. N is 77, or a multiple
+        of it where there are more windows.
         """
         texts = [text] if negative_text is None else [text, negative_text]
-        tokens = mx.array([self.tokenizer.encode(t) for t in texts])
-        return self.text_encoder(tokens).last_hidden_state, None
+        return embed(texts, self._readers(), LAST, options)[0], None
 
     def _denoise(
         self,
@@ -273,6 +294,7 @@ class StableDiffusion:
         schedule: Schedule,
         text: str,
         negative_text: str,
+        options: TextOptions,
         guidance: tuple[float, float],
         streams: Sequence[NoiseStream],
         seed: int,
@@ -280,8 +302,8 @@ class StableDiffusion:
         """The steps of `schedule` from latents `x` [B, h, w, C] at its first level."""
         is_guided = guidance[0] > 1
         n_images, height, width, _ = x.shape
-        embeddings, pooled = self._embed_text(text, negative_text if is_guided else None)
-        embeddings = mx.repeat(embeddings, n_images, axis=0)  # [B or 2B, 77, D]
+        embeddings, pooled = self._embed_text(text, negative_text if is_guided else None, options)
+        embeddings = mx.repeat(embeddings, n_images, axis=0)  # [B or 2B, N, D]
         inputs = [x, embeddings]
         text_time = None
         if pooled is not None:
@@ -319,18 +341,12 @@ class StableDiffusionXL(StableDiffusion):
             model, float16, sampler, schedule=schedule, vae=vae, prediction_type=prediction_type
         )
 
-    def _embed_text(self, text: str, negative_text: str | None) -> tuple[mx.array, mx.array | None]:
+    def _embed_text(
+        self, text: str, negative_text: str | None, options: TextOptions = PLAIN
+    ) -> tuple[mx.array, mx.array | None]:
         has_zeros = negative_text == "" and self.config.pipeline.force_zeros_for_empty_prompt
         texts = [text] if negative_text is None or has_zeros else [text, negative_text]
-        embeddings = []
-        for tokenizer, text_encoder in (
-            (self.tokenizer_1, self.text_encoder_1),
-            (self.tokenizer_2, self.text_encoder_2),
-        ):
-            output = text_encoder(mx.array([tokenizer.encode(t) for t in texts]))
-            embeddings.append(output.hidden_states[-2])
-        pooled = output.pooled_output  # of the second encoder only
-        embeddings = mx.concatenate(embeddings, axis=-1)
+        embeddings, pooled = embed(texts, self._readers(), PENULTIMATE, options)
         if has_zeros:
             embeddings = mx.concatenate([embeddings, mx.zeros_like(embeddings)])
             pooled = mx.concatenate([pooled, mx.zeros_like(pooled)])

@@ -69,6 +69,8 @@ def generate(args: argparse.Namespace, start: Callable[[StableDiffusion], Denois
         sd.quantize()
     for file, scale in args.lora:
         sd.load_lora(file, scale)
+    for name, file in args.embedding:
+        sd.load_embedding(name, file)
     if args.preload_models:
         with _peak_memory("loading", args.verbose):
             sd.ensure_models_are_loaded()
@@ -99,6 +101,9 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
         "negative_text": args.negative_prompt,
         "seed": args.seed,
         "guidance_rescale": args.guidance_rescale,
+        "long_prompt": args.long_prompt,
+        "prompt_weights": args.prompt_weights,
+        "clip_skip": args.clip_skip,
     }
 
 
@@ -117,6 +122,11 @@ def _check_against_model(args: argparse.Namespace, config: ModelConfig) -> None:
         pixels = getattr(args, option)
         if pixels is not None and pixels % factor:
             raise UsageError(f"--{option} must be a multiple of {factor}, got {pixels}")
+    most = config.most_clip_skip
+    if args.clip_skip > most:
+        raise UsageError(
+            f"--clip_skip must be from 0 to {most} for this model, got {args.clip_skip}"
+        )
     try:
         sampler = Sampler.for_model(config.diffusion, args.sampler, args.schedule)
         defaults = config.defaults_with(sampler.name)

@@ -7,6 +7,7 @@ Both are float32 numbers with the roundings of diffusers, whose schedules these 
 """
 
 import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -235,3 +236,16 @@ def make_schedule(sampler: str, config: DiffusionConfig, num_steps: int) -> Sche
             "model predicts noise: take euler"
         )
     return schedule
+
+
+def enough_steps(num_steps: int, strength: float) -> int:
+    """`num_steps`, or, where `strength` of them come to none, so many that one is run."""
+    if int(num_steps * strength) > 0:
+        return num_steps
+    raised = math.ceil(1 / strength)
+    raised += int(raised * strength) == 0  # 1 / strength was rounded down
+    warnings.warn(
+        f"{num_steps} steps at strength {strength} come to none: taking {raised} steps",
+        stacklevel=3,
+    )
+    return raised

@@ -1,31 +1,27 @@
 """Text to token ids: CLIP's byte-level BPE, equal to the `CLIPTokenizer` of transformers 5.
 
 The text is normalized (NFC, white space, lower case) and split into words by a regular expression;
-the UTF-8 bytes of each word are then merged pairwise, by a table learned once (Sennrich et al.
-2016, arXiv:1508.07909; over bytes as in GPT-2). Special tokens are cut out of the text before that.
+`bpe` then merges the bytes of each word. Special tokens are cut out of the text before that.
 """
 
-import heapq
 import json
 import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import regex
+
+from .bpe import BytePairs
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 NAMED_TOKENS = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS}
 MAX_LENGTH = 77  # rows of CLIP's position table
 NO_LIMIT = 1_000_000  # transformers writes a model_max_length of 1e30 where there is none
 
-END_OF_WORD = "</w>"
-CACHED_WORDS = 10_000
 QUOTED_CHARACTERS = 200  # of the dropped end of a prompt, in the warning
 
 # The Rust tokenizer's NFC is that of Unicode 9, which leaves alone what came later. These are the
@@ -41,8 +37,9 @@ WHITE_SPACE = regex.compile(r"\s+")
 WORD = regex.compile(
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 )
-# GPT-2's splitting then runs on each word, and parts only those two: <| endoftext |>
-SUBWORD = regex.compile(r"'?\p{L}+|\P{L}+")
+
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,11 @@ class AddedToken:
     content: str
     normalized: bool = False
     single_word: bool = False
+
+    @property
+    def normal_content(self) -> str:
+        """What is looked for in the text."""
+        return _normalize(self.content) if self.normalized else self.content
 
     @classmethod
     def from_json(cls, token: str | dict[str, Any], special: bool = True) -> "AddedToken":
@@ -115,24 +117,12 @@ class Tokenizer:
             ids.setdefault(content, len(ids))  # the next free one
         self.bos_id, self.eos_id, self.pad_id = ids[bos_token], ids[eos_token], ids[pad_token]
 
-        self._ids = {
-            _normalize(t.content) if t.normalized else t.content: ids[t.content]
-            for t in added.values()
-        }
+        # By what is looked for in the text.
+        self._ids = {t.normal_content: [ids[t.content]] for t in added.values()}
+        self._added = [t for t in added.values() if t.normalized]
         self._added_raw = _pattern(t for t in added.values() if not t.normalized)
-        self._added_normalized = _pattern(t for t in added.values() if t.normalized)
-
-        unknown, symbols = ids[unk_token], _byte_symbols()
-        self._byte_ids = [vocab.get(symbol, unknown) for symbol in symbols]
-        self._last_byte_ids = [vocab.get(symbol + END_OF_WORD, unknown) for symbol in symbols]
-        try:
-            self._merges = {
-                (vocab[left], vocab[right]): (rank, vocab[left + right])
-                for rank, (left, right) in enumerate(merges)
-            }
-        except KeyError as error:
-            raise ValueError(f"a merge needs {error}, which the vocabulary lacks") from None
-        self._word_ids = lru_cache(CACHED_WORDS)(self._bpe)
+        self._added_normalized = _pattern(self._added)
+        self._bpe = BytePairs(vocab, merges, ids[unk_token])
 
     @classmethod
     def from_files(
@@ -187,21 +177,32 @@ class Tokenizer:
         What does not fit is dropped, with a warning that quotes it. Lone surrogates, which no
         UTF-8 text can hold, count as `?`.
         """
-        room = self.max_length - 1
-        ids, dropped = [self.bos_id], ""
-        for piece, piece_ids in self._pieces(text):
-            ids += piece_ids
-            if len(ids) > room:
-                dropped += f" {piece}"
+        return [self.bos_id, *self.fit(self.words(text), stacklevel=3), self.eos_id]
+
+    def fit(self, words: Iterable[tuple[str, Sequence[_T]]], stacklevel: int = 2) -> list[_T]:
+        """What goes with `words`, one thing a token: as many as there is room between BOS and EOS.
+
+        Warns as `tokenize` does; `stacklevel` tells whom of.
+        """
+        kept, dropped = [], ""
+        for word, tokens in words:
+            kept += tokens
+            if len(kept) > self.room:
+                dropped += f" {word}"
             if len(dropped) > QUOTED_CHARACTERS:
                 dropped = dropped[:QUOTED_CHARACTERS] + "…"
                 break
         if dropped:
             warnings.warn(
                 f"the prompt has more than {self.max_length} tokens; dropped: {dropped[1:]!r}",
-                stacklevel=2,
+                stacklevel=stacklevel,
             )
-        return [*ids[:room], self.eos_id]
+        return kept[: self.room]
+
+    @property
+    def room(self) -> int:
+        """How many tokens fit between BOS and EOS."""
+        return self.max_length - 2
 
     def pad(self, ids: Sequence[int]) -> list[int]:
         """`ids`, filled with the pad token up to `max_length`."""
@@ -211,49 +212,46 @@ class Tokenizer:
         """The `max_length` ids of `text`: tokenized, then padded."""
         return self.pad(self.tokenize(text))
 
-    def _pieces(self, text: str) -> Iterator[tuple[str, Sequence[int]]]:
+    def add(self, name: str, ids: Sequence[int]) -> None:
+        """Let `name`, in upper or lower case, stand for `ids` wherever a text has it.
+
+        Raises: as `check_new`.
+        """
+        token = self.check_new(name)
+        self._ids[token.normal_content] = list(ids)
+        self._added.append(token)
+        self._added_normalized = _pattern(self._added)
+
+    def check_new(self, name: str) -> AddedToken:
+        """The token that `add` would make of `name`.
+
+        Raises:
+            ValueError: it is one already, or would not be found in a text.
+        """
+        token = AddedToken(_clean(name).strip(), normalized=True)
+        if token.normal_content in self._ids or sum(len(ids) for _, ids in self.words(name)) == 1:
+            raise ValueError(f"{name!r} is a token already: take another name, such as <my-style>")
+        if not token.content or self._added_raw.search(token.content):
+            raise ValueError(f"{name!r} cannot be a token: take another name, such as <my-style>")
+        return token
+
+    def words(self, text: str) -> Iterator[tuple[str, Sequence[int]]]:
         """The special tokens and words of `text` in turn, each with its ids."""
-        for raw, raw_is_token in _cut(self._added_raw, text.encode(errors="replace").decode()):
+        for raw, raw_is_token in _cut(self._added_raw, _clean(text)):
             if raw_is_token:
-                yield raw, [self._ids[raw]]
+                yield raw, self._ids[raw]
                 continue
             for part, is_token in _cut(self._added_normalized, _normalize(raw)):
                 if is_token:
-                    yield part, [self._ids[part]]
+                    yield part, self._ids[part]
                     continue
                 for match in WORD.finditer(part):
-                    yield match[0], self._word_ids(match[0])
+                    yield match[0], self._bpe.ids(match[0])
 
-    def _bpe(self, word: str) -> list[int]:
-        """The ids of a word: those of its bytes, merged."""
-        ids = []
-        for part in SUBWORD.findall(word):
-            *first, last = part.encode()
-            ids += self._merge([*(self._byte_ids[b] for b in first), self._last_byte_ids[last]])
-        return ids
 
-    def _merge(self, ids: list[int]) -> list[int]:
-        """Merge always the pair of lowest rank, the leftmost of equals: n log n steps."""
-        n = len(ids)
-        following, previous = list(range(1, n + 1)), list(range(-1, n - 1))
-        merges, gone = self._merges, -1
-        # A candidate is rank · n + position: one number orders by rank, then from the left.
-        heap = [merges[pair][0] * n + i for i, pair in enumerate(pairwise(ids)) if pair in merges]
-        heapq.heapify(heap)
-        while heap:
-            rank, i = divmod(heapq.heappop(heap), n)
-            j = following[i]
-            merge = merges.get((ids[i], ids[j])) if j < n else None
-            if merge is None or merge[0] != rank:
-                continue  # one of the two has been merged since
-            ids[i], ids[j] = merge[1], gone
-            following[i] = following[j]
-            if following[i] < n:
-                previous[following[i]] = i
-            for left, right in ((previous[i], i), (i, following[i])):
-                if left >= 0 and right < n and (pair := merges.get((ids[left], ids[right]))):
-                    heapq.heappush(heap, pair[0] * n + left)
-        return [id for id in ids if id != gone]
+def _clean(text: str) -> str:
+    """`text` with a question mark for each lone surrogate, which no UTF-8 can hold."""
+    return text.encode(errors="replace").decode()
 
 
 def _normalize(text: str) -> str:
@@ -267,7 +265,7 @@ def _pattern(tokens: Iterable[AddedToken]) -> regex.Pattern:
     """What finds any of `tokens`, the longest first."""
     literals = []
     for token in tokens:
-        content = _normalize(token.content) if token.normalized else token.content
+        content = token.normal_content
         literal = regex.escape(content)
         literals.append(
             (len(content), rf"(?<!\w){literal}(?!\w)" if token.single_word else literal)
@@ -285,13 +283,6 @@ def _cut(pattern: regex.Pattern, text: str) -> Iterator[tuple[str, bool]]:
         yield match[0], True
         start = match.end()
     yield text[start:], False
-
-
-def _byte_symbols() -> list[str]:
-    """The printable character that stands for each byte in the files (GPT-2's bytes_to_unicode)."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    stand_ins = iter(range(0x100, 0x200))
-    return [chr(byte if byte in printable else next(stand_ins)) for byte in range(256)]
 
 
 def _read_options(

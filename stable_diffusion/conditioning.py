@@ -1,0 +1,114 @@
+"""Prompts to what the UNet is conditioned with: windows of tokens, their weights, their embeddings.
+
+A text encoder takes one window of 77 tokens. Of a longer prompt every 75 tokens are put between a
+start and an end token of their own, and the embeddings of the windows follow each other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import mlx.core as mx
+
+from .clip import CLIPOutput, CLIPTextModel
+from .prompt import parse_weights
+from .tokenizer import Tokenizer
+
+Reader = tuple[Tokenizer, CLIPTextModel]
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """How prompts are read; the arguments of `StableDiffusion.generate_latents`."""
+
+    long_prompt: bool = False
+    prompt_weights: bool = False
+    clip_skip: int = 0
+
+
+PLAIN = TextOptions()
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The layer of a text encoder that conditions the UNet, counted from the last one, 1."""
+
+    position: int
+    is_normalized: bool  # by the text encoder's final norm
+
+    def of(self, text_encoder: CLIPTextModel, output: CLIPOutput, skipped: int) -> mx.array:
+        """Its output [B, N, D], or that of the layer `skipped` before it."""
+        states = output.hidden_states[-self.position - skipped]
+        return text_encoder.final_layer_norm(states) if self.is_normalized else states
+
+
+LAST = Layer(position=1, is_normalized=True)  # SD
+PENULTIMATE = Layer(position=2, is_normalized=False)  # SDXL
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a text encoder reads at once: token ids [N], and what each of them weighs."""
+
+    ids: list[int]
+    weights: list[float]
+
+
+def windows(text: str, tokenizer: Tokenizer, options: TextOptions) -> list[Window]:
+    """One window; or as many as `text` needs, where long prompts are asked for.
+
+    Else what does not fit is dropped, with a warning.
+    """
+    parts = parse_weights(text) if options.prompt_weights else [(text, 1.0)]
+    words = (
+        (word, [(token, weight) for token in ids])
+        for part, weight in parts
+        for word, ids in tokenizer.words(part)
+    )
+    if options.long_prompt:
+        tokens = list(chain.from_iterable(tokens for _, tokens in words))
+    else:
+        tokens = tokenizer.fit(words)
+    starts = range(0, max(len(tokens), 1), max(tokenizer.room, 1))
+    return [_window(tokens[i : i + tokenizer.room], tokenizer) for i in starts]
+
+
+def embed(
+    texts: Sequence[str], readers: Sequence[Reader], layer: Layer, options: TextOptions
+) -> tuple[mx.array, mx.array]:
+    """Embeddings [R, N, D] of R texts, and the pooled ones [R, P] of the last text encoder.
+
+    N is 77 for each window; all texts get as many as the longest, the others' being empty. D is
+    the width of all text encoders together. Pooled is the first window.
+    """
+    read = [[windows(text, tokenizer, options) for text in texts] for tokenizer, _ in readers]
+    n = max(len(of_text) for of_texts in read for of_text in of_texts)
+    embeddings = []
+    for (tokenizer, text_encoder), of_texts in zip(readers, read, strict=True):
+        empty = _window([], tokenizer)
+        rows = [row for of_text in of_texts for row in [*of_text, *[empty] * (n - len(of_text))]]
+        output = text_encoder(mx.array([row.ids for row in rows]))
+        states = layer.of(text_encoder, output, options.clip_skip)  # [R·n, 77, D]
+        if options.prompt_weights:
+            states = weigh(states, mx.array([row.weights for row in rows]))
+        embeddings.append(states.reshape(len(texts), -1, states.shape[-1]))
+    return mx.concatenate(embeddings, axis=-1), output.pooled_output[::n]
+
+
+def weigh(states: mx.array, weights: mx.array) -> mx.array:
+    """Embeddings [B, N, D] times the weights [B, N] of their tokens, the mean of each B restored.
+
+    As AUTOMATIC1111's web UI does. Where all weights are 1 nothing changes, to the bit.
+    """
+    z = states.astype(mx.float32)
+    weighted = z * weights[..., None]
+    mean = weighted.mean(axis=(1, 2), keepdims=True)
+    ratio = mx.where(mean == 0, 1, z.mean(axis=(1, 2), keepdims=True) / mean)
+    return (weighted * ratio).astype(states.dtype)
+
+
+def _window(tokens: Sequence[tuple[int, float]], tokenizer: Tokenizer) -> Window:
+    """Tokens, with their weights, between BOS and EOS and filled up."""
+    ids = tokenizer.pad([tokenizer.bos_id, *(token for token, _ in tokens), tokenizer.eos_id])
+    weights = [1.0, *(weight for _, weight in tokens)]
+    return Window(ids, weights + [1.0] * (len(ids) - len(weights)))
