@@ -241,6 +241,8 @@ class StableDiffusion:
         return mx.clip(x / 2 + 0.5, 0, 1)
 
     def _text_encoders(self) -> list[nn.Module]:
+        if not all(hasattr(self, attribute) for attribute, _ in self._TEXT_ENCODERS):
+            raise ValueError("the text encoders have been freed: make a new object for more text")
         return [getattr(self, attribute) for attribute, _ in self._TEXT_ENCODERS]
 
     def _lora_networks(self) -> dict[str, nn.Module]:

@@ -1,0 +1,85 @@
+"""Pictures of every kind of checkpoint, by every way in, against diffusers: the README's table.
+
+PYTHONPATH=. python tests/ways_in.py
+"""
+
+import stable_diffusion  # noqa: F401  isort: skip  (before mlx, for its BLAS)
+
+import tempfile
+from pathlib import Path
+
+import diffusers
+import numpy as np
+from checkpoints import PUBLISHED_KINDS, write_checkpoint
+from oracle import Oracle, psnr
+from original_layout import write_single_file
+from ours import pictures
+
+from stable_diffusion import convert
+from stable_diffusion.model_io import load_model_config, open_model
+from stable_diffusion.pipeline import pipeline_class
+
+PROMPT = "a photo of a café, at night!"
+WAYS = {  # options of convert, by the title of a column
+    "converted": (),
+    "`--fp16`": ("--fp16",),
+    "8 bits": ("-q8", "--group-size=32"),
+    "6 bits": ("-q6", "--group-size=32"),
+    "4 bits": ("-q4", "--group-size=32"),
+}
+
+
+def from_diffusers(oracle: Oracle) -> np.ndarray:
+    return oracle.pictures(
+        PROMPT, seeds=[7], num_inference_steps=2, guidance_scale=5, height=64, width=64
+    )
+
+
+def from_single_file(file: Path, folder: Path) -> np.ndarray:
+    """diffusers' picture from the file; of the folder it has the configs."""
+    oracle = Oracle(folder)
+    family = "StableDiffusionXLPipeline" if "sdxl" in folder.name else "StableDiffusionPipeline"
+    oracle.single = getattr(diffusers, family).from_single_file(
+        str(file), config=str(folder), local_files_only=True
+    )
+    oracle.single.set_progress_bar_config(disable=True)
+    return from_diffusers(oracle)
+
+
+def drawn(model: Path, **options) -> np.ndarray:
+    source = open_model(str(model), **options)
+    sd = pipeline_class(load_model_config(source))(source)
+    options = {"num_steps": 2, "cfg_weight": 5, "latent_size": (8, 8), "seed": 7}
+    return pictures(sd, sd.generate_latents(PROMPT, **options))
+
+
+def row(kind: str, at: Path) -> list[float]:
+    """PSNR in dB: folder, single file, converted."""
+    folder = write_checkpoint(kind, at / kind)
+    file = write_single_file(folder, at / f"{kind}.safetensors")
+    prediction = {"sd-2": "epsilon", "sd-2-v": "v_prediction"}.get(kind.removesuffix("-published"))
+    theirs = from_diffusers(Oracle(folder))
+    ratios = [
+        psnr(drawn(folder), theirs),
+        psnr(drawn(file, prediction_type=prediction), from_single_file(file, folder)),
+    ]
+    for i, options in enumerate(WAYS.values()):
+        converted = at / f"{kind}-{i}"
+        if convert.main([str(folder), str(converted), *options]):
+            raise SystemExit(f"{kind} {options} was not converted")
+        ratios.append(psnr(drawn(converted), theirs))
+    return ratios
+
+
+def main() -> None:
+    """Print the table."""
+    titles = ["folder", "single file", *WAYS]
+    print(f"| PSNR in dB | {' | '.join(titles)} |\n{'|---' * (len(titles) + 1)}|")
+    for kind in PUBLISHED_KINDS:
+        with tempfile.TemporaryDirectory() as at:
+            cells = " | ".join(f"{ratio:.0f}" for ratio in row(kind, Path(at)))
+        print(f"| {kind.removesuffix('-published')} | {cells} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
