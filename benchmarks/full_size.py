@@ -21,7 +21,12 @@ from diffusers import (
     PNDMScheduler,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from checkpoints import BETAS
@@ -117,14 +122,20 @@ def sdxl(folder: Path) -> None:
 def _write(folder: Path, pipeline: str, components: dict[str, Callable[[], Component]]) -> None:
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float16)
+    kinds: dict[str, type] = {}
     for name, make in components.items():
         component = make()
         component.save_pretrained(folder / name)
+        kinds[name] = type(component)
         if isinstance(component, torch.nn.Module):
             n_parameters = sum(p.numel() for p in component.parameters())
             print(f"{name}: {n_parameters / 1e6:,.0f} million parameters", flush=True)
         del component
-    index = {"_class_name": pipeline}
+    # As diffusers' pipelines write it, so that they read it.
+    index: dict[str, object] = {"_class_name": pipeline}
+    tokenizers = {path.name: CLIPTokenizer for path in folder.glob("tokenizer*")}
+    for name, kind in (kinds | tokenizers).items():
+        index[name] = [kind.__module__.split(".")[0], kind.__name__]
     if pipeline == "StableDiffusionXLPipeline":
         index["force_zeros_for_empty_prompt"] = True
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
