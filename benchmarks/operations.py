@@ -16,7 +16,7 @@ from unittest import mock
 import mlx.core as mx
 
 from stable_diffusion import cpu, model_io
-from stable_diffusion.denoising import guided
+from stable_diffusion.denoising import Predict, guided
 from stable_diffusion.weights import read_weights
 
 # They only look at their input in another way; `Full` are constants.
@@ -48,17 +48,17 @@ def unet_step(folder: Path, *, hoisted: bool, compiled: bool) -> Count:
         width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
         text_time = mx.zeros((1, width), mx.float16), mx.zeros((1, 6))
     x = mx.zeros((1, 64, 64, config.in_channels))
-    inputs = [x, mx.array(1.0), mx.array(1.0), text]
+    inputs = [x, mx.array(1.0), text]
 
-    def step(x: mx.array, timestep: mx.array, sigma: mx.array, text: mx.array) -> mx.array:
-        return guided(unet, text, text_time, 1.0, mx.float16)(x, timestep, sigma)
+    def predict(text: mx.array) -> Predict:
+        return guided(unet, text, text_time, 1.0, 0.0, mx.float16)
 
     with _as_on_a_gpu(compiled):
         if not hoisted:
-            return _count(step, inputs)
+            return _count(lambda x, timestep, text: predict(text)(x, timestep), inputs)
         ready = [[mx.zeros(a.shape, a.dtype) for a in pair] for pair in unet.project_text(text)]
         with mock.patch.object(type(unet), "project_text", lambda *_: ready):
-            return _count(guided(unet, text, text_time, 1.0, mx.float16), inputs[:-1])
+            return _count(predict(text), inputs[:-1])
 
 
 def vae_decode(folder: Path) -> Count:

@@ -346,7 +346,7 @@ def test_broken_model(copy, tmp_path, capsys):
 
 
 STOP = """
-import os, sys
+import os, signal, sys
 from stable_diffusion import convert, native
 
 def stop(tensors, file, on_written, save=convert.save_native):
@@ -355,6 +355,7 @@ def stop(tensors, file, on_written, save=convert.save_native):
     save(tensors, file, on_written)
 
 convert.save_native = stop
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sys.exit(convert.main(["tiny", sys.argv[1]]))
 """
 
