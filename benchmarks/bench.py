@@ -2,7 +2,7 @@
 
     pip install -r requirements.txt -r tests/requirements.txt -r benchmarks/requirements.txt
     python benchmarks/bench.py             # everything
-    python benchmarks/bench.py --quick     # under two minutes once the checkpoints exist
+    python benchmarks/bench.py --quick     # a few minutes once the checkpoints exist
     python benchmarks/bench.py --only unet decode
 
 It first writes checkpoints of the real sizes with random weights, 10 GB, into the cache folder.
@@ -156,7 +156,7 @@ def main() -> None:
     names = args.only or [n for n, task in TASKS.items() if task.is_quick or not args.quick]
     if not (args.only or args.quick):
         names += QUANTIZED
-    rounds, repeats = (1, 2) if args.quick else (args.rounds, 2)
+    rounds, repeats = (1, 1) if args.quick else (args.rounds, 2)
     whole = not (args.only or args.quick)
 
     folder = args.checkpoints.expanduser().resolve()
