@@ -13,28 +13,31 @@ torch, would take as large matrix products, at the rate measured in the same run
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 import numpy as np
 from tasks import MEMORY, QUANTIZED, TASKS, Task
+from worker import peak_resident
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
+NAMES = {"sd": "SD 2.1", "sdxl": "SDXL-turbo"}
 CACHE = Path.home() / ".cache" / "stable_diffusion_benchmark"
 
 
 class Side(NamedTuple):
     """Medians of one side of a task. Seconds; bytes."""
 
-    load: float
     run: float
     resident: int
     mlx: int = 0  # the peak of MLX's own allocations
@@ -85,12 +88,12 @@ def measure(name: str, sides: tuple[str, str], folder: Path, rounds: int, repeat
 
 def summary(reports: list[dict], task: Task) -> Side:
     """The medians of a side's reports; of loading alone, its time is the run."""
-    load = median(report["load"] for report in reports)
+    if task.part == "load":
+        times = [report["load"] for report in reports]
+    else:
+        times = [seconds for report in reports for seconds in report["runs"]]
     return Side(
-        load=load,
-        run=load
-        if task.part == "load"
-        else median(t for report in reports for t in report["runs"]),
+        run=median(times),
         resident=max(report["resident"] for report in reports),
         mlx=max(report.get("mlx", 0) for report in reports),
         operations=reports[0].get("operations", 0),
@@ -103,8 +106,8 @@ def relative_l2(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.linalg.norm(ours.astype(np.float64) - theirs)) / norm if norm else 0.0
 
 
-def product_rate() -> float:
-    """Floating-point operations a second of this port's float32 product of 2048 × 2048 matrices."""
+def product_rate() -> tuple[float, str]:
+    """Floating-point operations a second of our float32 product of 2048 × 2048 matrices; where."""
     code = (
         "import stable_diffusion, time, mlx.core as mx\n"
         "from stable_diffusion.layers import Linear\n"
@@ -112,27 +115,23 @@ def product_rate() -> float:
         "for _ in range(20):\n"
         "    start = time.perf_counter(); mx.eval(multiply(x))\n"
         "    best = min(best, time.perf_counter() - start)\n"
-        "print(2 * 2048**3 / best)"
+        "print(2 * 2048**3 / best, mx.default_device(), sep='\\n')"
     )
-    return float(output_of(["-c", code]))
+    rate, device = output_of(["-c", code]).splitlines()
+    return float(rate), device
 
 
 def script_peak(model: Path, size: int) -> int:
     """The most memory, in bytes, of the script with `-q` for one picture in one step."""
-    code = (
-        "import runpy, resource, sys\n"
-        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "finally:\n"
-        "    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "    print(peak if sys.platform == 'darwin' else 1024 * peak)"
-    )
     with tempfile.TemporaryDirectory() as folder:
         options = ["--model", model, "--width", size, "--height", size, "--n_images", 1, "-q"]
         options += ["--steps", 1, "--cfg", 1, "--seed", 1, "--output", Path(folder) / "out.png"]
-        # The script's path becomes sys.argv[0].
-        code = f"import sys; sys.argv = sys.argv[1:]\n{code}"
-        command = ["-c", code, ROOT / "txt2image.py", *options, "a vase"]
-        return int(output_of(command).splitlines()[-1])
+        command = [sys.executable, ROOT / "txt2image.py", *options, "a vase"]
+        process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"this failed: txt2image.py with {model}")
+    return peak_resident(usage)
 
 
 def output_of(command: list) -> str:
@@ -153,26 +152,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("."), help="for bench.md and bench.png")
     parser.add_argument("--rounds", type=int, default=3, help="times that both sides run in turn")
     args = parser.parse_args()
-    names = args.only or [n for n, task in TASKS.items() if task.is_quick or not args.quick]
-    if not (args.only or args.quick):
-        names += QUANTIZED
-    rounds, repeats = (1, 1) if args.quick else (args.rounds, 2)
     whole = not (args.only or args.quick)
+    quick = [name for name, task in TASKS.items() if task.is_quick]
+    names = args.only or ([*TASKS, *QUANTIZED] if whole else quick)
+    rounds, repeats = (1, 1) if args.quick else (args.rounds, 2)
 
     folder = args.checkpoints.expanduser().resolve()
-    needed = {(TASKS | QUANTIZED)[name].model for name in names} | (
-        {"sd", "sdxl"} if whole else set()
-    )
+    needed = {(TASKS | QUANTIZED)[name].model for name in names}
     checkpoints(folder, sorted(needed))
     args.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    rate = product_rate()
+    rate, device = product_rate()
+    heading = machine(rate, device)
     rows = []
     for name in names:
         sides = ("quantized", "ours") if name in QUANTIZED else ("ours", "theirs")
         rows.append(measure(name, sides, folder, rounds, repeats))
         say(f"{rows[-1].task.title}: {rows[-1].ratio:.2f} of the peer's time")
-        report = [machine(rate), "", *table(rows, rate)]
+        report = [heading, "", *table(rows, rate)]
         (args.out / "bench.md").write_text("\n".join(report) + "\n")  # so far
     if whole:
         report += ["", *memory_table(folder)]
@@ -189,17 +186,14 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def machine(rate: float) -> str:
+def machine(rate: float, device: str) -> str:
     """What this was measured on."""
-    import mlx.core as mx
-    import torch
-
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = f"{lines[0].split(': ')[1]}, {len(lines)} cores" if lines else cpu
-    versions = f"MLX {mx.__version__} ({mx.default_device()}), torch {torch.__version__}"
+    versions = f"MLX {version('mlx')} ({device}), torch {version('torch')}"
     return f"{cpu}; matrix products at {rate / 1e9:.0f} GFLOP/s; {versions}."
 
 
@@ -242,14 +236,13 @@ def operations_table(folder: Path) -> list[str]:
     def add(title: str, count: Count) -> None:
         lines.append(f"| {title} | {count.launched:,} | {count.bytes_unfused / 1e9:.2f} GB |")
 
-    for model, name in (("sd", "SD 2.1"), ("sdxl", "SDXL-turbo")):
-        if (at := folder / model).exists():
-            step = f"UNet step, {name}, float16"
-            add(f"{step}, as written", unet_step(at, hoisted=False, compiled=False))
-            add(f"{step}, text projected before", unet_step(at, hoisted=True, compiled=False))
-            add(f"{step}, and compiled: as it runs", unet_step(at, hoisted=True, compiled=True))
-            vae = vae_decode(at)
-    add("VAE decode, float32", vae)
+    there = [model for model in NAMES if (folder / model).exists()]
+    for model in there:
+        step, at = f"UNet step, {NAMES[model]}, float16", folder / model
+        add(f"{step}, as written", unet_step(at, hoisted=False, compiled=False))
+        add(f"{step}, text projected before", unet_step(at, hoisted=True, compiled=False))
+        add(f"{step}, and compiled: as it runs", unet_step(at, hoisted=True, compiled=True))
+    add("VAE decode, float32", vae_decode(folder / there[0]))  # the same in both
     return lines
 
 

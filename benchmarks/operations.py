@@ -14,14 +14,17 @@ from typing import NamedTuple
 from unittest import mock
 
 import mlx.core as mx
+from tasks import pooled_width
 
 from stable_diffusion import cpu, model_io
 from stable_diffusion.denoising import Predict, guided
 from stable_diffusion.weights import read_weights
 
 # They only look at their input in another way; `Full` are constants.
-VIEWS = {"AsStrided", "Broadcast", "Depends", "ExpandDims", "Full", "Slice", "Split", "Squeeze"}
-VIEWS |= {"Transpose"}
+VIEWS = {
+    *("AsStrided", "Broadcast", "Depends", "ExpandDims"),
+    *("Full", "Slice", "Split", "Squeeze", "Transpose"),
+}
 RESHAPES = {"Flatten", "Reshape", "Unflatten"}
 MOVES = {"Transpose", "Broadcast"}  # after which a reshape has to copy
 
@@ -46,8 +49,7 @@ def unet_step(folder: Path, *, hoisted: bool, compiled: bool) -> Count:
     text = mx.zeros((1, 77, config.cross_attention_dim), mx.float16)
     text_time = None
     if config.addition_embed_type is not None:
-        width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        text_time = mx.zeros((1, width), mx.float16), mx.zeros((1, 6))
+        text_time = mx.zeros((1, pooled_width(config)), mx.float16), mx.zeros((1, 6))
     x = mx.zeros((1, 64, 64, config.in_channels))
     inputs = [x, mx.array(1.0), text]
 

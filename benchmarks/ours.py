@@ -7,7 +7,16 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-from tasks import LATENTS, PROMPT, TIMESTEP, Task, random_normal, random_picture, token_ids
+from tasks import (
+    LATENTS,
+    PROMPT,
+    TIMESTEP,
+    Task,
+    pooled_width,
+    random_normal,
+    random_picture,
+    token_ids,
+)
 
 from stable_diffusion import cpu, model_io
 from stable_diffusion.pipeline import StableDiffusion, pipeline_class
@@ -45,9 +54,8 @@ def _unet(task: Task, folder: Path):
     x = mx.array(random_normal(task.batch, *LATENTS))
     text = mx.array(random_normal(task.batch, 77, unet.config.cross_attention_dim, seed=1))
     text_time = None
-    if (config := unet.config).addition_embed_type is not None:
-        width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        pooled = mx.array(random_normal(task.batch, width, seed=2))
+    if unet.config.addition_embed_type is not None:
+        pooled = mx.array(random_normal(task.batch, pooled_width(unet.config), seed=2))
         text_time = pooled, mx.array([[512.0, 512, 0, 0, 512, 512]] * task.batch)
     keys_values = unet.project_text(text)  # once a picture, not once a step
     mx.eval(keys_values)

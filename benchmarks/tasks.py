@@ -81,3 +81,8 @@ def token_ids() -> np.ndarray:
     ids[0, 0] = 49406
     ids[0, 1:12] = np.random.default_rng(1).integers(1, 49406, 11)
     return ids
+
+
+def pooled_width(config) -> int:
+    """The width of the pooled text that SDXL's UNet takes; the config may be either side's."""
+    return config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim

@@ -17,7 +17,16 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.utils import logging
-from tasks import LATENTS, PROMPT, TIMESTEP, Task, random_normal, random_picture, token_ids
+from tasks import (
+    LATENTS,
+    PROMPT,
+    TIMESTEP,
+    Task,
+    pooled_width,
+    random_normal,
+    random_picture,
+    token_ids,
+)
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextModel
 
@@ -63,8 +72,8 @@ def _unet(task: Task, folder: Path) -> Callable[[], np.ndarray]:
     x = _channels_first(random_normal(task.batch, *LATENTS))
     text = torch.from_numpy(random_normal(task.batch, 77, unet.config.cross_attention_dim, seed=1))
     added = {}
-    if (config := unet.config).addition_embed_type is not None:
-        width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    if unet.config.addition_embed_type is not None:
+        width = pooled_width(unet.config)
         added = {
             "text_embeds": torch.from_numpy(random_normal(task.batch, width, seed=2)),
             "time_ids": torch.tensor([[512.0, 512, 0, 0, 512, 512]] * task.batch),

@@ -20,10 +20,9 @@ from tasks import QUANTIZED, TASKS
 sys.path.insert(0, str(Path(__file__).parents[1]))  # stable_diffusion
 
 
-def peak_resident() -> int:
-    """The most memory that this process has had, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+def peak_resident(usage: resource.struct_rusage) -> int:
+    """The most memory that a process has had, in bytes."""
+    return usage.ru_maxrss if sys.platform == "darwin" else 1024 * usage.ru_maxrss
 
 
 def main() -> None:
@@ -48,7 +47,7 @@ def main() -> None:
         start = time.perf_counter()
         result = run()
         report["runs"].append(time.perf_counter() - start)
-    report["resident"] = peak_resident()
+    report["resident"] = peak_resident(resource.getrusage(resource.RUSAGE_SELF))
     if args.side == "theirs":
         if args.count:
             report["operations"] = side.operations(run)

@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -40,8 +39,7 @@ from .model_io import (
 from .native import save_native
 from .quantization import BITS, GROUP_SIZES, Quantization
 from .quantize import quantize_text_encoder, quantize_unet
-
-WRONG_USAGE, FAILED, INTERRUPTED = 2, 1, 130  # exit statuses, as those of the other scripts
+from .run import UsageError, exit_status
 
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json")
@@ -108,32 +106,27 @@ def convert(
 def main(argv: list[str] | None = None) -> int:
     """Convert as the command line says. Known errors become one line; returns the exit status."""
     args = _parser().parse_args(argv)
+    return exit_status(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
     text_encoder_bits = args.text_encoder_bits or args.quantize
     unet_bits = args.unet_bits or args.quantize
     if args.group_size and not text_encoder_bits and not unet_bits:
-        print("error: --group-size is of quantization: say how many bits (-q)", file=sys.stderr)
-        return WRONG_USAGE
+        raise UsageError("--group-size is of quantization: say how many bits (-q)")
     memory.limit_cache()
-    try:
-        convert(
-            args.model,
-            args.folder,
-            text_encoder_bits=text_encoder_bits,
-            unet_bits=unet_bits,
-            group_size=args.group_size,
-            float16=args.fp16,
-            vae=args.vae,
-            prediction_type=args.prediction_type,
-        )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    convert(
+        args.model,
+        args.folder,
+        text_encoder_bits=text_encoder_bits,
+        unet_bits=unet_bits,
+        group_size=args.group_size,
+        float16=args.fp16,
+        vae=args.vae,
+        prediction_type=args.prediction_type,
+    )
     size = sum(file.stat().st_size for file in args.folder.glob("*/*"))
     print(f"Wrote {args.folder}, {size / 1e9:.2f} GB")
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -32,11 +32,16 @@ class UsageError(ValueError):
 def main(args: argparse.Namespace, start: Callable[[StableDiffusion], Denoising]) -> int:
     """Make the pictures that `args` ask for; `start` calls the library's generator.
 
-    Known errors become one line on standard error. Returns the exit status.
+    Returns the exit status; see `exit_status`.
     """
+    with _warnings_as_lines():
+        return exit_status(lambda: generate(args, start))
+
+
+def exit_status(work: Callable[[], None]) -> int:
+    """Do the work of a program; known errors become one line on standard error."""
     try:
-        with _warnings_as_lines():
-            generate(args, start)
+        work()
     except UsageError as error:
         return _fail(error, WRONG_USAGE)
     except (ValueError, OSError) as error:

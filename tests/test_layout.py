@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "config": {"diffusion_config", "models", "quantization", "strict"},
     "convert": {
         *("config", "diffusion_config", "hub", "memory", "model_io", "native", "quantization"),
-        *("quantize", "mlx", "tqdm"),
+        *("quantize", "run", "mlx", "tqdm"),
     },
     "denoising": {"cpu", "noise", "sampler", "schedule", "unet", "mlx"},
     "diffusion_config": {"strict"},

@@ -15,27 +15,23 @@ import pytest
 import torch
 from checkpoints import PUBLISHED_KINDS
 from mlx.utils import tree_flatten
-from oracle import Oracle, psnr
+from oracle import psnr
 from original_layout import OPEN_CLIP, XL_CLIP, XL_OPEN_CLIP, original_tensors, write_single_file
-from ours import pictures, same
+from ours import same
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from ways_in import PREDICTION, PROMPT, drawn, from_single_file
 
 import txt2image
 from stable_diffusion import StableDiffusion, model_io
 from stable_diffusion.header import Header
 from stable_diffusion.model_io import load_model_config, open_model
 from stable_diffusion.original import FAMILIES, tell_text_encoder
-from stable_diffusion.pipeline import pipeline_class
 from stable_diffusion.unsupported import KEYS
 
 SAME, OTHER = 50, 25  # dB
-PROMPT = "a photo of a café, at night!"
 SD_1, SD_2, SD_2_V, SDXL = PUBLISHED_KINDS
-# What the files of SD 2 do not say unless their metadata do.
-PREDICTION = {SD_1: None, SD_2: "epsilon", SD_2_V: "v_prediction", SDXL: None}
-SIZE = (8, 8)  # in latents
 
 
 @pytest.fixture(scope="module")
@@ -67,25 +63,9 @@ def theirs(single, checkpoint) -> Callable[[str], np.ndarray]:
 
     @cache
     def draw(kind: str) -> np.ndarray:
-        family = "StableDiffusionXLPipeline" if kind == SDXL else "StableDiffusionPipeline"
-        pipeline = getattr(diffusers, family).from_single_file(
-            str(single(kind)), config=str(checkpoint(kind)), local_files_only=True
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        oracle = Oracle(checkpoint(kind))
-        oracle.single = pipeline
-        return oracle.pictures(
-            PROMPT, seeds=[7], num_inference_steps=2, guidance_scale=5, height=64, width=64
-        )
+        return from_single_file(single(kind), checkpoint(kind))
 
     return draw
-
-
-def drawn(model, **options) -> np.ndarray:
-    source = open_model(model, **options)
-    sd = pipeline_class(load_model_config(source))(source)
-    latents = sd.generate_latents(PROMPT, num_steps=2, cfg_weight=5, latent_size=SIZE, seed=7)
-    return pictures(sd, latents)
 
 
 @pytest.mark.parametrize("kind", PUBLISHED_KINDS)

@@ -20,6 +20,8 @@ from stable_diffusion.model_io import load_model_config, open_model
 from stable_diffusion.pipeline import pipeline_class
 
 PROMPT = "a photo of a café, at night!"
+# What the files of SD 2 do not say unless their metadata do.
+PREDICTION = dict(zip(PUBLISHED_KINDS, (None, "epsilon", "v_prediction", None), strict=True))
 WAYS = {  # options of convert, by the title of a column
     "converted": (),
     "`--fp16`": ("--fp16",),
@@ -30,6 +32,7 @@ WAYS = {  # options of convert, by the title of a column
 
 
 def from_diffusers(oracle: Oracle) -> np.ndarray:
+    """uint8 [1, 64, 64, 3]."""
     return oracle.pictures(
         PROMPT, seeds=[7], num_inference_steps=2, guidance_scale=5, height=64, width=64
     )
@@ -46,7 +49,8 @@ def from_single_file(file: Path, folder: Path) -> np.ndarray:
     return from_diffusers(oracle)
 
 
-def drawn(model: Path, **options) -> np.ndarray:
+def drawn(model: Path | str, **options) -> np.ndarray:
+    """Ours; `options` are those of `open_model`."""
     source = open_model(str(model), **options)
     sd = pipeline_class(load_model_config(source))(source)
     options = {"num_steps": 2, "cfg_weight": 5, "latent_size": (8, 8), "seed": 7}
@@ -57,11 +61,10 @@ def row(kind: str, at: Path) -> list[float]:
     """PSNR in dB: folder, single file, converted."""
     folder = write_checkpoint(kind, at / kind)
     file = write_single_file(folder, at / f"{kind}.safetensors")
-    prediction = {"sd-2": "epsilon", "sd-2-v": "v_prediction"}.get(kind.removesuffix("-published"))
     theirs = from_diffusers(Oracle(folder))
     ratios = [
         psnr(drawn(folder), theirs),
-        psnr(drawn(file, prediction_type=prediction), from_single_file(file, folder)),
+        psnr(drawn(file, prediction_type=PREDICTION[kind]), from_single_file(file, folder)),
     ]
     for i, options in enumerate(WAYS.values()):
         converted = at / f"{kind}-{i}"
