@@ -243,9 +243,16 @@ def attention(queries: mx.array, keys: mx.array, values: mx.array, scale: float)
 def _attend(queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
     """One block: scaled queries [h, n, D], keys [h, D, M], values with ones [h, M, D + 1]."""
     scores = queries @ keys
-    scores = mx.maximum(scores - scores.max(axis=-1, keepdims=True), -_EXP_LIMIT)
+    scores = mx.maximum(scores - _row_maxima(scores), -_EXP_LIMIT)
     weighted = _exp(scores) @ values
     return weighted[..., :-1] / weighted[..., -1:]
+
+
+def _row_maxima(x: mx.array, parts: int = 64) -> mx.array:
+    """The largest of each row: [..., N] → [..., 1]. Between rows it is found faster than along."""
+    if x.shape[-1] % parts == 0:
+        x = mx.unflatten(x, -1, (-1, parts)).max(axis=-2)
+    return x.max(axis=-1, keepdims=True)
 
 
 # --- normalisation --------------------------------------------------------------------------------

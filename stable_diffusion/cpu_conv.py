@@ -68,7 +68,7 @@ def conv3x3(
     if out_channels < MIN_CHANNELS:
         transform, convolve = _narrow_weight, _narrow
     elif channels < MIN_CHANNELS or n_tiles < MIN_TILES:
-        transform, convolve = mx.contiguous, _convolve
+        transform, convolve = None, _convolve
     else:
         transform, convolve = _winograd_weight, _winograd
 
@@ -79,7 +79,12 @@ def conv3x3(
     step = 4 * math.ceil(height / (4 * n_strips))
     tops = range(0, height, step)
     n_parts = CORES if batch * len(tops) < CORES else 1
-    weights = [transform(part) for part in _split(weight.astype(mx.float32), n_parts)]
+    weight = weight.astype(mx.float32)
+    if transform is None:
+        weights = _split(weight, n_parts)
+    else:
+        weights = share([partial(transform, part) for part in _split(weight, CORES)])
+        weights = weights if n_parts > 1 else [join(weights, axis=1)]
     biases = _split(bias, n_parts)
 
     def strip(i: int, top: int, part: int) -> mx.array:
@@ -117,30 +122,25 @@ def _convolve(rows: mx.array, weight: mx.array) -> mx.array:
 
 
 def _narrow_weight(weight: mx.array) -> mx.array:
-    """[O, 3, 3, C] → [C, 9 O]."""
-    return weight.transpose(3, 1, 2, 0).reshape(weight.shape[-1], -1)
+    """[O, 3, 3, C] → [9, O, C]."""
+    return weight.reshape(len(weight), 9, -1).swapaxes(0, 1)
 
 
 def _narrow(rows: mx.array, weight: mx.array) -> mx.array:
-    """Padded rows [H + 2, W + 2, C] and weights [C, 9 O] of few outputs → [H, W, O]."""
+    """Padded rows [H + 2, W + 2, C] and weights [9, O, C] of few outputs → [H, W, O]."""
     height, width = rows.shape[0] - 2, rows.shape[1] - 2
-    taps = mx.unflatten(rows @ weight, -1, (3, 3, -1))  # [H + 2, W + 2, 3, 3, O]
+    taps = mx.unflatten(rows @ weight.flatten(0, 1).T, -1, (3, 3, -1))  # [H + 2, W + 2, 3, 3, O]
     return sum(taps[i : i + height, j : j + width, i, j] for i in range(3) for j in range(3))
 
 
 def _winograd_weight(weight: mx.array) -> mx.array:
-    """[O, 3, 3, C] → [36, C, O]."""
-
-    def transformed(part: mx.array) -> mx.array:
-        taps = part.reshape(len(part), 9, -1).swapaxes(0, 1)
-        return (_WEIGHT @ taps.reshape(9, -1)).reshape(36, len(part), -1)
-
-    parts = share([partial(transformed, part) for part in _split(weight, CORES)])
-    return join(parts, axis=1).swapaxes(1, 2)
+    """[O, 3, 3, C] → [36, O, C]."""
+    taps = weight.reshape(len(weight), 9, -1).swapaxes(0, 1)
+    return (_WEIGHT @ taps.reshape(9, -1)).reshape(36, len(weight), -1)
 
 
 def _winograd(rows: mx.array, weight: mx.array) -> mx.array:
-    """Padded rows [H + 2, W + 2, C] and transformed weights [36, C, O] → [H, W, O]."""
+    """Padded rows [H + 2, W + 2, C] and transformed weights [36, O, C] → [H, W, O]."""
     height, width, channels = rows.shape[0] - 2, rows.shape[1] - 2, rows.shape[2]
     n_rows, n_columns = math.ceil(height / 4), math.ceil(width / 4)
     rows = mx.pad(rows, [(0, 4 * n_rows - height), (0, 4 * n_columns - width), (0, 0)])
@@ -151,6 +151,6 @@ def _winograd(rows: mx.array, weight: mx.array) -> mx.array:
         (stride, channels, 4 * stride, 4 * channels, 1),
     )
     tiles = (_TILE @ tiles.reshape(36, -1)).reshape(36, -1, channels)  # [36, tiles, C]
-    result = (_RESULT @ (tiles @ weight).reshape(36, -1)).reshape(4, 4, n_rows, n_columns, -1)
+    result = (_RESULT @ (tiles @ weight.swapaxes(1, 2)).reshape(36, -1)).reshape(4, 4, n_rows, n_columns, -1)
     result = result.transpose(2, 0, 3, 1, 4).reshape(4 * n_rows, 4 * n_columns, -1)
     return result[:height, :width]
