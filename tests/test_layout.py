@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "__init__": {"blas", "pipeline"},
     "blas": set(),
     "bpe": {"regex"},
-    "cli": {"diffusion_config", "image", "models", "numpy"},
+    "cli": {"diffusion_config", "image", "options", "numpy"},
     "clip": {"config", "cpu", "layers", "mlx"},
     "conditioning": {"clip", "prompt", "tokenizer", "mlx"},
     "config": {"diffusion_config", "models", "quantization", "strict"},
@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "models": set(),
     "native": {"quantize", "weights", "mlx"},
     "noise": {"numpy"},
+    "options": {"diffusion_config", "models", "values"},
     "original": {"header", "weights"},
     "pipeline": {
         *("conditioning", "config", "cpu", "denoising", "lora", "model_io", "noise", "quantize"),
@@ -59,6 +60,7 @@ MAY_IMPORT = {
     "unet": {"config", "layers", "mlx", "numpy"},
     "unsupported": {"config"},
     "vae": {"config", "layers", "mlx"},
+    "values": set(),
     "weights": {"mlx"},
 }
 MOST_LINES = 360
