@@ -16,7 +16,7 @@ from .cpu import CORES, STRIP, Function, join, join_by, share
 # Winograd's method pays from so many channels and tiles of 4×4 pixels on: below, the transform of
 # the weights costs more than it saves.
 MIN_CHANNELS = 32
-MIN_TILES = 64
+MIN_TILES = 32
 
 # Winograd's F(4×4, 3×3) (arXiv:1509.09308), here with both sides' transforms in one matrix: of a
 # 6×6 tile of the input, of the 3×3 weights, and of the result, a 4×4 tile.
@@ -64,44 +64,45 @@ def conv3x3(
     factor = 2 if upsample else 1
     height, width = factor * height, factor * width
     out_channels = len(weight)
-    n_tiles = batch * math.ceil(height / 4) * math.ceil(width / 4)
-    if out_channels < MIN_CHANNELS:
-        transform, convolve = _narrow_weight, _narrow
-    elif channels < MIN_CHANNELS or n_tiles < MIN_TILES:
-        transform, convolve = None, _convolve
-    else:
-        transform, convolve = _winograd_weight, _winograd
 
-    # Strips of whole tiles, a multiple of the cores. Where a picture is too small for that, every
-    # core does a part of the output instead.
-    n_strips = math.ceil(height * width * max(channels, out_channels) / STRIP)
-    n_strips = CORES * math.ceil(n_strips / CORES) if n_strips > 1 else 1
+    # Strips of whole tiles, a multiple of the cores. Where pictures are too small for that, every
+    # core does a part of the output of several instead.
+    elements = height * width * max(channels, out_channels)
+    n_strips = CORES * math.ceil(elements / STRIP / CORES) if elements > STRIP else 1
     step = 4 * math.ceil(height / (4 * n_strips))
     tops = range(0, height, step)
-    n_parts = CORES if batch * len(tops) < CORES else 1
+    n_pictures = min(batch, max(1, 2 * STRIP // elements))
+    groups = [slice(i, i + n_pictures) for i in range(0, batch, n_pictures)]
+    n_parts = CORES if len(groups) * len(tops) < CORES else 1
+
+    n_tiles = n_pictures * math.ceil(height / 4) * math.ceil(width / 4)
     weight = weight.astype(mx.float32)
-    if transform is None:
-        weights = _split(weight, n_parts)
+    if out_channels < MIN_CHANNELS:
+        convolve, weights = _narrow, [_narrow_weight(part) for part in _split(weight, n_parts)]
+    elif channels < MIN_CHANNELS or n_tiles < MIN_TILES:
+        convolve, weights = _convolve, _split(weight, n_parts)
     else:
-        weights = share([partial(transform, part) for part in _split(weight, CORES)])
+        convolve = _winograd
+        weights = share([partial(_winograd_weight, part) for part in _split(weight, CORES)])
         weights = weights if n_parts > 1 else [join(weights, axis=1)]
     biases = _split(bias, n_parts)
 
-    def strip(i: int, top: int, part: int) -> mx.array:
+    def strip(group: slice, top: int, part: int) -> mx.array:
         bottom = min(top + step, height)
         first, last = max(0, top - 1), min(height, bottom + 1)  # one row more on either side
-        rows = x[i, first // factor : math.ceil(last / factor)]
+        rows = x[group, first // factor : math.ceil(last / factor)]
         if prepare is not None:
-            rows = prepare[i](rows)
+            functions = zip(prepare[group], rows, strict=True)
+            rows = mx.stack([function(picture) for function, picture in functions])
         if upsample:
-            rows = _doubled(rows)[first % 2 :][: last - first]
-        rows = mx.pad(rows, [(first - top + 1, bottom + 1 - last), (1, 1), (0, 0)])
+            rows = _doubled(rows)[:, first % 2 :][:, : last - first]
+        rows = mx.pad(rows, [(0, 0), (first - top + 1, bottom + 1 - last), (1, 1), (0, 0)])
         return convolve(rows, weights[part]) + biases[part]
 
-    places = [(i, top, part) for i in range(batch) for top in tops for part in range(len(weights))]
+    places = [(g, top, part) for g in groups for top in tops for part in range(n_parts)]
     strips = share([partial(strip, *place) for place in places])
-    strips = join_by(len(weights), strips, axis=2)
-    return mx.stack(join_by(len(tops), strips, axis=0))
+    strips = join_by(n_parts, strips, axis=3)
+    return join(join_by(len(tops), strips, axis=1))
 
 
 def _split(outputs: mx.array, n_parts: int) -> list[mx.array]:
@@ -111,26 +112,28 @@ def _split(outputs: mx.array, n_parts: int) -> list[mx.array]:
 
 
 def _doubled(rows: mx.array) -> mx.array:
-    """Every pixel of [H, W, C] twice along both sides."""
-    h, w, c = rows.shape
-    return mx.broadcast_to(rows[:, None, :, None], (h, 2, w, 2, c)).reshape(2 * h, 2 * w, c)
+    """Every pixel of [B, H, W, C] twice along both sides."""
+    b, h, w, c = rows.shape
+    rows = mx.broadcast_to(rows[:, :, None, :, None], (b, h, 2, w, 2, c))
+    return rows.reshape(b, 2 * h, 2 * w, c)
 
 
 def _convolve(rows: mx.array, weight: mx.array) -> mx.array:
-    """Padded rows [H + 2, W + 2, C] → [H, W, O]."""
-    return mx.conv2d(rows[None], weight)[0]
+    """Padded rows [B, H + 2, W + 2, C] → [B, H, W, O]."""
+    return mx.conv2d(rows, weight)
 
 
 def _narrow_weight(weight: mx.array) -> mx.array:
-    """[O, 3, 3, C] → [9, O, C]."""
-    return weight.reshape(len(weight), 9, -1).swapaxes(0, 1)
+    """[O, 3, 3, C] → [C, 9 O]."""
+    return weight.transpose(3, 1, 2, 0).reshape(weight.shape[-1], -1)
 
 
 def _narrow(rows: mx.array, weight: mx.array) -> mx.array:
-    """Padded rows [H + 2, W + 2, C] and weights [9, O, C] of few outputs → [H, W, O]."""
-    height, width = rows.shape[0] - 2, rows.shape[1] - 2
-    taps = mx.unflatten(rows @ weight.flatten(0, 1).T, -1, (3, 3, -1))  # [H + 2, W + 2, 3, 3, O]
-    return sum(taps[i : i + height, j : j + width, i, j] for i in range(3) for j in range(3))
+    """Padded rows [B, H + 2, W + 2, C] and weights [C, 9 O] of few outputs → [B, H, W, O]."""
+    height, width = rows.shape[1] - 2, rows.shape[2] - 2
+    taps = mx.unflatten(rows @ weight, -1, (3, 3, -1))  # [B, H + 2, W + 2, 3, 3, O]
+    shifted = (taps[:, i : i + height, j : j + width, i, j] for i in range(3) for j in range(3))
+    return sum(shifted)
 
 
 def _winograd_weight(weight: mx.array) -> mx.array:
@@ -140,17 +143,18 @@ def _winograd_weight(weight: mx.array) -> mx.array:
 
 
 def _winograd(rows: mx.array, weight: mx.array) -> mx.array:
-    """Padded rows [H + 2, W + 2, C] and transformed weights [36, O, C] → [H, W, O]."""
-    height, width, channels = rows.shape[0] - 2, rows.shape[1] - 2, rows.shape[2]
+    """Padded rows [B, H + 2, W + 2, C], transformed weights [36, O, C] → [B, H, W, O]."""
+    batch, height, width, channels = rows.shape
+    height, width = height - 2, width - 2
     n_rows, n_columns = math.ceil(height / 4), math.ceil(width / 4)
-    rows = mx.pad(rows, [(0, 4 * n_rows - height), (0, 4 * n_columns - width), (0, 0)])
-    stride = rows.shape[1] * channels
+    rows = mx.pad(rows, [(0, 0), (0, 4 * n_rows - height), (0, 4 * n_columns - width), (0, 0)])
+    stride = rows.shape[2] * channels
     tiles = mx.as_strided(
         rows,
-        (6, 6, n_rows, n_columns, channels),
-        (stride, channels, 4 * stride, 4 * channels, 1),
+        (6, 6, batch, n_rows, n_columns, channels),
+        (stride, channels, rows.shape[1] * stride, 4 * stride, 4 * channels, 1),
     )
     tiles = (_TILE @ tiles.reshape(36, -1)).reshape(36, -1, channels)  # [36, tiles, C]
-    result = (_RESULT @ (tiles @ weight.swapaxes(1, 2)).reshape(36, -1)).reshape(4, 4, n_rows, n_columns, -1)
-    result = result.transpose(2, 0, 3, 1, 4).reshape(4 * n_rows, 4 * n_columns, -1)
-    return result[:height, :width]
+    result = _RESULT @ (tiles @ weight.swapaxes(1, 2)).reshape(36, -1)
+    result = result.reshape(4, 4, batch, n_rows, n_columns, -1).transpose(2, 3, 0, 4, 1, 5)
+    return result.reshape(batch, 4 * n_rows, 4 * n_columns, -1)[:, :height, :width]
