@@ -20,7 +20,7 @@ from functools import cache, partial
 import mlx.core as mx
 
 STRIP = 2**20  # elements of a strip, 4 MB in float32; tests make it small
-MIN_ROWS = 16  # fewer are not worth a core
+MIN_ROWS = 384  # below, cores share out the outputs of a product: each reads but its weights
 
 Function = Callable[[mx.array], mx.array]
 
@@ -95,17 +95,33 @@ def join_by(count: int, parts: list[mx.array], axis: int) -> list[mx.array]:
 def by_rows(function: Function, x: mx.array) -> mx.array:
     """function(x) for x [..., D] and a function of rows: a share of the rows for each core."""
     rows = x.reshape(-1, x.shape[-1])
-    step = max(MIN_ROWS, math.ceil(len(rows) / CORES))
+    step = len(rows) if len(rows) < MIN_ROWS else math.ceil(len(rows) / CORES)
     tasks = [partial(function, rows[i : i + step]) for i in range(0, len(rows), step)]
     return mx.unflatten(join(share(tasks)), 0, x.shape[:-1])
 
 
+def by_outputs(
+    function: Callable[[mx.array, slice], mx.array], x: mx.array, n_outputs: int
+) -> mx.array:
+    """function(rows, outputs) for x [..., D], all of its rows: a share of the outputs a core."""
+    rows = x.reshape(-1, x.shape[-1])
+    step = math.ceil(n_outputs / CORES)
+    parts = [slice(i, i + step) for i in range(0, n_outputs, step)]
+    y = join(share([partial(function, rows, part) for part in parts]), axis=1)
+    return mx.unflatten(y, 0, x.shape[:-1])
+
+
 def linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:
     """x [..., D] times the transpose of weight [O, D], plus bias [O]."""
-    weight = weight.astype(mx.float32).T
-    if bias is None:
-        return by_rows(lambda rows: rows @ weight, x)
-    return by_rows(lambda rows: mx.addmm(bias.astype(mx.float32), rows, weight), x)
+
+    def product(rows: mx.array, part: slice = slice(None)) -> mx.array:
+        wide = weight[part].astype(mx.float32).T
+        return rows @ wide if bias is None else mx.addmm(bias[part].astype(mx.float32), rows, wide)
+
+    if math.prod(x.shape[:-1]) < MIN_ROWS:
+        return by_outputs(product, x, len(weight))
+    weight = weight.astype(mx.float32)  # once for all rows
+    return by_rows(product, x)
 
 
 def quantized_linear(
@@ -118,16 +134,12 @@ def quantized_linear(
     bits: int,
 ) -> mx.array:
     """`linear` with a weight as `mx.quantize` packs it; every core widens its part of the rows."""
-    rows = x.reshape(-1, x.shape[-1])
-    step = math.ceil(len(weight) / CORES)
 
-    def outputs(part: slice) -> mx.array:
+    def product(rows: mx.array, part: slice) -> mx.array:
         wide = _dequantize(weight[part], scales[part], offsets[part], group_size, bits)
         return rows @ wide.T if bias is None else mx.addmm(bias[part], rows, wide.T)
 
-    parts = [slice(i, i + step) for i in range(0, len(weight), step)]
-    y = join(share([partial(outputs, part) for part in parts]), axis=1)
-    return mx.unflatten(y, 0, x.shape[:-1])
+    return by_outputs(product, x, len(weight))
 
 
 def _dequantize(
@@ -215,10 +227,13 @@ def _exp(x: mx.array) -> mx.array:
 # --- attention ------------------------------------------------------------------------------------
 
 
-def attention(queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array:
+def attention(
+    queries: mx.array, keys: mx.array, values: mx.array, scale: float, causal: bool = False
+) -> mx.array:
     """Softmax attention over blocks of queries: [B, H, L, D], [B, H, M, D] twice → [B, H, L, D].
 
-    No block of scores is larger than a strip (arXiv:2112.05682 does the same).
+    No block of scores is larger than a strip (arXiv:2112.05682 does the same). Where it is
+    causal, position i attends to those up to i.
     """
     *batch, length, width = queries.shape
     n_keys = keys.shape[-2]
@@ -228,21 +243,26 @@ def attention(queries: mx.array, keys: mx.array, values: mx.array, scale: float)
     # A column of ones beside the values: the product then also sums the rows.
     values = mx.concatenate([values, mx.ones((*values.shape[:2], 1))], axis=-1)
 
+    # Added to scores. What is so far below the maximum weighs nothing beside it: see _EXP_LIMIT.
+    mask = mx.triu(mx.full((length, n_keys), -1e9), k=1) if causal else None
+
     n_heads = max(1, STRIP // (length * n_keys))
     n_queries = max(1, STRIP // n_keys) if n_heads == 1 else length
     heads = range(0, len(queries), n_heads)
     tasks = [
-        partial(_attend, queries[h, j : j + n_queries], keys[h], values[h])
+        partial(_attend, queries[h, q], keys[h], values[h], None if mask is None else mask[q])
         for h in (slice(i, i + n_heads) for i in heads)
-        for j in range(0, length, n_queries)
+        for q in (slice(j, j + n_queries) for j in range(0, length, n_queries))
     ]
     blocks = join_by(len(tasks) // len(heads), share(tasks), axis=1)
     return join(blocks).reshape(*batch, length, width)
 
 
-def _attend(queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+def _attend(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | None) -> mx.array:
     """One block: scaled queries [h, n, D], keys [h, D, M], values with ones [h, M, D + 1]."""
     scores = queries @ keys
+    if mask is not None:
+        scores = scores + mask
     scores = mx.maximum(scores - _row_maxima(scores), -_EXP_LIMIT)
     weighted = _exp(scores) @ values
     return weighted[..., :-1] / weighted[..., -1:]

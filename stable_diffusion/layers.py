@@ -41,13 +41,15 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def attend(
-    queries: mx.array, keys: mx.array, values: mx.array, mask: str | None = None
-) -> mx.array:
-    """Scaled dot-product attention: [B, heads, L, D], [B, heads, M, D] twice → as the queries."""
+def attend(queries: mx.array, keys: mx.array, values: mx.array, causal: bool = False) -> mx.array:
+    """Scaled dot-product attention: [B, heads, L, D], [B, heads, M, D] twice → as the queries.
+
+    Where it is causal, position i attends to those up to i.
+    """
     scale = queries.shape[-1] ** -0.5
-    if mask is None and cpu.serves(queries):
-        return cpu.attention(queries, keys, values, scale)
+    if cpu.serves(queries):
+        return cpu.attention(queries, keys, values, scale, causal)
+    mask = "causal" if causal else None
     return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
 
 
@@ -144,12 +146,12 @@ class Attention(nn.Module):
         self.out_proj = Linear(dims, dims)
 
     def __call__(
-        self, x: mx.array, memory: mx.array | KeysValues | None = None, mask: str | None = None
+        self, x: mx.array, memory: mx.array | KeysValues | None = None, causal: bool = False
     ) -> mx.array:
         memory = x if memory is None else memory
         keys, values = self.project(memory) if isinstance(memory, mx.array) else memory
         queries = self._split_heads(self.query_proj(x))
-        x = attend(queries, keys, values, mask)
+        x = attend(queries, keys, values, causal)
         return self.out_proj(x.swapaxes(1, 2).flatten(2))  # [B, L, D]
 
     def project(self, memory: mx.array) -> KeysValues:

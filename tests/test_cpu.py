@@ -63,16 +63,18 @@ def test_gates_far_out(name):
 
 
 @pytest.mark.parametrize("scale", [0.125, 5.0])
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
-    ("heads", "length", "n_keys", "width"), [(2, 67, 67, 16), (3, 1, 5, 8), (1, 130, 7, 40)]
+    ("heads", "length", "n_keys", "width"),
+    [(2, 67, 67, 16), (3, 1, 5, 8), (1, 130, 7, 40), (1, 32, 128, 8)],
 )
-def test_attention(small_strips, heads, length, n_keys, width, scale):
+def test_attention(small_strips, heads, length, n_keys, width, scale, causal):
     shapes = [(2, heads, n, width) for n in (length, n_keys, n_keys)]
     q, k, v = (normal(*shape, seed=i) for i, shape in enumerate(shapes))
     exact = torch.nn.functional.scaled_dot_product_attention(
-        *(torch.tensor(a, dtype=torch.float64) for a in (q, k, v)), scale=scale
+        *(torch.tensor(a, dtype=torch.float64) for a in (q, k, v)), scale=scale, is_causal=causal
     )
-    ours = cpu.attention(*map(mx.array, (q, k, v)), scale)
+    ours = cpu.attention(*map(mx.array, (q, k, v)), scale, causal)
     assert error(ours, exact) < (3e-6 if scale < 1 else 1e-5)  # scores reach ±150 at scale 5
 
 
