@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "models": set(),
     "native": {"quantize", "weights", "mlx"},
     "noise": {"numpy"},
+    "normalize": {"regex"},
     "original": {"header", "weights"},
     "pipeline": {
         *("conditioning", "config", "cpu", "denoising", "lora", "model_io", "noise", "quantize"),
@@ -55,7 +56,7 @@ MAY_IMPORT = {
     "strict": set(),
     "textual_inversion": {"clip", "header", "hub", "tokenizer", "weights", "mlx"},
     "tiling": {"layers", "vae", "mlx"},
-    "tokenizer": {"bpe", "regex"},
+    "tokenizer": {"bpe", "normalize", "regex"},
     "unet": {"config", "layers", "mlx", "numpy"},
     "unsupported": {"config"},
     "vae": {"config", "layers", "mlx"},
