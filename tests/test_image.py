@@ -8,14 +8,12 @@ from PIL import Image
 
 from stable_diffusion.image import (
     check_output,
-    fit_to_multiple,
     load_image,
     make_grid,
-    read_image,
-    resize,
     save_image,
     to_uint8,
 )
+from stable_diffusion.picture import read_picture
 
 HALF_STEP = 0.5 / 127.5  # half of one 8-bit level, on the scale of [-1, 1]
 WIDTH, HEIGHT = 96, 80
@@ -26,6 +24,11 @@ def rgb() -> np.ndarray:
     """uint8 [HEIGHT, WIDTH, 3]: no two directions or channels alike."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     return np.stack([x * 2, y * 3, 255 - x - y], axis=-1).astype(np.uint8)
+
+
+def read_image(path: os.PathLike) -> np.ndarray:
+    """At its own size."""
+    return read_picture(path)[0]
 
 
 def scaled(rgb: np.ndarray) -> np.ndarray:
@@ -185,16 +188,17 @@ def test_a_side_under_the_multiple(tmp_path):
     assert load_image(tmp_path / "a.png", size=(128, 64))[0].shape == (64, 128, 3)
 
 
-def test_resizing_equals_pillows_lanczos(rgb):
-    expected = Image.fromarray(rgb).resize((64, 64), Image.Resampling.LANCZOS)
-    resized = fit_to_multiple(scaled(rgb))
-    assert_close(
-        resized, scaled(np.asarray(expected)), atol=2 * HALF_STEP
-    )  # Pillow rounds after each axis
-    assert resize(scaled(rgb), (WIDTH, HEIGHT)).shape == rgb.shape
-    edge = np.where(np.arange(128) < 64, -1, 1).astype(np.float32)
-    edge = np.broadcast_to(edge[None, :, None], (128, 128, 3))
-    resized = resize(edge, (200, 200))
+def test_resizing_equals_pillows_lanczos(tmp_path, rgb):
+    save_image(tmp_path / "a.png", rgb)
+    for size in ((64, 64), (200, 136)):
+        expected = Image.fromarray(rgb).resize(size, Image.Resampling.LANCZOS)
+        resized, _ = load_image(tmp_path / "a.png", size)
+        assert_close(
+            resized, scaled(np.asarray(expected)), atol=2.01 * HALF_STEP
+        )  # Pillow rounds after each axis
+    edge = np.where(np.arange(128) < 64, 0, 255).astype(np.uint8)
+    save_image(tmp_path / "b.png", np.broadcast_to(edge[None, :, None], (128, 128, 3)))
+    resized, _ = load_image(tmp_path / "b.png", (200, 200))
     assert resized.min() == -1 and resized.max() == 1  # ringing is clipped
 
 

@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from ours import ROOT
 from PIL import Image
 
+import image2image
 import txt2image
 from attacks.harness import Case, Defect, Outcome, Refused, check_ending, require
 
@@ -17,12 +19,21 @@ SECONDS = 30
 
 def txt2image_case(case: Case, *arguments: object) -> None:
     """Run `txt2image.py` in this process: a picture, or what stood in its place before."""
+    _script(case, txt2image.main, *arguments)
+
+
+def image2image_case(case: Case, *arguments: object) -> None:
+    """As `txt2image_case`."""
+    _script(case, image2image.main, *arguments)
+
+
+def _script(case: Case, main: Callable[[Sequence[str]], int], *arguments: object) -> None:
     output = case.folder / "o.png"
     before = case.rng.choice([None, b"what stood here"])
     if before is not None:
         output.write_bytes(before)
     try:
-        out, _ = case.script(txt2image.main, *USUAL, f"--output={output}", *arguments)
+        out, _ = case.script(main, *USUAL, f"--output={output}", *arguments)
     except Refused:
         after = output.read_bytes() if output.exists() else None
         if after != before:
