@@ -71,8 +71,7 @@ def read_picture(
     with _decoding(path):
         across = wanted[::-1] if orientation in TURNED else wanted
         pixels = np.empty((wanted[1], wanted[0], 3), np.float32)
-        for i, channel in enumerate(_channels(image)):
-            channel = _resize(channel, across)
+        for i, channel in enumerate(_channels(image, across)):
             if orientation in UPRIGHT:
                 channel = channel.transpose(UPRIGHT[orientation])
             pixels[..., i] = np.asarray(channel)
@@ -130,28 +129,46 @@ def _open(path: str | os.PathLike) -> tuple[Image.Image, int]:
         return image, orientation
 
 
-def _channels(image: Image.Image) -> Iterator[Image.Image]:
-    """Red, green and blue in turn, of mode F, from 0 to 255."""
+def _channels(image: Image.Image, size: Size) -> Iterator[Image.Image]:
+    """Red, green and blue in turn, of mode F, from 0 to 255, resized.
+
+    One at a time: what is of the file's size is gone before the next is made.
+    """
     if image.mode.startswith(DEEP):
-        grey = np.array(image, dtype=np.float32)
-        np.nan_to_num(grey, copy=False, posinf=np.max(grey, initial=0, where=np.isfinite(grey)))
-        grey.clip(0, None, out=grey)
-        grey *= 255 / _white_level(image.mode, grey.max())
-        yield from [_from_floats(grey)] * 3
+        yield from [_resize(_grey(image), size)] * 3
     elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        alpha = np.asarray(image.getchannel("A"))
+        image = _as_mode(image, "RGBA")
         for name in "RGB":
-            channel = np.array(image.getchannel(name), dtype=np.float32)
-            channel -= 255  # white; in place, for memory
-            channel *= alpha
-            channel /= 255
-            channel += 255
-            yield _from_floats(channel)
+            yield _resize(_over_white(image.getchannel(name), image.getchannel("A")), size)
     else:
-        image = image.convert("RGB")
+        image = _as_mode(image, "RGB")
         for name in "RGB":
-            yield image.getchannel(name).convert("F")
+            yield _resize(image.getchannel(name).convert("F"), size)
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits, of mode F, from 0 to 255."""
+    grey = np.array(image, dtype=np.float32)
+    brightest = np.max(grey, initial=0, where=np.isfinite(grey))
+    np.nan_to_num(grey, copy=False, posinf=brightest)
+    grey.clip(0, None, out=grey)
+    grey *= 255 / _white_level(image.mode, brightest)
+    return _from_floats(grey)
+
+
+def _over_white(channel: Image.Image, alpha: Image.Image) -> Image.Image:
+    """A colour of some opacity, both from 0 to 255, over 255; in place, for memory."""
+    colour = np.array(channel, dtype=np.float32)
+    colour -= 255
+    colour *= np.asarray(alpha)
+    colour /= 255
+    colour += 255
+    return _from_floats(colour)
+
+
+def _as_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The picture, converted where it must; `convert` always copies."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _resize(channel: Image.Image, size: Size) -> Image.Image:

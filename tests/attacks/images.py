@@ -93,7 +93,7 @@ def headers(case: Case) -> None:
         read(case, case.rng.choice(MAGIC) + case.rng.randbytes(case.rng.randrange(600)))
 
 
-@attack("images", cases=40)
+@attack("images", cases=24)
 def bombs(case: Case) -> None:
     """Large pictures: read, or refused, within the memory that a case may take."""
     file = case.keep(case.folder / "a.png", bomb(case.rng))
