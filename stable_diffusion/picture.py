@@ -112,9 +112,6 @@ def _open(path: str | os.PathLike) -> tuple[Image.Image, int]:
     Image.init()  # of which formats this Pillow has been built with
     formats = [name for name in FORMATS if name in Image.OPEN]
     with Image.open(path, formats=formats) as image:
-        if image.format == "PNG":
-            image.verify()  # its checksums; Pillow decodes without
-    with Image.open(path, formats=formats) as image:
         width, height = image.size
         if width * height > MOST_PIXELS:
             most = f"{MOST_PIXELS // 10**6} million"

@@ -56,11 +56,12 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Attack:
-    """One way of attacking: `run` raises where it finds a defect; `cases` make a full run."""
+    """One way of attacking: `run` raises where it finds a defect."""
 
     name: str  # CLASS.FUNCTION
-    cases: int
+    cases: int  # of a full run
     run: Callable[["Case"], None]
+    quick: int = 0  # cases of the test suite
 
     @property
     def group(self) -> str:
@@ -71,12 +72,14 @@ class Attack:
 ATTACKS: dict[str, Attack] = {}
 
 
-def attack(group: str, cases: int) -> Callable[[Callable[["Case"], None]], Callable]:
-    """Register a function as an attack of the class `group`."""
+def attack(
+    group: str, cases: int, quick: int = 5
+) -> Callable[[Callable[["Case"], None]], Callable]:
+    """Register a function as an attack of the class `group`; 0 for `quick` where it is slow."""
 
     def register(run: Callable[["Case"], None]) -> Callable[["Case"], None]:
         name = f"{group}.{run.__name__}"
-        ATTACKS[name] = Attack(name, cases, run)
+        ATTACKS[name] = Attack(name, cases, run, quick)
         return run
 
     return register

@@ -36,7 +36,7 @@ def checked(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, tuple
     return image, size
 
 
-@attack("images", cases=600)
+@attack("images", cases=600, quick=40)
 def formats(case: Case) -> None:
     """Every mode in every format that Pillow writes is read, as Pillow converts it."""
     content, image, name = any_file(case.rng)
@@ -62,7 +62,7 @@ def pillow_reads(content: bytes) -> bool:
         return False
 
 
-@attack("images", cases=500)
+@attack("images", cases=500, quick=20)
 def truncated(case: Case) -> None:
     """A file that ends early is the same picture, or refused."""
     content, _, name = any_file(case.rng)
@@ -73,7 +73,7 @@ def truncated(case: Case) -> None:
     require(same, f"{name} of {len(content)} bytes cut at {len(cut)} is another picture")
 
 
-@attack("images", cases=600)
+@attack("images", cases=600, quick=40)
 def damaged(case: Case) -> None:
     """A file with other bytes in it is a picture, or refused; with checksums, the same picture."""
     content, _, name = any_file(case.rng)
@@ -84,7 +84,7 @@ def damaged(case: Case) -> None:
         require(np.abs(part - whole).max() < 1e-6, "other pixels, in spite of checksums")
 
 
-@attack("images", cases=300)
+@attack("images", cases=300, quick=40)
 def headers(case: Case) -> None:
     """Small files that say they are large; and the beginnings of every format."""
     if case.rng.random() < 0.5:
@@ -93,7 +93,7 @@ def headers(case: Case) -> None:
         read(case, case.rng.choice(MAGIC) + case.rng.randbytes(case.rng.randrange(600)))
 
 
-@attack("images", cases=24)
+@attack("images", cases=24, quick=0)
 def bombs(case: Case) -> None:
     """Large pictures: read, or refused, within the memory that a case may take."""
     file = case.keep(case.folder / "a.png", bomb(case.rng))
@@ -103,7 +103,7 @@ def bombs(case: Case) -> None:
     require(had[0] * had[1] <= MOST_PIXELS, f"read {had}")
 
 
-@attack("images", cases=150)
+@attack("images", cases=150, quick=15)
 def orientations(case: Case) -> None:
     """EXIF, valid and corrupt: upright, or as it lies."""
     image = Image.fromarray(pixels(case.rng)[..., :3])
@@ -144,7 +144,7 @@ def animated(case: Case) -> None:
     require(np.abs(ours - (np.array(colours[0]) / 127.5 - 1)).max() < 0.1, f"{name}: another frame")
 
 
-@attack("images", cases=100)
+@attack("images", cases=100, quick=30)
 def no_files(case: Case) -> None:
     """What is at a path but no file of pixels."""
     rng, path = case.rng, case.folder / "a.png"
@@ -243,7 +243,7 @@ def start() -> bytes:
     return file.getvalue()
 
 
-@attack("images", cases=80)
+@attack("images", cases=80, quick=3)
 def scripts(case: Case) -> None:
     """From any file to a picture, by the script in this process."""
     content = case.rng.choice([any_file(case.rng)[0], start(), huge(case.rng)])
@@ -254,7 +254,7 @@ def scripts(case: Case) -> None:
     image2image_case(case, *case.rng.choice(sizes), file, "a red circle")
 
 
-@attack("images", cases=25)
+@attack("images", cases=25, quick=1)
 def as_programs(case: Case) -> None:
     """From any file to a picture, in a process whose standard error is seen whole."""
     content = any_file(case.rng)[0]

@@ -77,7 +77,7 @@ def tokens(case: Case) -> None:
     check_tokens(tiny().tokenizer, any_text(case.rng))
 
 
-@attack("prompts", cases=1000)
+@attack("prompts", cases=1000, quick=100)
 def oracle(case: Case) -> None:
     """To the ids that transformers finds."""
     text = any_text(case.rng).encode(errors="replace").decode()
@@ -107,7 +107,7 @@ def long_and_weighted(case: Case) -> None:
     check_windows(tiny().tokenizer, any_text(case.rng, 3000), any_options(case))
 
 
-@attack("prompts", cases=400)
+@attack("prompts", cases=400, quick=30)
 def names(case: Case) -> None:
     """Names of embeddings: found wherever they stand, or refused."""
     tokenizer = bytewise()
@@ -124,7 +124,7 @@ def bytewise() -> Tokenizer:
     return Tokenizer({token: i for i, token in enumerate(tokens)}, [])
 
 
-@attack("prompts", cases=100)
+@attack("prompts", cases=100, quick=0)
 def megabytes(case: Case) -> None:
     """A million characters: linear time, whatever they are."""
     text = huge_text(case.rng)
@@ -158,7 +158,7 @@ def embeddings(case: Case) -> None:
     mx.clear_cache()
 
 
-@attack("prompts", cases=150)
+@attack("prompts", cases=150, quick=5)
 def pictures(case: Case) -> None:
     """To a picture, by the script in this process."""
     prompt, negative = any_text(case.rng), any_text(case.rng, 30)
@@ -172,7 +172,7 @@ def pictures(case: Case) -> None:
 FLAGS = ("--long-prompt", "--prompt-weights", "--clip-skip=1", "-q", "--float16", "--cfg=7")
 
 
-@attack("prompts", cases=30)
+@attack("prompts", cases=30, quick=1)
 def as_programs(case: Case) -> None:
     """To a picture, by the script in a process of its own, also where the locale is not UTF-8."""
     locale = case.rng.choice(["C", "C.UTF-8", "POSIX", "en_US.ISO-8859-1"])
