@@ -14,7 +14,7 @@ from .clip import CLIPOutput, CLIPTextModel
 from .prompt import parse_weights
 from .tokenizer import Tokenizer
 
-# Beyond these a step attends to more tokens of text than a picture of 512x512 has latents.
+# Here a step attends to about as many tokens of text as a picture of 512x512 has latents.
 MOST_WINDOWS = 50
 
 Reader = tuple[Tokenizer, CLIPTextModel]
