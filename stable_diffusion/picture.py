@@ -133,7 +133,7 @@ def _channels(image: Image.Image, size: Size) -> Iterator[Image.Image]:
     """
     if image.mode.startswith(DEEP):
         yield from [_resize(_grey(image), size)] * 3
-    elif image.has_transparency_data:
+    elif _has_transparency(image):
         image = _as_mode(image, "RGBA")
         for name in "RGB":
             yield _resize(_over_white(image.getchannel(name), image.getchannel("A")), size)
@@ -141,6 +141,12 @@ def _channels(image: Image.Image, size: Size) -> Iterator[Image.Image]:
         image = _as_mode(image, "RGB")
         for name in "RGB":
             yield _resize(image.getchannel(name).convert("F"), size)
+
+
+def _has_transparency(image: Image.Image) -> bool:
+    if image.mode == "P" and image.palette is None:  # in ICNS; there Pillow's own answer fails
+        return "transparency" in image.info
+    return image.has_transparency_data
 
 
 def _grey(image: Image.Image) -> Image.Image:
