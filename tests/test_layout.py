@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "__init__": {"blas", "pipeline"},
     "blas": set(),
     "bpe": {"regex"},
-    "cli": {"diffusion_config", "image", "models", "numpy"},
+    "cli": {"diffusion_config", "image", "options", "numpy"},
     "clip": {"config", "cpu", "layers", "mlx"},
     "conditioning": {"clip", "prompt", "tokenizer", "mlx"},
     "config": {"diffusion_config", "models", "quantization", "strict"},
@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "image": {"picture", "numpy", "PIL"},
     "cpu": {"mlx"},
     "cpu_conv": {"cpu", "mlx", "numpy"},
+    "jobs": {"config", "sampler"},
     "layers": {"cpu", "cpu_conv", "mlx"},
     "lora": {"lora_names", "weights", "mlx"},
     "lora_names": {"config", "original", "weights", "mlx"},
@@ -41,7 +42,9 @@ MAY_IMPORT = {
     "native": {"quantize", "weights", "mlx"},
     "noise": {"numpy"},
     "normalize": {"regex"},
+    "options": {"diffusion_config", "models", "values"},
     "original": {"header", "weights"},
+    "output": {"image", "jobs", "numpy"},
     "pipeline": {
         *("conditioning", "config", "cpu", "denoising", "lora", "model_io", "noise", "quantize"),
         *("sampler", "schedule", "textual_inversion", "tiling", "weights", "mlx", "numpy"),
@@ -50,7 +53,10 @@ MAY_IMPORT = {
     "prompt": set(),
     "quantization": {"strict"},
     "quantize": {"quantization", "mlx"},
-    "run": {"config", "image", "memory", "pipeline", "sampler", "mlx", "numpy", "tqdm"},
+    "run": {
+        *("config", "image", "jobs", "memory", "model_io", "output", "pipeline", "sampler"),
+        *("mlx", "numpy", "tqdm"),
+    },
     "sampler": {"diffusion_config", "schedule", "mlx"},
     "schedule": {"diffusion_config", "mlx", "numpy"},
     "single_file": {"header", "hub", "original", "unsupported", "weights"},
@@ -61,6 +67,7 @@ MAY_IMPORT = {
     "unet": {"config", "layers", "mlx", "numpy"},
     "unsupported": {"config"},
     "vae": {"config", "layers", "mlx"},
+    "values": set(),
     "weights": {"mlx"},
 }
 MOST_LINES = 360
