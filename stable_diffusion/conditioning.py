@@ -6,13 +6,16 @@ start and an end token of their own, and the embeddings of the windows follow ea
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 
 import mlx.core as mx
 
 from .clip import CLIPOutput, CLIPTextModel
 from .prompt import parse_weights
 from .tokenizer import Tokenizer
+
+# Here a step attends to about as many tokens of text as a picture of 512x512 has latents.
+MOST_WINDOWS = 50
 
 Reader = tuple[Tokenizer, CLIPTextModel]
 
@@ -58,6 +61,9 @@ def windows(text: str, tokenizer: Tokenizer, options: TextOptions) -> list[Windo
     """One window; or as many as `text` needs, where long prompts are asked for.
 
     Else what does not fit is dropped, with a warning.
+
+    Raises:
+        ValueError: a long prompt needs more than `MOST_WINDOWS`.
     """
     parts = parse_weights(text) if options.prompt_weights else [(text, 1.0)]
     words = (
@@ -66,7 +72,12 @@ def windows(text: str, tokenizer: Tokenizer, options: TextOptions) -> list[Windo
         for word, ids in tokenizer.words(part)
     )
     if options.long_prompt:
-        tokens = list(chain.from_iterable(tokens for _, tokens in words))
+        most = MOST_WINDOWS * tokenizer.room
+        tokens = list(islice(chain.from_iterable(tokens for _, tokens in words), most + 1))
+        if len(tokens) > most:
+            raise ValueError(
+                f"a prompt may have up to {most} tokens, this one has more: shorten it"
+            )
     else:
         tokens = tokenizer.fit(words)
     starts = range(0, max(len(tokens), 1), max(tokenizer.room, 1))

@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-Size = tuple[int, int]  # (width, height) in pixels, as in Pillow and the scripts' options
+from .picture import Size, read_picture
 
 FORMATS = {
     ".png": "PNG",
@@ -19,6 +19,7 @@ FORMATS = {
 }
 SAVE_OPTIONS = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
 MULTIPLE = 64  # the VAE makes 8 pixels one latent, the UNet halves latents three times
+MOST_PIXELS = 4096 * 4096  # that are started from: far beyond what the models draw well
 GRID_BORDER = 8  # pixels of black around each picture of a grid
 
 
@@ -28,7 +29,7 @@ def load_image(
     """Read a picture and bring it to a size that the networks take.
 
     Args:
-        path: a file of any kind and mode that Pillow opens.
+        path: a file, as `picture.read_picture` takes it.
         size: the (width, height) wanted; without one, each side of the picture is brought down to
             a multiple of `multiple`.
 
@@ -39,85 +40,24 @@ def load_image(
         ValueError: the file is no picture, or the picture is too large or too small.
         OSError: the file cannot be read.
     """
-    image = read_image(path)
-    height, width, _ = image.shape
-    try:
-        fitted = fit_to_multiple(image, multiple) if size is None else resize(image, size)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return fitted, (width, height)
+    return read_picture(path, lambda had: fitted_size(had, multiple) if size is None else size)
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
-    """The picture in a file, float32 [height, width, 3] in [-1, 1].
-
-    It stands upright (EXIF), transparency lies over white, and of an animation it is the first
-    frame. Grey with more than 8 bits keeps them.
+def fitted_size(size: Size, multiple: int = MULTIPLE) -> Size:
+    """Both sides brought down to multiples of `multiple`.
 
     Raises:
-        ValueError: it is no picture, a damaged one, or one that Pillow thinks too large.
-        OSError: the file cannot be read.
+        ValueError: a side is shorter than `multiple`, or there are more than `MOST_PIXELS`.
     """
-    try:
-        with Image.open(path) as image:
-            return 2 * _to_rgb(ImageOps.exif_transpose(image)) - 1
-    except Image.UnidentifiedImageError:
-        raise ValueError(f"{path}: not a picture that Pillow can read") from None
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{path}: the picture is too large ({error})") from None
-    except (OSError, SyntaxError, EOFError, ValueError) as error:  # Pillow's decoders raise all
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the system's own: missing, not permitted, a folder
-        raise ValueError(f"{path}: the picture is damaged ({error})") from None
-
-
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    """A picture of any mode, float32 [H, W, 3] in [0, 1]."""
-    if image.mode.startswith(("I", "F")):  # I;16 and its byte orders, I, F: over 8 bits
-        grey = np.nan_to_num(np.asarray(image).astype(np.float32))
-        grey = grey.clip(0) / _white_level(image.mode, grey.max())
-        return np.repeat(grey[..., None], 3, axis=-1)  # [H, W] -> [H, W, 3]
-    if image.has_transparency_data:
-        rgba = np.asarray(image.convert("RGBA")) / np.float32(255)
-        rgb, alpha = rgba[..., :3], rgba[..., 3:]
-        return rgb * alpha + (1 - alpha)
-    return np.asarray(image.convert("RGB")) / np.float32(255)
-
-
-def _white_level(mode: str, brightest: float) -> float:
-    """What counts as white: the least usual level that no pixel exceeds.
-
-    Integers of a deep mode come from 16-bit files; only floats may be on a scale of 1 or 255.
-    """
-    usual = (1, 255, 65535) if mode == "F" else (65535,)
-    return next((level for level in usual if brightest <= level), brightest)
-
-
-def fit_to_multiple(image: np.ndarray, multiple: int = MULTIPLE) -> np.ndarray:
-    """Bring both sides of a picture [H, W, 3] down to multiples of `multiple`, by resizing.
-
-    Raises:
-        ValueError: a side is shorter than `multiple`.
-    """
-    height, width, _ = image.shape
+    width, height = size
     if min(width, height) < multiple:
         raise ValueError(f"each side must be at least {multiple} pixels, got {width}x{height}")
-    return resize(image, (width - width % multiple, height - height % multiple))
-
-
-def resize(image: np.ndarray, size: Size) -> np.ndarray:
-    """Resize a float32 picture [H, W, 3] in [-1, 1] to `size` (width, height), by Lanczos' filter.
-
-    The filter also averages what falls on one pixel, and rings at edges: the result is clipped.
-    """
-    height, width, _ = image.shape
-    if (width, height) == tuple(size):
-        return image
-    channels = [
-        np.asarray(Image.fromarray(channel).resize(size, Image.Resampling.LANCZOS))
-        for channel in np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32)
-    ]
-    return np.stack(channels, axis=-1).clip(-1, 1)  # 3 of [h, w] -> [h, w, 3]
+    if width * height > MOST_PIXELS:
+        raise ValueError(
+            f"{width}x{height} pixels are too many to start from: give the width and height to "
+            "bring them down to"
+        )
+    return width - width % multiple, height - height % multiple
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:

@@ -1,21 +1,23 @@
 """`image.py`: every mode that Pillow opens, sizes, grids and safe saving."""
 
+import contextlib
 import os
+import warnings
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from attacks.pictures import png
+from PIL import EpsImagePlugin, Image
 
 from stable_diffusion.image import (
     check_output,
-    fit_to_multiple,
     load_image,
     make_grid,
-    read_image,
-    resize,
     save_image,
     to_uint8,
 )
+from stable_diffusion.picture import read_picture
 
 HALF_STEP = 0.5 / 127.5  # half of one 8-bit level, on the scale of [-1, 1]
 WIDTH, HEIGHT = 96, 80
@@ -26,6 +28,11 @@ def rgb() -> np.ndarray:
     """uint8 [HEIGHT, WIDTH, 3]: no two directions or channels alike."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     return np.stack([x * 2, y * 3, 255 - x - y], axis=-1).astype(np.uint8)
+
+
+def read_image(path: os.PathLike) -> np.ndarray:
+    """At its own size."""
+    return read_picture(path)[0]
 
 
 def scaled(rgb: np.ndarray) -> np.ndarray:
@@ -160,11 +167,82 @@ def test_damaged_pictures(tmp_path, suffix):
             read_image(tmp_path / f"cut{suffix}")
 
 
-def test_decompression_bomb(tmp_path, rgb, monkeypatch):
+def test_too_large_or_too_small(tmp_path, rgb, monkeypatch):
+    (tmp_path / "bomb.png").write_bytes(png(20_000, 20_000, b""))
+    (tmp_path / "wide.png").write_bytes(png(20_000, 6_001, b""))
+    (tmp_path / "none.ppm").write_bytes(b"P6 0 0 255 ")
+    with pytest.raises(ValueError, match=r"wide\.png: .* \(20000x6001 pixels, at most 120 m"):
+        read_image(tmp_path / "wide.png")
+    for name in ("bomb.png", "none.ppm"):
+        with pytest.raises(ValueError, match=f"{name}: "):
+            read_image(tmp_path / name)
     save_image(tmp_path / "a.png", rgb)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", rgb.size // 3 // 4)
     with pytest.raises(ValueError, match=r"a\.png: the picture is too large"):
         read_image(tmp_path / "a.png")
+
+
+def test_what_pillow_warns_of_is_not_said(tmp_path, rgb, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", rgb.size // 3 - 1)
+    save_image(tmp_path / "a.png", rgb)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_close(read_image(tmp_path / "a.png"), scaled(rgb))
+
+
+def test_20000_pixels_wide(tmp_path):
+    """Brought down to what is asked for; without that, too much to start from."""
+    black = Image.new("L", (20_000, 1_000))
+    black.save(tmp_path / "a.png")
+    image, size = load_image(tmp_path / "a.png", (128, 64))
+    assert size == (20_000, 1_000)
+    assert_close(image, np.full((64, 128, 3), -1, np.float32))
+    with pytest.raises(ValueError, match=r"a\.png: 20000x1000 pixels are too many to start from"):
+        load_image(tmp_path / "a.png")
+
+
+def test_no_other_program_is_run(tmp_path, rgb, monkeypatch):
+    """Pillow draws EPS with Ghostscript, which runs what the file says."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path / 'ran'}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    Image.fromarray(rgb).save(tmp_path / "a.eps")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # what it has found before
+    with pytest.raises(ValueError, match=r"a\.eps: not a picture"):
+        read_image(tmp_path / "a.eps")
+    assert not (tmp_path / "ran").exists()
+    with Image.open(tmp_path / "a.eps") as image, contextlib.suppress(Exception):
+        image.load()
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "/dev/null"])
+def test_pipes_and_devices(tmp_path, kind):
+    """A pipe that nobody writes to would be waited for, for ever."""
+    if kind == "pipe":
+        os.mkfifo(tmp_path / "a.png")
+    else:
+        (tmp_path / "a.png").symlink_to(kind)
+    with pytest.raises(ValueError, match=r"a\.png: a pipe or device, not a file"):
+        read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("damage", [b"MM\0*\xff\xff\xff\xff", b"", b"II*\0" + b"\xff" * 40])
+def test_corrupt_exif_does_not_matter(tmp_path, rgb, damage):
+    save_image(tmp_path / "a.png", rgb)
+    whole = (tmp_path / "a.png").read_bytes()
+    chunk = b"eXIf" + damage
+    chunk = len(damage).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    (tmp_path / "a.png").write_bytes(whole[:33] + chunk + whole[33:])
+    assert_close(read_image(tmp_path / "a.png"), scaled(rgb))
+
+
+def test_infinite_floats_are_as_bright_as_the_brightest(tmp_path):
+    grey = np.full((64, 64), 0.5, np.float32)
+    grey[0, :3] = [np.inf, -np.inf, 1]
+    Image.fromarray(grey).save(tmp_path / "a.tif")
+    image = read_image(tmp_path / "a.tif")
+    np.testing.assert_allclose(image[0, :4, 0], [1, -1, 1, 0], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -185,16 +263,17 @@ def test_a_side_under_the_multiple(tmp_path):
     assert load_image(tmp_path / "a.png", size=(128, 64))[0].shape == (64, 128, 3)
 
 
-def test_resizing_equals_pillows_lanczos(rgb):
-    expected = Image.fromarray(rgb).resize((64, 64), Image.Resampling.LANCZOS)
-    resized = fit_to_multiple(scaled(rgb))
-    assert_close(
-        resized, scaled(np.asarray(expected)), atol=2 * HALF_STEP
-    )  # Pillow rounds after each axis
-    assert resize(scaled(rgb), (WIDTH, HEIGHT)).shape == rgb.shape
-    edge = np.where(np.arange(128) < 64, -1, 1).astype(np.float32)
-    edge = np.broadcast_to(edge[None, :, None], (128, 128, 3))
-    resized = resize(edge, (200, 200))
+def test_resizing_equals_pillows_lanczos(tmp_path, rgb):
+    save_image(tmp_path / "a.png", rgb)
+    for size in ((64, 64), (200, 136)):
+        expected = Image.fromarray(rgb).resize(size, Image.Resampling.LANCZOS)
+        resized, _ = load_image(tmp_path / "a.png", size)
+        assert_close(
+            resized, scaled(np.asarray(expected)), atol=2.01 * HALF_STEP
+        )  # Pillow rounds after each axis
+    edge = np.where(np.arange(128) < 64, 0, 255).astype(np.uint8)
+    save_image(tmp_path / "b.png", np.broadcast_to(edge[None, :, None], (128, 128, 3)))
+    resized, _ = load_image(tmp_path / "b.png", (200, 200))
     assert resized.min() == -1 and resized.max() == 1  # ringing is clipped
 
 

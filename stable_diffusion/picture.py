@@ -1,0 +1,194 @@
+"""Picture files to arrays: what is opened, how much of it, and what is damaged.
+
+Pillow does the decoding. A file may come from anywhere, so only formats that Pillow decodes itself
+are tried, sizes are checked before memory is taken, and whatever a decoder raises is one error.
+"""
+
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import Image
+
+Size = tuple[int, int]  # (width, height) in pixels, as in Pillow and the scripts' options
+
+# Not those that Pillow hands to other programs (EPS to Ghostscript, WMF to the system) or to nobody
+# (BUFR, GRIB, HDF5, MPEG), and not FITS, which it unpacks without a limit.
+FORMATS = (
+    *("AVIF", "BLP", "BMP", "CUR", "DCX", "DDS", "DIB", "FLI", "FTEX", "GBR", "GIF", "ICNS", "ICO"),
+    *("IM", "IMT", "IPTC", "JPEG", "JPEG2000", "MCIDAS", "MPO", "MSP", "PCD", "PCX", "PIXAR"),
+    *("PNG", "PPM", "PSD", "QOI", "SGI", "SPIDER", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM"),
+    "XVTHUMB",
+)
+MOST_PIXELS = 120_000_000  # of a file: such as 20,000 x 6,000, which take some 2 GB while read
+ORIENTATION = 0x0112  # the EXIF tag
+UPRIGHT = {  # by its value
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+TURNED = (5, 6, 7, 8)  # orientations that lay width along height
+DEEP = ("I", "F")  # begin the modes of more than 8 bits: I;16 and its byte orders, I, F
+
+
+def read_picture(
+    path: str | os.PathLike, fit: Callable[[Size], Size] | None = None
+) -> tuple[np.ndarray, Size]:
+    """The picture in a file, and the (width, height) it has there.
+
+    It stands upright (EXIF), transparency lies over white, and of an animation it is the first
+    frame. Grey with more than 8 bits keeps them. Colour profiles are not applied, nor are they by
+    diffusers.
+
+    Args:
+        path: a file in one of `FORMATS`, whatever its suffix.
+        fit: from the size it has to that which is wanted (default: the same). It is resized by
+            Lanczos' filter, a channel at a time, for large pictures take much memory.
+
+    Returns:
+        float32 [height, width, 3] in [-1, 1].
+
+    Raises:
+        ValueError: it is no picture, a damaged one, one of more than `MOST_PIXELS`, or no file but
+            a pipe or device; or what `fit` raises.
+        OSError: the file cannot be read.
+    """
+    _require_file(path)
+    with _decoding(path):
+        image, orientation = _open(path)
+        size = image.size[::-1] if orientation in TURNED else image.size
+    try:
+        wanted = size if fit is None else fit(size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    with _decoding(path):
+        across = wanted[::-1] if orientation in TURNED else wanted
+        pixels = np.empty((wanted[1], wanted[0], 3), np.float32)
+        for i, channel in enumerate(_channels(image, across)):
+            if orientation in UPRIGHT:
+                channel = channel.transpose(UPRIGHT[orientation])
+            pixels[..., i] = np.asarray(channel)
+    pixels /= np.float32(127.5)
+    pixels -= 1
+    return pixels.clip(-1, 1, out=pixels), size  # the filter rings at edges
+
+
+def _require_file(path: str | os.PathLike) -> None:
+    """Nothing is read that may never end, or that cannot be gone back in."""
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder says what it is
+        raise ValueError(f"{path}: a pipe or device, not a file: save the picture in one first")
+
+
+@contextmanager
+def _decoding(path: str | os.PathLike) -> Iterator[None]:
+    """Turn what Pillow raises into one line, and what it warns of into nothing."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Image.UnidentifiedImageError:
+        raise ValueError(f"{path}: not a picture that can be read") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path}: the picture is too large ({error})") from None
+    except MemoryError:
+        raise ValueError(f"{path}: the picture is too large for the memory there is") from None
+    except Exception as error:  # decoders raise anything
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's own: not permitted, a folder
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: the picture is damaged ({reason})") from None
+
+
+def _open(path: str | os.PathLike) -> tuple[Image.Image, int]:
+    """A decoded picture, and how it lies (EXIF)."""
+    Image.init()  # of which formats this Pillow has been built with
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    with Image.open(path, formats=formats) as image:
+        width, height = image.size
+        if width * height > MOST_PIXELS:
+            most = f"{MOST_PIXELS // 10**6} million"
+            raise Image.DecompressionBombError(f"{width}x{height} pixels, at most {most}")
+        if width * height == 0:
+            raise ValueError("it has no pixels")
+        image.load()
+        try:
+            orientation = int(image.getexif().get(ORIENTATION, 1))
+        except Exception:  # damaged notes do not make a damaged picture
+            orientation = 1
+        return image, orientation
+
+
+def _channels(image: Image.Image, size: Size) -> Iterator[Image.Image]:
+    """Red, green and blue in turn, of mode F, from 0 to 255, resized.
+
+    One at a time: what is of the file's size is gone before the next is made.
+    """
+    if image.mode.startswith(DEEP):
+        yield from [_resize(_grey(image), size)] * 3
+    elif _has_transparency(image):
+        image = _as_mode(image, "RGBA")
+        for name in "RGB":
+            yield _resize(_over_white(image.getchannel(name), image.getchannel("A")), size)
+    else:
+        image = _as_mode(image, "RGB")
+        for name in "RGB":
+            yield _resize(image.getchannel(name).convert("F"), size)
+
+
+def _has_transparency(image: Image.Image) -> bool:
+    if image.mode == "P" and image.palette is None:  # in ICNS; there Pillow's own answer fails
+        return "transparency" in image.info
+    return image.has_transparency_data
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits, of mode F, from 0 to 255."""
+    grey = np.array(image, dtype=np.float32)
+    brightest = np.max(grey, initial=0, where=np.isfinite(grey))
+    np.nan_to_num(grey, copy=False, posinf=brightest)
+    grey.clip(0, None, out=grey)
+    grey *= 255 / _white_level(image.mode, brightest)
+    return _from_floats(grey)
+
+
+def _over_white(channel: Image.Image, alpha: Image.Image) -> Image.Image:
+    """A colour of some opacity, both from 0 to 255, over 255; in place, for memory."""
+    colour = np.array(channel, dtype=np.float32)
+    colour -= 255
+    colour *= np.asarray(alpha)
+    colour /= 255
+    colour += 255
+    return _from_floats(colour)
+
+
+def _as_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The picture, converted where it must; `convert` always copies."""
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _resize(channel: Image.Image, size: Size) -> Image.Image:
+    """Resize a picture of floats; the filter also averages what falls on one pixel."""
+    return channel if channel.size == size else channel.resize(size, Image.Resampling.LANCZOS)
+
+
+def _from_floats(channel: np.ndarray) -> Image.Image:
+    """A picture of mode F; `Image.fromarray` would copy twice."""
+    height, width = channel.shape
+    return Image.frombuffer("F", (width, height), channel, "raw", "F", 0, 1)
+
+
+def _white_level(mode: str, brightest: float) -> float:
+    """What counts as white: the least usual level that no pixel exceeds.
+
+    Integers of a deep mode come from 16-bit files; only floats may be on a scale of 1 or 255.
+    """
+    usual = (1, 255, 65535) if mode == "F" else (65535,)
+    return next((level for level in usual if brightest <= level), brightest)

@@ -1,0 +1,265 @@
+"""Images: any file, through the reading of pictures and `image2image.py`."""
+
+import io
+import os
+import socket
+import stat
+import struct
+import threading
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from attacks.harness import Case, attack, require
+from attacks.pictures import LOSSLESS, MAGIC, any_file, any_image, bomb, damage, huge, pixels
+from attacks.programs import image2image_case, program
+from stable_diffusion.image import load_image
+from stable_diffusion.picture import FORMATS, MOST_PIXELS, read_picture
+
+SUFFIXES = (".png", ".jpg", ".webp", ".eps", ".txt", "", ".safetensors", ".PNG", ".tif")
+
+
+def read(case: Case, content: bytes) -> tuple[np.ndarray, tuple[int, int]]:
+    """What a file of any name is read as; finite, in range, and of the size that it says."""
+    file = case.keep(case.folder / f"a{case.rng.choice(SUFFIXES)}", content)
+    return checked(*read_picture(file))
+
+
+def checked(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+    """Raise where a picture is not one."""
+    require(image.dtype == np.float32 and image.shape == (size[1], size[0], 3), f"{image.shape}")
+    require(np.isfinite(image).all(), "not finite")
+    require(image.min() >= -1 and image.max() <= 1, "out of range")
+    require(image.size // 3 <= MOST_PIXELS, "too large")
+    return image, size
+
+
+@attack("images", cases=600, quick=40)
+def formats(case: Case) -> None:
+    """Every mode in every format that Pillow writes is read, as Pillow converts it."""
+    content, image, name = any_file(case.rng)
+    try:
+        ours, _ = read(case, content)
+    except ValueError:
+        require(name not in FORMATS or not pillow_reads(content), f"{name} {image.mode} is refused")
+        raise
+    with Image.open(io.BytesIO(content)) as opened:
+        require(name in LOSSLESS or opened.size == image.size or name in ("ICNS", "ICO"), "size")
+        opened.load()
+        opaque = opened.mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB", "HSV")
+        if opaque and "transparency" not in opened.info:
+            expected = np.asarray(opened.convert("RGB"), np.float32) / 127.5 - 1
+            require(np.abs(ours - expected).max() < 1e-6, f"{name} {opened.mode} differs")
+
+
+def pillow_reads(content: bytes) -> bool:
+    """Whether Pillow, on its own, makes pixels of it."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return np.isfinite(np.asarray(image.convert("RGB"))).all()
+    except Exception:
+        return False
+
+
+@attack("images", cases=500, quick=20)
+def truncated(case: Case) -> None:
+    """A file that ends early is the same picture, or refused."""
+    content, _, name = any_file(case.rng)
+    cut = content[: case.rng.randrange(len(content))]
+    part, _ = read(case, cut)
+    whole, _ = read_picture(case.keep(case.folder / "whole", content))
+    same = part.shape == whole.shape and np.abs(part - whole).max() < 0.02
+    require(same, f"{name} of {len(content)} bytes cut at {len(cut)} is another picture")
+
+
+@attack("images", cases=600, quick=40)
+def damaged(case: Case) -> None:
+    """A file with other bytes in it is a picture, or refused; with checksums, the same picture."""
+    content, _, name = any_file(case.rng)
+    part, _ = read(case, damage(case.rng, content))
+    if name == "PNG":
+        whole, _ = read_picture(case.keep(case.folder / "whole", content))
+        require(part.shape == whole.shape, "another size")
+        require(np.abs(part - whole).max() < 1e-6, "other pixels, in spite of checksums")
+
+
+@attack("images", cases=300, quick=40)
+def headers(case: Case) -> None:
+    """Small files that say they are large; and the beginnings of every format."""
+    if case.rng.random() < 0.5:
+        read(case, huge(case.rng))
+    else:
+        read(case, case.rng.choice(MAGIC) + case.rng.randbytes(case.rng.randrange(600)))
+
+
+@attack("images", cases=24, quick=0)
+def bombs(case: Case) -> None:
+    """Large pictures: read, or refused, within the memory that a case may take."""
+    file = case.keep(case.folder / "a.png", bomb(case.rng))
+    size = case.rng.choice([None, (64, 64), (512, 512)])
+    image, had = load_image(file, size)
+    require(size is None or image.shape == (size[1], size[0], 3), f"{image.shape}")
+    require(had[0] * had[1] <= MOST_PIXELS, f"read {had}")
+
+
+@attack("images", cases=150, quick=15)
+def orientations(case: Case) -> None:
+    """EXIF, valid and corrupt: upright, or as it lies."""
+    image = Image.fromarray(pixels(case.rng)[..., :3])
+    orientation = case.rng.choice([*range(10), 65535])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif[0x010E] = "x" * case.rng.randrange(60)
+    content = exif.tobytes()
+    is_damaged = case.rng.random() < 0.5
+    if is_damaged:
+        content = content[:6] + damage(case.rng, content[6:])
+    file = case.folder / "a"
+    name = case.rng.choice(["PNG", "WEBP", "TIFF", "JPEG"])
+    try:
+        image.save(
+            file, name, exif=content, **({} if name == "TIFF" else {"xmp": b"<x"}), lossless=True
+        )
+    except Exception:  # Pillow itself reads what it writes
+        return
+    ours, size = checked(*read_picture(case.keep(file)))
+    turned = orientation in (5, 6, 7, 8)
+    if not is_damaged:
+        require(size == (image.size[::-1] if turned else image.size), f"{orientation}: {size}")
+    require({*size} == {*image.size}, "another size")
+    require(abs(ours.mean() - (np.asarray(image) / 127.5 - 1).mean()) < 0.05, "another picture")
+
+
+@attack("images", cases=80)
+def animated(case: Case) -> None:
+    """The first frame, whatever follows."""
+    colours = [tuple(case.rng.randrange(256) for _ in "rgb") for _ in range(4)]
+    frames = [Image.new("RGB", (40, 30), colour) for colour in colours]
+    file = io.BytesIO()
+    name = case.rng.choice(["GIF", "WEBP", "PNG", "TIFF", "AVIF", "MPO"])
+    options = {"lossless": True} if name == "WEBP" else {}
+    frames[0].save(file, name, save_all=True, append_images=frames[1:], **options)
+    ours, _ = read(case, file.getvalue())
+    require(np.abs(ours - (np.array(colours[0]) / 127.5 - 1)).max() < 0.1, f"{name}: another frame")
+
+
+@attack("images", cases=100, quick=30)
+def no_files(case: Case) -> None:
+    """What is at a path but no file of pixels."""
+    rng, path = case.rng, case.folder / "a.png"
+    kinds = {
+        "folder": path.mkdir,
+        "pipe": lambda: os.mkfifo(path),
+        "socket": lambda: bound(path),
+        "zeros": lambda: path.symlink_to("/dev/zero"),
+        "random": lambda: path.symlink_to("/dev/urandom"),
+        "nothing": lambda: path.symlink_to("/dev/null"),
+        "terminal": lambda: path.symlink_to("/dev/tty"),
+        "loop": lambda: path.symlink_to(path),
+        "broken link": lambda: path.symlink_to(path.parent / "gone"),
+        "empty": path.touch,
+        "zeros of 1 TB": lambda: sparse(path),
+        "unreadable": lambda: (path.write_bytes(b"x"), path.chmod(0)),
+        "missing": lambda: None,
+        "through a file": lambda: path.write_bytes(b"x"),
+    }
+    kind = rng.choice(sorted(kinds))
+    kinds[kind]()
+    named = {"through a file": path / "b.png"}.get(kind, path)
+    if rng.random() < 0.2:
+        named = Path(f"{path}{rng.choice(['/', '/..', chr(0), chr(0xDCFF), 'x' * 300])}")
+    read_picture(named)
+    require(False, f"{kind} is no picture")
+
+
+def bound(path: Path) -> None:
+    """A socket."""
+    with socket.socket(socket.AF_UNIX) as end:
+        os.chdir(path.parent)  # such names are short
+        end.bind(path.name)
+        os.chdir("/")
+
+
+def sparse(path: Path) -> None:
+    """A file that is large, but not on the disk."""
+    with path.open("wb") as file:
+        file.write(b"BM")
+        file.truncate(1 << 40)
+
+
+@attack("images", cases=30)
+def programs_run(case: Case) -> None:
+    """Formats that Pillow gives to other programs are refused, and no program runs."""
+    marker, gs = case.folder / "ran", case.folder / "bin" / "gs"
+    gs.parent.mkdir()
+    gs.write_text(f"#!/bin/sh\ntouch {marker}\n")
+    gs.chmod(gs.stat().st_mode | stat.S_IXUSR)
+    path = os.environ["PATH"]
+    os.environ["PATH"] = f"{gs.parent}:{path}"
+    try:
+        eps = io.BytesIO()
+        any_image(case.rng).convert("RGB").save(eps, "EPS")
+        content = eps.getvalue()
+        if case.rng.random() < 0.5:  # the binary kind
+            head = struct.pack("<III", 0xC6D3D0C5, 30, len(content)) + bytes(18)
+            content = head + content
+        read(case, content)
+    finally:
+        os.environ["PATH"] = path
+        require(not marker.exists(), "a program was run")
+    require(False, "EPS was read")
+
+
+@attack("images", cases=40)
+def changing(case: Case) -> None:
+    """A file that is cut and written again while it is read."""
+    path, rng = case.folder / "a", case.rng
+    content = any_file(rng)[0]
+    path.write_bytes(content)
+    cuts = [rng.randrange(len(content)) for _ in range(20)]
+    stop = threading.Event()
+
+    def change() -> None:
+        while not stop.is_set():
+            for cut in cuts:
+                os.truncate(path, cut)
+                path.write_bytes(content)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        checked(*read_picture(path))
+    finally:
+        stop.set()
+        thread.join()
+
+
+@cache
+def start() -> bytes:
+    """A picture that can be started from."""
+    file = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").resize((64, 64)).save(file, "PNG")
+    return file.getvalue()
+
+
+@attack("images", cases=80, quick=3)
+def scripts(case: Case) -> None:
+    """From any file to a picture, by the script in this process."""
+    content = case.rng.choice([any_file(case.rng)[0], start(), huge(case.rng)])
+    if case.rng.random() < 0.4:
+        content = damage(case.rng, content)
+    file = case.keep(case.folder / "in.png", content)
+    sizes = ([], ["--width=64", "--height=64"], ["--width=128", "--height=64"])
+    image2image_case(case, *case.rng.choice(sizes), file, "a red circle")
+
+
+@attack("images", cases=25, quick=1)
+def as_programs(case: Case) -> None:
+    """From any file to a picture, in a process whose standard error is seen whole."""
+    content = any_file(case.rng)[0]
+    if case.rng.random() < 0.7:
+        content = damage(case.rng, content)
+    file = case.keep(case.folder / "in.png", content)
+    program(case, "image2image.py", "--width=64", "--height=64", str(file), "a red circle")
