@@ -1,12 +1,15 @@
 """The command lines of the scripts, and the checks of them that need no model."""
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 
 from .diffusion_config import require_schedule
-from .image import check_output, load_image
-from .options import GROUPS, START, add_options
+from .image import load_image
+from .jobs import Job
+from .options import GROUPS, START, add_options, types
+from .prompts_file import STANDARD_INPUT, read_requests
 
 
 def txt2image_parser() -> argparse.ArgumentParser:
@@ -29,21 +32,56 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> arg
     Wrong usage ends the program with status 2, before any model is loaded.
     """
     args = parser.parse_args(argv)
-    if args.n_images % args.n_rows != 0:
+    if (args.prompt is None) == (args.prompts_file is None):
+        parser.error("a prompt is required, or --prompts_file, and not both")
+    if args.n_images is None:
+        args.n_images = 4 if args.prompts_file is None else 1
+    if args.output is None:
+        args.output = _default_output(args.prompts_file)
+    if args.prompts_file is None and args.n_images % args.n_rows != 0:
         parser.error(f"--n_rows {args.n_rows} does not divide --n_images {args.n_images}")
-    if (args.width is None) != (args.height is None):
-        parser.error("--width and --height go together")
     if args.preload_models and args.low_memory:
         parser.error("--preload_models and --low_memory are opposites: leave one out")
     try:
-        if args.sampler is not None:
-            require_schedule(args.sampler, args.schedule)
-        check_output(args.output)
+        args.requests = _requests(args)
         if "image" in args:
             args.image = _read_image(args)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     return args
+
+
+def _requests(args: argparse.Namespace) -> list[argparse.Namespace]:
+    """The command line, once for each prompt of a prompts file; checked.
+
+    Raises:
+        ValueError: an option, or a line of the file, is wrong.
+        OSError: the file cannot be read.
+    """
+    args.where = ""
+    requests = [args]
+    if args.prompts_file is not None:
+        known = types((START | GROUPS).values())
+        own = {"n_images", *Job.__dataclass_fields__} & vars(args).keys()
+        if "image" in args:
+            own -= {"width", "height"}  # those of the picture
+        requests = read_requests(args, {name: known[name] for name in known if name in own})
+    for request in requests:
+        if (request.width is None) != (request.height is None):
+            raise ValueError(f"{request.where}--width and --height go together")
+        if request.sampler is not None:
+            try:
+                require_schedule(request.sampler, request.schedule)
+            except ValueError as error:
+                raise ValueError(f"{request.where}{error}") from None
+    return requests
+
+
+def _default_output(prompts_file: str | None) -> str:
+    """A grid; of a prompts file a folder, that has its name."""
+    if prompts_file is None:
+        return "out.png"
+    return ("out" if prompts_file == STANDARD_INPUT else Path(prompts_file).stem) + "/"
 
 
 def _read_image(args: argparse.Namespace) -> np.ndarray:

@@ -164,13 +164,14 @@ def check_output(path: str | os.PathLike) -> None:
         raise ValueError(f"{path}: the folder {path.parent} is not writable")
 
 
-def save_image(path: str | os.PathLike, image: np.ndarray) -> None:
+def save_image(path: str | os.PathLike, image: np.ndarray, *, overwrites: bool = True) -> None:
     """Write a picture, uint8 [H, W, 3]; the suffix of `path` says how.
 
     The file appears whole or not at all: it is written beside `path`, then renamed.
 
     Raises:
         ValueError: see `check_output`.
+        FileExistsError: there is a file, and `overwrites` is off.
         OSError: writing failed.
     """
     check_output(path)
@@ -179,6 +180,18 @@ def save_image(path: str | os.PathLike, image: np.ndarray) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         Image.fromarray(image).save(partial, file_format, **SAVE_OPTIONS.get(file_format, {}))
-        os.replace(partial, path)
+        (os.replace if overwrites else _rename_if_free)(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _rename_if_free(partial: Path, path: Path) -> None:
+    """Give a file its name, but never another's."""
+    try:
+        os.link(partial, path)  # unlike a rename, refuses what exists
+    except FileExistsError:
+        raise
+    except OSError as error:  # a file system without links, as exFAT
+        if path.exists():
+            raise FileExistsError(f"{path} exists") from error
+        os.replace(partial, path)

@@ -6,6 +6,11 @@ import mlx.core as mx
 
 SHORT = 12e9  # bytes: with less, as Macs of 8 GB have, memory is spared without being asked
 
+# Of a UNet step with guidance in half precision, beside the weights, in bytes a pixel of a picture.
+STEP = 3_000
+STEP_SHARE = 1 / 8  # of the memory, for the pictures that are denoised at once
+CPU_PIXELS = 512 * 512  # that keep a CPU busy
+
 CACHE_SHARE = 1 / 16  # of the memory, for buffers that MLX keeps for the next step
 
 
@@ -22,6 +27,13 @@ def total_memory() -> int:
 def is_short() -> bool:
     """Whether there is so little memory that time should be given for it."""
     return total_memory() < SHORT
+
+
+def pixels_at_once() -> int:
+    """Of how many pixels, of all pictures together, latents should be denoised at once."""
+    if mx.default_device().type == mx.gpu:
+        return int(total_memory() * STEP_SHARE / STEP)
+    return CPU_PIXELS
 
 
 def limit_cache() -> None:

@@ -6,8 +6,9 @@ what is said here.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 from .diffusion_config import PREDICTION_TYPES, SAMPLERS, SCHEDULES
 from .models import MODELS
@@ -32,7 +33,14 @@ def start(add: Add) -> None:
 
 
 def prompt(add: Add) -> None:
-    add("prompt", help="what to draw")
+    add("prompt", nargs="?", help="what to draw")
+    add(
+        "--prompts-file",
+        by_default="none",
+        metavar="FILE",
+        help="in place of the prompt: one a line, or JSON lines with options for each; - is the "
+        "standard input. Pictures that exist are not made again",
+    )
     add(
         "--negative_prompt",
         default="",
@@ -65,7 +73,13 @@ def prompt(add: Add) -> None:
 
 
 def pictures(add: Add) -> None:
-    add("--n_images", type=POSITIVE, default=4, metavar="N", help="how many")
+    add(
+        "--n_images",
+        type=POSITIVE,
+        by_default="4; of a prompts file, 1 of each",
+        metavar="N",
+        help="how many",
+    )
     add(
         "--width",
         type=POSITIVE,
@@ -83,7 +97,7 @@ def pictures(add: Add) -> None:
     add(
         "--seed",
         type=number(int, 0, MOST_SEED),
-        by_default="drawn, and printed",
+        by_default="drawn, and printed; of a prompts file, made of the prompts",
         metavar="N",
         help="of the first picture; the others have the ones that follow",
     )
@@ -167,6 +181,13 @@ def memory(add: Add) -> None:
     )
     add("--no-float16", action="store_false", dest="float16", by_default=None, help="float32")
     add(
+        "--batch-size",
+        type=POSITIVE,
+        by_default="all of a grid, else by memory",
+        metavar="N",
+        help="pictures that are denoised at once",
+    )
+    add(
         "--decoding_batch_size",
         type=POSITIVE,
         default=1,
@@ -199,10 +220,13 @@ def memory(add: Add) -> None:
 def output(add: Add) -> None:
     add(
         "--output",
-        default="out.png",
+        by_default="out.png; of prompts.txt, prompts/",
         metavar="FILE",
-        help="where to write: .png, .jpg, .webp, .bmp or .tif",
+        help="where to write: .png, .jpg, .webp, .bmp or .tif. One name is a grid of all pictures; "
+        "a folder/, or a name with {index}, {seed} or {model} in it, is a file for each",
     )
+    add("--grid", by_default="none", metavar="FILE", help="a grid beside the files for each")
+    add("--force", action="store_true", help="overwrite also files for each picture")
     add("--n_rows", type=POSITIVE, default=1, metavar="N", help="rows of the grid")
 
 
@@ -227,6 +251,25 @@ def add_options(parser: argparse.ArgumentParser, groups: dict[str, Callable[[Add
     """Give the parser these groups of options, by title."""
     for title, add_group in groups.items():
         add_group(partial(_add, parser.add_argument_group(title)))
+
+
+def types(groups: Iterable[Callable[[Add], None]]) -> dict[str, Callable[[str], Any]]:
+    """What turns text into the values of these groups' options, by name; `bool` for switches.
+
+    Options that may be repeated are left out.
+    """
+    found = {}
+
+    def add(name: str, *_: str, action: str | None = None, **settings) -> None:
+        by_action = {None: settings.get("type", str), "store_true": bool}
+        if "choices" in settings:
+            by_action[None] = one_of(settings["choices"])
+        if action in by_action:
+            found[name.removeprefix("--").replace("-", "_")] = by_action[action]
+
+    for add_group in groups:
+        add_group(add)
+    return found
 
 
 def _add(

@@ -5,7 +5,6 @@ need is dropped before the next begins.
 """
 
 import argparse
-import secrets
 import sys
 import warnings
 from collections import deque
@@ -20,10 +19,11 @@ from tqdm import tqdm
 from . import memory
 from .config import ModelConfig
 from .image import to_uint8
-from .jobs import Batch, UsageError, batches, jobs_of
+from .jobs import Batch, UsageError, batches
 from .model_io import Source
-from .output import Output
 from .pipeline import Denoising, StableDiffusion, load_model_config, open_model, pipeline_class
+from .plan import make_plan
+from .ranks import RankError, Ranks, launched_ranks
 from .sampler import Sampler
 
 WRONG_USAGE, FAILED, INTERRUPTED = 2, 1, 130  # exit statuses; 130 as a shell has it for Ctrl-C
@@ -37,8 +37,13 @@ def main(parse: Callable[[], argparse.Namespace], start: Start) -> int:
 
     Returns the exit status; see `exit_status`.
     """
-    with _warnings_as_lines():
-        return exit_status(lambda: generate(parse(), start))
+    ranks = launched_ranks()
+
+    def work() -> int:
+        with _warnings_as_lines():
+            return exit_status(lambda: generate(parse(), start, ranks))
+
+    return ranks.together(work)
 
 
 def exit_status(work: Callable[[], None]) -> int:
@@ -49,49 +54,66 @@ def exit_status(work: Callable[[], None]) -> int:
         return _fail(error, WRONG_USAGE)
     except (ValueError, OSError) as error:
         return _fail(error, FAILED)
+    except RankError as error:
+        return error.status  # that rank says why
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
     return 0
 
 
-def generate(args: argparse.Namespace, start: Start) -> None:
+def generate(args: argparse.Namespace, start: Start, ranks: Ranks) -> None:
     """Run all phases and write the output.
 
     The text of all batches comes first, so that the text encoders can go. Each batch is written
     before the next is denoised.
 
     Raises:
-        UsageError: an argument does not suit the model.
+        UsageError: an argument does not suit the model, or the files that there are.
         OSError, ValueError: what the library raises, or results that are not finite.
+        RankError: another rank failed.
     """
+    plan = make_plan(args, ranks)
+    if not plan.jobs:
+        return
+
     source = open_model(args.model, vae=args.vae, prediction_type=args.prediction_type)
     config = load_model_config(source)
-    seed_is_drawn = args.seed is None
-    if seed_is_drawn:
-        args.seed = secrets.randbits(32)
-    jobs = [job.suited_to(config) for job in jobs_of(args)]
-    if seed_is_drawn:
-        print(f"Seed: {args.seed}")
-    output = Output(args)
+    jobs = [job.suited_to(config) for job in plan.jobs]
+    if plan.drawn_seed is not None:
+        print(f"Seed: {plan.drawn_seed}")
 
     memory.limit_cache()
     sd = _load(source, config, args)
+    shares = batches(jobs, plan.at_once, ranks.size)
     with _peak_memory("text and image encoding", args.verbose):
-        started = deque(_start(sd, args, batch, start) for batch in batches(jobs, len(jobs)))
+        own = shares[ranks.rank :: ranks.size]
+        started = deque(_start(sd, args, batch, start) for batch in own)
         sd.free_text_encoders()
-    while started:
-        batch, latents = started.popleft()
-        with _peak_memory("denoising", args.verbose):
-            x_0 = _denoise(latents)
-            del latents
-            if not started:
-                del sd.unet
-            _require_finite(x_0, "latents", args)
-        with _peak_memory("decoding", args.verbose):
-            images = _decode(sd, x_0, args)
-        for job, image in zip(batch.jobs, images, strict=True):
-            output.add(job, image)
-    output.finish()
+    for i in range(0, len(shares), ranks.size):
+        made = ranks.gather(_make(sd, started, args))
+        if ranks.is_first:
+            for batch, images in zip(shares[i : i + ranks.size], made, strict=False):
+                for job, image in zip(batch.jobs, images, strict=True):
+                    plan.output.add(job, image)
+    if ranks.is_first:
+        plan.output.finish()
+
+
+def _make(
+    sd: StableDiffusion, started: deque[tuple[Batch, Denoising]], args: argparse.Namespace
+) -> np.ndarray:
+    """The pictures of the next batch, uint8 [B, H, W, 3]; B is 0 where there is none."""
+    if not started:
+        return np.zeros((0, 0, 0, 3), np.uint8)
+    _, latents = started.popleft()
+    with _peak_memory("denoising", args.verbose):
+        x_0 = _denoise(latents)
+        del latents
+        if not started:
+            del sd.unet
+        _require_finite(x_0, "latents", args)
+    with _peak_memory("decoding", args.verbose):
+        return _decode(sd, x_0, args)
 
 
 def _load(source: Source, config: ModelConfig, args: argparse.Namespace) -> StableDiffusion:
