@@ -13,7 +13,15 @@ from string import Formatter
 
 import numpy as np
 
-from .image import FORMATS, check_output, make_grid, read_image, save_image, to_uint8
+from .image import (
+    FORMATS,
+    check_output,
+    make_grid,
+    read_image,
+    remove_abandoned,
+    save_image,
+    to_uint8,
+)
 from .jobs import Job, UsageError
 
 FIELDS = ("index", "seed", "model")
@@ -51,6 +59,7 @@ class Output:
             is_folder = args.output.endswith(("/", os.sep)) or os.path.isdir(args.output)
             if is_folder or _fields(args.output):
                 self._name_each(args, jobs, is_folder)
+                self._find_existing()
             elif self._grid is not None:
                 raise ValueError(
                     f"--output {args.output} is a grid already: with --grid give a folder, or a "
@@ -97,28 +106,35 @@ class Output:
         print(f"Wrote {self._grid}")
 
     def _name_each(self, args: argparse.Namespace, jobs: Sequence[Job], is_folder: bool) -> None:
-        pattern = os.path.join(args.output, IN_A_FOLDER) if is_folder else args.output
+        folder = args.output if is_folder else os.path.dirname(args.output)
         model = _file_name(args.model)
         start = 0
         if is_folder and not self._restarts and _fields(args.output) <= {"model"}:
             self._is_numbered = True
-            start = _last_number(Path(pattern.format(model=model, index="")).parent)
+            start = _last_number(Path(folder.format(model=model)))
         taken: dict[str, int] = {}  # index by name, as file systems that ignore case have it
         for job in jobs:
+            pattern = os.path.join(args.output, IN_A_FOLDER) if is_folder else args.output
+            if job.file is not None:
+                pattern = os.path.join(folder, _inside(job))
             index = f"{start + job.index:0{DIGITS}}"
             path = Path(pattern.format(index=index, seed=job.seed, model=model))
             other = taken.setdefault(str(path).casefold(), job.index)
             if other != job.index:
                 raise ValueError(
-                    f"--output {args.output} gives pictures {other} and {job.index} one name, "
-                    f"{path}: put {{index}} in it"
+                    f"{job.where}pictures {other} and {job.index} have one name, {path}: put "
+                    "{index} in it"
                 )
             self._paths[job.index] = path
-        paths = self._paths.values()
-        for folder in {path.parent for path in paths}:
-            _check_folder(folder)
-        for path in paths:
+        for parent in {path.parent for path in self._paths.values()}:
+            _check_folder(parent)
+        for path in self._paths.values():
             _check_name(path)
+
+    def _find_existing(self) -> None:
+        """Raise ValueError for files that are there and may be neither kept nor overwritten."""
+        if self._restarts:
+            remove_abandoned(self._paths.values())
         if self._overwrites:
             return
         self._existing = {index for index, path in self._paths.items() if os.path.lexists(path)}
@@ -160,7 +176,19 @@ class Output:
         return path.with_stem(f"{path.stem}-{attempt}")
 
 
-def _fields(pattern: str) -> set[str]:
+def _inside(job: Job) -> str:
+    """The job's own pattern.
+
+    Raises:
+        ValueError: it leads out of the folder, or is no pattern.
+    """
+    if Path(job.file).is_absolute() or ".." in Path(job.file).parts or "\0" in job.file:
+        raise ValueError(f"{job.where}output {job.file!r} is not a name inside the folder")
+    _fields(job.file, f"{job.where}output")
+    return job.file
+
+
+def _fields(pattern: str, option: str = "--output") -> set[str]:
     """The names in braces.
 
     Raises:
@@ -169,11 +197,11 @@ def _fields(pattern: str) -> set[str]:
     try:
         parts = [part for part in Formatter().parse(pattern) if part[1] is not None]
     except ValueError as error:
-        raise ValueError(f"--output {pattern}: {error}") from None
+        raise ValueError(f"{option} {pattern}: {error}") from None
     for _, field, spec, conversion in parts:
         if field not in FIELDS or spec or conversion:
             known = ", ".join(f"{{{name}}}" for name in FIELDS)
-            raise ValueError(f"--output {pattern}: {{{field}}} is none of {known}")
+            raise ValueError(f"{option} {pattern}: {{{field}}} is none of {known}")
     return {field for _, field, _, _ in parts}
 
 
@@ -185,7 +213,7 @@ def _file_name(model: str) -> str:
 
 def _last_number(folder: Path) -> int:
     """The largest of the names in a folder that are numbers, 0 if there is none."""
-    names = os.listdir(folder) if folder.is_dir() else []
+    names = os.listdir(folder) if os.path.isdir(folder) else []
     stems = [os.path.splitext(name)[0] for name in names]
     return max((int(stem) for stem in stems if re.fullmatch(r"[0-9]{1,9}", stem)), default=0)
 
