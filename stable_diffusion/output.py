@@ -23,6 +23,7 @@ from .image import (
     to_uint8,
 )
 from .jobs import Job, UsageError
+from .progress import say
 
 FIELDS = ("index", "seed", "model")
 DIGITS = 4  # that an index has at least, so that names stand in order
@@ -50,6 +51,8 @@ class Output:
         self._overwrites = args.force
         self._restarts = args.prompts_file is not None
         self._is_numbered = False  # on from what is in the folder
+        self._is_free = False  # each name, for the pictures of another call
+        self._n_added = 0
         self._paths: dict[int, Path] = {}  # of pictures, by their index
         self._existing: set[int] = set()
         self._images: dict[int, np.ndarray] = {}
@@ -82,6 +85,13 @@ class Output:
         """Whether a grid is all that is written."""
         return not self._paths
 
+    @property
+    def preview(self) -> Path:
+        """The file for a look at what is being made."""
+        if self._paths:
+            return next(iter(self._paths.values())).with_name("now.preview.png")
+        return Path(self._grid).with_suffix(".preview.png")
+
     def has(self, job: Job) -> bool:
         """Whether the picture is there already."""
         return job.index in self._existing
@@ -90,20 +100,41 @@ class Output:
         """Write a picture, uint8 [H, W, 3], or keep it for the grid."""
         if self._paths:
             self._write(job, image)
+        self._n_added += 1
         if self._grid is not None:
             self._images[job.index] = image
 
     def finish(self) -> None:
-        """Write the grid, where there is one; pictures that were there before are in it, too."""
-        if self._grid is None:
+        """Write the grid, where there is one; pictures that were there before are in it, too.
+
+        After an interruption it has the pictures that there are.
+        """
+        if self._grid is None or not self._images and not self._existing:
             return
         for index in self._existing:
             self._images[index] = to_uint8(read_image(self._paths[index]) / 2 + 0.5)
         images = [image for _, image in sorted(self._images.items())]
         if len({image.shape for image in images}) > 1:
             raise ValueError(f"{self._grid}: pictures of different sizes make no grid")
-        save_image(self._grid, make_grid(np.stack(images), self._n_rows))
-        print(f"Wrote {self._grid}")
+        n_rows = self._n_rows if len(images) % self._n_rows == 0 else 1
+        save_image(self._grid, make_grid(np.stack(images), n_rows))
+        say(f"Wrote {self._grid}")
+
+    def how_to_continue(self, jobs: Sequence[Job]) -> str:
+        """What to tell who interrupts the making of `jobs`."""
+        done, left = self._n_added, len(jobs) - self._n_added
+        kept = (
+            f"{done} of {len(jobs)} pictures are finished, and kept" if done else "none is finished"
+        )
+        if not left:
+            return kept
+        if self._restarts:
+            return f"{kept}: the same command makes the others"
+        seed = f"--seed {jobs[done].seed}"
+        if not done:
+            return f"{kept}: the same command with {seed} makes these pictures"
+        where = "" if self._is_free else " and another --output"
+        return f"{kept}: the same command with {seed} --n_images {left}{where} makes the others"
 
     def _name_each(self, args: argparse.Namespace, jobs: Sequence[Job], is_folder: bool) -> None:
         folder = args.output if is_folder else os.path.dirname(args.output)
@@ -112,6 +143,7 @@ class Output:
         if is_folder and not self._restarts and _fields(args.output) <= {"model"}:
             self._is_numbered = True
             start = _last_number(Path(folder.format(model=model)))
+        self._is_free = self._is_numbered or "seed" in _fields(args.output)
         taken: dict[str, int] = {}  # index by name, as file systems that ignore case have it
         for job in jobs:
             pattern = os.path.join(args.output, IN_A_FOLDER) if is_folder else args.output
@@ -160,13 +192,13 @@ class Output:
                 save_image(path, image, overwrites=self._overwrites)
             except FileExistsError:
                 if self._restarts:
-                    print(f"{path} was made by another program meanwhile")
+                    say(f"{path} was made by another program meanwhile")
                     return
                 attempt += 1
                 path = self._another(self._paths[job.index], attempt)
             else:
                 self._paths[job.index] = path
-                print(f"Wrote {path}")
+                say(f"Wrote {path}")
                 return
 
     def _another(self, path: Path, attempt: int) -> Path:

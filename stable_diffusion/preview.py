@@ -7,14 +7,49 @@ pictures, once; a preview then costs one product of matrices.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+
+from .image import make_grid, save_image, to_uint8
 
 SIDE = 16  # of the square of latents that is decoded for every two channels to fit the function to
 RIDGE = 1e-3  # of the variance of a latent, which is 1
 
 Decode = Callable[[mx.array], mx.array]  # [B, h, w, C] → [B, f·h, f·w, 3] in [0, 1]
+
+
+class Preview:
+    """A file that shows a batch of pictures in the making, and is written over again and again.
+
+    Args:
+        path: the file; it is there when the first preview is, and always whole.
+        every: how many steps there are between two previews.
+        n_rows: of the grid of a batch, where that many come out even.
+        decode: from latents [B, h, w, C] to pictures, uint8 [B, f·h, f·w, 3].
+    """
+
+    def __init__(
+        self, path: Path, every: int, n_rows: int, decode: Callable[[mx.array], np.ndarray]
+    ):
+        self._path, self._every, self._n_rows, self._decode = path, every, n_rows, decode
+
+    def show(self, step: int, n_steps: int, estimate: mx.array) -> None:
+        """Write what step `step` of `n_steps` took x_0 for, if it is one to be shown.
+
+        The last one is not: the pictures themselves are about to be decoded.
+        """
+        if step % self._every or step == n_steps:
+            return
+        images = self._decode(estimate)
+        n_rows = self._n_rows if len(images) % self._n_rows == 0 else 1
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        save_image(self._path, make_grid(images, n_rows))
+
+    def remove(self) -> None:
+        """Delete the file, as the pictures themselves are there."""
+        self._path.unlink(missing_ok=True)
 
 
 class LinearDecoder:
@@ -39,12 +74,12 @@ class LinearDecoder:
         self._weights = np.linalg.solve(a.T @ a + penalty, a.T @ b).astype(np.float32)
 
     def __call__(self, latents: mx.array) -> np.ndarray:
-        """Pictures, float32 [B, f·h, f·w, 3], about in [0, 1], of latents [B, h, w, C]."""
+        """Pictures, uint8 [B, f·h, f·w, 3], of latents [B, h, w, C]."""
         b, h, w, _ = latents.shape
         f = self._factor
         patches = _neighbours(np.array(latents)) @ self._weights  # [B·h·w, f·f·3]
         patches = patches.reshape(b, h, w, f, f, 3).swapaxes(2, 3)
-        return patches.reshape(b, h * f, w * f, 3)
+        return to_uint8(np.nan_to_num(patches.reshape(b, h * f, w * f, 3)))
 
 
 def pink_noise(shape: tuple[int, int, int, int]) -> np.ndarray:
