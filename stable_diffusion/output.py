@@ -109,7 +109,7 @@ class Output:
 
         After an interruption it has the pictures that there are.
         """
-        if self._grid is None or not self._images and not self._existing:
+        if self._grid is None or not (self._images or self._existing):
             return
         for index in self._existing:
             self._images[index] = to_uint8(read_image(self._paths[index]) / 2 + 0.5)

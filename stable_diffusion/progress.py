@@ -25,8 +25,6 @@ DECODING = 1  # steps that decoding takes as long as, about: 12 s and 8 s at SD 
 DELAY = 2  # seconds: what takes no longer needs no bar
 INTERVAL = 30  # seconds between lines
 
-GB = 1e9
-
 
 def say(text: str) -> None:
     """A line on standard output, above the bar if there is one."""
@@ -48,9 +46,9 @@ class Progress:
     def __init__(self, verbose: bool = False):
         self._verbose = verbose
         self._is_watched = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self._start = self._last_line = time.perf_counter()
+        self._start = self._begin = self._last_line = _now()  # seconds
         self._peak = 0  # bytes
-        self._steps, self._seconds = 0, 0.0  # of denoising; a step of two pictures counts twice
+        self._steps, self._seconds = 0, 0.0  # of denoising; a step of two pictures is two steps
         self._work = self._done = 0  # steps, and decoding as so many
         self._n_pictures = self._n_finished = 0
         self._bar: tqdm | None = None
@@ -64,7 +62,7 @@ class Progress:
         mx.clear_cache()  # the next phase's buffers are of other sizes
         self._peak = max(self._peak, mx.get_peak_memory())
         if self._verbose:
-            say(f"Peak memory, {name}: {mx.get_peak_memory() / GB:.3f} GB")
+            say(f"Peak memory, {name}: {mx.get_peak_memory() / 1e9:.3f} GB")
 
     def read(self, name: str, network: nn.Module) -> None:
         """Read the weights of a network; those that are there already take no time."""
@@ -80,7 +78,7 @@ class Progress:
         ) as bar:
             read_weights(network, bar.update)
         if not self._is_watched and _now() - start > DELAY:
-            warn(f"Read the {name}: {size / GB:.1f} GB in {_now() - start:.1f} s")
+            warn(f"Read the {name}: {_size(size)} in {_now() - start:.1f} s")
 
     @contextmanager
     def of(self, batches: Sequence[tuple[int, int]]) -> Iterator[None]:
@@ -88,6 +86,7 @@ class Progress:
         self._n_pictures = sum(pictures for pictures, _ in batches)
         self._work = sum(pictures * (steps + DECODING) for pictures, steps in batches)
         self._is_one_batch = len(batches) == 1
+        self._begin = _now()
         with tqdm(
             total=self._work,
             bar_format=BAR,
@@ -103,21 +102,22 @@ class Progress:
         if n_pictures > 1:
             number += f"-{self._n_finished + n_pictures}"
         self._batch = "" if self._is_one_batch else f"Pictures {number} of {self._n_pictures}, "
-        self._show(f"step 0/{len(latents)}", 0)
+        self._show(f"{self._batch}step 0/{len(latents)}", 0)
         start = _now()
         for i, x_t in enumerate(latents, 1):
             mx.eval(x_t)
             self._seconds += _now() - start
             self._steps += n_pictures
-            self._show(f"step {i}/{len(latents)}", n_pictures, is_last=i == len(latents))
+            text = f"{self._batch}step {i}/{len(latents)}"
+            self._show(text, n_pictures, is_last=i == len(latents))
             yield x_t
             start = _now()
+        self._show(f"{self._batch}decoding", 0)
 
     def finished(self) -> None:
         """One more picture is decoded."""
         self._n_finished += 1
-        of_all = f"{self._n_finished}/{self._n_pictures}"
-        self._show(f"decoded {of_all}" if self._is_one_batch else "decoding", DECODING)
+        self._show(f"decoded {self._n_finished}/{self._n_pictures}", DECODING)
 
     def summary(self, n_pictures: int) -> str:
         """The figures of a run that made so many pictures.
@@ -129,7 +129,7 @@ class Progress:
         return (
             f"{n_pictures} picture{'s' * (n_pictures != 1)} in {seconds:.1f} s: "
             f"{seconds / n_pictures:.1f} s a picture, {self._speed()}, peak memory "
-            f"{self._peak / GB:.1f} GB (of the process {peak_of_process() / GB:.1f} GB)"
+            f"{_size(self._peak)} (of the process {_size(peak_of_process())})"
         )
 
     def _speed(self) -> str:
@@ -139,18 +139,23 @@ class Progress:
         return f"{speed:.1f} steps/s" if speed >= 1 else f"{1 / speed:.1f} s a step"
 
     def _show(self, text: str, work: int, is_last: bool = False) -> None:
-        """Show what was done last, and the work that was done for it."""
+        """Show what is done, and count the work that was done for it."""
         self._done += work
-        text = self._batch + text
         text = text[0].upper() + text[1:]
         if self._is_watched:
-            self._bar.set_description_str(text, refresh=False)
+            self._bar.set_description_str(text, refresh=not work)
             if self._steps:
                 self._bar.set_postfix_str(self._speed(), refresh=False)
             self._bar.update(work)
-        elif is_last or _now() - self._last_line > INTERVAL:
+        elif is_last or (work and _now() - self._last_line > INTERVAL):
             self._last_line = _now()
-            warn(f"{text}, {self._done / self._work:.0%}")
+            seconds = (_now() - self._begin) * (self._work - self._done) / self._done
+            left = tqdm.format_interval(seconds)
+            warn(f"{text}: {self._done / self._work:.0%}, {left} left")
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
 
 
 def _now() -> float:

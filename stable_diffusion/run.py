@@ -139,12 +139,12 @@ def _make(
     batch, latents = started.popleft()
     with progress.phase("denoising"):
         for step, x_t in enumerate(progress.steps(latents, len(batch.jobs)), 1):
+            _require_finite(x_t, "latents", args)
             if preview is not None:
                 preview.show(step, len(latents), latents.estimate)
         del latents
         if not started:
             del sd.unet
-        _require_finite(x_t, "latents", args)
     with progress.phase("decoding"):
         progress.read("VAE's decoder", sd.autoencoder.decoder)
         for image in _decode(sd, x_t, args):
