@@ -99,7 +99,8 @@ class Ranks:
         """
         if self.size == 1:
             return [images]
-        images = np.stack(list(images) or [np.zeros((0, 0, 0), np.uint8)])  # [B, H, W, 3]
+        images = list(images)
+        images = np.stack(images) if images else np.zeros((0, 0, 0, 3), np.uint8)  # [B, H, W, 3]
         self.meet()
         shapes = self._gather(np.array(images.shape, np.int64))  # [ranks, 4]
         sizes = shapes.prod(axis=1)

@@ -132,7 +132,7 @@ def test_beside_pictures_in_a_folder(tmp_path, written):
     inputs = [tmp_path / "i.png", PROMPT, "--strength", "0.5", "--steps", "4", "--preview", "1"]
     arguments = [*map(str, inputs), "--model", "tiny", "--output", f"{tmp_path / 'new'}/"]
     assert image2image.main([*arguments, "--n_images", "1"]) == 0
-    assert [path for path, _ in written] == [tmp_path / "new/preview.png"]
+    assert [path for path, _ in written] == [tmp_path / "new/now.preview.png"]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["0001.png"]
 
 
