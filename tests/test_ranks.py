@@ -102,7 +102,7 @@ for how in ("well", "error", "usage", "different", "bug", "kill"):
 def test_how_ranks_end():
     """With the status of the one that failed, and its message alone."""
     out, err = launch("-c", PROGRAM)
-    exchange = f"rank 0 of 2\n[{2**62}, 0] 4\n[(0, 2, 3, 3), (1, 2, 3, 3)] 7\n"
+    exchange = f"rank 0 of 2\n[{2**62}, 0] 4\n[(0, 0, 0, 3), (1, 2, 3, 3)] 7\n"
     ends = [f"{exchange}status {status}\n" for status in (0, 1, 2, 1, 1)]
     assert out.startswith("".join(ends))
     # Of the one that was killed the other speaks, where mlx.launch has not ended it before.
