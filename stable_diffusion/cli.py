@@ -9,19 +9,20 @@ from .diffusion_config import require_schedule
 from .image import load_image
 from .jobs import Job
 from .options import GROUPS, START, add_options, types
+from .parser import Parser
 from .prompts_file import STANDARD_INPUT, read_requests
 
 
 def txt2image_parser() -> argparse.ArgumentParser:
     """What `txt2image.py` takes."""
-    parser = _Parser("prompt", "Make pictures of a text.")
+    parser = Parser("prompt", "Make pictures of a text.")
     add_options(parser, GROUPS)
     return parser
 
 
 def image2image_parser() -> argparse.ArgumentParser:
     """What `image2image.py` takes."""
-    parser = _Parser("image prompt", "Make pictures of a text that start from a picture.")
+    parser = Parser("image prompt", "Make pictures of a text that start from a picture.")
     add_options(parser, START | GROUPS)
     return parser
 
@@ -92,27 +93,3 @@ def _read_image(args: argparse.Namespace) -> np.ndarray:
     if (new_width, new_height) != (width, height):
         print(f"Resized {args.image} from {width}x{height} to {new_width}x{new_height}")
     return image
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose help fits the screen: short usage, one spelling of each option."""
-
-    def __init__(self, positionals: str, description: str):
-        super().__init__(
-            usage=f"%(prog)s [options] {positionals}",
-            description=description,
-            formatter_class=_Formatter,
-            allow_abbrev=False,
-            add_help=False,  # it is in a group of its own
-        )
-
-
-class _Formatter(argparse.HelpFormatter):
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        """The names of an option in one spelling, and its value once."""
-        if not action.option_strings:
-            return super()._format_action_invocation(action)
-        short = [name for name in action.option_strings if not name.startswith("--")]
-        name = action.option_strings[len(short)]  # what follows are its other spellings
-        value = "" if action.nargs == 0 else f" {action.metavar or action.dest.upper()}"
-        return ", ".join([*short, name]) + value

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+from . import about
 from .diffusion_config import PREDICTION_TYPES, SAMPLERS, SCHEDULES
 from .models import MODELS
+from .parser import Show
 from .values import embedding, lora, number, one_of
 
 Add = Callable[..., None]
@@ -232,7 +234,21 @@ def output(add: Add) -> None:
 
 def reports(add: Add) -> None:
     add("--verbose", "-v", action="store_true", help="report the peak memory of each phase")
-    add("--help", "-h", action="help", by_default=None, help="show this and stop")
+    add(
+        "--list-models",
+        action=Show,
+        show=about.models,
+        by_default=None,
+        help="say which models are known, which are on this machine, and how large they are",
+    )
+    add(
+        "--version",
+        action=Show,
+        show=about.version,
+        by_default=None,
+        help="say the versions of this program and of MLX, and the device",
+    )
+    add("--help", "-h", action="help", by_default=None, help="say all this")
 
 
 START = {"picture to start from": start}
