@@ -181,7 +181,14 @@ def memory(add: Add) -> None:
         by_default="on a GPU",
         help="half precision; the VAE computes in float32 always",
     )
-    add("--no-float16", action="store_false", dest="float16", by_default=None, help="float32")
+    add(
+        "--no-float16",
+        action="store_false",
+        default=None,
+        dest="float16",
+        by_default=None,
+        help="float32",
+    )
     add(
         "--batch-size",
         type=POSITIVE,
@@ -212,6 +219,7 @@ def memory(add: Add) -> None:
     add(
         "--no-low-memory",
         action="store_false",
+        default=None,
         dest="low_memory",
         by_default=None,
         help="spare time, not memory",

@@ -20,8 +20,8 @@ MAY_IMPORT = {
     "conditioning": {"clip", "prompt", "tokenizer", "mlx"},
     "config": {"diffusion_config", "models", "quantization", "strict"},
     "convert": {
-        *("config", "diffusion_config", "hub", "memory", "model_io", "native", "quantization"),
-        *("quantize", "run", "mlx", "tqdm"),
+        *("config", "diffusion_config", "hub", "memory", "model_io", "native", "parser"),
+        *("quantization", "quantize", "run", "mlx", "tqdm"),
     },
     "denoising": {"cpu", "noise", "sampler", "schedule", "unet", "mlx"},
     "diffusion_config": {"strict", "suggest"},
