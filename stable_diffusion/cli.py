@@ -26,6 +26,8 @@ examples:
       --steps 20 "A painting of a vase"
   where memory is short; and how much was needed:
     python txt2image.py -q --low-memory -v "A painting of a vase"
+  a file for each picture, of a prompt a line; started again, it goes on:
+    python txt2image.py --prompts-file prompts.txt --output pictures/
   what models there are:
     python txt2image.py --list-models
 """
@@ -48,7 +50,7 @@ prompts, LoRA, and what to do about errors.
 
 def txt2image_parser() -> argparse.ArgumentParser:
     """What `txt2image.py` takes."""
-    parser = Parser("prompt", "Make pictures of a text.", TXT2IMAGE_EXAMPLES + MORE)
+    parser = Parser("[prompt]", "Make pictures of a text.", TXT2IMAGE_EXAMPLES + MORE)
     add_options(parser, GROUPS)
     return parser
 
@@ -56,7 +58,7 @@ def txt2image_parser() -> argparse.ArgumentParser:
 def image2image_parser() -> argparse.ArgumentParser:
     """What `image2image.py` takes."""
     description = "Make pictures of a text that start from a picture."
-    parser = Parser("image prompt", description, IMAGE2IMAGE_EXAMPLES + MORE)
+    parser = Parser("image [prompt]", description, IMAGE2IMAGE_EXAMPLES + MORE)
     add_options(parser, START | GROUPS)
     return parser
 

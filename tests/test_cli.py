@@ -52,7 +52,12 @@ def parse(script: str, arguments: list[str], folder: Path) -> argparse.Namespace
     """As the script does, where the files that are named exist; None where it ends the program."""
     for name in FILE.findall(" ".join(arguments)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (64, 64)).save(folder / name, "PNG")
+        if name.endswith("txt"):
+            (folder / name).write_text("a photo\n")
+        elif name.endswith("jsonl"):
+            (folder / name).write_text('{"prompt": "a photo"}\n')
+        else:
+            Image.new("RGB", (64, 64)).save(folder / name, "PNG")
     with contextlib.suppress(SystemExit):
         return cli.parse(PARSERS[script](), arguments)
     return None

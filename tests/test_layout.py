@@ -2,10 +2,13 @@
 
 import ast
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from ours import python
+
+import stable_diffusion
 
 PACKAGE = Path(__file__).parents[1] / "stable_diffusion"
 
@@ -53,7 +56,7 @@ MAY_IMPORT = {
     },
     "plan": {"jobs", "memory", "output", "ranks"},
     "prompt": set(),
-    "prompts_file": set(),
+    "prompts_file": {"suggest"},
     "quantization": {"strict"},
     "quantize": {"quantization", "mlx"},
     "ranks": {"mlx", "numpy"},
@@ -107,6 +110,19 @@ def test_no_file_is_too_long(file):
 def test_the_scripts_are_thin():
     for name in ("txt2image.py", "image2image.py"):
         assert len((PACKAGE.parent / name).read_text().splitlines()) <= 30
+
+
+def test_installing_takes_everything_along():
+    """`pip install .`: every module and all of `tiny`; the version, read without an import."""
+    settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
+    patterns = ["*.py", *settings["package-data"]["stable_diffusion"]]
+    taken = {file for pattern in patterns for file in PACKAGE.glob(pattern)}
+    files = {file for file in PACKAGE.rglob("*") if file.is_file()}
+    assert {file for file in files if "__pycache__" not in file.parts} <= taken
+    module, _, name = settings["dynamic"]["version"]["attr"].rpartition(".")
+    tree = ast.parse((PACKAGE.parent / f"{module.replace('.', '/')}.py").read_text())
+    (value,) = [node.value for node in tree.body if isinstance(node, ast.Assign)]
+    assert (name, ast.literal_eval(value)) == ("__version__", stable_diffusion.__version__)
 
 
 def test_the_library_needs_neither_pil_nor_tqdm_nor_the_hub():
