@@ -99,7 +99,7 @@ def _requests(args: argparse.Namespace) -> list[argparse.Namespace]:
     requests = [args]
     if args.prompts_file is not None:
         known = types((START | GROUPS).values())
-        own = {"n_images", *Job.__dataclass_fields__} & vars(args).keys()
+        own = {"n_images", "output", *Job.__dataclass_fields__} & vars(args).keys()
         if "image" in args:
             own -= {"width", "height"}  # those of the picture
         requests = read_requests(args, {name: known[name] for name in known if name in own})

@@ -241,6 +241,19 @@ def output(add: Add) -> None:
 
 
 def reports(add: Add) -> None:
+    add(
+        "--preview",
+        type=POSITIVE,
+        by_default="none",
+        metavar="N",
+        help="show the pictures in the making every N steps, roughly, in NAME.preview.png beside "
+        "the output, until they are written; the VAE's decoder is then in memory throughout",
+    )
+    add(
+        "--preview-vae",
+        action="store_true",
+        help="let the whole VAE decode the previews: slower, more memory, as the picture will be",
+    )
     add("--verbose", "-v", action="store_true", help="report the peak memory of each phase")
     add(
         "--list-models",

@@ -22,7 +22,8 @@ def read_requests(args: argparse.Namespace, types: Types) -> list[argparse.Names
     """The command line, once for each line of `args.prompts_file`, with what the line says.
 
     A line that counts is not blank and does not start with `#`. If the first of them starts with
-    `{`, all are JSON objects: they have a `prompt` and options.
+    `{`, all are JSON objects: they have a `prompt` and options. `output` is a name in the folder
+    of the command line's, and becomes `file`.
 
     A line without a seed gets one: where `args.seed` says one, the pictures of the file count up
     from it; else it is made of the prompt, and so stays when the file around it changes.
@@ -47,6 +48,8 @@ def read_requests(args: argparse.Namespace, types: Types) -> list[argparse.Names
             options = _options(line, types) if is_json else {"prompt": line}
         except ValueError as error:
             raise ValueError(f"{where}{error}") from None
+        if "output" in options:
+            options["file"] = options.pop("output")
         request = argparse.Namespace(**vars(args) | options | {"where": where})
         if "seed" not in options:
             text = f"{n_same[request.prompt]} {request.prompt}"
