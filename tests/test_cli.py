@@ -106,7 +106,7 @@ def test_every_option_says_its_default(script):
     for _, action in options(parser):
         if action.option_strings and action.dest not in WITHOUT_DEFAULT:
             said.setdefault(action.dest, said_default(action, parser))
-            if action.default not in (None, "", [], 0):
+            if action.default not in (None, "", [], 0, argparse.SUPPRESS):
                 assert said[action.dest] == str(action.default)
     assert all(said.values()), [dest for dest in said if not said[dest]]
 
