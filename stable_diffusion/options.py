@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+from . import about
 from .diffusion_config import PREDICTION_TYPES, SAMPLERS, SCHEDULES
 from .models import MODELS
+from .parser import Show
 from .values import embedding, lora, number, one_of
 
 Add = Callable[..., None]
@@ -179,7 +181,14 @@ def memory(add: Add) -> None:
         by_default="on a GPU",
         help="half precision; the VAE computes in float32 always",
     )
-    add("--no-float16", action="store_false", dest="float16", by_default=None, help="float32")
+    add(
+        "--no-float16",
+        action="store_false",
+        default=None,
+        dest="float16",
+        by_default=None,
+        help="float32",
+    )
     add(
         "--batch-size",
         type=POSITIVE,
@@ -210,6 +219,7 @@ def memory(add: Add) -> None:
     add(
         "--no-low-memory",
         action="store_false",
+        default=None,
         dest="low_memory",
         by_default=None,
         help="spare time, not memory",
@@ -245,7 +255,21 @@ def reports(add: Add) -> None:
         help="let the whole VAE decode the previews, in the time and memory that pictures take",
     )
     add("--verbose", "-v", action="store_true", help="report the peak memory of each phase")
-    add("--help", "-h", action="help", by_default=None, help="show this and stop")
+    add(
+        "--list-models",
+        action=Show,
+        show=about.models,
+        by_default=None,
+        help="say which models are known, which are on this machine, and how large they are",
+    )
+    add(
+        "--version",
+        action=Show,
+        show=about.version,
+        by_default=None,
+        help="say the versions of this program and of MLX, and the device",
+    )
+    add("--help", "-h", action="help", by_default=None, help="say all this")
 
 
 START = {"picture to start from": start}

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from .suggest import did_you_mean
+
 STANDARD_INPUT = "-"
 SEED_BYTES = 4
 
@@ -100,7 +102,7 @@ def _without_duplicates(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 def _value(name: str, value: Any, types: Types) -> Any:
     """The value of an option, by the checks that it has on the command line."""
     if name not in types:
-        raise ValueError(f"{name!r} is none of {', '.join(types)}")
+        raise ValueError(f"{name!r} is none of {', '.join(types)}{did_you_mean(name, types)}")
     if types[name] is bool:
         if not isinstance(value, bool):
             raise ValueError(f"{name} must be true or false, got {json.dumps(value)}")
