@@ -7,13 +7,13 @@ for each picture, and overwrites nothing unless told to.
 import argparse
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Formatter
 
 import numpy as np
 
-from .image import FORMATS, check_output, make_grid, read_image, save_image, to_uint8
+from .image import FORMATS, NO_TEXTS, check_output, make_grid, read_image, save_image, to_uint8
 from .jobs import Job, UsageError
 
 FIELDS = ("index", "seed", "model")
@@ -77,15 +77,18 @@ class Output:
         """Whether the picture is there already."""
         return job.index in self._existing
 
-    def add(self, job: Job, image: np.ndarray) -> None:
-        """Write a picture, uint8 [H, W, 3], or keep it for the grid."""
+    def add(self, job: Job, image: np.ndarray, texts: Mapping[str, str] = NO_TEXTS) -> None:
+        """Write a picture, uint8 [H, W, 3], with what its file says; or keep it for the grid."""
         if self._paths:
-            self._write(job, image)
+            self._write(job, image, texts)
         if self._grid is not None:
             self._images[job.index] = image
 
-    def finish(self) -> None:
-        """Write the grid, where there is one; pictures that were there before are in it, too."""
+    def finish(self, texts: Mapping[str, str] = NO_TEXTS) -> None:
+        """Write the grid, where there is one; pictures that were there before are in it, too.
+
+        `texts` are of a grid of all those that were added.
+        """
         if self._grid is None:
             return
         for index in self._existing:
@@ -93,7 +96,8 @@ class Output:
         images = [image for _, image in sorted(self._images.items())]
         if len({image.shape for image in images}) > 1:
             raise ValueError(f"{self._grid}: pictures of different sizes make no grid")
-        save_image(self._grid, make_grid(np.stack(images), self._n_rows))
+        grid = make_grid(np.stack(images), self._n_rows)
+        save_image(self._grid, grid, NO_TEXTS if self._existing else texts)
         print(f"Wrote {self._grid}")
 
     def _name_each(self, args: argparse.Namespace, jobs: Sequence[Job], is_folder: bool) -> None:
@@ -134,14 +138,14 @@ class Output:
         if Path(self._grid) in self._paths.values():
             raise ValueError(f"--grid {self._grid} is the file of a picture, too")
 
-    def _write(self, job: Job, image: np.ndarray) -> None:
+    def _write(self, job: Job, image: np.ndarray, texts: Mapping[str, str]) -> None:
         """Write a picture to its file; where another program made that meanwhile, beside it."""
         path = self._paths[job.index]
         path.parent.mkdir(parents=True, exist_ok=True)
         attempt = 1
         while True:
             try:
-                save_image(path, image, overwrites=self._overwrites)
+                save_image(path, image, texts, overwrites=self._overwrites)
             except FileExistsError:
                 if self._restarts:
                     print(f"{path} was made by another program meanwhile")

@@ -24,6 +24,7 @@ from .model_io import Source
 from .pipeline import Denoising, StableDiffusion, load_model_config, open_model, pipeline_class
 from .plan import make_plan
 from .ranks import RankError, Ranks, launched_ranks
+from .record import Record
 from .sampler import Sampler
 
 WRONG_USAGE, FAILED, INTERRUPTED = 2, 1, 130  # exit statuses; 130 as a shell has it for Ctrl-C
@@ -82,6 +83,9 @@ def generate(args: argparse.Namespace, start: Start, ranks: Ranks) -> None:
     if plan.drawn_seed is not None:
         print(f"Seed: {plan.drawn_seed}")
 
+    args.float16 = _use_float16(args)
+    record = Record(args, source)
+
     memory.limit_cache()
     sd = _load(source, config, args)
     shares = batches(jobs, plan.at_once, ranks.size)
@@ -94,9 +98,9 @@ def generate(args: argparse.Namespace, start: Start, ranks: Ranks) -> None:
         if ranks.is_first:
             for batch, images in zip(shares[i : i + ranks.size], made, strict=False):
                 for job, image in zip(batch.jobs, images, strict=True):
-                    plan.output.add(job, image)
+                    plan.output.add(job, image, record.of(job))
     if ranks.is_first:
-        plan.output.finish()
+        plan.output.finish(record.of_grid(jobs, args.n_rows))
 
 
 def _make(
@@ -118,7 +122,7 @@ def _make(
 
 def _load(source: Source, config: ModelConfig, args: argparse.Namespace) -> StableDiffusion:
     """The model with all that is asked to be added to it."""
-    sd = pipeline_class(config)(source, _use_float16(args), args.sampler, schedule=args.schedule)
+    sd = pipeline_class(config)(source, args.float16, args.sampler, schedule=args.schedule)
     if args.quantize:
         sd.quantize()
     for file, scale in args.lora:
