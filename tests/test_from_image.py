@@ -82,7 +82,7 @@ START = "from a picture"
 WITH_WORD = "files"
 RECIPES = {  # where to write, and options
     "plain": "o.png",
-    "ancestral": "o.png --sampler=euler-a --width=96 --height=72 --cfg=4.5 --negative_prompt='a\nb'",
+    "ancestral": "o.png --sampler=euler-a --width=96 --height=72 --cfg=4 --negative_prompt='a\nb'",
     "ddim": "o.webp --sampler=ddim --schedule=linspace --guidance-rescale=0.7",
     "weights": "o.png --sampler=dpm++2m --schedule=karras --prompt-weights --negative-prompt=(a:2)",
     "lcm": "o.tif --sampler=lcm --clip-skip=1 --cfg=0 --seed=123456789012",
@@ -133,7 +133,7 @@ def test_made_again(folder, tmp_path, monkeypatch, name):
 
 def test_the_recipes_say_what_was_asked(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
-    options = ["--lora", "a.safetensors", "--embedding", f"x={folder}/word.safetensors"]
+    options = ["--lora", "a.safetensors", "--embedding", f"<x>={folder}/word.safetensors"]
     options += ["--clip-skip", "1", "--output", tmp_path / "o.png", "--strength", "0.6"]
     assert run(*TINY, "\udcff (circle)", *options, start=folder / "start.png") == 0
     recipe = recipe_of(tmp_path / "o.png")
@@ -142,7 +142,7 @@ def test_the_recipes_say_what_was_asked(folder, tmp_path, monkeypatch):
     assert (recipe.sampler, recipe.schedule, recipe.strength) == ("euler", "trailing", 0.6)
     assert (recipe.width, recipe.height, recipe.fit) == (64, 64, "stretch")
     assert recipe.lora == ("a.safetensors:1.0",)
-    assert recipe.embedding == (f"x={folder}/word.safetensors",)
+    assert recipe.embedding == (f"<x>={folder}/word.safetensors",)
     assert all(len(sum) == 64 for sum in (*recipe.lora_sha256, recipe.image_sha256))
     text = read_texts(tmp_path / "o.png")[PARAMETERS]
     assert text.startswith("? (circle)\nSteps: 3, Sampler: Euler, ") and str(folder) not in text
