@@ -10,19 +10,56 @@ from .from_image import with_recipe
 from .image import load_image
 from .jobs import Job
 from .options import GROUPS, START, add_options, types
+from .parser import Parser
 from .prompts_file import STANDARD_INPUT, read_requests
+
+TXT2IMAGE_EXAMPLES = """\
+examples:
+  the model that is in this package, in a few seconds:
+    python txt2image.py --model tiny --seed 1 "a red circle on blue"
+  four pictures in two rows, of a model that is downloaded first:
+    python txt2image.py --n_images 4 --n_rows 2 "An astronaut riding on Mars"
+  a model of your own, another size, and what to leave out:
+    python txt2image.py --model ./my-model --width 640 --height 448 \\
+      --negative_prompt "people" "A lighthouse at dusk"
+  fewer steps with a sampler of the second order:
+    python txt2image.py --model sd-1-5 --sampler dpm++2m --schedule karras \\
+      --steps 20 "A painting of a vase"
+  where memory is short; and how much was needed:
+    python txt2image.py -q --low-memory -v "A painting of a vase"
+  a file for each picture, of a prompt a line; started again, it goes on:
+    python txt2image.py --prompts-file prompts.txt --output pictures/
+  what models there are:
+    python txt2image.py --list-models
+"""
+IMAGE2IMAGE_EXAMPLES = """\
+examples:
+  some way from a picture:
+    python image2image.py --strength 0.5 house.png "A house in the snow"
+  further, with a model of your own, at the size of the picture that is made:
+    python image2image.py --model ./my-model --strength 0.8 \\
+      --width 640 --height 448 --seed 1 house.png "A house in the snow"
+  four attempts, in two rows:
+    python image2image.py --n_images 4 --n_rows 2 house.png "A castle"
+"""
+MORE = """
+Underscores and hyphens in options mean the same. README.md, beside this
+script, says more: the models, what memory and time they take, samplers,
+prompts, LoRA, and what to do about errors.
+"""
 
 
 def txt2image_parser() -> argparse.ArgumentParser:
     """What `txt2image.py` takes."""
-    parser = _Parser("prompt", "Make pictures of a text.")
+    parser = Parser("[prompt]", "Make pictures of a text.", TXT2IMAGE_EXAMPLES + MORE)
     add_options(parser, GROUPS)
     return parser
 
 
 def image2image_parser() -> argparse.ArgumentParser:
     """What `image2image.py` takes."""
-    parser = _Parser("image prompt", "Make pictures of a text that start from a picture.")
+    description = "Make pictures of a text that start from a picture."
+    parser = Parser("image [prompt]", description, IMAGE2IMAGE_EXAMPLES + MORE)
     add_options(parser, START | GROUPS)
     return parser
 
@@ -105,7 +142,7 @@ def _requests(args: argparse.Namespace) -> list[argparse.Namespace]:
     requests = [args]
     if args.prompts_file is not None:
         known = types((START | GROUPS).values())
-        own = {"n_images", *Job.__dataclass_fields__} & vars(args).keys()
+        own = {"n_images", "output", *Job.__dataclass_fields__} & vars(args).keys()
         if "image" in args:
             own -= {"width", "height"}  # those of the picture
         requests = read_requests(args, {name: known[name] for name in known if name in own})
@@ -135,27 +172,3 @@ def _read_image(args: argparse.Namespace) -> np.ndarray:
     if (new_width, new_height) != (width, height):
         print(f"Resized {args.image} from {width}x{height} to {new_width}x{new_height}")
     return image
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose help fits the screen: short usage, one spelling of each option."""
-
-    def __init__(self, positionals: str, description: str):
-        super().__init__(
-            usage=f"%(prog)s [options] {positionals}",
-            description=description,
-            formatter_class=_Formatter,
-            allow_abbrev=False,
-            add_help=False,  # it is in a group of its own
-        )
-
-
-class _Formatter(argparse.HelpFormatter):
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        """The names of an option in one spelling, and its value once."""
-        if not action.option_strings:
-            return super()._format_action_invocation(action)
-        short = [name for name in action.option_strings if not name.startswith("--")]
-        name = action.option_strings[len(short)]  # what follows are its other spellings
-        value = "" if action.nargs == 0 else f" {action.metavar or action.dest.upper()}"
-        return ", ".join([*short, name]) + value

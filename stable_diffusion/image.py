@@ -1,7 +1,8 @@
 """Between picture files and arrays: reading, fitting to the networks, grids, saving."""
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -21,6 +22,7 @@ FORMATS = {
     ".tif": "TIFF",
     ".tiff": "TIFF",
 }
+PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<process>[0-9]+)\.partial", re.DOTALL)  # not finished
 SAVE_OPTIONS = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
 MULTIPLE = 64  # the VAE makes 8 pixels one latent, the UNet halves latents three times
 GRID_BORDER = 8  # pixels of black around each picture of a grid
@@ -230,6 +232,22 @@ def save_image(
         (os.replace if overwrites else _rename_if_free)(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_abandoned(paths: Iterable[Path]) -> None:
+    """Remove what processes that are no more left half written of these pictures."""
+    paths = set(paths)
+    for folder in {path.parent for path in paths if path.parent.is_dir()}:
+        for name in os.listdir(folder):
+            match = PARTIAL.fullmatch(name)
+            if match is None or folder / match["name"] not in paths:
+                continue
+            try:
+                os.kill(int(match["process"]), 0)  # asks only
+            except (ProcessLookupError, OverflowError):
+                (folder / name).unlink(missing_ok=True)
+            except OSError:
+                pass  # another user's, who is at it
 
 
 def _rename_if_free(partial: Path, path: Path) -> None:

@@ -34,12 +34,13 @@ class Job:
     clip_skip: int = 0
     strength: float | None = None  # of a picture that starts from another
     index: int = 1  # which of all the pictures that are asked for it is
+    file: str | None = None  # its name in the folder of the output, where it has one of its own
     where: str = ""  # it is asked for: the line of a prompts file, as errors start
 
     @property
     def settings(self) -> "Job":
         """What pictures that are made at once have in common."""
-        alone = replace(self, seed=0, index=0, where="")
+        alone = replace(self, seed=0, index=0, file=None, where="")
         if self.long_prompt:  # a batch would give all texts the windows of the longest
             return alone
         return replace(alone, prompt="", negative_prompt="")

@@ -1,6 +1,8 @@
 """How much memory there is, and how much of it MLX may keep for later."""
 
 import os
+import resource
+import sys
 
 import mlx.core as mx
 
@@ -22,6 +24,12 @@ def total_memory() -> int:
             if key in info:
                 return int(info[key])
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def peak_of_process() -> int:
+    """The most memory, in bytes, that this process has had resident so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in kilobytes
 
 
 def is_short() -> bool:

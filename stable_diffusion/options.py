@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+from . import about
 from .diffusion_config import PREDICTION_TYPES, SAMPLERS, SCHEDULES
 from .image import FITS
 from .models import MODELS
+from .parser import Show
 from .values import embedding, lora, number, one_of
 
 Add = Callable[..., None]
@@ -245,8 +247,35 @@ def output(add: Add) -> None:
 
 
 def reports(add: Add) -> None:
+    add(
+        "--preview",
+        type=POSITIVE,
+        by_default="none",
+        metavar="N",
+        help="show the pictures in the making every N steps, roughly, in NAME.preview.png beside "
+        "the output, until they are written; the VAE's decoder is then in memory throughout",
+    )
+    add(
+        "--preview-vae",
+        action="store_true",
+        help="let the whole VAE decode the previews: slower, more memory, as the picture will be",
+    )
     add("--verbose", "-v", action="store_true", help="report the peak memory of each phase")
-    add("--help", "-h", action="help", by_default=None, help="show this and stop")
+    add(
+        "--list-models",
+        action=Show,
+        show=about.models,
+        by_default=None,
+        help="say which models are known, which are on this machine, and how large they are",
+    )
+    add(
+        "--version",
+        action=Show,
+        show=about.version,
+        by_default=None,
+        help="say the versions of this program and of MLX, and the device",
+    )
+    add("--help", "-h", action="help", by_default=None, help="say all this")
 
 
 START = {"picture to start from": start}

@@ -237,7 +237,7 @@ class StableDiffusion:
         mean, _ = self.autoencoder.encode(image[None])  # the most likely latents, without noise
         x = mx.repeat(mean, n_images, axis=0)
         if strength == 0:
-            return Denoising(iter([x]), 1, [x], seed)
+            return Denoising(iter([(x, x)]), 1, [x], seed)
         num_steps = enough_steps(num_steps, strength)
         schedule = self.sampler.schedule(num_steps).last(int(num_steps * strength))
         noise = mx.array(draw_latents(streams, mean.shape[1:]))

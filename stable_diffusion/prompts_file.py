@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from .suggest import did_you_mean
+
 STANDARD_INPUT = "-"
 SEED_BYTES = 4
 
@@ -20,7 +22,8 @@ def read_requests(args: argparse.Namespace, types: Types) -> list[argparse.Names
     """The command line, once for each line of `args.prompts_file`, with what the line says.
 
     A line that counts is not blank and does not start with `#`. If the first of them starts with
-    `{`, all are JSON objects: they have a `prompt` and options.
+    `{`, all are JSON objects: they have a `prompt` and options. `output` is a name in the folder
+    of the command line's, and becomes `file`.
 
     A line without a seed gets one: where `args.seed` says one, the pictures of the file count up
     from it; else it is made of the prompt, and so stays when the file around it changes.
@@ -45,6 +48,8 @@ def read_requests(args: argparse.Namespace, types: Types) -> list[argparse.Names
             options = _options(line, types) if is_json else {"prompt": line}
         except ValueError as error:
             raise ValueError(f"{where}{error}") from None
+        if "output" in options:
+            options["file"] = options.pop("output")
         request = argparse.Namespace(**vars(args) | options | {"where": where})
         if "seed" not in options:
             text = f"{n_same[request.prompt]} {request.prompt}"
@@ -97,7 +102,7 @@ def _without_duplicates(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 def _value(name: str, value: Any, types: Types) -> Any:
     """The value of an option, by the checks that it has on the command line."""
     if name not in types:
-        raise ValueError(f"{name!r} is none of {', '.join(types)}")
+        raise ValueError(f"{name!r} is none of {', '.join(types)}{did_you_mean(name, types)}")
     if types[name] is bool:
         if not isinstance(value, bool):
             raise ValueError(f"{name} must be true or false, got {json.dumps(value)}")

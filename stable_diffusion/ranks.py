@@ -8,7 +8,7 @@ import io
 import os
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 
@@ -89,14 +89,18 @@ class Ranks:
         if len(others):
             raise ValueError(f"rank {others[0]} was {complaint}")
 
-    def gather(self, images: np.ndarray) -> list[np.ndarray]:
-        """The pictures of each rank, uint8 [B, H, W, 3]; the sizes may differ, and B be 0.
+    def gather(self, images: Iterable[np.ndarray]) -> Sequence[Iterable[np.ndarray]]:
+        """The pictures of each rank, uint8 [H, W, 3]; there may be none of a rank.
+
+        One rank alone has its pictures as they come.
 
         Raises:
             RankError, ConnectionError: see `meet`.
         """
         if self.size == 1:
             return [images]
+        images = list(images)
+        images = np.stack(images) if images else np.zeros((0, 0, 0, 3), np.uint8)  # [B, H, W, 3]
         self.meet()
         shapes = self._gather(np.array(images.shape, np.int64))  # [ranks, 4]
         sizes = shapes.prod(axis=1)

@@ -2,9 +2,11 @@
 
 import argparse
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
+
+from .suggest import did_you_mean
 
 _N = TypeVar("_N", int, float)
 
@@ -26,13 +28,14 @@ def number(kind: type[_N], low: _N, high: _N | None = None) -> Callable[[str], _
     return parse_number
 
 
-def one_of(known: Iterable[str]) -> Callable[[str], str]:
+def one_of(known: Collection[str]) -> Callable[[str], str]:
     """One of these words."""
 
     def parse_word(text: str) -> str:
         if text not in known:
             raise argparse.ArgumentTypeError(
                 f"invalid choice: {text!r} (choose from {', '.join(known)})"
+                + did_you_mean(text, known)
             )
         return text
 
