@@ -29,6 +29,8 @@ examples:
     python txt2image.py -q --low-memory -v "A painting of a vase"
   a file for each picture, of a prompt a line; started again, it goes on:
     python txt2image.py --prompts-file prompts.txt --output pictures/
+  a picture of this program again, with another seed:
+    python txt2image.py --from-image lighthouse.png --seed 2 --output again.png
   what models there are:
     python txt2image.py --list-models
 """
@@ -73,7 +75,9 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> arg
     if args.from_image is not None:
         args = _with_recipe(parser, args, argv)
     if (args.prompt is None) == (args.prompts_file is None):
-        parser.error("a prompt is required, or --prompts_file, and not both")
+        parser.error(
+            "a prompt is required, or --prompts_file, and not both (--from_image brings one)"
+        )
     if args.n_images is None:
         args.n_images = 4 if args.prompts_file is None else 1
     if args.output is None:

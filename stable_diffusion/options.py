@@ -293,7 +293,7 @@ GROUPS: dict[str, Callable[[Add], None]] = {
 def _add_opposite(add: Add, of: str, help: str) -> None:
     """Add `--no-…` for a switch, which may be on in a recipe, or by default."""
     name = f"--no-{of.replace('_', '-')}"
-    add(name, action="store_false", dest=of, default=argparse.SUPPRESS, by_default=None, help=help)
+    add(name, action="store_false", dest=of, default=None, by_default=None, help=help)
 
 
 def add_options(parser: argparse.ArgumentParser, groups: dict[str, Callable[[Add], None]]) -> None:
