@@ -14,8 +14,8 @@ from PIL import Image
 
 from stable_diffusion import cli
 from stable_diffusion.metadata import RECIPE, save_options
-from stable_diffusion.recipe import Recipe
 from stable_diffusion.options import GROUPS, START
+from stable_diffusion.recipe import Recipe
 
 PARSERS = {"txt2image.py": cli.txt2image_parser, "image2image.py": cli.image2image_parser}
 A_RECIPE = Recipe(prompt="a photo", model="tiny")
