@@ -252,13 +252,13 @@ def reports(add: Add) -> None:
         type=POSITIVE,
         by_default="none",
         metavar="N",
-        help="show the pictures in the making every N steps, roughly, in NAME.preview.png beside "
-        "the output, until they are written; the VAE's decoder is then in memory throughout",
+        help="every N steps write a rough look at the pictures in the making to NAME.preview.png "
+        "beside them, until they are there; keeps the VAE's decoder in memory",
     )
     add(
         "--preview-vae",
         action="store_true",
-        help="let the whole VAE decode the previews: slower, more memory, as the picture will be",
+        help="let the whole VAE decode the previews, in the time and memory that pictures take",
     )
     add("--verbose", "-v", action="store_true", help="report the peak memory of each phase")
     add(
