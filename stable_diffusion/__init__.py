@@ -6,5 +6,6 @@ from .blas import use_fast_blas
 use_fast_blas()
 
 from .pipeline import StableDiffusion, StableDiffusionXL  # noqa: E402
+from .version import __version__  # noqa: E402
 
-__all__ = ["StableDiffusion", "StableDiffusionXL"]
+__all__ = ["StableDiffusion", "StableDiffusionXL", "__version__"]

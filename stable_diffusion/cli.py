@@ -1,24 +1,67 @@
 """The command lines of the scripts, and the checks of them that need no model."""
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 
 from .diffusion_config import require_schedule
-from .image import check_output, load_image
-from .options import GROUPS, START, add_options
+from .from_image import with_recipe
+from .image import load_image
+from .jobs import Job
+from .options import GROUPS, START, add_options, types
+from .parser import Parser
+from .prompts_file import STANDARD_INPUT, read_requests
+
+TXT2IMAGE_EXAMPLES = """\
+examples:
+  the model that is in this package, in a few seconds:
+    python txt2image.py --model tiny --seed 1 "a red circle on blue"
+  four pictures in two rows, of a model that is downloaded first:
+    python txt2image.py --n_images 4 --n_rows 2 "An astronaut riding on Mars"
+  a model of your own, another size, and what to leave out:
+    python txt2image.py --model ./my-model --width 640 --height 448 \\
+      --negative_prompt "people" "A lighthouse at dusk"
+  fewer steps with a sampler of the second order:
+    python txt2image.py --model sd-1-5 --sampler dpm++2m --schedule karras \\
+      --steps 20 "A painting of a vase"
+  where memory is short; and how much was needed:
+    python txt2image.py -q --low-memory -v "A painting of a vase"
+  a file for each picture, of a prompt a line; started again, it goes on:
+    python txt2image.py --prompts-file prompts.txt --output pictures/
+  a picture of this program again, with another seed:
+    python txt2image.py --from-image lighthouse.png --seed 2 --output again.png
+  what models there are:
+    python txt2image.py --list-models
+"""
+IMAGE2IMAGE_EXAMPLES = """\
+examples:
+  some way from a picture:
+    python image2image.py --strength 0.5 house.png "A house in the snow"
+  further, with a model of your own, at the size of the picture that is made:
+    python image2image.py --model ./my-model --strength 0.8 \\
+      --width 640 --height 448 --seed 1 house.png "A house in the snow"
+  four attempts, in two rows:
+    python image2image.py --n_images 4 --n_rows 2 house.png "A castle"
+"""
+MORE = """
+Underscores and hyphens in options mean the same. README.md, beside this
+script, says more: the models, what memory and time they take, samplers,
+prompts, LoRA, and what to do about errors.
+"""
 
 
 def txt2image_parser() -> argparse.ArgumentParser:
     """What `txt2image.py` takes."""
-    parser = _Parser("prompt", "Make pictures of a text.")
+    parser = Parser("[prompt]", "Make pictures of a text.", TXT2IMAGE_EXAMPLES + MORE)
     add_options(parser, GROUPS)
     return parser
 
 
 def image2image_parser() -> argparse.ArgumentParser:
     """What `image2image.py` takes."""
-    parser = _Parser("image prompt", "Make pictures of a text that start from a picture.")
+    description = "Make pictures of a text that start from a picture."
+    parser = Parser("image [prompt]", description, IMAGE2IMAGE_EXAMPLES + MORE)
     add_options(parser, START | GROUPS)
     return parser
 
@@ -28,53 +71,108 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> arg
 
     Wrong usage ends the program with status 2, before any model is loaded.
     """
-    args = parser.parse_args(argv)
-    if args.n_images % args.n_rows != 0:
+    args = _parsed(parser, argv)
+    if args.from_image is not None:
+        args = _with_recipe(parser, args, argv)
+    if (args.prompt is None) == (args.prompts_file is None):
+        parser.error(
+            "a prompt is required, or --prompts_file, and not both (--from_image brings one)"
+        )
+    if args.n_images is None:
+        args.n_images = 4 if args.prompts_file is None else 1
+    if args.output is None:
+        args.output = _default_output(args.prompts_file)
+    if args.prompts_file is None and args.n_images % args.n_rows != 0:
         parser.error(f"--n_rows {args.n_rows} does not divide --n_images {args.n_images}")
-    if (args.width is None) != (args.height is None):
-        parser.error("--width and --height go together")
     if args.preload_models and args.low_memory:
         parser.error("--preload_models and --low_memory are opposites: leave one out")
     try:
-        if args.sampler is not None:
-            require_schedule(args.sampler, args.schedule)
-        check_output(args.output)
+        args.requests = _requests(args)
         if "image" in args:
+            if args.fit is not None and args.width is None:
+                raise ValueError("--fit needs --width and --height")
+            args.image_file = args.image
             args.image = _read_image(args)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     return args
 
 
+def _parsed(
+    parser: argparse.ArgumentParser,
+    argv: list[str] | None,
+    namespace: argparse.Namespace | None = None,
+) -> argparse.Namespace:
+    """What argparse makes of the command line, and a prompt that it has left over.
+
+    Having met a picture before options, it takes a prompt that may be left out for left out.
+    """
+    args, rest = parser.parse_known_args(argv, namespace)
+    words = rest[1:] if rest[:1] == ["--"] else [word for word in rest if not word.startswith("-")]
+    if args.prompt is None and len(words) == 1 and rest[-1:] == words:
+        args.prompt = rest.pop()
+    if rest not in ([], ["--"]):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
+
+
+def _with_recipe(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, argv: list[str] | None
+) -> argparse.Namespace:
+    """The command line, with the recipe of a picture where it says nothing."""
+    if args.prompts_file is not None:
+        parser.error("--from_image and --prompts_file: leave one out")
+    nothing = argparse.Namespace(**dict.fromkeys(vars(args)))  # not to be taken for given
+    values = vars(_parsed(parser, argv, nothing))
+    given = {name: value for name, value in values.items() if value is not None}
+    try:
+        args = with_recipe(args, given, types((START | GROUPS).values()))
+        output = Path(args.output or _default_output(None))
+        if output.exists() and output.samefile(args.from_image) and not args.force:
+            raise ValueError(f"{output} is what --from_image reads: name another --output")
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    return args
+
+
+def _requests(args: argparse.Namespace) -> list[argparse.Namespace]:
+    """The command line, once for each prompt of a prompts file; checked.
+
+    Raises:
+        ValueError: an option, or a line of the file, is wrong.
+        OSError: the file cannot be read.
+    """
+    args.where = ""
+    requests = [args]
+    if args.prompts_file is not None:
+        known = types((START | GROUPS).values())
+        own = {"n_images", "output", *Job.__dataclass_fields__} & vars(args).keys()
+        if "image" in args:
+            own -= {"width", "height"}  # those of the picture
+        requests = read_requests(args, {name: known[name] for name in known if name in own})
+    for request in requests:
+        if (request.width is None) != (request.height is None):
+            raise ValueError(f"{request.where}--width and --height go together")
+        if request.sampler is not None:
+            try:
+                require_schedule(request.sampler, request.schedule)
+            except ValueError as error:
+                raise ValueError(f"{request.where}{error}") from None
+    return requests
+
+
+def _default_output(prompts_file: str | None) -> str:
+    """A grid; of a prompts file a folder, that has its name."""
+    if prompts_file is None:
+        return "out.png"
+    return ("out" if prompts_file == STANDARD_INPUT else Path(prompts_file).stem) + "/"
+
+
 def _read_image(args: argparse.Namespace) -> np.ndarray:
     """The picture, [H, W, 3] in [-1, 1], at a size that the networks take."""
     size = None if args.width is None else (args.width, args.height)
-    image, (width, height) = load_image(args.image, size)
+    image, (width, height) = load_image(args.image, size, fit=args.fit or "stretch")
     new_height, new_width, _ = image.shape
     if (new_width, new_height) != (width, height):
         print(f"Resized {args.image} from {width}x{height} to {new_width}x{new_height}")
     return image
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose help fits the screen: short usage, one spelling of each option."""
-
-    def __init__(self, positionals: str, description: str):
-        super().__init__(
-            usage=f"%(prog)s [options] {positionals}",
-            description=description,
-            formatter_class=_Formatter,
-            allow_abbrev=False,
-            add_help=False,  # it is in a group of its own
-        )
-
-
-class _Formatter(argparse.HelpFormatter):
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        """The names of an option in one spelling, and its value once."""
-        if not action.option_strings:
-            return super()._format_action_invocation(action)
-        short = [name for name in action.option_strings if not name.startswith("--")]
-        name = action.option_strings[len(short)]  # what follows are its other spellings
-        value = "" if action.nargs == 0 else f" {action.metavar or action.dest.upper()}"
-        return ", ".join([*short, name]) + value

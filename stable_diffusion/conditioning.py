@@ -18,6 +18,7 @@ from .tokenizer import Tokenizer
 MOST_WINDOWS = 50
 
 Reader = tuple[Tokenizer, CLIPTextModel]
+Texts = str | Sequence[str]  # one for all pictures, or one for each
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,58 @@ def embed(
             states = weigh(states, mx.array([row.weights for row in rows]))
         embeddings.append(states.reshape(len(texts), -1, states.shape[-1]))
     return mx.concatenate(embeddings, axis=-1), output.pooled_output[::n]
+
+
+def embed_pairs(
+    texts: Texts,
+    negative_texts: Texts | None,
+    readers: Sequence[Reader],
+    layer: Layer,
+    options: TextOptions,
+    has_zeros: bool = False,
+) -> tuple[mx.array, mx.array]:
+    """What `embed` makes of texts, and then of as many to steer away from, if there are any.
+
+    A text that comes several times is encoded once. With `has_zeros` an empty one to steer away
+    from is all zeros, and not encoded.
+    """
+    texts = _listed(texts)
+    negative_texts = [] if negative_texts is None else _listed(negative_texts)
+    zeros = None  # stands for a text that is not encoded
+    wanted = [*texts, *(text or zeros if has_zeros else text for text in negative_texts)]
+    different = list(dict.fromkeys(text for text in wanted if text is not zeros))
+    embedded = embed(different, readers, layer, options)
+    if zeros in wanted:
+        embedded = [mx.concatenate([x, mx.zeros_like(x[:1])]) for x in embedded]
+        different.append(zeros)
+    rows = mx.array([different.index(text) for text in wanted])
+    embeddings, pooled = (x[rows] for x in embedded)
+    return embeddings, pooled
+
+
+def for_each(texts: Texts, n_images: int, name: str) -> list[str]:
+    """A text for each picture.
+
+    Raises:
+        ValueError: there are several, but not as many as pictures.
+    """
+    if isinstance(texts, str):
+        return [texts] * n_images
+    if len(texts) != n_images:
+        raise ValueError(f"{name}: {len(texts)} texts are not one for each of n_images, {n_images}")
+    return list(texts)
+
+
+def size_ids(size: tuple[int, int], n: int) -> mx.array:
+    """What SDXL's UNet is told of n pictures that are made whole, of (height, width) pixels.
+
+    Original size, top left corner of the crop, target size (arXiv:2307.01952, section 2.2).
+    """
+    return mx.array([[*size, 0, 0, *size]] * n)  # [n, 6]
+
+
+def _listed(texts: Texts) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts)
 
 
 def weigh(states: mx.array, weights: mx.array) -> mx.array:

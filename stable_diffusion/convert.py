@@ -37,6 +37,7 @@ from .model_io import (
     usual_pad_token,
 )
 from .native import save_native
+from .parser import Parser
 from .quantization import BITS, GROUP_SIZES, Quantization
 from .quantize import quantize_text_encoder, quantize_unet
 from .run import UsageError, exit_status
@@ -130,12 +131,13 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
+        "model folder",
+        "Write a model as a folder that is quantized once, and loads fast.",
         prog="python -m stable_diffusion.convert",
-        description="Write a model as a folder that is quantized once, and loads fast.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
+    add("-h", "--help", action="help", help="say all this")
     add("model", help="whatever --model of the scripts takes")
     add("folder", type=Path, help="what to write: a new folder, to be given as --model")
     add("-q", "--quantize", type=int, choices=BITS, help="bits of text encoders and UNet")

@@ -21,22 +21,30 @@ class Denoising(Iterator[mx.array]):
     Attributes:
         inputs: the text embeddings and first latents, that all steps start from.
         seed: the seed of the first picture; the others have the ones that follow.
+        estimate: what the last step took x_0 for, shaped as x_t: the clearest look at pictures
+            still in the making. None before the first step.
     """
 
     def __init__(
-        self, steps: Iterator[mx.array], num_steps: int, inputs: Sequence[mx.array], seed: int
+        self,
+        steps: Iterator[tuple[mx.array, mx.array]],
+        num_steps: int,
+        inputs: Sequence[mx.array],
+        seed: int,
     ):
         self._steps = steps
         self._num_steps = num_steps
         self.inputs = inputs
         self.seed = seed
+        self.estimate: mx.array | None = None
 
     def __len__(self) -> int:
         """The number of steps in all."""
         return self._num_steps
 
     def __next__(self) -> mx.array:
-        return next(self._steps)
+        x_t, self.estimate = next(self._steps)
+        return x_t
 
 
 def guided(
@@ -91,11 +99,12 @@ def denoise(
     sampler: Sampler,
     predict: Predict,
     streams: Sequence[NoiseStream],
-) -> Iterator[mx.array]:
-    """Latents after each step of `schedule`, in float32, as the network would see them."""
+) -> Iterator[tuple[mx.array, mx.array]]:
+    """After each step of `schedule` the latents, as the network would see them, and the estimate
+    of x_0 that they come from; in float32."""
     estimate = None
     for step in schedule.steps:
         fresh = mx.array(draw_latents(streams, x.shape[1:])) if sampler.needs_noise else None
         prediction = predict(x, mx.array(step.timestep))
         x, estimate = sampler.step(x, prediction, step, estimate, fresh)
-        yield x
+        yield x, estimate.x_0

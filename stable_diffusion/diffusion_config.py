@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .strict import Config, require, require_known
+from .suggest import did_you_mean
 
 SPACINGS = ("trailing", "leading", "linspace")  # of timesteps (arXiv:2305.08891, table 2)
 # The samplers, each with the schedules that diffusers has for it.
@@ -22,7 +23,10 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 def require_schedule(sampler: str, schedule: str | None) -> None:
     """Refuse what is not in `SAMPLERS`; a schedule of None is the model's own."""
     if sampler not in SAMPLERS:
-        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
+        raise ValueError(
+            f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}"
+            + did_you_mean(sampler, SAMPLERS)
+        )
     known = SAMPLERS[sampler]
     if schedule is not None and schedule not in known:
         only = f"only {', '.join(known)}" if known else "only its own: leave the schedule out"

@@ -14,7 +14,10 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from . import hub_cache
+from .hub_cache import snapshot
 from .models import MODELS
+from .suggest import did_you_mean
 
 STEMS = {
     "unet": "diffusion_pytorch_model",
@@ -35,6 +38,7 @@ NATIVE = "mlx_model.safetensors"  # of a converted component: no name that diffu
 CACHE_MARKER = "unet/config.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")  # opening one can run code
 SHARD_NAME = re.compile(r"[^/\\]+\.safetensors")  # a plain file name, which cannot lead elsewhere
+SAME_REPOSITORY = 0.85  # likeness: of one organisation others differ by a few letters, too
 HUB_TIMEOUT = 10.0  # seconds to wait for an answer: what huggingface_hub waits for a file's
 
 
@@ -52,6 +56,11 @@ class Source:
     def __init__(self, name: str, root: Path):
         self.name = name
         self.root = root
+
+    @property
+    def commit(self) -> tuple[str, str] | None:
+        """The repository and the commit of it, where the files come from the Hub."""
+        return None
 
     def find(self, path: str) -> Path | None:
         """The local file, fetched if need be; None where the model has no such file.
@@ -149,6 +158,10 @@ class BareVae(Source):
         super().__init__(source.name, source.root)
         self.source = source
 
+    @property
+    def commit(self) -> tuple[str, str] | None:
+        return self.source.commit
+
     def find(self, path: str) -> Path | None:
         return self.source.find(path.removeprefix("vae/"))
 
@@ -168,6 +181,10 @@ class Repository(Source):
         self.repo = repo
         self.listing = listing
         self.why = why
+
+    @property
+    def commit(self) -> tuple[str, str]:
+        return self.repo, self.root.name
 
     def find(self, path: str) -> Path | None:
         cached = super().find(path)
@@ -207,7 +224,7 @@ def open_model(model: str | os.PathLike[str]) -> Source:
         if MODELS[name].repo is None:
             return Source(name, Path(__file__).parent / name)
         repo = MODELS[name].repo
-        roots = {each: _snapshot(each, "main") for each in (repo, *MODELS[name].former_repos)}
+        roots = {each: snapshot(each, "main") for each in MODELS[name].repos}
         cached = [each for each in roots if (roots[each] / CACHE_MARKER).is_file()]
         if cached and cached[0] != repo:  # a withdrawn one changes no more: nothing to ask
             former, why = cached[0], f"the model is now {repo}"
@@ -239,18 +256,21 @@ def _open_repository(repo: str, revision: str, name: str) -> Repository:
         raise ValueError(
             f"{name!r} is neither a folder, nor a Hub repository (organisation/name), nor one of "
             + ", ".join(MODELS)
+            + _suggest(name)
         ) from error
     except (HTTPError, OSError, json.JSONDecodeError) as error:
         why = _why(error, repo)
-        if (root := _snapshot(repo, revision)).is_dir():
+        if (root := snapshot(repo, revision)).is_dir():
             return Repository(repo, name, root, listing=None, why=why)
         homes = [spec.repo for spec in MODELS.values() if repo in spec.former_repos]
-        if homes or "/" not in repo:
-            why += f" (the model is now {homes[0]})" if homes else f" (known: {', '.join(MODELS)})"
+        if homes:
+            hint = f" (the model is now {homes[0]})"
+        else:
+            hint = _suggest(repo) or ("" if "/" in repo else f" (known: {', '.join(MODELS)})")
         raise FileNotFoundError(
-            f"{name} is neither a folder nor in the Hub cache, and {why}"
+            f"{name} is neither a folder nor in the Hub cache, and {why}{hint}"
         ) from error
-    root = _snapshot(repo, info.sha)
+    root = snapshot(repo, info.sha)
     if revision != info.sha:  # for the next time offline; downloads by commit do not note it
         ref = root.parent.parent / "refs" / revision
         with suppress(OSError):  # the cache may be read-only
@@ -259,17 +279,16 @@ def _open_repository(repo: str, revision: str, name: str) -> Repository:
     return Repository(repo, name, root, frozenset(f.rfilename for f in info.siblings), why="")
 
 
-def _snapshot(repo: str, revision: str) -> Path:
-    """The folder of a revision in the Hub cache, there or not.
-
-    The cache's layout: `refs/REVISION` holds a commit, `snapshots/COMMIT/` the files
-    (https://huggingface.co/docs/huggingface_hub/guides/manage-cache).
-    """
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    folder = Path(HF_HUB_CACHE).expanduser().resolve() / f"models--{repo.replace('/', '--')}"
-    ref = folder / "refs" / revision
-    return folder / "snapshots" / (ref.read_text().strip() if ref.is_file() else revision)
+def _suggest(name: str) -> str:
+    """A known or cached model that `name` may have been meant to be, to end a message with."""
+    cached = hub_cache.repositories()
+    if "/" in name:
+        present = {repo: spec.repo for spec in MODELS.values() for repo in spec.repos}
+        return did_you_mean(name, cached, present, SAME_REPOSITORY)
+    without_organisation = {repo.rpartition("/")[2]: repo for repo in cached}
+    for known, spec in MODELS.items():
+        without_organisation |= {repo.rpartition("/")[2]: known for repo in spec.repos}
+    return did_you_mean(name, MODELS, without_organisation)
 
 
 def _why(error: Exception, repo: str) -> str:

@@ -1,12 +1,16 @@
 """Between picture files and arrays: reading, fitting to the networks, grids, saving."""
 
 import os
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
 
-from .picture import Size, read_picture
+from .metadata import save_options
+from .picture import Fit, Size, read_picture
 
 FORMATS = {
     ".png": "PNG",
@@ -17,14 +21,20 @@ FORMATS = {
     ".tif": "TIFF",
     ".tiff": "TIFF",
 }
+PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<process>[0-9]+)\.partial", re.DOTALL)  # not finished
 SAVE_OPTIONS = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
 MULTIPLE = 64  # the VAE makes 8 pixels one latent, the UNet halves latents three times
 MOST_PIXELS = 4096 * 4096  # that are started from: far beyond what the models draw well
 GRID_BORDER = 8  # pixels of black around each picture of a grid
+FITS = ("stretch", "crop", "pad")  # how a picture comes to a size of other proportions
+NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 
 
 def load_image(
-    path: str | os.PathLike, size: Size | None = None, multiple: int = MULTIPLE
+    path: str | os.PathLike,
+    size: Size | None = None,
+    multiple: int = MULTIPLE,
+    fit: str = "stretch",
 ) -> tuple[np.ndarray, Size]:
     """Read a picture and bring it to a size that the networks take.
 
@@ -32,6 +42,7 @@ def load_image(
         path: a file, as `picture.read_picture` takes it.
         size: the (width, height) wanted; without one, each side of the picture is brought down to
             a multiple of `multiple`.
+        fit: how it comes to `size`, one of `FITS`; see `fit_to_size`.
 
     Returns:
         The picture, float32 [height, width, 3] in [-1, 1], and the (width, height) it had.
@@ -40,7 +51,14 @@ def load_image(
         ValueError: the file is no picture, or the picture is too large or too small.
         OSError: the file cannot be read.
     """
-    return read_picture(path, lambda had: fitted_size(had, multiple) if size is None else size)
+    if fit not in FITS:
+        raise ValueError(f"fit must be one of {', '.join(FITS)}, got {fit!r}")
+
+    def fitted(had: Size) -> Fit:
+        return Fit(fitted_size(had, multiple)) if size is None else fit_to_size(had, size, fit)
+
+    image, had = read_picture(path, fitted)
+    return (image if size is None else pad(image, size)), had
 
 
 def fitted_size(size: Size, multiple: int = MULTIPLE) -> Size:
@@ -58,6 +76,29 @@ def fitted_size(size: Size, multiple: int = MULTIPLE) -> Size:
             "bring them down to"
         )
     return width - width % multiple, height - height % multiple
+
+
+def fit_to_size(had: Size, size: Size, fit: str) -> Fit:
+    """How a picture comes from the (width, height) it had to `size`.
+
+    "stretch" changes its proportions where they differ; "crop" leaves out what is too much at two
+    opposite sides; "pad" keeps all of it, inside of `size`.
+    """
+    ratios = [wanted / n for wanted, n in zip(size, had, strict=True)]
+    if fit == "crop":
+        shown = (wanted / max(ratios) for wanted in size)
+        # Rounding may leave a trace under 0.
+        return Fit(size, tuple(max(n - m, 0) / 2 for n, m in zip(had, shown, strict=True)))
+    if fit == "pad":
+        return Fit(tuple(max(round(n * min(ratios)), 1) for n in had))
+    return Fit(size)
+
+
+def pad(image: np.ndarray, size: Size) -> np.ndarray:
+    """A picture [H, W, 3] in the middle of `size`, its outermost pixels repeated around it."""
+    height, width, _ = image.shape
+    missing = size[1] - height, size[0] - width
+    return np.pad(image, [*((n // 2, n - n // 2) for n in missing), (0, 0)], mode="edge")
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
@@ -104,21 +145,58 @@ def check_output(path: str | os.PathLike) -> None:
         raise ValueError(f"{path}: the folder {path.parent} is not writable")
 
 
-def save_image(path: str | os.PathLike, image: np.ndarray) -> None:
+def save_image(
+    path: str | os.PathLike,
+    image: np.ndarray,
+    texts: Mapping[str, str] = NO_TEXTS,
+    *,
+    overwrites: bool = True,
+) -> None:
     """Write a picture, uint8 [H, W, 3]; the suffix of `path` says how.
 
-    The file appears whole or not at all: it is written beside `path`, then renamed.
+    The file appears whole or not at all: it is written beside `path`, then renamed. Texts go into
+    it as `metadata` says.
 
     Raises:
         ValueError: see `check_output`.
+        FileExistsError: there is a file, and `overwrites` is off.
         OSError: writing failed.
     """
     check_output(path)
     path = Path(path)
     file_format = FORMATS[path.suffix.lower()]
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    options = SAVE_OPTIONS.get(file_format, {}) | save_options(texts, file_format)
     try:
-        Image.fromarray(image).save(partial, file_format, **SAVE_OPTIONS.get(file_format, {}))
-        os.replace(partial, path)
+        Image.fromarray(image).save(partial, file_format, **options)
+        (os.replace if overwrites else _rename_if_free)(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_abandoned(paths: Iterable[Path]) -> None:
+    """Remove what processes that are no more left half written of these pictures."""
+    paths = set(paths)
+    for folder in {path.parent for path in paths if path.parent.is_dir()}:
+        for name in os.listdir(folder):
+            match = PARTIAL.fullmatch(name)
+            if match is None or folder / match["name"] not in paths:
+                continue
+            try:
+                os.kill(int(match["process"]), 0)  # asks only
+            except (ProcessLookupError, OverflowError):
+                (folder / name).unlink(missing_ok=True)
+            except OSError:
+                pass  # another user's, who is at it
+
+
+def _rename_if_free(partial: Path, path: Path) -> None:
+    """Give a file its name, but never another's."""
+    try:
+        os.link(partial, path)  # unlike a rename, refuses what exists
+    except FileExistsError:
+        raise
+    except OSError as error:  # a file system without links, as exFAT
+        if path.exists():
+            raise FileExistsError(f"{path} exists") from error
+        os.replace(partial, path)

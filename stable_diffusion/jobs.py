@@ -1,8 +1,10 @@
 """What is to be made: one `Job` a picture, and which of them are made at once."""
 
 import argparse
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from .config import ModelConfig
@@ -32,12 +34,16 @@ class Job:
     clip_skip: int = 0
     strength: float | None = None  # of a picture that starts from another
     index: int = 1  # which of all the pictures that are asked for it is
+    file: str | None = None  # its name in the folder of the output, where it has one of its own
+    where: str = ""  # it is asked for: the line of a prompts file, as errors start
 
     @property
     def settings(self) -> "Job":
         """What pictures that are made at once have in common."""
-        alone = {} if not self.long_prompt else {"prompt": self.prompt}  # windows differ in number
-        return replace(self, **{"prompt": "", "negative_prompt": "", "seed": 0, "index": 0} | alone)
+        alone = replace(self, seed=0, index=0, file=None, where="")
+        if self.long_prompt:  # a batch would give all texts the windows of the longest
+            return alone
+        return replace(alone, prompt="", negative_prompt="")
 
     def suited_to(self, config: ModelConfig) -> "Job":
         """The job with the model's defaults where it does not say.
@@ -49,11 +55,14 @@ class Job:
         for option in ("width", "height"):
             pixels = getattr(self, option)
             if pixels is not None and pixels % factor:
-                raise UsageError(f"--{option} must be a multiple of {factor}, got {pixels}")
+                raise UsageError(
+                    f"{self.where}--{option} must be a multiple of {factor}, got {pixels}"
+                )
         most = config.most_clip_skip
         if self.clip_skip > most:
             raise UsageError(
-                f"--clip_skip must be from 0 to {most} for this model, got {self.clip_skip}"
+                f"{self.where}--clip_skip must be from 0 to {most} for this model, "
+                f"got {self.clip_skip}"
             )
         try:
             sampler = Sampler.for_model(config.diffusion, self.sampler, self.schedule)
@@ -61,10 +70,18 @@ class Job:
             steps = defaults.steps if self.steps is None else self.steps
             sampler.schedule(steps)
         except ValueError as error:
-            raise UsageError(error) from None
+            raise UsageError(f"{self.where}{error}") from None
         height, width = defaults.size if self.width is None else (self.height, self.width)
         cfg = defaults.guidance if self.cfg is None else self.cfg
-        return replace(self, sampler=sampler.name, steps=steps, cfg=cfg, width=width, height=height)
+        return replace(
+            self,
+            sampler=sampler.name,
+            schedule=sampler.schedule_name,
+            steps=steps,
+            cfg=cfg,
+            width=width,
+            height=height,
+        )
 
 
 @dataclass(frozen=True)
@@ -88,12 +105,12 @@ class Batch:
         """The arguments that both of the library's generators take."""
         job = self.jobs[0]
         return {
-            "text": job.prompt,
+            "text": [job.prompt for job in self.jobs],
             "n_images": len(self.jobs),
             "num_steps": job.steps,
             "cfg_weight": job.cfg,
-            "negative_text": job.negative_prompt,
-            "seed": job.seed,
+            "negative_text": [job.negative_prompt for job in self.jobs],
+            "seed": [job.seed for job in self.jobs],
             "guidance_rescale": job.guidance_rescale,
             "long_prompt": job.long_prompt,
             "prompt_weights": job.prompt_weights,
@@ -102,19 +119,33 @@ class Batch:
 
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:
-    """What the command line asks for."""
-    names = Job.__dataclass_fields__.keys() - {"seed", "index"}
-    options = {name: getattr(args, name) for name in names if name in args}
-    if "image" in args:
-        options["height"], options["width"], _ = args.image.shape
-    return [Job(seed=args.seed + i, index=i + 1, **options) for i in range(args.n_images)]
+    """All pictures that the command line asks for, in order."""
+    jobs: list[Job] = []
+    for request in args.requests:
+        names = Job.__dataclass_fields__.keys() - {"seed", "index"}
+        options = {name: getattr(request, name) for name in names if name in request}
+        if "image" in args:
+            options["height"], options["width"], _ = args.image.shape
+        jobs += [
+            Job(seed=request.seed + i, index=len(jobs) + i + 1, **options)
+            for i in range(request.n_images)
+        ]
+    return jobs
 
 
-def batches(jobs: Iterable[Job], size: int) -> list[Batch]:
-    """The jobs in order, at most `size` at once, and only those of the same settings."""
-    groups: list[list[Job]] = []
+def batches(jobs: Iterable[Job], size: Callable[[Job], int], n_shares: int = 1) -> list[Batch]:
+    """Jobs of the same settings together.
+
+    Args:
+        size: how many of jobs like this one may be in a batch.
+        n_shares: how many processes share the batches: all get some, where there are enough jobs.
+    """
+    groups: dict[Job, list[Job]] = {}
     for job in jobs:
-        if not groups or len(groups[-1]) == size or groups[-1][0].settings != job.settings:
-            groups.append([])
-        groups[-1].append(job)
-    return [Batch(group) for group in groups]
+        groups.setdefault(job.settings, []).append(job)
+    found = []
+    for group in groups.values():
+        n = max(math.ceil(len(group) / size(group[0])), min(n_shares, len(group)))
+        bounds = [len(group) * i // n for i in range(n + 1)]  # as even as can be
+        found += [Batch(group[start:end]) for start, end in pairwise(bounds)]
+    return found

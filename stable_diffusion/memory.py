@@ -1,10 +1,17 @@
 """How much memory there is, and how much of it MLX may keep for later."""
 
 import os
+import resource
+import sys
 
 import mlx.core as mx
 
 SHORT = 12e9  # bytes: with less, as Macs of 8 GB have, memory is spared without being asked
+
+# Of a UNet step with guidance in half precision, beside the weights, in bytes a pixel of a picture.
+STEP = 3_000
+STEP_SHARE = 1 / 8  # of the memory, for the pictures that are denoised at once
+CPU_PIXELS = 512 * 512  # that keep a CPU busy
 
 CACHE_SHARE = 1 / 16  # of the memory, for buffers that MLX keeps for the next step
 
@@ -19,9 +26,22 @@ def total_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def peak_of_process() -> int:
+    """The most memory, in bytes, that this process has had resident so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in kilobytes
+
+
 def is_short() -> bool:
     """Whether there is so little memory that time should be given for it."""
     return total_memory() < SHORT
+
+
+def pixels_at_once() -> int:
+    """Of how many pixels, of all pictures together, latents should be denoised at once."""
+    if mx.default_device().type == mx.gpu:
+        return int(total_memory() * STEP_SHARE / STEP)
+    return CPU_PIXELS
 
 
 def limit_cache() -> None:

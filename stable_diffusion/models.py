@@ -17,6 +17,11 @@ class ModelSpec:
     pad_token: str = "<|endoftext|>"
     former_repos: tuple[str, ...] = ()  # withdrawn since; used where they are in the user's cache
 
+    @property
+    def repos(self) -> tuple[str, ...]:
+        """The repository, if there is one, and the former ones."""
+        return () if self.repo is None else (self.repo, *self.former_repos)
+
 
 MODELS: dict[str, ModelSpec] = {
     "tiny": ModelSpec(repo=None, size=64, steps=20, guidance=2.0, licence="MIT"),
@@ -68,4 +73,4 @@ def find_spec(model: str) -> ModelSpec | None:
     if model in MODELS:
         return MODELS[model]
     repo = model.partition("@")[0]
-    return next((s for s in MODELS.values() if repo in (s.repo, *s.former_repos)), None)
+    return next((s for s in MODELS.values() if repo in s.repos), None)

@@ -90,13 +90,26 @@ def draw_latents(streams: Sequence[NoiseStream], shape: tuple[int, int, int]) ->
     return np.ascontiguousarray(noise.transpose(0, 2, 3, 1))  # [B, C, H, W] -> [B, H, W, C]
 
 
-def picture_streams(seed: int | None, n_images: int) -> tuple[int, list[NoiseStream]]:
+def picture_streams(
+    seed: int | Sequence[int] | None, n_images: int
+) -> tuple[int, list[NoiseStream]]:
     """The seed of the first picture, drawn where it is None, and a stream of noise for each.
 
+    The other pictures have the seeds that follow, or each its own where there are several.
+
     Raises:
-        ValueError: the seed is out of its range.
+        ValueError: a seed is out of its range, or there are not as many as pictures.
     """
-    seed = secrets.randbits(32) if seed is None else seed
-    if not 0 <= seed <= MAX_SEED - n_images:
-        raise ValueError(f"seed must be from 0 to 2^63 - 1, got {seed}")
-    return seed, [NoiseStream(seed + i) for i in range(n_images)]
+    if isinstance(seed, Sequence):
+        seeds = list(seed)
+        if len(seeds) != n_images:
+            raise ValueError(
+                f"seed: {len(seeds)} seeds are not one for each of n_images, {n_images}"
+            )
+    else:
+        seed = secrets.randbits(32) if seed is None else seed
+        seeds = list(range(seed, seed + n_images))
+    for seed in (min(seeds), max(seeds)):
+        if not 0 <= seed < MAX_SEED:
+            raise ValueError(f"seed must be from 0 to 2^63 - 1, got {seed}")
+    return seeds[0], [NoiseStream(seed) for seed in seeds]

@@ -6,16 +6,21 @@ what is said here.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
+from . import about
 from .diffusion_config import PREDICTION_TYPES, SAMPLERS, SCHEDULES
+from .image import FITS
 from .models import MODELS
+from .parser import Show
 from .values import embedding, lora, number, one_of
 
 Add = Callable[..., None]
 
 POSITIVE = number(int, 1)
+PIXELS = number(int, 1, 2**14)  # a side; UNets run out of any memory before
 MOST_SEED = 2**63 - 2**20  # pictures count up from it
 
 
@@ -29,10 +34,31 @@ def start(add: Add) -> None:
         metavar="X",
         help="how far to go from the picture, 0 to 1",
     )
+    add(
+        "--fit",
+        choices=FITS,
+        by_default="stretch",
+        help="how to bring the picture to --width and --height: crop what does not fit, pad with "
+        "its border's colours, or stretch it",
+    )
 
 
 def prompt(add: Add) -> None:
-    add("prompt", help="what to draw")
+    add("prompt", nargs="?", help="what to draw")
+    add(
+        "--prompts-file",
+        by_default="none",
+        metavar="FILE",
+        help="in place of the prompt: one a line, or JSON lines with options for each; - is the "
+        "standard input. Pictures that exist are not made again",
+    )
+    add(
+        "--from-image",
+        by_default="none",
+        metavar="FILE",
+        help="make a picture of this program again: prompt and options are those in the file, but "
+        "for what is given here",
+    )
     add(
         "--negative_prompt",
         default="",
@@ -41,11 +67,13 @@ def prompt(add: Add) -> None:
         help="what to steer away from; needs guidance",
     )
     add("--long-prompt", action="store_true", help="read prompts of more than 77 tokens to the end")
+    _add_opposite(add, "long_prompt", "cut prompts at 77 tokens")
     add(
         "--prompt-weights",
         action="store_true",
         help=r"let (this) weigh more, [this] less, (this:1.3) as it says; \( is a bracket",
     )
+    _add_opposite(add, "prompt_weights", "read brackets as they stand")
     add(
         "--clip-skip",
         type=number(int, 0),
@@ -65,17 +93,23 @@ def prompt(add: Add) -> None:
 
 
 def pictures(add: Add) -> None:
-    add("--n_images", type=POSITIVE, default=4, metavar="N", help="how many")
+    add(
+        "--n_images",
+        type=number(int, 1, 100_000),
+        by_default="4; of a prompts file, 1 of each",
+        metavar="N",
+        help="how many",
+    )
     add(
         "--width",
-        type=POSITIVE,
+        type=PIXELS,
         by_default="by model or image",
         metavar="PIXELS",
         help="of a picture, a multiple of 8",
     )
     add(
         "--height",
-        type=POSITIVE,
+        type=PIXELS,
         by_default="by model or image",
         metavar="PIXELS",
         help="of a picture, a multiple of 8",
@@ -83,7 +117,7 @@ def pictures(add: Add) -> None:
     add(
         "--seed",
         type=number(int, 0, MOST_SEED),
-        by_default="drawn, and printed",
+        by_default="drawn, and printed; of a prompts file, made of the prompts",
         metavar="N",
         help="of the first picture; the others have the ones that follow",
     )
@@ -158,6 +192,7 @@ def model(add: Add) -> None:
 
 def memory(add: Add) -> None:
     add("--quantize", "-q", action="store_true", help="4-bit text encoders, 8-bit UNet")
+    _add_opposite(add, "quantize", "weights as they are")
     add(
         "--float16",
         action="store_true",
@@ -165,7 +200,14 @@ def memory(add: Add) -> None:
         by_default="on a GPU",
         help="half precision; the VAE computes in float32 always",
     )
-    add("--no-float16", action="store_false", dest="float16", by_default=None, help="float32")
+    _add_opposite(add, "float16", "float32")
+    add(
+        "--batch-size",
+        type=POSITIVE,
+        by_default="all of a grid, else by memory",
+        metavar="N",
+        help="pictures that are denoised at once",
+    )
     add(
         "--decoding_batch_size",
         type=POSITIVE,
@@ -186,29 +228,54 @@ def memory(add: Add) -> None:
         by_default="below 12 GB",
         help="spare memory, not time",
     )
-    add(
-        "--no-low-memory",
-        action="store_false",
-        dest="low_memory",
-        by_default=None,
-        help="spare time, not memory",
-    )
+    _add_opposite(add, "low_memory", "spare time, not memory")
     add("--preload-models", action="store_true", help="read all weights before the first step")
 
 
 def output(add: Add) -> None:
     add(
         "--output",
-        default="out.png",
+        by_default="out.png; of prompts.txt, prompts/",
         metavar="FILE",
-        help="where to write: .png, .jpg, .webp, .bmp or .tif",
+        help="where to write: .png, .jpg, .webp, .bmp or .tif. One name is a grid of all pictures; "
+        "a folder/, or a name with {index}, {seed} or {model} in it, is a file for each",
     )
+    add("--grid", by_default="none", metavar="FILE", help="a grid beside the files for each")
+    add("--force", action="store_true", help="overwrite also files for each picture")
+    add("--no-metadata", action="store_true", help="leave out of the files how they were made")
     add("--n_rows", type=POSITIVE, default=1, metavar="N", help="rows of the grid")
 
 
 def reports(add: Add) -> None:
+    add(
+        "--preview",
+        type=POSITIVE,
+        by_default="none",
+        metavar="N",
+        help="every N steps write a rough look at the pictures in the making to NAME.preview.png "
+        "beside them, until they are there; keeps the VAE's decoder in memory",
+    )
+    add(
+        "--preview-vae",
+        action="store_true",
+        help="let the whole VAE decode the previews, in the time and memory that pictures take",
+    )
     add("--verbose", "-v", action="store_true", help="report the peak memory of each phase")
-    add("--help", "-h", action="help", by_default=None, help="show this and stop")
+    add(
+        "--list-models",
+        action=Show,
+        show=about.models,
+        by_default=None,
+        help="say which models are known, which are on this machine, and how large they are",
+    )
+    add(
+        "--version",
+        action=Show,
+        show=about.version,
+        by_default=None,
+        help="say the versions of this program and of MLX, and the device",
+    )
+    add("--help", "-h", action="help", by_default=None, help="say all this")
 
 
 START = {"picture to start from": start}
@@ -223,10 +290,35 @@ GROUPS: dict[str, Callable[[Add], None]] = {
 }
 
 
+def _add_opposite(add: Add, of: str, help: str) -> None:
+    """Add `--no-…` for a switch, which may be on in a recipe, or by default."""
+    name = f"--no-{of.replace('_', '-')}"
+    add(name, action="store_false", dest=of, default=None, by_default=None, help=help)
+
+
 def add_options(parser: argparse.ArgumentParser, groups: dict[str, Callable[[Add], None]]) -> None:
     """Give the parser these groups of options, by title."""
     for title, add_group in groups.items():
         add_group(partial(_add, parser.add_argument_group(title)))
+
+
+def types(groups: Iterable[Callable[[Add], None]]) -> dict[str, Callable[[str], Any]]:
+    """What turns text into the values of these groups' options, by name; `bool` for switches.
+
+    Options that may be repeated are left out.
+    """
+    found = {}
+
+    def add(name: str, *_: str, action: str | None = None, **settings) -> None:
+        by_action = {None: settings.get("type", str), "store_true": bool}
+        if "choices" in settings:
+            by_action[None] = one_of(settings["choices"])
+        if action in by_action:
+            found[name.removeprefix("--").replace("-", "_")] = by_action[action]
+
+    for add_group in groups:
+        add_group(add)
+    return found
 
 
 def _add(

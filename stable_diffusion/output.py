@@ -1,26 +1,281 @@
-"""Where finished pictures go: names, files, the grid."""
+"""Where finished pictures go: the names of their files, and the grid of them.
+
+One plain name is that of a grid, and is overwritten. A folder, or a pattern of fields, has a file
+for each picture, and overwrites nothing unless told to.
+"""
 
 import argparse
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from string import Formatter
 
 import numpy as np
 
-from .image import make_grid, save_image
-from .jobs import Job
+from .image import (
+    FORMATS,
+    check_output,
+    make_grid,
+    read_image,
+    remove_abandoned,
+    save_image,
+    to_uint8,
+)
+from .jobs import Job, UsageError
+from .progress import say
+from .record import Record
+
+FIELDS = ("index", "seed", "model")
+DIGITS = 4  # that an index has at least, so that names stand in order
+IN_A_FOLDER = "{index}.png"
+MOST_BYTES = 220  # of a name; file systems take 255, and what is not finished has a longer one
+ANY_FORMAT = ", ".join(FORMATS)
 
 
 class Output:
-    """The files of a call: `add` takes each picture as it is finished."""
+    """The files of a call: `add` takes each picture as it is finished.
 
-    def __init__(self, args: argparse.Namespace):
-        self._grid_file = args.output
+    Nothing is created before there is a picture.
+
+    Args:
+        args: the command line: `output`, `grid`, `n_rows`, `force`, `model`, and whether there is
+            a `prompts_file`, of which the pictures that exist are left as they are.
+        jobs: all pictures that are asked for.
+
+    Raises:
+        UsageError: a file cannot be written, or is there already; or names are not to be told from
+            each other.
+    """
+
+    record: Record | None = None  # what files say of pictures, once the model is known
+
+    def __init__(self, args: argparse.Namespace, jobs: Sequence[Job]):
+        self._overwrites = args.force
+        self._restarts = args.prompts_file is not None
+        self._is_numbered = False  # on from what is in the folder
+        self._is_free = False  # each name, for the pictures of another call
+        self._added: dict[int, Job] = {}
+        self._paths: dict[int, Path] = {}  # of pictures, by their index
+        self._existing: set[int] = set()
+        self._images: dict[int, np.ndarray] = {}
         self._n_rows = args.n_rows
-        self._images: list[np.ndarray] = []
+        self._grid = args.grid
+        try:
+            is_folder = args.output.endswith(("/", os.sep)) or os.path.isdir(args.output)
+            if is_folder or _fields(args.output):
+                self._name_each(args, jobs, is_folder)
+                self._find_existing()
+            elif self._grid is not None:
+                raise ValueError(
+                    f"--output {args.output} is a grid already: with --grid give a folder, or a "
+                    "name with {index}"
+                )
+            elif self._restarts and len(jobs) > 1:
+                raise ValueError(
+                    f"--output {args.output} is one file, for {len(jobs)} pictures: give a folder, "
+                    "or a name with {index}"
+                )
+            else:
+                self._grid = args.output
+            if self._grid is not None:
+                self._check_grid(jobs)
+        except (ValueError, OSError) as error:
+            raise UsageError(error) from None
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether a grid is all that is written."""
+        return not self._paths
+
+    @property
+    def preview(self) -> Path:
+        """The file for a look at what is being made."""
+        if self._paths:
+            return next(iter(self._paths.values())).with_name("now.preview.png")
+        return Path(self._grid).with_suffix(".preview.png")
+
+    def has(self, job: Job) -> bool:
+        """Whether the picture is there already."""
+        return job.index in self._existing
 
     def add(self, job: Job, image: np.ndarray) -> None:
         """Write a picture, uint8 [H, W, 3], or keep it for the grid."""
-        self._images.append(image)
+        if self._paths:
+            self._write(job, image)
+        self._added[job.index] = job
+        if self._grid is not None:
+            self._images[job.index] = image
 
     def finish(self) -> None:
-        """Write what takes all pictures."""
-        save_image(self._grid_file, make_grid(np.stack(self._images), self._n_rows))
-        print(f"Wrote {self._grid_file}")
+        """Write the grid, where there is one; pictures that were there before are in it, too.
+
+        After an interruption it has the pictures that there are.
+        """
+        if self._grid is None or not (self._images or self._existing):
+            return
+        for index in self._existing:
+            self._images[index] = to_uint8(read_image(self._paths[index]) / 2 + 0.5)
+        images = [image for _, image in sorted(self._images.items())]
+        if len({image.shape for image in images}) > 1:
+            raise ValueError(f"{self._grid}: pictures of different sizes make no grid")
+        n_rows = self._n_rows if len(images) % self._n_rows == 0 else 1
+        texts = {}
+        if self.record is not None and not self._existing:
+            jobs = [job for _, job in sorted(self._added.items())]
+            texts = self.record.of_grid(jobs, n_rows)
+        save_image(self._grid, make_grid(np.stack(images), n_rows), texts)
+        say(f"Wrote {self._grid}")
+
+    def how_to_continue(self, jobs: Sequence[Job]) -> str:
+        """What to tell who interrupts the making of `jobs`."""
+        done = len(self._added)
+        left = len(jobs) - done
+        kept = (
+            f"{done} of {len(jobs)} pictures are finished, and kept" if done else "none is finished"
+        )
+        if not left:
+            return kept
+        if self._restarts:
+            return f"{kept}: the same command makes the others"
+        seed = f"--seed {jobs[done].seed}"
+        if not done:
+            return f"{kept}: the same command with {seed} makes these pictures"
+        where = "" if self._is_free else " and another --output"
+        return f"{kept}: the same command with {seed} --n_images {left}{where} makes the others"
+
+    def _name_each(self, args: argparse.Namespace, jobs: Sequence[Job], is_folder: bool) -> None:
+        folder = args.output if is_folder else os.path.dirname(args.output)
+        model = _file_name(args.model)
+        start = 0
+        if is_folder and not self._restarts and _fields(args.output) <= {"model"}:
+            self._is_numbered = True
+            start = _last_number(Path(folder.format(model=model)))
+        self._is_free = self._is_numbered or "seed" in _fields(args.output)
+        taken: dict[str, int] = {}  # index by name, as file systems that ignore case have it
+        for job in jobs:
+            pattern = os.path.join(args.output, IN_A_FOLDER) if is_folder else args.output
+            if job.file is not None:
+                pattern = os.path.join(folder, _inside(job))
+            index = f"{start + job.index:0{DIGITS}}"
+            path = Path(pattern.format(index=index, seed=job.seed, model=model))
+            other = taken.setdefault(str(path).casefold(), job.index)
+            if other != job.index:
+                raise ValueError(
+                    f"{job.where}pictures {other} and {job.index} have one name, {path}: put "
+                    "{index} in it"
+                )
+            self._paths[job.index] = path
+        for parent in {path.parent for path in self._paths.values()}:
+            _check_folder(parent)
+        for path in self._paths.values():
+            _check_name(path)
+
+    def _find_existing(self) -> None:
+        """Raise ValueError for files that are there and may be neither kept nor overwritten."""
+        if self._restarts:
+            remove_abandoned(self._paths.values())
+        if self._overwrites:
+            return
+        self._existing = {index for index, path in self._paths.items() if os.path.lexists(path)}
+        if self._existing and not self._restarts:
+            first, n = self._paths[min(self._existing)], len(self._existing)
+            which = f"{first} exists" if n == 1 else f"{first} and {n - 1} more exist"
+            raise ValueError(f"{which}: --force overwrites")
+
+    def _check_grid(self, jobs: Sequence[Job]) -> None:
+        check_output(self._grid)
+        if len(jobs) % self._n_rows:
+            raise ValueError(f"--n_rows {self._n_rows} does not divide {len(jobs)} pictures")
+        if Path(self._grid) in self._paths.values():
+            raise ValueError(f"--grid {self._grid} is the file of a picture, too")
+
+    def _write(self, job: Job, image: np.ndarray) -> None:
+        """Write a picture to its file; where another program made that meanwhile, beside it."""
+        path = self._paths[job.index]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        texts = {} if self.record is None else self.record.of(job)
+        attempt = 1
+        while True:
+            try:
+                save_image(path, image, texts, overwrites=self._overwrites)
+            except FileExistsError:
+                if self._restarts:
+                    say(f"{path} was made by another program meanwhile")
+                    return
+                attempt += 1
+                path = self._another(self._paths[job.index], attempt)
+            else:
+                self._paths[job.index] = path
+                say(f"Wrote {path}")
+                return
+
+    def _another(self, path: Path, attempt: int) -> Path:
+        """A name for a picture whose own was taken."""
+        if self._is_numbered:
+            return path.with_name(f"{_last_number(path.parent) + 1:0{DIGITS}}{path.suffix}")
+        return path.with_stem(f"{path.stem}-{attempt}")
+
+
+def _inside(job: Job) -> str:
+    """The job's own pattern.
+
+    Raises:
+        ValueError: it leads out of the folder, or is no pattern.
+    """
+    if Path(job.file).is_absolute() or ".." in Path(job.file).parts or "\0" in job.file:
+        raise ValueError(f"{job.where}output {job.file!r} is not a name inside the folder")
+    _fields(job.file, f"{job.where}output")
+    return job.file
+
+
+def _fields(pattern: str, option: str = "--output") -> set[str]:
+    """The names in braces.
+
+    Raises:
+        ValueError: one of them is not known.
+    """
+    try:
+        parts = [part for part in Formatter().parse(pattern) if part[1] is not None]
+    except ValueError as error:
+        raise ValueError(f"{option} {pattern}: {error}") from None
+    for _, field, spec, conversion in parts:
+        if field not in FIELDS or spec or conversion:
+            known = ", ".join(f"{{{name}}}" for name in FIELDS)
+            raise ValueError(f"{option} {pattern}: {{{field}}} is none of {known}")
+    return {field for _, field, _, _ in parts}
+
+
+def _file_name(model: str) -> str:
+    """What `{model}` stands for: the last part of the model's name, without what no name has."""
+    name = Path(model.partition("@")[0]).name.removesuffix(".safetensors")
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "model"
+
+
+def _last_number(folder: Path) -> int:
+    """The largest of the names in a folder that are numbers, 0 if there is none."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    stems = [os.path.splitext(name)[0] for name in names]
+    return max((int(stem) for stem in stems if re.fullmatch(r"[0-9]{1,9}", stem)), default=0)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise ValueError where `folder` is none that can be written to, or made."""
+    for part in folder.parts:
+        if len(os.fsencode(part)) > MOST_BYTES:
+            raise ValueError(f"{folder}: a name is longer than {MOST_BYTES} bytes")
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not there.is_dir():
+        raise ValueError(f"{folder}: {there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder}: the folder {there} is not writable")
+
+
+def _check_name(path: Path) -> None:
+    """Raise ValueError where no picture can have this name."""
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"{path}: the name must end in one of {ANY_FORMAT}")
+    if len(os.fsencode(path.name)) > MOST_BYTES:
+        raise ValueError(f"{path}: the name is longer than {MOST_BYTES} bytes")
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder")

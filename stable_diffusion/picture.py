@@ -9,6 +9,7 @@ import stat
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -38,8 +39,19 @@ TURNED = (5, 6, 7, 8)  # orientations that lay width along height
 DEEP = ("I", "F")  # begin the modes of more than 8 bits: I;16 and its byte orders, I, F
 
 
+class Fit(NamedTuple):
+    """How a picture comes to a (width, height).
+
+    The margin, in pixels of the picture, is left out: so much both left and right, and so much both
+    at the top and at the bottom.
+    """
+
+    size: Size
+    margin: tuple[float, float] = (0, 0)
+
+
 def read_picture(
-    path: str | os.PathLike, fit: Callable[[Size], Size] | None = None
+    path: str | os.PathLike, fit: Callable[[Size], Fit] = Fit
 ) -> tuple[np.ndarray, Size]:
     """The picture in a file, and the (width, height) it has there.
 
@@ -49,8 +61,8 @@ def read_picture(
 
     Args:
         path: a file in one of `FORMATS`, whatever its suffix.
-        fit: from the size it has to that which is wanted (default: the same). It is resized by
-            Lanczos' filter, a channel at a time, for large pictures take much memory.
+        fit: from the size it has to what is wanted (default: the same). It is resized by Lanczos'
+            filter, a channel at a time, for large pictures take much memory.
 
     Returns:
         float32 [height, width, 3] in [-1, 1].
@@ -65,13 +77,13 @@ def read_picture(
         image, orientation = _open(path)
         size = image.size[::-1] if orientation in TURNED else image.size
     try:
-        wanted = size if fit is None else fit(size)
+        wanted, margin = fit(size)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     with _decoding(path):
-        across = wanted[::-1] if orientation in TURNED else wanted
+        lying = Fit(wanted[::-1], margin[::-1]) if orientation in TURNED else Fit(wanted, margin)
         pixels = np.empty((wanted[1], wanted[0], 3), np.float32)
-        for i, channel in enumerate(_channels(image, across)):
+        for i, channel in enumerate(_channels(image, lying)):
             if orientation in UPRIGHT:
                 channel = channel.transpose(UPRIGHT[orientation])
             pixels[..., i] = np.asarray(channel)
@@ -126,21 +138,21 @@ def _open(path: str | os.PathLike) -> tuple[Image.Image, int]:
         return image, orientation
 
 
-def _channels(image: Image.Image, size: Size) -> Iterator[Image.Image]:
+def _channels(image: Image.Image, fit: Fit) -> Iterator[Image.Image]:
     """Red, green and blue in turn, of mode F, from 0 to 255, resized.
 
     One at a time: what is of the file's size is gone before the next is made.
     """
     if image.mode.startswith(DEEP):
-        yield from [_resize(_grey(image), size)] * 3
+        yield from [_resize(_grey(image), fit)] * 3
     elif _has_transparency(image):
         image = _as_mode(image, "RGBA")
         for name in "RGB":
-            yield _resize(_over_white(image.getchannel(name), image.getchannel("A")), size)
+            yield _resize(_over_white(image.getchannel(name), image.getchannel("A")), fit)
     else:
         image = _as_mode(image, "RGB")
         for name in "RGB":
-            yield _resize(image.getchannel(name).convert("F"), size)
+            yield _resize(image.getchannel(name).convert("F"), fit)
 
 
 def _has_transparency(image: Image.Image) -> bool:
@@ -174,9 +186,12 @@ def _as_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _resize(channel: Image.Image, size: Size) -> Image.Image:
+def _resize(channel: Image.Image, fit: Fit) -> Image.Image:
     """Resize a picture of floats; the filter also averages what falls on one pixel."""
-    return channel if channel.size == size else channel.resize(size, Image.Resampling.LANCZOS)
+    (width, height), (x, y) = channel.size, fit.margin
+    if channel.size == fit.size and not any(fit.margin):
+        return channel
+    return channel.resize(fit.size, Image.Resampling.LANCZOS, (x, y, width - x, height - y))
 
 
 def _from_floats(channel: np.ndarray) -> Image.Image:

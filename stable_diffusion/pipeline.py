@@ -15,7 +15,17 @@ import mlx.nn as nn
 import numpy as np
 
 from . import cpu
-from .conditioning import LAST, PENULTIMATE, PLAIN, Reader, TextOptions, embed
+from .conditioning import (
+    LAST,
+    PENULTIMATE,
+    PLAIN,
+    Reader,
+    TextOptions,
+    Texts,
+    embed_pairs,
+    for_each,
+    size_ids,
+)
 from .config import ModelConfig
 from .denoising import Denoising, denoise, guided
 from .lora import load_lora, unload_lora
@@ -128,13 +138,13 @@ class StableDiffusion:
 
     def generate_latents(
         self,
-        text: str,
+        text: Texts,
         n_images: int = 1,
         num_steps: int | None = None,
         cfg_weight: float | None = None,
-        negative_text: str = "",
+        negative_text: Texts = "",
         latent_size: tuple[int, int] | None = None,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         guidance_rescale: float = 0.0,
         *,
         long_prompt: bool = False,
@@ -144,19 +154,20 @@ class StableDiffusion:
         """Latents of pictures of `text`.
 
         Args:
-            text: the prompt. What is beyond 77 tokens is dropped, with a warning, but for
-                `long_prompt`.
+            text: the prompt, or one for each picture. What is beyond 77 tokens is dropped, with a
+                warning, but for `long_prompt`.
             n_images: how many pictures; picture i has the seed `seed + i` and comes out the same
                 whatever the others are.
             num_steps: steps of denoising.
             cfg_weight: classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598). At or
                 below 1 there is none, and the negative text is not used.
-            negative_text: what to steer away from.
+            negative_text: what to steer away from; for each picture, too.
             latent_size: height and width in latents.
-            seed: drawn where it is None; see `Denoising.seed`.
+            seed: drawn where it is None, see `Denoising.seed`; or one for each picture.
             guidance_rescale: how much of the contrast that guidance adds is taken back, in [0, 1]
                 (arXiv:2305.08891, section 3.4).
-            long_prompt: read all of the prompts, in windows of 75 tokens.
+            long_prompt: read all of the prompts, in windows of 75 tokens: as many for each as the
+                longest needs.
             prompt_weights: let brackets in the prompts weigh, as `prompt.parse_weights` says.
             clip_skip: how many layers to leave out at the end of the text encoders.
 
@@ -172,23 +183,24 @@ class StableDiffusion:
         if len(latent_size) != 2 or min(latent_size) < 1:
             raise ValueError(f"latent_size must be a height and a width, got {latent_size}")
         options = self._text_options(long_prompt, prompt_weights, clip_skip)
+        texts = for_each(text, n_images, "text"), for_each(negative_text, n_images, "negative_text")
         seed, streams = picture_streams(seed, n_images)
 
         schedule = self.sampler.schedule(num_steps)
         shape = (*latent_size, self.config.autoencoder.latent_channels)
         x = mx.array(draw_latents(streams, shape)) * schedule.initial_sigma
-        return self._denoise(x, schedule, text, negative_text, options, guidance, streams, seed)
+        return self._denoise(x, schedule, texts, options, guidance, streams, seed)
 
     def generate_latents_from_image(
         self,
         image: mx.array | np.ndarray,
-        text: str,
+        text: Texts,
         n_images: int = 1,
         strength: float = 0.8,
         num_steps: int | None = None,
         cfg_weight: float | None = None,
-        negative_text: str = "",
-        seed: int | None = None,
+        negative_text: Texts = "",
+        seed: int | Sequence[int] | None = None,
         guidance_rescale: float = 0.0,
         *,
         long_prompt: bool = False,
@@ -219,17 +231,18 @@ class StableDiffusion:
                 f"got {list(image.shape)}"
             )
         options = self._text_options(long_prompt, prompt_weights, clip_skip)
+        texts = for_each(text, n_images, "text"), for_each(negative_text, n_images, "negative_text")
         seed, streams = picture_streams(seed, n_images)
 
         mean, _ = self.autoencoder.encode(image[None])  # the most likely latents, without noise
         x = mx.repeat(mean, n_images, axis=0)
         if strength == 0:
-            return Denoising(iter([x]), 1, [x], seed)
+            return Denoising(iter([(x, x)]), 1, [x], seed)
         num_steps = enough_steps(num_steps, strength)
         schedule = self.sampler.schedule(num_steps).last(int(num_steps * strength))
         noise = mx.array(draw_latents(streams, mean.shape[1:]))
         x = schedule.steps[0].start.mix(x, noise)
-        return self._denoise(x, schedule, text, negative_text, options, guidance, streams, seed)
+        return self._denoise(x, schedule, texts, options, guidance, streams, seed)
 
     def decode(self, x_t: mx.array, tiled: bool | None = None) -> mx.array:
         """Pictures [B, f·h, f·w, 3] in [0, 1] of latents [B, h, w, C]; f is the VAE's factor.
@@ -280,42 +293,34 @@ class StableDiffusion:
         return list(zip(tokenizers, self._text_encoders(), strict=True))
 
     def _embed_text(
-        self, text: str, negative_text: str | None, options: TextOptions = PLAIN
+        self, text: Texts, negative_text: Texts | None, options: TextOptions = PLAIN
     ) -> tuple[mx.array, mx.array | None]:
-        """Embeddings [R, N, D], and the pooled ones [R, P] if the UNet takes any.
+        """Embeddings [B, N, D], and the pooled ones [B, P] if the UNet takes any.
 
-        R is 1; or 2 where there is a negative text, whose row comes second. N is 77, or a multiple
-        of it where there are more windows.
+        [2B, …] where there are negative texts, whose rows come second. N is 77, or a multiple of
+        it where there are more windows.
         """
-        texts = [text] if negative_text is None else [text, negative_text]
-        return embed(texts, self._readers(), LAST, options)[0], None
+        return embed_pairs(text, negative_text, self._readers(), LAST, options)[0], None
 
     def _denoise(
         self,
         x: mx.array,
         schedule: Schedule,
-        text: str,
-        negative_text: str,
+        texts: tuple[Sequence[str], Sequence[str]],
         options: TextOptions,
         guidance: tuple[float, float],
         streams: Sequence[NoiseStream],
         seed: int,
     ) -> Denoising:
         """The steps of `schedule` from latents `x` [B, h, w, C] at its first level."""
+        text, negative_text = texts
         is_guided = guidance[0] > 1
-        n_images, height, width, _ = x.shape
         embeddings, pooled = self._embed_text(text, negative_text if is_guided else None, options)
-        embeddings = mx.repeat(embeddings, n_images, axis=0)  # [B or 2B, N, D]
         inputs = [x, embeddings]
         text_time = None
         if pooled is not None:
-            pooled = mx.repeat(pooled, n_images, axis=0)
-            factor = self.config.autoencoder.factor
-            size = (height * factor, width * factor)
-            # Original size, top left corner of the crop, target size, all of them in pixels
-            # (arXiv:2307.01952, section 2.2).
-            time_ids = mx.array([[*size, 0, 0, *size]] * pooled.shape[0])
-            text_time = (pooled, time_ids)
+            size = tuple(latents * self.config.autoencoder.factor for latents in x.shape[1:3])
+            text_time = (pooled, size_ids(size, len(pooled)))
             inputs.append(pooled)
 
         predict = guided(self.unet, embeddings, text_time, *guidance, self.dtype)
@@ -344,15 +349,10 @@ class StableDiffusionXL(StableDiffusion):
         )
 
     def _embed_text(
-        self, text: str, negative_text: str | None, options: TextOptions = PLAIN
+        self, text: Texts, negative_text: Texts | None, options: TextOptions = PLAIN
     ) -> tuple[mx.array, mx.array | None]:
-        has_zeros = negative_text == "" and self.config.pipeline.force_zeros_for_empty_prompt
-        texts = [text] if negative_text is None or has_zeros else [text, negative_text]
-        embeddings, pooled = embed(texts, self._readers(), PENULTIMATE, options)
-        if has_zeros:
-            embeddings = mx.concatenate([embeddings, mx.zeros_like(embeddings)])
-            pooled = mx.concatenate([pooled, mx.zeros_like(pooled)])
-        return embeddings, pooled
+        has_zeros = self.config.pipeline.force_zeros_for_empty_prompt
+        return embed_pairs(text, negative_text, self._readers(), PENULTIMATE, options, has_zeros)
 
 
 def pipeline_class(config: ModelConfig) -> type[StableDiffusion]:

@@ -5,28 +5,37 @@ need is dropped before the next begins.
 """
 
 import argparse
-import secrets
-import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from tqdm import tqdm
 
 from . import memory
 from .config import ModelConfig
 from .image import to_uint8
-from .jobs import Batch, UsageError, batches, jobs_of
+from .interrupt import interruptible, status_of
+from .jobs import Batch, UsageError, batches
 from .model_io import Source
-from .output import Output
 from .pipeline import Denoising, StableDiffusion, load_model_config, open_model, pipeline_class
+from .plan import Plan, make_plan
+from .preview import LinearDecoder, Preview
+from .progress import Progress, say, warn
+from .ranks import RankError, Ranks, launched_ranks
+from .record import Record
 from .sampler import Sampler
 
-WRONG_USAGE, FAILED, INTERRUPTED = 2, 1, 130  # exit statuses; 130 as a shell has it for Ctrl-C
+WRONG_USAGE, FAILED = 2, 1  # exit statuses
+NETWORKS = {  # attributes of a model, in the order that they are needed in
+    "text_encoder": "text encoder",
+    "text_encoder_1": "first text encoder",
+    "text_encoder_2": "second text encoder",
+    "unet": "UNet",
+    "autoencoder": "VAE",
+}
 
 # Calls one of the library's generators.
 Start = Callable[[StableDiffusion, argparse.Namespace, Batch], Denoising]
@@ -37,66 +46,135 @@ def main(parse: Callable[[], argparse.Namespace], start: Start) -> int:
 
     Returns the exit status; see `exit_status`.
     """
-    with _warnings_as_lines():
-        return exit_status(lambda: generate(parse(), start))
+    ranks = launched_ranks()
+
+    def work() -> int:
+        with _warnings_as_lines():
+            return exit_status(lambda: generate(parse(), start, ranks))
+
+    return ranks.together(work)
 
 
 def exit_status(work: Callable[[], None]) -> int:
     """Do the work of a program; known errors become one line on standard error."""
     try:
-        work()
+        with interruptible():
+            work()
     except UsageError as error:
         return _fail(error, WRONG_USAGE)
     except (ValueError, OSError) as error:
         return _fail(error, FAILED)
-    except KeyboardInterrupt:
-        return _fail("interrupted", INTERRUPTED)
+    except RankError as error:
+        return error.status  # that rank says why
+    except KeyboardInterrupt as interruption:
+        return _fail(": ".join(["interrupted", *interruption.args]), status_of(interruption))
     return 0
 
 
-def generate(args: argparse.Namespace, start: Start) -> None:
+def generate(args: argparse.Namespace, start: Start, ranks: Ranks) -> None:
     """Run all phases and write the output.
 
     The text of all batches comes first, so that the text encoders can go. Each batch is written
     before the next is denoised.
 
     Raises:
-        UsageError: an argument does not suit the model.
+        UsageError: an argument does not suit the model, or the files that there are.
         OSError, ValueError: what the library raises, or results that are not finite.
+        RankError: another rank failed.
     """
+    plan = make_plan(args, ranks)
+    if not plan.jobs:
+        return
+
+    with _continuable(plan):
+        progress = Progress(args.verbose)
+        _make_all(plan, args, start, ranks, progress)
+        say(progress.summary(len(plan.jobs)))
+
+
+def _make_all(
+    plan: Plan, args: argparse.Namespace, start: Start, ranks: Ranks, progress: Progress
+) -> None:
+    """Make and write the pictures of a plan, with the other ranks."""
     source = open_model(args.model, vae=args.vae, prediction_type=args.prediction_type)
     config = load_model_config(source)
-    seed_is_drawn = args.seed is None
-    if seed_is_drawn:
-        args.seed = secrets.randbits(32)
-    jobs = [job.suited_to(config) for job in jobs_of(args)]
-    if seed_is_drawn:
-        print(f"Seed: {args.seed}")
-    output = Output(args)
+    jobs = [job.suited_to(config) for job in plan.jobs]
+    if plan.drawn_seed is not None:
+        say(f"Seed: {plan.drawn_seed}")
+
+    args.float16 = _use_float16(args)
+    if plan.output is not None:
+        plan.output.record = Record(args, source)
 
     memory.limit_cache()
-    sd = _load(source, config, args)
-    with _peak_memory("text and image encoding", args.verbose):
-        started = deque(_start(sd, args, batch, start) for batch in batches(jobs, len(jobs)))
+    sd = _load(source, config, args, progress)
+    shares = batches(jobs, plan.at_once, ranks.size)
+    with progress.phase("text and image encoding"):
+        _read(sd, progress, *(name for name in NETWORKS if name.startswith("text_encoder")))
+        own = shares[ranks.rank :: ranks.size]
+        started = deque(_start(sd, args, batch, start) for batch in own)
         sd.free_text_encoders()
-    while started:
-        batch, latents = started.popleft()
-        with _peak_memory("denoising", args.verbose):
-            x_0 = _denoise(latents)
-            del latents
-            if not started:
-                del sd.unet
-            _require_finite(x_0, "latents", args)
-        with _peak_memory("decoding", args.verbose):
-            images = _decode(sd, x_0, args)
-        for job, image in zip(batch.jobs, images, strict=True):
-            output.add(job, image)
-    output.finish()
+    preview = _preview(sd, plan, args, progress)
+    if started:
+        with progress.phase("reading the UNet"):
+            _read(sd, progress, "unet")
+    with progress.of([(len(batch.jobs), len(latents)) for batch, latents in started]):
+        for i in range(0, len(shares), ranks.size):
+            made = ranks.gather(_make(sd, started, args, progress, preview))
+            if ranks.is_first:
+                for batch, images in zip(shares[i : i + ranks.size], made, strict=False):
+                    for job, image in zip(batch.jobs, images, strict=True):
+                        plan.output.add(job, image)
+    if ranks.is_first:
+        plan.output.finish()
+    if preview is not None:
+        preview.remove()
 
 
-def _load(source: Source, config: ModelConfig, args: argparse.Namespace) -> StableDiffusion:
+def _make(
+    sd: StableDiffusion,
+    started: deque[tuple[Batch, Denoising]],
+    args: argparse.Namespace,
+    progress: Progress,
+    preview: Preview | None,
+) -> Iterator[np.ndarray]:
+    """The pictures of the next batch, uint8 [H, W, 3]; none where there is none."""
+    if not started:
+        return
+    batch, latents = started.popleft()
+    with progress.phase("denoising"):
+        for step, x_t in enumerate(progress.steps(latents, len(batch.jobs)), 1):
+            _require_finite(x_t, "latents", args)
+            if preview is not None:
+                preview.show(step, len(latents), latents.estimate)
+        del latents
+        if not started:
+            del sd.unet
+    with progress.phase("decoding"):
+        progress.read("VAE's decoder", sd.autoencoder.decoder)
+        for image in _decode(sd, x_t, args):
+            yield image
+            progress.finished()
+
+
+@contextmanager
+def _continuable(plan: Plan) -> Iterator[None]:
+    """Where it is interrupted, keep the pictures that are finished, and say how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as interruption:
+        if plan.output is not None:
+            with suppress(ValueError, OSError):  # what would come is more telling
+                plan.output.finish()
+            interruption.args = (plan.output.how_to_continue(plan.jobs),)
+        raise
+
+
+def _load(
+    source: Source, config: ModelConfig, args: argparse.Namespace, progress: Progress
+) -> StableDiffusion:
     """The model with all that is asked to be added to it."""
-    sd = pipeline_class(config)(source, _use_float16(args), args.sampler, schedule=args.schedule)
+    sd = pipeline_class(config)(source, args.float16, args.sampler, schedule=args.schedule)
     if args.quantize:
         sd.quantize()
     for file, scale in args.lora:
@@ -104,9 +182,34 @@ def _load(source: Source, config: ModelConfig, args: argparse.Namespace) -> Stab
     for name, file in args.embedding:
         sd.load_embedding(name, file)
     if args.preload_models:
-        with _peak_memory("loading", args.verbose):
-            sd.ensure_models_are_loaded()
+        with progress.phase("loading"):
+            _read(sd, progress, *NETWORKS)
     return sd
+
+
+def _read(sd: StableDiffusion, progress: Progress, *names: str) -> None:
+    """Read the weights of those networks that the model has."""
+    for name in names:
+        if hasattr(sd, name):
+            progress.read(NETWORKS[name], getattr(sd, name))
+
+
+def _preview(
+    sd: StableDiffusion, plan: Plan, args: argparse.Namespace, progress: Progress
+) -> Preview | None:
+    """What shows the pictures in the making, where that is asked for; the first rank's only."""
+    if args.preview is None or plan.output is None:
+        return None
+
+    def decode(x: mx.array) -> np.ndarray:
+        return np.stack(list(_decode(sd, x, args)))
+
+    with progress.phase("preparing previews"):
+        progress.read("VAE's decoder", sd.autoencoder.decoder)
+        if not args.preview_vae:
+            config = sd.config.autoencoder
+            decode = LinearDecoder(sd.decode, config.latent_channels, config.factor)
+    return Preview(plan.output.preview, args.preview, args.n_rows, decode)
 
 
 def _start(
@@ -121,35 +224,25 @@ def _start(
     return batch, latents
 
 
-def _denoise(latents: Denoising) -> mx.array:
-    """The last latents, [B, h, w, C]."""
-    for x_t in tqdm(latents, desc="Denoising", unit="step", total=len(latents)):
-        mx.eval(x_t)
-    return x_t
-
-
 def _use_float16(args: argparse.Namespace) -> bool:
     """What was asked for; else half precision wherever the device computes in it."""
     if args.float16 is not None:
         return args.float16
     if mx.default_device().type == mx.gpu:
         return True
-    print("Computing in float32, as a CPU is fastest (--float16 stores the weights in half).")
+    say("Computing in float32, as a CPU is fastest (--float16 stores the weights in half).")
     return False
 
 
-def _decode(sd: StableDiffusion, x_0: mx.array, args: argparse.Namespace) -> np.ndarray:
-    """Pictures, uint8 [B, H, W, 3], decoded a few at a time."""
+def _decode(sd: StableDiffusion, x_0: mx.array, args: argparse.Namespace) -> Iterator[np.ndarray]:
+    """Pictures, uint8 [H, W, 3], decoded a few at a time."""
     spares_memory = memory.is_short() if args.low_memory is None else args.low_memory
     tiled = True if args.tiled or spares_memory else None  # None: by size
-    images = []
-    starts = range(0, len(x_0), args.decoding_batch_size)
-    for i in tqdm(starts, desc="Decoding", unit="batch"):
+    for i in range(0, len(x_0), args.decoding_batch_size):
         batch = sd.decode(x_0[i : i + args.decoding_batch_size], tiled)
         mx.eval(batch)
         _require_finite(batch, "pictures", args)
-        images.append(to_uint8(np.array(batch)))
-    return np.concatenate(images)
+        yield from to_uint8(np.array(batch))
 
 
 def _require_finite(x: mx.array, what: str, args: argparse.Namespace) -> None:
@@ -160,20 +253,11 @@ def _require_finite(x: mx.array, what: str, args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _peak_memory(phase: str, verbose: bool) -> Iterator[None]:
-    mx.reset_peak_memory()
-    yield
-    mx.clear_cache()  # the next phase's buffers are of other sizes
-    if verbose:
-        print(f"Peak memory, {phase}: {mx.get_peak_memory() / 1e9:.3f} GB")
-
-
-@contextmanager
 def _warnings_as_lines() -> Iterator[None]:
     """Show this package's warnings without the place in the code that they come from."""
 
     def show(message: Warning | str, *_: Any) -> None:
-        print(f"warning: {message}", file=sys.stderr)
+        warn(f"warning: {message}")
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
@@ -182,5 +266,5 @@ def _warnings_as_lines() -> Iterator[None]:
 
 
 def _fail(error: object, status: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    warn(f"error: {error}")
     return status

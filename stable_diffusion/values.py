@@ -2,9 +2,11 @@
 
 import argparse
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
+
+from .suggest import did_you_mean
 
 _N = TypeVar("_N", int, float)
 
@@ -26,13 +28,14 @@ def number(kind: type[_N], low: _N, high: _N | None = None) -> Callable[[str], _
     return parse_number
 
 
-def one_of(known: Iterable[str]) -> Callable[[str], str]:
+def one_of(known: Collection[str]) -> Callable[[str], str]:
     """One of these words."""
 
     def parse_word(text: str) -> str:
         if text not in known:
             raise argparse.ArgumentTypeError(
                 f"invalid choice: {text!r} (choose from {', '.join(known)})"
+                + did_you_mean(text, known)
             )
         return text
 
@@ -42,11 +45,12 @@ def one_of(known: Iterable[str]) -> Callable[[str], str]:
 def lora(text: str) -> tuple[Path, float]:
     """`FILE` or `FILE:SCALE`: a file that is there, and a scale, which may be negative."""
     file, colon, scale = text.rpartition(":")
-    if not colon or Path(text).is_file():
+    if not colon or Path(text).expanduser().is_file():
         file, scale = text, "1"
-    if not Path(file).is_file():
+    path = Path(file).expanduser()
+    if not path.is_file():
         raise argparse.ArgumentTypeError(f"no such LoRA file: {file}")
-    return Path(file), number(float, -100, 100)(scale)
+    return path, number(float, -100, 100)(scale)
 
 
 def embedding(text: str) -> tuple[str, Path]:
@@ -54,6 +58,7 @@ def embedding(text: str) -> tuple[str, Path]:
     name, _, file = text.partition("=")
     if not name or not file:
         raise argparse.ArgumentTypeError(f"must be NAME=FILE, got {text!r}")
-    if not Path(file).is_file():
+    path = Path(file).expanduser()
+    if not path.is_file():
         raise argparse.ArgumentTypeError(f"no such embedding file: {file}")
-    return name, Path(file)
+    return name, path

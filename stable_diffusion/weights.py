@@ -5,7 +5,7 @@ A table maps runs of whole path segments of a file's keys to this package's name
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -150,13 +150,15 @@ def require_fit(
         raise ValueError(f"{file} does not hold what the model asks for: {listed}")
 
 
-def read_weights(network: nn.Module) -> None:
+def read_weights(network: nn.Module, on_read: Callable[[int], object] | None = None) -> None:
     """Read, convert and quantize lazy weights now, one after another.
 
-    So there is never more than one of them in two versions.
+    So there is never more than one of them in two versions. `on_read` is told the bytes of each.
     """
     for _, value in tree_flatten(network.parameters()):
         mx.eval(value)
+        if on_read is not None:
+            on_read(value.nbytes)
 
 
 def read_safetensors(file: Path) -> tuple[dict[str, mx.array], dict[str, str]]:

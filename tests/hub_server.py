@@ -25,6 +25,21 @@ CODES = {"RepoNotFound": 404, "RevisionNotFound": 404, "EntryNotFound": 404, "Ga
 Files = dict[str, bytes]
 
 
+def write(folder: Path, contents: Mapping[str, bytes]) -> Path:
+    for path, data in contents.items():
+        file = folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+    return folder
+
+
+def cache(folder: Path, repo: str, contents: Mapping[str, bytes], commit: str = "c" * 40) -> None:
+    """Put a repository into a Hub cache, as a download would have."""
+    repository = folder / f"models--{repo.replace('/', '--')}"
+    write(repository, {"refs/main": commit.encode()})
+    write(repository / "snapshots" / commit, contents)
+
+
 class HubServer:
     """Serves repositories by the Hub's API: model information, file trees, and files.
 

@@ -5,12 +5,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
-from hub_server import Files, HubServer
+from hub_server import Files, HubServer, cache, write
 
 from stable_diffusion import hub as hub_module
 from stable_diffusion.hub import open_model
@@ -35,21 +35,6 @@ def sharded(index: str, shards: list[str]) -> Files:
     weight_map = {f"{name}.{tensor}": name for name in shards for tensor in ("weight", "bias")}
     index_file = {f"unet/{index}": json.dumps({"weight_map": weight_map}).encode()}
     return files(*(f"unet/{name}" for name in shards)) | index_file
-
-
-def write(folder: Path, contents: Mapping[str, bytes]) -> Path:
-    for path, data in contents.items():
-        file = folder / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(data)
-    return folder
-
-
-def cache(folder: Path, repo: str, contents: Mapping[str, bytes], commit: str = "c" * 40) -> None:
-    """Put a repository into a Hub cache, as a download would have."""
-    repository = folder / f"models--{repo.replace('/', '--')}"
-    write(repository, {"refs/main": commit.encode()})
-    write(repository / "snapshots" / commit, contents)
 
 
 @pytest.fixture(scope="module")
@@ -478,7 +463,35 @@ def test_malformed_name(offline: None, model: str) -> None:
 
 
 def test_unknown_short_name_lists_the_known(offline: None) -> None:
-    assert ", ".join(MODELS) in failure("sdxxl")
+    assert ", ".join(MODELS) in failure("nonsense")
+
+
+@pytest.mark.parametrize(
+    ("model", "meant"),
+    [
+        ("sdlx", "sdxl"),
+        ("sdxl-turbo", "sdxl"),
+        ("stable-diffusion-v1-5", "sd-1-5"),
+        ("stabilityai/sdxl-trubo", "stabilityai/sdxl-turbo"),
+        ("runwayml/stable-difusion-v1-5", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
+        ("org/modle", REPO),
+        ("modell", REPO),
+    ],
+)
+def test_did_you_mean(offline: None, cache_folder: Path, model: str, meant: str) -> None:
+    """A known model, or one in the cache."""
+    cache(cache_folder, REPO, files(UNET))
+    assert failure(model).endswith(f": did you mean {meant}?")
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["org/other-model", "stabilityai/sd-vae", MODELS["sd"].repo, *MODELS["sd"].former_repos],
+)
+def test_not_meant(offline: None, cache_folder: Path, model: str) -> None:
+    """Nothing is near, or the name itself is right."""
+    cache(cache_folder, REPO, files(UNET))
+    assert "did you mean" not in failure(model)
 
 
 # --- the real environment ------------------------------------------------------------------------

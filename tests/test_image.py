@@ -17,7 +17,7 @@ from stable_diffusion.image import (
     save_image,
     to_uint8,
 )
-from stable_diffusion.picture import read_picture
+from stable_diffusion.picture import ORIENTATION, read_picture
 
 HALF_STEP = 0.5 / 127.5  # half of one 8-bit level, on the scale of [-1, 1]
 WIDTH, HEIGHT = 96, 80
@@ -275,6 +275,54 @@ def test_resizing_equals_pillows_lanczos(tmp_path, rgb):
     save_image(tmp_path / "b.png", np.broadcast_to(edge[None, :, None], (128, 128, 3)))
     resized, _ = load_image(tmp_path / "b.png", (200, 200))
     assert resized.min() == -1 and resized.max() == 1  # ringing is clipped
+
+
+@pytest.fixture
+def fitted(tmp_path, rgb):
+    """The picture `rgb` at a size, by a fit."""
+    save_image(tmp_path / "a.png", rgb)
+    return lambda size, fit: load_image(tmp_path / "a.png", size, fit=fit)[0]
+
+
+@pytest.mark.parametrize("size", [(64, 64), (128, 64), (48, 160), (33, 57), (96, 80), (1, 90)])
+def test_fit(rgb, fitted, size):
+    """A picture of two slopes keeps them where it is cropped or padded, and its middle."""
+    image, (width, height) = scaled(rgb), size
+    centre = image[HEIGHT // 2 - 1 : HEIGHT // 2 + 1, WIDTH // 2 - 1 : WIDTH // 2 + 1].mean((0, 1))
+    for fit in ("stretch", "crop", "pad"):
+        assert fitted(size, fit).shape == (height, width, 3)
+        if size == (WIDTH, HEIGHT):
+            assert_close(fitted(size, fit), image)
+    cropped = fitted(size, "crop")
+    top, left = (height - 1) // 2, (width - 1) // 2
+    middle = cropped[top : height // 2 + 1, left : width // 2 + 1].mean((0, 1))
+    np.testing.assert_allclose(middle, centre, atol=0.02)
+    if min(size) > 16:
+        scale = max(width / WIDTH, height / HEIGHT)
+        inner = cropped[8:-8, 8:-8, 0]  # red grows by 2 levels a pixel, to the right
+        np.testing.assert_allclose(np.diff(inner, axis=1), 2 / 127.5 / scale, atol=0.004)
+
+
+def test_pad_repeats_the_border(rgb, fitted):
+    wide = fitted((2 * WIDTH + 1, HEIGHT), "pad")
+    assert_close(wide[:, 48 : 48 + WIDTH], scaled(rgb))
+    assert (wide[:, :48] == wide[:, 48:49]).all() and (wide[:, 48 + WIDTH :] == wide[:, -1:]).all()
+    tall = fitted((WIDTH // 2, HEIGHT), "pad")
+    assert_close(tall[20:60], fitted((WIDTH // 2, HEIGHT // 2), "stretch"))
+    assert (tall[:20] == tall[20]).all() and (tall[60:] == tall[59]).all()
+    with pytest.raises(ValueError, match="fit must be one of stretch, crop, pad, got 'fill'"):
+        fitted((64, 64), "fill")
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_crop_of_a_picture_that_lies(tmp_path, rgb, orientation):
+    """What is left out is told after it has been stood upright."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    Image.fromarray(rgb).save(tmp_path / "a.png", exif=exif)
+    upright = np.rot90(rgb, -1) if orientation == 6 else rgb
+    size = (upright.shape[1] - 16, upright.shape[0])  # as high as it is, 8 pixels less each side
+    assert_close(load_image(tmp_path / "a.png", size, fit="crop")[0], scaled(upright[:, 8:-8]))
 
 
 def test_to_uint8_rounds_and_clips():

@@ -2,38 +2,49 @@
 
 import ast
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from ours import python
 
+import stable_diffusion
+
 PACKAGE = Path(__file__).parents[1] / "stable_diffusion"
 
 # Beyond the standard library: modules of the package, and other packages.
 MAY_IMPORT = {
-    "__init__": {"blas", "pipeline"},
+    "__init__": {"blas", "pipeline", "version"},
+    "about": {"hub", "hub_cache", "models", "unsupported", "version", "mlx"},
     "blas": set(),
     "bpe": {"regex"},
-    "cli": {"diffusion_config", "image", "options", "numpy"},
+    "cli": {
+        *("diffusion_config", "from_image", "image", "jobs", "options", "parser", "prompts_file"),
+        "numpy",
+    },
     "clip": {"config", "cpu", "layers", "mlx"},
     "conditioning": {"clip", "prompt", "tokenizer", "mlx"},
     "config": {"diffusion_config", "models", "quantization", "strict"},
     "convert": {
-        *("config", "diffusion_config", "hub", "memory", "model_io", "native", "quantization"),
-        *("quantize", "run", "mlx", "tqdm"),
+        *("config", "diffusion_config", "hub", "memory", "model_io", "native", "parser"),
+        *("quantization", "quantize", "run", "mlx", "tqdm"),
     },
     "denoising": {"cpu", "noise", "sampler", "schedule", "unet", "mlx"},
-    "diffusion_config": {"strict"},
+    "diffusion_config": {"strict", "suggest"},
+    "from_image": {"metadata", "parameters", "recipe", "values"},
     "header": set(),
-    "hub": {"models", "huggingface_hub"},
-    "image": {"picture", "numpy", "PIL"},
+    "hub": {"hub_cache", "models", "suggest", "huggingface_hub"},
+    "hub_cache": {"huggingface_hub"},
+    "image": {"metadata", "picture", "numpy", "PIL"},
     "cpu": {"mlx"},
     "cpu_conv": {"cpu", "mlx", "numpy"},
     "jobs": {"config", "sampler"},
+    "interrupt": set(),
     "layers": {"cpu", "cpu_conv", "mlx"},
     "lora": {"lora_names", "weights", "mlx"},
     "lora_names": {"config", "original", "weights", "mlx"},
     "memory": {"mlx"},
+    "metadata": {"PIL"},
     "model_io": {
         *("clip", "config", "hub", "models", "native", "quantization", "quantize", "single_file"),
         *("tokenizer", "unet", "unsupported", "vae", "weights", "mlx"),
@@ -42,32 +53,43 @@ MAY_IMPORT = {
     "native": {"quantize", "weights", "mlx"},
     "noise": {"numpy"},
     "normalize": {"regex"},
-    "options": {"diffusion_config", "models", "values"},
+    "options": {"about", "diffusion_config", "image", "models", "parser", "values"},
     "original": {"header", "weights"},
-    "output": {"image", "jobs", "numpy"},
+    "output": {"image", "jobs", "progress", "record", "numpy"},
+    "parameters": {"models", "recipe"},
+    "parser": {"suggest"},
     "pipeline": {
         *("conditioning", "config", "cpu", "denoising", "lora", "model_io", "noise", "quantize"),
         *("sampler", "schedule", "textual_inversion", "tiling", "weights", "mlx", "numpy"),
     },
     "picture": {"numpy", "PIL"},
+    "plan": {"jobs", "memory", "output", "ranks"},
+    "preview": {"image", "mlx", "numpy"},
+    "progress": {"denoising", "memory", "weights", "mlx", "tqdm"},
     "prompt": set(),
+    "prompts_file": {"suggest"},
     "quantization": {"strict"},
     "quantize": {"quantization", "mlx"},
+    "ranks": {"mlx", "numpy"},
+    "recipe": {"strict"},
+    "record": {"from_image", "hub", "jobs", "metadata", "parameters", "recipe", "version"},
     "run": {
-        *("config", "image", "jobs", "memory", "model_io", "output", "pipeline", "sampler"),
-        *("mlx", "numpy", "tqdm"),
+        *("config", "image", "interrupt", "jobs", "memory", "model_io", "pipeline", "plan"),
+        *("preview", "progress", "ranks", "record", "sampler", "mlx", "numpy"),
     },
     "sampler": {"diffusion_config", "schedule", "mlx"},
     "schedule": {"diffusion_config", "mlx", "numpy"},
     "single_file": {"header", "hub", "original", "unsupported", "weights"},
     "strict": set(),
+    "suggest": set(),
     "textual_inversion": {"clip", "header", "hub", "tokenizer", "weights", "mlx"},
     "tiling": {"layers", "vae", "mlx"},
     "tokenizer": {"bpe", "normalize", "regex"},
     "unet": {"config", "layers", "mlx", "numpy"},
     "unsupported": {"config"},
     "vae": {"config", "layers", "mlx"},
-    "values": set(),
+    "values": {"suggest"},
+    "version": set(),
     "weights": {"mlx"},
 }
 MOST_LINES = 360
@@ -101,6 +123,19 @@ def test_no_file_is_too_long(file):
 def test_the_scripts_are_thin():
     for name in ("txt2image.py", "image2image.py"):
         assert len((PACKAGE.parent / name).read_text().splitlines()) <= 30
+
+
+def test_installing_takes_everything_along():
+    """`pip install .`: every module and all of `tiny`; the version, read without an import."""
+    settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
+    patterns = ["*.py", *settings["package-data"]["stable_diffusion"]]
+    taken = {file for pattern in patterns for file in PACKAGE.glob(pattern)}
+    files = {file for file in PACKAGE.rglob("*") if file.is_file()}
+    assert {file for file in files if "__pycache__" not in file.parts} <= taken
+    module, _, name = settings["dynamic"]["version"]["attr"].rpartition(".")
+    tree = ast.parse((PACKAGE.parent / f"{module.replace('.', '/')}.py").read_text())
+    (value,) = [node.value for node in tree.body if isinstance(node, ast.Assign)]
+    assert (name, ast.literal_eval(value)) == ("__version__", stable_diffusion.__version__)
 
 
 def test_the_library_needs_neither_pil_nor_tqdm_nor_the_hub():

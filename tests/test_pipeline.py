@@ -295,3 +295,25 @@ def test_arguments_are_checked_when_called(model, options, message):
 def test_image_arguments_are_checked_when_called(model, image, strength, message):
     with pytest.raises(ValueError, match=message):
         model("sd-1").generate_latents_from_image(image, PROMPT, strength=strength)
+
+
+@pytest.mark.parametrize("guidance", [1, 5])
+def test_several_prompts_at_once_are_what_each_is_alone(model, kind, guidance):
+    """Also where one of them has no negative text, which SDXL-turbo takes for zeros."""
+    sd, options = model(kind), {"num_steps": 3, "cfg_weight": guidance}
+    prompts, negatives, seeds = [PROMPT, "a fire", PROMPT], ["blue", "", ""], [3, 11, 5]
+    together = sd.generate_latents(prompts, 3, negative_text=negatives, seed=seeds, **options)
+    together = pictures(sd, together)
+    for i in range(3):
+        alone = sd.generate_latents(
+            prompts[i], negative_text=negatives[i], seed=seeds[i], **options
+        )
+        assert psnr(together[i : i + 1], pictures(sd, alone)) >= SAME
+    assert psnr(together[:1], together[1:2]) < OTHER
+
+
+@pytest.mark.parametrize("name", ["text", "negative_text", "seed"])
+def test_as_many_prompts_and_seeds_as_pictures(model, name):
+    several = {"text": [PROMPT] * 2, "negative_text": [""] * 2, "seed": [1, 2]}[name]
+    with pytest.raises(ValueError, match=f"{name}: 2 {name[-4:]}s are not one for each of n_im"):
+        model("sd-1").generate_latents(**{"text": PROMPT, "n_images": 3, name: several})

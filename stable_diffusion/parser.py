@@ -1,0 +1,83 @@
+"""An argument parser that helps: short usage, each option in one spelling, "did you mean"."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from itertools import takewhile
+
+from .suggest import did_you_mean
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, with `-h` left to a group of options, and no abbreviations.
+
+    Args:
+        positionals: for the line of usage.
+        description: what the program does.
+        epilog: shown as it is, with its own line breaks.
+        prog: the program's name, where it is not the script's.
+    """
+
+    def __init__(
+        self, positionals: str, description: str, epilog: str = "", prog: str | None = None
+    ):
+        super().__init__(
+            prog=prog,
+            usage=f"%(prog)s [options] {positionals}",
+            description=description,
+            epilog=epilog,
+            formatter_class=_Formatter,
+            allow_abbrev=False,
+            add_help=False,
+        )
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
+        """As argparse does, but unknown options are told first: before a prompt is missed."""
+        args = sys.argv[1:] if args is None else args
+        for word in takewhile(lambda word: word != "--", args):
+            name = word.partition("=")[0]
+            # With a space in it, it is a value to argparse.
+            is_option = word.startswith("--") and " " not in word
+            if is_option and name not in self._option_string_actions:
+                self.error(f"unrecognized arguments: {name}{self._suggest(name)}")
+        return super().parse_known_args(args, namespace)
+
+    def _suggest(self, name: str) -> str:
+        """The known option that `name` may have been meant to be, in the spelling of the help."""
+        spellings = {
+            spelling: _shown(action)
+            for action in self._actions
+            for spelling in action.option_strings
+            if spelling.startswith("--")
+        }
+        return did_you_mean(name, (), spellings)
+
+
+class Show(argparse.Action):
+    """An option that prints what a function returns, and ends the program."""
+
+    def __init__(self, option_strings: list[str], dest: str, show: Callable[[], str], help: str):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+        self.show = show
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        try:
+            print(self.show())
+        except (ValueError, OSError) as error:
+            parser.exit(1, f"error: {error}\n")
+        parser.exit()
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """The names of an option in one spelling, and its value once."""
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        short = [name for name in action.option_strings if not name.startswith("--")]
+        value = "" if action.nargs == 0 else f" {action.metavar or action.dest.upper()}"
+        return ", ".join([*short, _shown(action)]) + value
+
+
+def _shown(action: argparse.Action) -> str:
+    """The long name of an option, in its first spelling."""
+    return next(name for name in action.option_strings if name.startswith("--"))

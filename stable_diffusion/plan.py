@@ -1,0 +1,69 @@
+"""What a run is to make, before anything is loaded: the same on all ranks."""
+
+import argparse
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from . import memory
+from .jobs import Job, jobs_of
+from .output import Output
+from .ranks import Ranks
+
+MOST_AT_ONCE = 8  # pictures, where the user does not say; more keep no GPU busier
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Pictures to make, and where they go.
+
+    Attributes:
+        jobs: the pictures that are not there yet.
+        drawn_seed: the seed of the first picture, if it was drawn.
+        output: the files; of the first rank only.
+        batch_size: how many pictures to denoise at once; 0 where memory decides.
+        pixels_at_once: see `memory`; of the rank that has the least.
+    """
+
+    jobs: Sequence[Job]
+    drawn_seed: int | None
+    output: Output | None
+    batch_size: int
+    pixels_at_once: int
+
+    def at_once(self, job: Job) -> int:
+        """How many pictures like this one, of a known size, to denoise at once."""
+        if self.batch_size > 0:
+            return self.batch_size
+        return min(max(self.pixels_at_once // (job.width * job.height), 1), MOST_AT_ONCE)
+
+
+def make_plan(args: argparse.Namespace, ranks: Ranks) -> Plan:
+    """The plan for a command line; what depends on files is as the first rank finds them.
+
+    A grid is made at once, as the phases then need the least memory.
+
+    Raises:
+        UsageError: see `Output`.
+        ValueError: the ranks were asked for different pictures.
+    """
+    drawn_seed = None
+    if args.prompts_file is None:
+        seed = secrets.randbits(32) if args.seed is None else args.seed
+        drawn_seed = seed if args.seed is None else None
+        (args.seed,) = ranks.share([seed])
+    jobs = jobs_of(args)
+    ranks.require_same(jobs, "asked for other pictures: are the files the same there?")
+    output = Output(args, jobs) if ranks.is_first else None
+
+    is_missing = [output is None or not output.has(job) for job in jobs]
+    batch_size = args.batch_size or 0
+    if output is not None and output.is_grid and args.batch_size is None:
+        batch_size = len(jobs)
+    batch_size, *is_missing = ranks.share([batch_size, *is_missing])
+    missing = [job for job, is_it in zip(jobs, is_missing, strict=True) if is_it]
+    if len(missing) < len(jobs):
+        print(f"Skipped {len(jobs) - len(missing)} of {len(jobs)} pictures, which exist")
+    if output is not None and not missing:
+        output.finish()
+    return Plan(missing, drawn_seed, output, batch_size, ranks.least(memory.pixels_at_once()))

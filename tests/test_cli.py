@@ -1,0 +1,240 @@
+"""`--help`: grouped, with defaults and examples that work; and the README says the same."""
+
+import argparse
+import ast
+import contextlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ours import ROOT
+from PIL import Image
+
+from stable_diffusion import cli
+from stable_diffusion.metadata import RECIPE, save_options
+from stable_diffusion.options import GROUPS, START
+from stable_diffusion.recipe import Recipe
+
+PARSERS = {"txt2image.py": cli.txt2image_parser, "image2image.py": cli.image2image_parser}
+A_RECIPE = Recipe(prompt="a photo", model="tiny")
+README = (ROOT / "README.md").read_text()
+FILE = re.compile(r"[\w./-]+\.(?:png|jpg|webp|safetensors|txt|jsonl)\b")
+WITHOUT_DEFAULT = {"help", argparse.SUPPRESS}  # they end the program
+
+
+def hyphened(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def section(title: str) -> str:
+    """What the README says under a heading, up to the next of its level."""
+    level, _ = title.split(" ", 1)
+    _, text = README.split(f"\n{title}\n")
+    return re.split(rf"^#{{2,{len(level)}}} ", text, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def commands(text: str) -> Iterator[tuple[str, list[str]]]:
+    """The calls of the scripts in a text, each with its arguments."""
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True) if "python " in line else []
+        if "python" in words and words[words.index("python") + 1] in PARSERS:
+            script, *arguments = words[words.index("python") + 1 :]
+            yield script, arguments
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, which is the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def parse(script: str, arguments: list[str], folder: Path) -> argparse.Namespace | None:
+    """As the script does, where the files that are named exist; None where it ends the program."""
+    for name in FILE.findall(" ".join(arguments)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("txt"):
+            (folder / name).write_text("a photo\n")
+        elif name.endswith("jsonl"):
+            (folder / name).write_text('{"prompt": "a photo"}\n')
+        else:
+            options = save_options({RECIPE: A_RECIPE.to_json()}, "PNG")
+            Image.new("RGB", (64, 64)).save(folder / name, "PNG", **options)
+    with contextlib.suppress(SystemExit):
+        return cli.parse(PARSERS[script](), arguments)
+    return None
+
+
+def said_default(action: argparse.Action, parser: argparse.ArgumentParser) -> str | None:
+    """What the help of an option says that holds where it is left out."""
+    text = parser._get_formatter()._expand_help(action)
+    found = re.fullmatch(r".* \(default: (.+)\)", text)
+    return found and found[1]
+
+
+def options(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action]]:
+    """The parser's options, each with the title of its group."""
+    for group in parser._action_groups:
+        yield from ((group.title, action) for action in group._group_actions)
+
+
+# --- --help --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", PARSERS)
+@pytest.mark.parametrize("columns", [80, 200])
+def test_help_fits_the_screen(script, columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = PARSERS[script]().format_help().splitlines()
+    assert max(map(len, lines)) <= columns
+    assert len(lines[0]) <= 60  # not all options in brackets
+
+
+@pytest.mark.parametrize("script", PARSERS)
+def test_help_is_grouped(script):
+    text = PARSERS[script]().format_help()
+    groups = GROUPS if script == "txt2image.py" else START | GROUPS
+    places = [text.index(f"\n{title}:\n") for title in [*groups, "examples"]]
+    assert places == sorted(places)
+    assert "optional arguments:" not in text and "\noptions:" not in text
+    assert "README.md" in text
+
+
+@pytest.mark.parametrize("script", PARSERS)
+def test_every_option_says_its_default(script):
+    """And a default that is a value is said as it is."""
+    parser = PARSERS[script]()
+    said = {}
+    for _, action in options(parser):
+        if action.option_strings and action.dest not in WITHOUT_DEFAULT:
+            said.setdefault(action.dest, said_default(action, parser))
+            if action.default not in (None, "", [], 0, argparse.SUPPRESS):
+                assert said[action.dest] == str(action.default)
+    assert all(said.values()), [dest for dest in said if not said[dest]]
+
+
+@pytest.mark.parametrize("script", PARSERS)
+def test_examples_work(script, folder):
+    found = list(commands(PARSERS[script]().epilog))
+    assert len(found) >= 3
+    for of_script, arguments in found:
+        assert of_script == script
+        args = parse(script, arguments, folder)
+        assert args is not None or arguments == ["--list-models"], arguments
+
+
+def test_an_option_in_the_wrong_is_told_first(capsys):
+    """Not the prompt that it swallowed."""
+    for words in (["--step", "3"], ["--list-model"], ["a", "--no-such-thing=1"]):
+        with pytest.raises(SystemExit) as stopped:
+            cli.parse(cli.txt2image_parser(), words)
+        assert stopped.value.code == 2
+        assert "unrecognized arguments: --" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["--step", "3"], "--steps"),
+        (["--n-image=3"], "--n_images"),
+        (["--negative", "x"], "--negative_prompt"),
+        (["--guidance_scale", "3"], "--guidance-rescale"),
+        (["--list_model"], "--list-models"),
+        (["--sampler", "euler_a"], "euler-a"),
+        (["--schedule", "karas"], "karras"),
+        (["--prediction-type", "v"], None),
+        (["--xyz"], None),
+    ],
+)
+def test_did_you_mean(capsys, words, meant):
+    with pytest.raises(SystemExit) as stopped:
+        cli.parse(cli.txt2image_parser(), ["a photo", *words])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 2  # usage, and this
+    assert error.endswith(f": did you mean {meant}?\n" if meant else "\n")
+    assert meant or "did you mean" not in error
+
+
+def test_prompts_are_no_options(folder):
+    assert parse("txt2image.py", ["--a photo of it"], folder).prompt == "--a photo of it"
+    assert parse("txt2image.py", ["--", "--step"], folder).prompt == "--step"
+
+
+# --- the README ----------------------------------------------------------------------------------
+
+
+def readme_options() -> dict[str, tuple[str, str]]:
+    """By option: the group and the default that the README's table has for it."""
+    found, group = {}, ""
+    for line in section("## Options").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if title := re.fullmatch(r"\*\*(.+)\*\*", cells[0]):
+            group = title[1]
+        elif cells[0].startswith("`-"):
+            for name in re.findall(r"`(--[\w-]+)`", cells[0]):
+                found[hyphened(name)] = group, cells[2].strip("`") if len(cells) > 2 else ""
+    return found
+
+
+def test_readme_has_every_option_and_its_default():
+    parser = cli.image2image_parser()
+    has = {}
+    for group, action in options(parser):
+        if action.option_strings:
+            name = next(name for name in action.option_strings if name.startswith("--"))
+            has[hyphened(name)] = group, said_default(action, parser)
+    listed = readme_options()
+    assert listed.keys() == has.keys()
+    for name, (group, default) in has.items():
+        assert listed[name][0] == group, name
+        assert default is None or listed[name][1] == default, name
+
+
+def test_readme_calls_the_scripts_as_they_are(folder):
+    text = "\n".join(re.findall(r"```shell\n(.*?)```", README, flags=re.DOTALL))
+    found = list(commands(text.replace("$strength", "0.5")))
+    assert len(found) >= 10
+    for script, arguments in found:
+        ends = {"--list-models", "--version", "--help"} & {*arguments}
+        assert parse(script, arguments, folder) is not None or ends, arguments
+
+
+def templates() -> str:
+    """All texts in the package's source, one a line, with … for what is put into them."""
+    texts = []
+    for file in (ROOT / "stable_diffusion").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                parts = (
+                    part.value if isinstance(part, ast.Constant) else "…" for part in node.values
+                )
+                texts.append("".join(parts))
+    return "\n".join(texts)
+
+
+def test_readme_quotes_our_messages():
+    known = templates()
+    spans = re.findall(r"``(.+?)``", section("## Troubleshooting"), flags=re.DOTALL)
+    quoted = [" ".join(span.split()) for span in spans]
+    assert len(quoted) >= 15
+    for message in quoted:
+        fixed = [part.strip() for part in message.split("…")]
+        assert max(map(len, fixed)) >= 15, f"hardly anything of this is fixed: {message}"
+        assert all(part in known for part in fixed), message
+
+
+def test_readme_links_lead_somewhere():
+    headings = re.findall(r"^#+ (.+)$", README, flags=re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    assert len(links) >= 30
+    for link in links:
+        if link.startswith("#"):
+            assert link[1:] in anchors, link
+        elif not link.startswith("https://"):
+            assert (ROOT / link).is_file(), link

@@ -1,0 +1,210 @@
+"""Names of files: what is asked for, what is there already, and who wins."""
+
+import argparse
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stable_diffusion import image
+from stable_diffusion.jobs import Job, UsageError
+from stable_diffusion.output import Output
+
+PICTURE = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
+
+
+def jobs(n: int, **options) -> list[Job]:
+    return [Job("a", seed=10 + i, index=i + 1, **options) for i in range(n)]
+
+
+def make(output: str | Path, asked: list[Job], **options) -> Output:
+    usual = {"grid": None, "n_rows": 1, "force": False, "model": "tiny", "prompts_file": None}
+    return Output(argparse.Namespace(output=str(output), **usual | options), asked)
+
+
+def write(output: str | Path, asked: list[Job], **options) -> None:
+    """Picture i, of those that are missing, is all i."""
+    files = make(output, asked, **options)
+    for job in asked:
+        if not files.has(job):
+            files.add(job, np.full_like(PICTURE, job.index))
+    files.finish()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def shade(file: Path) -> int:
+    """Which picture it is."""
+    return int(np.asarray(Image.open(file))[0, 0, 0])
+
+
+def test_one_name_is_a_grid_and_is_overwritten(tmp_path):
+    file = tmp_path / "o.png"
+    file.write_bytes(b"old")
+    write(file, jobs(2))
+    assert np.asarray(Image.open(file)).shape == (20, 40, 3)
+    assert names(tmp_path) == ["o.png"]
+
+
+def test_a_folder_is_made_and_counts_on(tmp_path):
+    """Also where there is a gap, names that are no numbers, and other formats."""
+    folder = tmp_path / "a" / "b"
+    write(f"{folder}/", jobs(2))
+    assert names(folder) == ["0001.png", "0002.png"]
+    (folder / "0007.jpg").touch()
+    (folder / "99999x.png").touch()
+    write(folder, jobs(2))
+    assert names(folder)[2:5] == ["0007.jpg", "0008.png", "0009.png"]
+    assert shade(folder / "0001.png") == 1 and shade(folder / "0009.png") == 2
+
+
+def test_fields(tmp_path):
+    model = "org/My Model: 2@main"
+    write(tmp_path / "{model}" / "x{{{index}}}-{seed}.JPG", jobs(2), model=model)
+    assert names(tmp_path) == ["My-Model-2/x{0001}-10.JPG", "My-Model-2/x{0002}-11.JPG"]
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("sdxl", "sdxl"),
+        ("a/fine.safetensors", "fine"),
+        ("..", "model"),
+        ("/", "model"),
+        ("/models/v1.5/", "v1.5"),
+    ],
+)
+def test_the_model_in_a_name_is_a_name(tmp_path, model, name):
+    write(tmp_path / "{model}.png", jobs(1), model=model)
+    assert names(tmp_path) == [f"{name}.png"]
+
+
+def test_a_pattern_overwrites_only_by_force(tmp_path):
+    """What exists is seen before anything is made; not even a folder is created for it."""
+    pattern = tmp_path / "{seed}.png"
+    write(pattern, jobs(2))
+    with pytest.raises(UsageError, match=r"10\.png and 1 more exist: --force overwrites"):
+        make(pattern, jobs(3))
+    (tmp_path / "10.png").unlink()
+    with pytest.raises(UsageError, match=r"11\.png exists: --force"):
+        make(pattern, jobs(3))
+    asked = [Job("a", seed=11, index=5)]
+    write(pattern, asked, force=True)
+    assert names(tmp_path) == ["11.png"] and shade(tmp_path / "11.png") == 5
+
+
+def test_a_prompts_file_goes_on(tmp_path):
+    asked = jobs(4)
+    write(f"{tmp_path}/", asked[:3], prompts_file="p.txt")
+    (tmp_path / "0002.png").unlink()
+    files = make(tmp_path, asked, prompts_file="p.txt")
+    assert [files.has(job) for job in asked] == [True, False, True, False]
+    forced = make(tmp_path, asked, prompts_file="p.txt", force=True)
+    assert not any(forced.has(job) for job in asked)
+
+
+def test_what_was_killed_while_writing_is_swept_up(tmp_path):
+    ours, theirs = ".0001.png.999999999.partial", f".0001.png.{os.getppid()}.partial"
+    for name in (ours, theirs, ".other.png.999999999.partial"):
+        (tmp_path / name).touch()
+    make(tmp_path, jobs(1), prompts_file="p.txt")
+    assert names(tmp_path) == sorted([theirs, ".other.png.999999999.partial"])
+
+
+def test_names_of_lines(tmp_path):
+    asked = [Job("a", 1, file="cats/{seed}.png"), Job("a", 2, index=2), Job("a", 3, index=3)]
+    write(f"{tmp_path}/", asked, prompts_file="p.jsonl")
+    assert names(tmp_path) == ["0002.png", "0003.png", "cats/1.png"]
+    for name in ("../a.png", "/a.png", "a/../../b.png", "a\0.png"):
+        with pytest.raises(UsageError, match="line 7: output .* is not a name inside the folder"):
+            make(tmp_path, jobs(1, file=name, where="line 7: "), prompts_file="p.jsonl")
+
+
+def test_a_grid_beside_the_pictures(tmp_path):
+    """Pictures that were there before are in it."""
+    folder, grid = tmp_path / "d", tmp_path / "g.png"
+    write(f"{folder}/", jobs(2), prompts_file="p.txt")
+    write(folder, jobs(4), prompts_file="p.txt", grid=str(grid), n_rows=2)
+    assert names(tmp_path) == [*(f"d/000{i}.png" for i in (1, 2, 3, 4)), "g.png"]
+    squares = np.asarray(Image.open(grid)).reshape(2, 20, 2, 20, 3)[:, 10, :, 10, 0]
+    assert squares.tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_two_programs_write_into_one_folder(tmp_path, monkeypatch, has_links):
+    """Both chose their names before the other wrote: no picture is lost."""
+    one, other = make(tmp_path, jobs(2)), make(f"{tmp_path}/", jobs(2))
+    if not has_links:  # a file system without links
+        monkeypatch.setattr(image.os, "link", lambda *_: (_ for _ in ()).throw(PermissionError()))
+    for files, value in ((one, 1), (other, 2)):
+        for job in jobs(2):
+            files.add(job, np.full_like(PICTURE, value))
+    assert names(tmp_path) == [f"000{i}.png" for i in (1, 2, 3, 4)]
+    assert [shade(tmp_path / name) for name in names(tmp_path)] == [1, 1, 2, 2]
+
+
+def test_a_name_that_was_taken_meanwhile(tmp_path):
+    asked = jobs(1)
+    pattern, prompts = tmp_path / "{seed}.png", tmp_path / "{index}.png"
+    late, slow = make(pattern, asked), make(prompts, asked, prompts_file="p.txt")
+    write(pattern, asked)
+    write(prompts, asked)
+    late.add(asked[0], np.full_like(PICTURE, 7))
+    slow.add(asked[0], np.full_like(PICTURE, 7))  # the same picture: one is enough
+    assert names(tmp_path) == ["0001.png", "10-2.png", "10.png"]
+    assert shade(tmp_path / "10.png") == 1 and shade(tmp_path / "10-2.png") == 7
+
+
+@pytest.mark.parametrize(
+    ("output", "n", "options", "message"),
+    [
+        ("{sed}.png", 1, {}, r"\{sed\} is none of \{index\}, \{seed\}, \{model\}$"),
+        ("{index:9}.png", 1, {}, r"\{index\} is none of"),
+        ("{}.png", 1, {}, r"\{\} is none of"),
+        ("{index.png", 1, {}, "expected '}'"),
+        ("{model}.png", 2, {}, r"pictures 1 and 2 have one name, .*put \{index\} in it"),
+        ("{index}.txt", 1, {}, "must end in one of .png"),
+        ("{index}", 1, {}, "must end in one of .png"),
+        ("x" * 250 + "{index}.png", 1, {}, "name is longer than 220 bytes"),
+        ("é" * 130 + "/", 1, {}, "a name is longer than 220 bytes"),
+        ("file/{index}.png", 1, {}, "file is not a folder"),
+        ("file/", 1, {}, "file is not a folder"),
+        ("o.png", 2, {"prompts_file": "p"}, "is one file, for 2 pictures: give a folder"),
+        ("o.png", 2, {"grid": "g.png"}, "is a grid already"),
+        ("{index}.png", 2, {"grid": "g.txt"}, "must end in one of .png"),
+        ("{index}.png", 3, {"grid": "g.png", "n_rows": 2}, "--n_rows 2 does not divide 3"),
+        ("no/o.png", 1, {}, "no does not exist"),
+    ],
+)
+def test_wrong_names(tmp_path, monkeypatch, output, n, options, message):
+    """Before anything is loaded, and nothing is created."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=message):
+        make(output, jobs(n), **options)
+    assert names(tmp_path) == ["file"]
+
+
+def test_the_grid_is_no_picture_of_its_own(tmp_path):
+    with pytest.raises(UsageError, match="is the file of a picture, too"):
+        make(tmp_path / "{index}.png", jobs(1), grid=str(tmp_path / "0001.png"))
+
+
+def test_a_folder_that_is_not_ours(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(UsageError, match="is not writable"):
+        make(tmp_path / "new" / "{index}.png", jobs(1))
+
+
+def test_sizes_that_make_no_grid(tmp_path):
+    files = make(f"{tmp_path}/", jobs(2), grid=str(tmp_path / "g.png"))
+    first, second = jobs(2)
+    files.add(first, PICTURE)
+    files.add(second, PICTURE[:2])
+    with pytest.raises(ValueError, match="pictures of different sizes make no grid"):
+        files.finish()
+    assert names(tmp_path) == ["0001.png", "0002.png"]

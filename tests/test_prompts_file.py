@@ -1,0 +1,140 @@
+"""Prompts files: what counts, what a line may say, and seeds that stay."""
+
+import io
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from stable_diffusion import cli
+
+
+def read(tmp_path, content: str | bytes, *options: str, script: str = "txt2image"):
+    """The requests of a prompts file; wrong ones end the program as wrong usage does."""
+    file = tmp_path / "p.txt"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    parser = getattr(cli, f"{script}_parser")()
+    return cli.parse(parser, ["--prompts-file", str(file), *options]).requests
+
+
+def prompts(requests) -> list[str]:
+    return [request.prompt for request in requests]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_prompt_a_line(tmp_path, end, mark):
+    lines = ["a café", "", "# no", "  a\u2028house \x0c ", "   ", "#", "a # b", '{"no": "JSON"}']
+    requests = read(tmp_path, mark + end.join(lines).encode())
+    assert prompts(requests) == ["a café", "a\u2028house", "a # b", '{"no": "JSON"}']
+    assert [request.where.split()[-1] for request in requests] == ["1:", "4:", "7:", "8:"]
+    assert {request.n_images for request in requests} == {1}
+
+
+def test_the_standard_input(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"a\nb")))
+    args = cli.parse(cli.txt2image_parser(), ["--prompts-file=-"])
+    assert prompts(args.requests) == ["a", "b"] and args.output == "out/"
+
+
+def test_lines_override_the_command_line(tmp_path):
+    said = {"negative-prompt": "x", "steps": 3, "cfg": 4, "width": 64, "height": 72, "seed": 5}
+    said |= {"sampler": "dpm++2m", "schedule": "karras", "n_images": 2, "clip_skip": 1}
+    said |= {"long_prompt": False, "prompt_weights": True, "guidance_rescale": 0.5}
+    said |= {"output": "cat.png"}
+    lines = [{"prompt": "a"} | said, {"prompt": "b"}]
+    options = ["--steps=9", "--long-prompt", "--negative-prompt=y", "--cfg=1.5"]
+    one, other = read(tmp_path, "\n".join(map(json.dumps, lines)), *options)
+    assert (
+        vars(one).items()
+        >= {
+            **{name.replace("-", "_"): value for name, value in said.items() if name != "output"},
+            "prompt": "a",
+            "file": "cat.png",
+            "output": "p/",
+        }.items()
+    )
+    assert (other.steps, other.long_prompt, other.negative_prompt, other.cfg) == (9, True, "y", 1.5)
+    assert isinstance(one.cfg, float) and isinstance(one.steps, int)
+
+
+def test_seeds_follow_the_one_given(tmp_path):
+    content = '{"prompt": "a", "n_images": 3}\n{"prompt": "a", "seed": 50}\n{"prompt": "c"}'
+    assert [request.seed for request in read(tmp_path, content, "--seed=7")] == [7, 50, 11]
+
+
+def test_seeds_stay_where_the_file_changes_elsewhere(tmp_path):
+    """They are of the prompt and of how often it came before."""
+    before = read(tmp_path, "a\nb\na\n")
+    after = read(tmp_path, "new\nb\na\n\na\n")
+    assert [r.seed for r in after[1:]] == [before[i].seed for i in (1, 0, 2)]
+    assert len({request.seed for request in after}) == 4
+    assert before[0].seed == 3480064611  # what a later version must make of it, too
+
+
+def test_pictures_have_strength_and_no_size_of_their_own(tmp_path):
+    from PIL import Image
+
+    picture = str(tmp_path / "i.png")
+    Image.new("RGB", (64, 64)).save(picture)
+    content = '{"prompt": "a", "strength": 0.25}\n{"prompt": "b"}'
+    requests = read(tmp_path, content, picture, script="image2image")
+    assert [request.strength for request in requests] == [0.25, 0.9]
+    with pytest.raises(SystemExit):
+        read(tmp_path, '{"prompt": "a", "width": 64, "height": 64}', picture, script="image2image")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "p.txt: there is no prompt in it"),
+        ("\n# a\n", "there is no prompt in it"),
+        (b"a\xff", r"p.txt: is not UTF-8 text (byte 1)"),
+        ('{"prompt": "a"}\n\n{"prompt": }', "line 3: is not JSON (Expecting value"),
+        ('{"prompt": "a"}\na', "line 2: is not JSON"),
+        ('{"prompt": "a"}\n["a"]', "line 2: is not a JSON object"),
+        ('{"prompt": ' + "[" * 100_000, "line 1: is not JSON"),
+        ('{"steps": 3}', 'line 1: there is no "prompt"'),
+        ('{"prompt": 3}', "line 1: prompt must be text, got 3"),
+        ('{"prompt": null}', "prompt must be text or a number, got null"),
+        ('{"prompt": "\\ud800"}', "prompt has half of a character"),
+        ('{"prompt": "a", "colour": 1}', "'colour' is none of prompt, "),
+        ('{"prompt": "a", "model": "sd"}', "'model' is none of"),
+        ('{"prompt": "a", "where": "x"}', "'where' is none of"),
+        ('{"prompt": "a", "steps": 1, "steps": 2}', "steps comes twice"),
+        ('{"prompt": "a", "clip-skip": 1, "clip_skip": 1}', "clip_skip comes twice"),
+        ('{"prompt": "a", "steps": "3"}', 'steps must be a number, got "3"'),
+        ('{"prompt": "a", "steps": 3.5}', "steps: '3.5' is not an integer"),
+        ('{"prompt": "a", "steps": true}', "steps must be text or a number, got true"),
+        ('{"prompt": "a", "steps": 0}', "steps: must be at least 1, got 0"),
+        ('{"prompt": "a", "cfg": NaN}', "cfg: must be at least 0, got nan"),
+        ('{"prompt": "a", "seed": -1}', "seed: must be from 0 to"),
+        ('{"prompt": "a", "long_prompt": 1}', "long_prompt must be true or false, got 1"),
+        ('{"prompt": "a", "sampler": "heun"}', "sampler: invalid choice: 'heun'"),
+        ('{"prompt": "a", "sampler": "ddim", "schedule": "karras"}', "line 1: sampler ddim has no"),
+        ('{"prompt": "a", "width": 64}', "line 1: --width and --height go together"),
+    ],
+)
+def test_wrong_lines(tmp_path, capsys, content, message):
+    """Status 2, with the number of the line, before anything is loaded."""
+    with pytest.raises(SystemExit) as stopped:
+        read(tmp_path, content)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "a prompt is required, or --prompts_file, and not both"),
+        (["a", "--prompts-file", "p.txt"], "and not both"),
+        (["--prompts-file", "nowhere.txt"], "No such file or directory: 'nowhere.txt'"),
+        (["--prompts-file", "."], "Is a directory"),
+    ],
+)
+def test_wrong_usage(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        cli.parse(cli.txt2image_parser(), arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
