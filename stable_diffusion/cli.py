@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from .diffusion_config import require_schedule
+from .from_image import with_recipe
 from .image import load_image
 from .jobs import Job
 from .options import GROUPS, START, add_options, types
@@ -28,6 +29,8 @@ examples:
     python txt2image.py -q --low-memory -v "A painting of a vase"
   a file for each picture, of a prompt a line; started again, it goes on:
     python txt2image.py --prompts-file prompts.txt --output pictures/
+  a picture of this program again, with another seed:
+    python txt2image.py --from-image lighthouse.png --seed 2 --output again.png
   what models there are:
     python txt2image.py --list-models
 """
@@ -68,9 +71,13 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> arg
 
     Wrong usage ends the program with status 2, before any model is loaded.
     """
-    args = parser.parse_args(argv)
+    args = _parsed(parser, argv)
+    if args.from_image is not None:
+        args = _with_recipe(parser, args, argv)
     if (args.prompt is None) == (args.prompts_file is None):
-        parser.error("a prompt is required, or --prompts_file, and not both")
+        parser.error(
+            "a prompt is required, or --prompts_file, and not both (--from_image brings one)"
+        )
     if args.n_images is None:
         args.n_images = 4 if args.prompts_file is None else 1
     if args.output is None:
@@ -82,7 +89,47 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> arg
     try:
         args.requests = _requests(args)
         if "image" in args:
+            if args.fit is not None and args.width is None:
+                raise ValueError("--fit needs --width and --height")
+            args.image_file = args.image
             args.image = _read_image(args)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    return args
+
+
+def _parsed(
+    parser: argparse.ArgumentParser,
+    argv: list[str] | None,
+    namespace: argparse.Namespace | None = None,
+) -> argparse.Namespace:
+    """What argparse makes of the command line, and a prompt that it has left over.
+
+    Having met a picture before options, it takes a prompt that may be left out for left out.
+    """
+    args, rest = parser.parse_known_args(argv, namespace)
+    words = rest[1:] if rest[:1] == ["--"] else [word for word in rest if not word.startswith("-")]
+    if args.prompt is None and len(words) == 1 and rest[-1:] == words:
+        args.prompt = rest.pop()
+    if rest not in ([], ["--"]):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
+
+
+def _with_recipe(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, argv: list[str] | None
+) -> argparse.Namespace:
+    """The command line, with the recipe of a picture where it says nothing."""
+    if args.prompts_file is not None:
+        parser.error("--from_image and --prompts_file: leave one out")
+    nothing = argparse.Namespace(**dict.fromkeys(vars(args)))  # not to be taken for given
+    values = vars(_parsed(parser, argv, nothing))
+    given = {name: value for name, value in values.items() if value is not None}
+    try:
+        args = with_recipe(args, given, types((START | GROUPS).values()))
+        output = Path(args.output or _default_output(None))
+        if output.exists() and output.samefile(args.from_image) and not args.force:
+            raise ValueError(f"{output} is what --from_image reads: name another --output")
     except (ValueError, OSError) as error:
         parser.error(str(error))
     return args
@@ -124,7 +171,7 @@ def _default_output(prompts_file: str | None) -> str:
 def _read_image(args: argparse.Namespace) -> np.ndarray:
     """The picture, [H, W, 3] in [-1, 1], at a size that the networks take."""
     size = None if args.width is None else (args.width, args.height)
-    image, (width, height) = load_image(args.image, size)
+    image, (width, height) = load_image(args.image, size, fit=args.fit or "stretch")
     new_height, new_width, _ = image.shape
     if (new_width, new_height) != (width, height):
         print(f"Resized {args.image} from {width}x{height} to {new_width}x{new_height}")

@@ -27,7 +27,7 @@ class Header:
             with file.open("rb") as opened:
                 length = int.from_bytes(opened.read(8), "little")
                 content = json.loads(opened.read(length if length <= MAX_HEADER else 0))
-            self.metadata = dict(content.pop("__metadata__", {}))
+            self.metadata = dict(content.pop("__metadata__", None) or {})  # MLX writes null
             self.shapes = {key: tuple(entry["shape"]) for key, entry in content.items()}
             kinds = {entry["dtype"] for entry in content.values()}
             end = max((entry["data_offsets"][1] for entry in content.values()), default=0)

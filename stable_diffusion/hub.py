@@ -57,6 +57,11 @@ class Source:
         self.name = name
         self.root = root
 
+    @property
+    def commit(self) -> tuple[str, str] | None:
+        """The repository and the commit of it, where the files come from the Hub."""
+        return None
+
     def find(self, path: str) -> Path | None:
         """The local file, fetched if need be; None where the model has no such file.
 
@@ -153,6 +158,10 @@ class BareVae(Source):
         super().__init__(source.name, source.root)
         self.source = source
 
+    @property
+    def commit(self) -> tuple[str, str] | None:
+        return self.source.commit
+
     def find(self, path: str) -> Path | None:
         return self.source.find(path.removeprefix("vae/"))
 
@@ -172,6 +181,10 @@ class Repository(Source):
         self.repo = repo
         self.listing = listing
         self.why = why
+
+    @property
+    def commit(self) -> tuple[str, str]:
+        return self.repo, self.root.name
 
     def find(self, path: str) -> Path | None:
         cached = super().find(path)

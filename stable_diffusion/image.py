@@ -2,11 +2,14 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from .metadata import save_options
 
 Size = tuple[int, int]  # (width, height) in pixels, as in Pillow and the scripts' options
 
@@ -23,10 +26,15 @@ PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<process>[0-9]+)\.partial", re.DOTALL)
 SAVE_OPTIONS = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
 MULTIPLE = 64  # the VAE makes 8 pixels one latent, the UNet halves latents three times
 GRID_BORDER = 8  # pixels of black around each picture of a grid
+FITS = ("stretch", "crop", "pad")  # how a picture comes to a size of other proportions
+NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 
 
 def load_image(
-    path: str | os.PathLike, size: Size | None = None, multiple: int = MULTIPLE
+    path: str | os.PathLike,
+    size: Size | None = None,
+    multiple: int = MULTIPLE,
+    fit: str = "stretch",
 ) -> tuple[np.ndarray, Size]:
     """Read a picture and bring it to a size that the networks take.
 
@@ -34,6 +42,7 @@ def load_image(
         path: a file of any kind and mode that Pillow opens.
         size: the (width, height) wanted; without one, each side of the picture is brought down to
             a multiple of `multiple`.
+        fit: how it comes to `size`, one of `FITS`; see `fit_to_size`.
 
     Returns:
         The picture, float32 [height, width, 3] in [-1, 1], and the (width, height) it had.
@@ -45,7 +54,7 @@ def load_image(
     image = read_image(path)
     height, width, _ = image.shape
     try:
-        fitted = fit_to_multiple(image, multiple) if size is None else resize(image, size)
+        fitted = fit_to_multiple(image, multiple) if size is None else fit_to_size(image, size, fit)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return fitted, (width, height)
@@ -108,16 +117,45 @@ def fit_to_multiple(image: np.ndarray, multiple: int = MULTIPLE) -> np.ndarray:
     return resize(image, (width - width % multiple, height - height % multiple))
 
 
-def resize(image: np.ndarray, size: Size) -> np.ndarray:
+def fit_to_size(image: np.ndarray, size: Size, fit: str) -> np.ndarray:
+    """Bring a picture [H, W, 3] to `size` (width, height).
+
+    "stretch" changes its proportions where they differ; "crop" leaves out what is too much at two
+    opposite sides; "pad" repeats the outermost pixels where something is missing there.
+
+    Raises:
+        ValueError: `fit` is none of these.
+    """
+    if fit not in FITS:
+        raise ValueError(f"fit must be one of {', '.join(FITS)}, got {fit!r}")
+    height, width, _ = image.shape
+    ratios = size[0] / width, size[1] / height
+    if fit == "crop":
+        left = max(width - size[0] / max(ratios), 0) / 2  # rounding may leave a trace under 0
+        top = max(height - size[1] / max(ratios), 0) / 2
+        return resize(image, size, (left, top, width - left, height - top))
+    if fit == "pad":
+        inner = [max(round(n * min(ratios)), 1) for n in (width, height)]
+        image = resize(image, tuple(inner))
+        missing = [n - shown for n, shown in zip(size, inner, strict=True)]
+        x, y = ((n // 2, n - n // 2) for n in missing)
+        return np.pad(image, (y, x, (0, 0)), mode="edge")
+    return resize(image, size)
+
+
+def resize(
+    image: np.ndarray, size: Size, box: tuple[float, float, float, float] | None = None
+) -> np.ndarray:
     """Resize a float32 picture [H, W, 3] in [-1, 1] to `size` (width, height), by Lanczos' filter.
 
     The filter also averages what falls on one pixel, and rings at edges: the result is clipped.
+    With a `box` (left, top, right, bottom), only that part of the picture.
     """
     height, width, _ = image.shape
-    if (width, height) == tuple(size):
+    if box in (None, (0, 0, width, height)) and (width, height) == tuple(size):
         return image
     channels = [
-        np.asarray(Image.fromarray(channel).resize(size, Image.Resampling.LANCZOS))
+        np.asarray(Image.fromarray(channel).resize(size, Image.Resampling.LANCZOS, box))
         for channel in np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32)
     ]
     return np.stack(channels, axis=-1).clip(-1, 1)  # 3 of [h, w] -> [h, w, 3]
@@ -167,10 +205,17 @@ def check_output(path: str | os.PathLike) -> None:
         raise ValueError(f"{path}: the folder {path.parent} is not writable")
 
 
-def save_image(path: str | os.PathLike, image: np.ndarray, *, overwrites: bool = True) -> None:
+def save_image(
+    path: str | os.PathLike,
+    image: np.ndarray,
+    texts: Mapping[str, str] = NO_TEXTS,
+    *,
+    overwrites: bool = True,
+) -> None:
     """Write a picture, uint8 [H, W, 3]; the suffix of `path` says how.
 
-    The file appears whole or not at all: it is written beside `path`, then renamed.
+    The file appears whole or not at all: it is written beside `path`, then renamed. Texts go into
+    it as `metadata` says.
 
     Raises:
         ValueError: see `check_output`.
@@ -181,8 +226,9 @@ def save_image(path: str | os.PathLike, image: np.ndarray, *, overwrites: bool =
     path = Path(path)
     file_format = FORMATS[path.suffix.lower()]
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    options = SAVE_OPTIONS.get(file_format, {}) | save_options(texts, file_format)
     try:
-        Image.fromarray(image).save(partial, file_format, **SAVE_OPTIONS.get(file_format, {}))
+        Image.fromarray(image).save(partial, file_format, **options)
         (os.replace if overwrites else _rename_if_free)(partial, path)
     finally:
         partial.unlink(missing_ok=True)

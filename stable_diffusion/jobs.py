@@ -73,7 +73,15 @@ class Job:
             raise UsageError(f"{self.where}{error}") from None
         height, width = defaults.size if self.width is None else (self.height, self.width)
         cfg = defaults.guidance if self.cfg is None else self.cfg
-        return replace(self, sampler=sampler.name, steps=steps, cfg=cfg, width=width, height=height)
+        return replace(
+            self,
+            sampler=sampler.name,
+            schedule=sampler.schedule_name,
+            steps=steps,
+            cfg=cfg,
+            width=width,
+            height=height,
+        )
 
 
 @dataclass(frozen=True)

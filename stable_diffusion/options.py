@@ -12,6 +12,7 @@ from typing import Any
 
 from . import about
 from .diffusion_config import PREDICTION_TYPES, SAMPLERS, SCHEDULES
+from .image import FITS
 from .models import MODELS
 from .parser import Show
 from .values import embedding, lora, number, one_of
@@ -19,6 +20,7 @@ from .values import embedding, lora, number, one_of
 Add = Callable[..., None]
 
 POSITIVE = number(int, 1)
+PIXELS = number(int, 1, 2**14)  # a side; UNets run out of any memory before
 MOST_SEED = 2**63 - 2**20  # pictures count up from it
 
 
@@ -32,6 +34,13 @@ def start(add: Add) -> None:
         metavar="X",
         help="how far to go from the picture, 0 to 1",
     )
+    add(
+        "--fit",
+        choices=FITS,
+        by_default="stretch",
+        help="how to bring the picture to --width and --height: crop what does not fit, pad with "
+        "its border's colours, or stretch it",
+    )
 
 
 def prompt(add: Add) -> None:
@@ -44,6 +53,13 @@ def prompt(add: Add) -> None:
         "standard input. Pictures that exist are not made again",
     )
     add(
+        "--from-image",
+        by_default="none",
+        metavar="FILE",
+        help="make a picture of this program again: prompt and options are those in the file, but "
+        "for what is given here",
+    )
+    add(
         "--negative_prompt",
         default="",
         by_default="none",
@@ -51,11 +67,13 @@ def prompt(add: Add) -> None:
         help="what to steer away from; needs guidance",
     )
     add("--long-prompt", action="store_true", help="read prompts of more than 77 tokens to the end")
+    _add_opposite(add, "long_prompt", "cut prompts at 77 tokens")
     add(
         "--prompt-weights",
         action="store_true",
         help=r"let (this) weigh more, [this] less, (this:1.3) as it says; \( is a bracket",
     )
+    _add_opposite(add, "prompt_weights", "read brackets as they stand")
     add(
         "--clip-skip",
         type=number(int, 0),
@@ -77,21 +95,21 @@ def prompt(add: Add) -> None:
 def pictures(add: Add) -> None:
     add(
         "--n_images",
-        type=POSITIVE,
+        type=number(int, 1, 100_000),
         by_default="4; of a prompts file, 1 of each",
         metavar="N",
         help="how many",
     )
     add(
         "--width",
-        type=POSITIVE,
+        type=PIXELS,
         by_default="by model or image",
         metavar="PIXELS",
         help="of a picture, a multiple of 8",
     )
     add(
         "--height",
-        type=POSITIVE,
+        type=PIXELS,
         by_default="by model or image",
         metavar="PIXELS",
         help="of a picture, a multiple of 8",
@@ -174,6 +192,7 @@ def model(add: Add) -> None:
 
 def memory(add: Add) -> None:
     add("--quantize", "-q", action="store_true", help="4-bit text encoders, 8-bit UNet")
+    _add_opposite(add, "quantize", "weights as they are")
     add(
         "--float16",
         action="store_true",
@@ -181,14 +200,7 @@ def memory(add: Add) -> None:
         by_default="on a GPU",
         help="half precision; the VAE computes in float32 always",
     )
-    add(
-        "--no-float16",
-        action="store_false",
-        default=None,
-        dest="float16",
-        by_default=None,
-        help="float32",
-    )
+    _add_opposite(add, "float16", "float32")
     add(
         "--batch-size",
         type=POSITIVE,
@@ -216,14 +228,7 @@ def memory(add: Add) -> None:
         by_default="below 12 GB",
         help="spare memory, not time",
     )
-    add(
-        "--no-low-memory",
-        action="store_false",
-        default=None,
-        dest="low_memory",
-        by_default=None,
-        help="spare time, not memory",
-    )
+    _add_opposite(add, "low_memory", "spare time, not memory")
     add("--preload-models", action="store_true", help="read all weights before the first step")
 
 
@@ -237,6 +242,7 @@ def output(add: Add) -> None:
     )
     add("--grid", by_default="none", metavar="FILE", help="a grid beside the files for each")
     add("--force", action="store_true", help="overwrite also files for each picture")
+    add("--no-metadata", action="store_true", help="leave out of the files how they were made")
     add("--n_rows", type=POSITIVE, default=1, metavar="N", help="rows of the grid")
 
 
@@ -246,13 +252,13 @@ def reports(add: Add) -> None:
         type=POSITIVE,
         by_default="none",
         metavar="N",
-        help="show the pictures in the making every N steps, roughly, in NAME.preview.png beside "
-        "the output, until they are written; the VAE's decoder is then in memory throughout",
+        help="every N steps write a rough look at the pictures in the making to NAME.preview.png "
+        "beside them, until they are there; keeps the VAE's decoder in memory",
     )
     add(
         "--preview-vae",
         action="store_true",
-        help="let the whole VAE decode the previews: slower, more memory, as the picture will be",
+        help="let the whole VAE decode the previews, in the time and memory that pictures take",
     )
     add("--verbose", "-v", action="store_true", help="report the peak memory of each phase")
     add(
@@ -282,6 +288,12 @@ GROUPS: dict[str, Callable[[Add], None]] = {
     "output": output,
     "reports": reports,
 }
+
+
+def _add_opposite(add: Add, of: str, help: str) -> None:
+    """Add `--no-…` for a switch, which may be on in a recipe, or by default."""
+    name = f"--no-{of.replace('_', '-')}"
+    add(name, action="store_false", dest=of, default=None, by_default=None, help=help)
 
 
 def add_options(parser: argparse.ArgumentParser, groups: dict[str, Callable[[Add], None]]) -> None:

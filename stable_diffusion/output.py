@@ -24,6 +24,7 @@ from .image import (
 )
 from .jobs import Job, UsageError
 from .progress import say
+from .record import Record
 
 FIELDS = ("index", "seed", "model")
 DIGITS = 4  # that an index has at least, so that names stand in order
@@ -47,12 +48,14 @@ class Output:
             each other.
     """
 
+    record: Record | None = None  # what files say of pictures, once the model is known
+
     def __init__(self, args: argparse.Namespace, jobs: Sequence[Job]):
         self._overwrites = args.force
         self._restarts = args.prompts_file is not None
         self._is_numbered = False  # on from what is in the folder
         self._is_free = False  # each name, for the pictures of another call
-        self._n_added = 0
+        self._added: dict[int, Job] = {}
         self._paths: dict[int, Path] = {}  # of pictures, by their index
         self._existing: set[int] = set()
         self._images: dict[int, np.ndarray] = {}
@@ -100,7 +103,7 @@ class Output:
         """Write a picture, uint8 [H, W, 3], or keep it for the grid."""
         if self._paths:
             self._write(job, image)
-        self._n_added += 1
+        self._added[job.index] = job
         if self._grid is not None:
             self._images[job.index] = image
 
@@ -117,12 +120,17 @@ class Output:
         if len({image.shape for image in images}) > 1:
             raise ValueError(f"{self._grid}: pictures of different sizes make no grid")
         n_rows = self._n_rows if len(images) % self._n_rows == 0 else 1
-        save_image(self._grid, make_grid(np.stack(images), n_rows))
+        texts = {}
+        if self.record is not None and not self._existing:
+            jobs = [job for _, job in sorted(self._added.items())]
+            texts = self.record.of_grid(jobs, n_rows)
+        save_image(self._grid, make_grid(np.stack(images), n_rows), texts)
         say(f"Wrote {self._grid}")
 
     def how_to_continue(self, jobs: Sequence[Job]) -> str:
         """What to tell who interrupts the making of `jobs`."""
-        done, left = self._n_added, len(jobs) - self._n_added
+        done = len(self._added)
+        left = len(jobs) - done
         kept = (
             f"{done} of {len(jobs)} pictures are finished, and kept" if done else "none is finished"
         )
@@ -186,10 +194,11 @@ class Output:
         """Write a picture to its file; where another program made that meanwhile, beside it."""
         path = self._paths[job.index]
         path.parent.mkdir(parents=True, exist_ok=True)
+        texts = {} if self.record is None else self.record.of(job)
         attempt = 1
         while True:
             try:
-                save_image(path, image, overwrites=self._overwrites)
+                save_image(path, image, texts, overwrites=self._overwrites)
             except FileExistsError:
                 if self._restarts:
                     say(f"{path} was made by another program meanwhile")

@@ -25,6 +25,7 @@ from .plan import Plan, make_plan
 from .preview import LinearDecoder, Preview
 from .progress import Progress, say, warn
 from .ranks import RankError, Ranks, launched_ranks
+from .record import Record
 from .sampler import Sampler
 
 WRONG_USAGE, FAILED = 2, 1  # exit statuses
@@ -101,6 +102,10 @@ def _make_all(
     if plan.drawn_seed is not None:
         say(f"Seed: {plan.drawn_seed}")
 
+    args.float16 = _use_float16(args)
+    if plan.output is not None:
+        plan.output.record = Record(args, source)
+
     memory.limit_cache()
     sd = _load(source, config, args, progress)
     shares = batches(jobs, plan.at_once, ranks.size)
@@ -169,7 +174,7 @@ def _load(
     source: Source, config: ModelConfig, args: argparse.Namespace, progress: Progress
 ) -> StableDiffusion:
     """The model with all that is asked to be added to it."""
-    sd = pipeline_class(config)(source, _use_float16(args), args.sampler, schedule=args.schedule)
+    sd = pipeline_class(config)(source, args.float16, args.sampler, schedule=args.schedule)
     if args.quantize:
         sd.quantize()
     for file, scale in args.lora:

@@ -113,6 +113,13 @@ class Sampler:
         return cls(config, name)
 
     @property
+    def schedule_name(self) -> str | None:
+        """The schedule as `for_model` takes it; None for a sampler that brings its own."""
+        if not SAMPLERS[self.name]:
+            return None
+        return "karras" if self.config.use_karras_sigmas else self.config.timestep_spacing
+
+    @property
     def needs_noise(self) -> bool:
         """Whether `step` takes fresh noise."""
         return self.name in ("euler-a", "lcm")

@@ -45,11 +45,12 @@ def one_of(known: Collection[str]) -> Callable[[str], str]:
 def lora(text: str) -> tuple[Path, float]:
     """`FILE` or `FILE:SCALE`: a file that is there, and a scale, which may be negative."""
     file, colon, scale = text.rpartition(":")
-    if not colon or Path(text).is_file():
+    if not colon or Path(text).expanduser().is_file():
         file, scale = text, "1"
-    if not Path(file).is_file():
+    path = Path(file).expanduser()
+    if not path.is_file():
         raise argparse.ArgumentTypeError(f"no such LoRA file: {file}")
-    return Path(file), number(float, -100, 100)(scale)
+    return path, number(float, -100, 100)(scale)
 
 
 def embedding(text: str) -> tuple[str, Path]:
@@ -57,6 +58,7 @@ def embedding(text: str) -> tuple[str, Path]:
     name, _, file = text.partition("=")
     if not name or not file:
         raise argparse.ArgumentTypeError(f"must be NAME=FILE, got {text!r}")
-    if not Path(file).is_file():
+    path = Path(file).expanduser()
+    if not path.is_file():
         raise argparse.ArgumentTypeError(f"no such embedding file: {file}")
-    return name, Path(file)
+    return name, path

@@ -13,9 +13,12 @@ from ours import ROOT
 from PIL import Image
 
 from stable_diffusion import cli
+from stable_diffusion.metadata import RECIPE, save_options
 from stable_diffusion.options import GROUPS, START
+from stable_diffusion.recipe import Recipe
 
 PARSERS = {"txt2image.py": cli.txt2image_parser, "image2image.py": cli.image2image_parser}
+A_RECIPE = Recipe(prompt="a photo", model="tiny")
 README = (ROOT / "README.md").read_text()
 FILE = re.compile(r"[\w./-]+\.(?:png|jpg|webp|safetensors|txt|jsonl)\b")
 WITHOUT_DEFAULT = {"help", argparse.SUPPRESS}  # they end the program
@@ -57,7 +60,8 @@ def parse(script: str, arguments: list[str], folder: Path) -> argparse.Namespace
         elif name.endswith("jsonl"):
             (folder / name).write_text('{"prompt": "a photo"}\n')
         else:
-            Image.new("RGB", (64, 64)).save(folder / name, "PNG")
+            options = save_options({RECIPE: A_RECIPE.to_json()}, "PNG")
+            Image.new("RGB", (64, 64)).save(folder / name, "PNG", **options)
     with contextlib.suppress(SystemExit):
         return cli.parse(PARSERS[script](), arguments)
     return None

@@ -9,6 +9,7 @@ from PIL import Image
 from stable_diffusion.image import (
     check_output,
     fit_to_multiple,
+    fit_to_size,
     load_image,
     make_grid,
     read_image,
@@ -196,6 +197,47 @@ def test_resizing_equals_pillows_lanczos(rgb):
     edge = np.broadcast_to(edge[None, :, None], (128, 128, 3))
     resized = resize(edge, (200, 200))
     assert resized.min() == -1 and resized.max() == 1  # ringing is clipped
+
+
+@pytest.mark.parametrize("size", [(64, 64), (128, 64), (48, 160), (33, 57), (96, 80), (1, 90)])
+def test_fit(rgb, size):
+    """A picture of two slopes keeps them where it is cropped or padded, and its middle."""
+    image, (width, height) = scaled(rgb), size
+    centre = image[HEIGHT // 2 - 1 : HEIGHT // 2 + 1, WIDTH // 2 - 1 : WIDTH // 2 + 1].mean((0, 1))
+    np.testing.assert_array_equal(fit_to_size(image, size, "stretch"), resize(image, size))
+    for fit in ("crop", "pad"):
+        fitted = fit_to_size(image, size, fit)
+        assert fitted.shape == (height, width, 3) and fitted.dtype == np.float32
+    if size == (WIDTH, HEIGHT):
+        np.testing.assert_array_equal(fit_to_size(image, size, "crop"), image)
+        np.testing.assert_array_equal(fit_to_size(image, size, "pad"), image)
+    cropped = fit_to_size(image, size, "crop")
+    top, left = (height - 1) // 2, (width - 1) // 2
+    middle = cropped[top : height // 2 + 1, left : width // 2 + 1].mean((0, 1))
+    np.testing.assert_allclose(middle, centre, atol=0.02)
+    if min(size) > 16:
+        scale = max(width / WIDTH, height / HEIGHT)
+        inner = cropped[8:-8, 8:-8, 0]  # red grows by 2 levels a pixel, to the right
+        np.testing.assert_allclose(np.diff(inner, axis=1), 2 / 127.5 / scale, atol=0.004)
+
+
+def test_pad_repeats_the_border(rgb):
+    image = scaled(rgb)
+    wide = fit_to_size(image, (2 * WIDTH + 1, HEIGHT), "pad")
+    np.testing.assert_array_equal(wide[:, 48 : 48 + WIDTH], image)
+    assert (wide[:, :48] == image[:, :1]).all() and (wide[:, 48 + WIDTH :] == image[:, -1:]).all()
+    tall = fit_to_size(image, (WIDTH // 2, HEIGHT), "pad")
+    np.testing.assert_array_equal(tall[20:60], resize(image, (WIDTH // 2, HEIGHT // 2)))
+    assert (tall[:20] == tall[20]).all() and (tall[60:] == tall[59]).all()
+    with pytest.raises(ValueError, match="fit must be one of stretch, crop, pad, got 'fill'"):
+        fit_to_size(image, (64, 64), "fill")
+
+
+def test_a_file_is_fitted(tmp_path, rgb):
+    save_image(tmp_path / "a.png", rgb)
+    image, size = load_image(tmp_path / "a.png", (64, 64), fit="crop")
+    assert size == (WIDTH, HEIGHT)
+    np.testing.assert_array_equal(image, fit_to_size(scaled(rgb), (64, 64), "crop"))
 
 
 def test_to_uint8_rounds_and_clips():

@@ -111,7 +111,7 @@ def test_zero_means_zero(checkpoint, oracle, tmp_path):
     ("options", "message"),
     [
         (["--n_images", "4", "--n_rows", "3"], "--n_rows 3 does not divide --n_images 4"),
-        (["--n_images", "0"], "must be at least 1, got 0"),
+        (["--n_images", "0"], "must be from 1 to 100000, got 0"),
         (["--steps", "0"], "must be at least 1, got 0"),
         (["--steps", "many"], "'many' is not an integer"),
         (["--cfg", "nan"], "must be at least 0, got nan"),

@@ -1,0 +1,62 @@
+"""`record.py`: which model and files a picture says it was made with."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stable_diffusion import cli
+from stable_diffusion.hub import BareVae, Repository, Source
+from stable_diffusion.jobs import Job
+from stable_diffusion.metadata import PARAMETERS, RECIPE
+from stable_diffusion.recipe import Recipe
+from stable_diffusion.record import Record, Texts
+
+COMMIT = "0123456789abcdef"
+JOB = Job("a cat", seed=3, width=64, height=64, steps=2, cfg=2.0, sampler="ddim")
+
+
+def record(source: Source, *options: str) -> Record:
+    args = cli.txt2image_parser().parse_args(["a cat", *options])
+    args.float16 = False
+    return Record(args, source)
+
+
+def read(texts: Texts) -> Recipe:
+    return Recipe.from_json(texts[RECIPE], "a.png")
+
+
+def on_the_hub(repo: str) -> Repository:
+    return Repository(repo, f"{repo}@main", Path("snapshots") / COMMIT, None, "")
+
+
+def test_a_model_on_the_hub_is_pinned_to_its_commit():
+    source = on_the_hub("org/model")
+    source.vae = BareVae(on_the_hub("org/vae"))
+    recipe = read(record(source, "--model", "org/model@main", "--vae", "org/vae").of(JOB))
+    assert (recipe.model, recipe.revision) == ("org/model", COMMIT)
+    assert recipe.options["model"] == f"org/model@{COMMIT}"
+    assert recipe.vae == f"org/vae@{COMMIT}"
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [("models/mine", "models/mine"), ("/disk/mine", "/disk/mine"), ("/home/me/mine", "~/mine")],
+)
+def test_paths_are_as_they_were_given_but_for_the_users_own_folder(monkeypatch, given, written):
+    monkeypatch.setenv("HOME", "/home/me")
+    texts = record(Source(given, Path(given)), "--model", given, "--vae", given).of(JOB)
+    recipe = read(texts)
+    assert (recipe.model, recipe.vae, recipe.revision) == (written, written, None)
+    assert "Model: mine, VAE: mine" in texts[PARAMETERS] and "/" not in texts[PARAMETERS]
+
+
+def test_grids():
+    """Of one recipe, or of several."""
+    jobs = [replace(JOB, seed=3 + i, index=1 + i) for i in range(4)]
+    source = Source("tiny", Path("tiny"))
+    recipe = read(record(source).of_grid(jobs, 2))
+    assert (recipe.n_images, recipe.n_rows, recipe.seed) == (4, 2, 3)
+    assert record(source).of_grid([*jobs[:3], replace(jobs[3], prompt="a dog")], 2) == {}
+    assert record(source).of_grid([*jobs[:3], replace(jobs[3], seed=9)], 2) == {}
+    assert record(source, "--no-metadata").of_grid(jobs, 2) == {}
