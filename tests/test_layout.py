@@ -61,7 +61,7 @@ MAY_IMPORT = {
         *("conditioning", "config", "cpu", "denoising", "lora", "model_io", "noise", "quantize"),
         *("sampler", "schedule", "textual_inversion", "tiling", "weights", "mlx", "numpy"),
     },
-    "plan": {"jobs", "memory", "output", "ranks"},
+    "plan": {"jobs", "memory", "output", "progress", "ranks", "record"},
     "preview": {"image", "mlx", "numpy"},
     "progress": {"denoising", "memory", "weights", "mlx", "tqdm"},
     "prompt": set(),
