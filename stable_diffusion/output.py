@@ -95,6 +95,10 @@ class Output:
             return next(iter(self._paths.values())).with_name("now.preview.png")
         return Path(self._grid).with_suffix(".preview.png")
 
+    def path(self, job: Job) -> Path:
+        """The file of a picture that is not only in a grid."""
+        return self._paths[job.index]
+
     def has(self, job: Job) -> bool:
         """Whether the picture is there already."""
         return job.index in self._existing
@@ -180,8 +184,9 @@ class Output:
         self._existing = {index for index, path in self._paths.items() if os.path.lexists(path)}
         if self._existing and not self._restarts:
             first, n = self._paths[min(self._existing)], len(self._existing)
-            which = f"{first} exists" if n == 1 else f"{first} and {n - 1} more exist"
-            raise ValueError(f"{which}: --force overwrites")
+            if n == 1:
+                raise ValueError(f"{first} exists: --force overwrites")
+            raise ValueError(f"{first} and {n - 1} more exist: --force overwrites")
 
     def _check_grid(self, jobs: Sequence[Job]) -> None:
         check_output(self._grid)

@@ -2,13 +2,16 @@
 
 import argparse
 import secrets
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import memory
 from .jobs import Job, jobs_of
 from .output import Output
+from .progress import say
 from .ranks import Ranks
+from .record import is_made_otherwise
 
 MOST_AT_ONCE = 8  # pictures, where the user does not say; more keep no GPU busier
 
@@ -63,7 +66,22 @@ def make_plan(args: argparse.Namespace, ranks: Ranks) -> Plan:
     batch_size, *is_missing = ranks.share([batch_size, *is_missing])
     missing = [job for job, is_it in zip(jobs, is_missing, strict=True) if is_it]
     if len(missing) < len(jobs):
-        print(f"Skipped {len(jobs) - len(missing)} of {len(jobs)} pictures, which exist")
-    if output is not None and not missing:
-        output.finish()
+        say(f"Skipped {len(jobs) - len(missing)} of {len(jobs)} pictures, which exist")
+    if output is not None:
+        _warn_of_others([job for job in jobs if output.has(job)], output)
+        if not missing:
+            output.finish()
     return Plan(missing, drawn_seed, output, batch_size, ranks.least(memory.pixels_at_once()))
+
+
+def _warn_of_others(jobs: Sequence[Job], output: Output) -> None:
+    """Tell of pictures that are skipped though the prompts file has changed since."""
+    others = [output.path(job) for job in jobs if is_made_otherwise(output.path(job), job)]
+    if others:
+        n = len(others)
+        which = f"{others[0]} was" if n == 1 else f"{others[0]} and {n - 1} more were"
+        warnings.warn(
+            f"{which} made of another prompt or with other options than are asked for now: delete "
+            "what should be made again, or use --force for all",
+            stacklevel=2,
+        )

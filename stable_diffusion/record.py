@@ -9,7 +9,7 @@ from typing import Any
 from .from_image import sha256
 from .hub import Source
 from .jobs import Job
-from .metadata import PARAMETERS, RECIPE
+from .metadata import PARAMETERS, RECIPE, read_texts
 from .parameters import write_parameters
 from .recipe import Recipe
 from .version import __version__
@@ -47,6 +47,18 @@ class Record:
         if list(alike) != list(jobs):
             return {}
         return self.of(first, n_images=len(jobs), n_rows=n_rows)
+
+
+def is_made_otherwise(file: Path, job: Job) -> bool:
+    """Whether a picture says that it is not what this job, as it was asked for, would make."""
+    try:
+        text = read_texts(file).get(RECIPE)
+        recipe = None if text is None else Recipe.from_json(text, str(file))
+    except (ValueError, OSError):
+        return False  # not known
+    names = {field.name for field in fields(Recipe)} & {field.name for field in fields(Job)}
+    asked = {name: getattr(job, name) for name in names if getattr(job, name) is not None}
+    return recipe is not None and any(getattr(recipe, name) != asked[name] for name in asked)
 
 
 def _common(args: argparse.Namespace, source: Source) -> dict[str, Any]:

@@ -104,6 +104,22 @@ def test_lines_are_what_calls_are(tmp_path, capsys):
     assert (tmp_path / "d" / "0002.png").read_bytes() == b"mine"
 
 
+def test_a_prompts_file_that_was_changed(tmp_path, capsys):
+    """What exists is kept; where it is not what is asked for now, that is said."""
+    file, folder = tmp_path / "p.txt", tmp_path / "d"
+    arguments = ["--model=tiny", "--steps=1", f"--prompts-file={file}", f"--output={folder}/"]
+    file.write_text("a red circle\na blue star\n")
+    assert txt2image.main(arguments) == 0
+    assert txt2image.main(arguments) == 0
+    assert "warning" not in capsys.readouterr().err
+    file.write_text("a red circle\na green star\n")
+    assert txt2image.main(arguments) == 0
+    error = capsys.readouterr().err
+    assert f"warning: {folder / '0002.png'} was made of another prompt" in error
+    assert txt2image.main([*arguments, "--cfg=3"]) == 0
+    assert "0001.png and 1 more were made of another" in capsys.readouterr().err
+
+
 def test_lines_of_pictures_to_start_from(tmp_path):
     """At strength 0 the prompt does not matter."""
     Image.new("RGB", (64, 64), "orange").save(tmp_path / "i.png")

@@ -63,7 +63,7 @@ MAY_IMPORT = {
         *("sampler", "schedule", "textual_inversion", "tiling", "weights", "mlx", "numpy"),
     },
     "picture": {"numpy", "PIL"},
-    "plan": {"jobs", "memory", "output", "ranks"},
+    "plan": {"jobs", "memory", "output", "progress", "ranks", "record"},
     "preview": {"image", "mlx", "numpy"},
     "progress": {"denoising", "memory", "weights", "mlx", "tqdm"},
     "prompt": set(),
