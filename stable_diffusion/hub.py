@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .models import MODELS
+from .strict import read_json
 
 STEMS = {
     "unet": "diffusion_pytorch_model",
@@ -81,8 +82,8 @@ class Source:
         """
         file = self.require(path)
         try:
-            return json.loads(file.read_bytes()), str(file)
-        except ValueError as error:  # not JSON, or not UTF-8
+            return read_json(file), str(file)
+        except ValueError as error:
             raise ValueError(f"{file} is not a JSON file: {error}") from None
 
     def weights(self, component: str, float16: bool) -> list[Path]:
@@ -116,14 +117,16 @@ class Source:
         """The files that an index names, each once, in its order."""
         where = f"{self.name}: {component}/{index.name}"
         try:
-            names = list(dict.fromkeys(json.loads(index.read_bytes())["weight_map"].values()))
+            names = list(dict.fromkeys(read_json(index)["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{where} is not a JSON object with a weight_map") from error
         if not names:
             raise ValueError(f"{where} names no files")
         for name in names:  # all, before the first is fetched
-            if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
-                raise ValueError(f"{where} names {name!r}, which is no safetensors file beside it")
+            is_plain = isinstance(name, str) and SHARD_NAME.fullmatch(name) and name.isprintable()
+            if not is_plain:
+                told = repr(name)[:100]
+                raise ValueError(f"{where} names {told}, which is no safetensors file beside it")
         return [self.require(f"{component}/{name}") for name in names]
 
     def _absent(self, path: str) -> Exception:

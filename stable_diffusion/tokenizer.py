@@ -4,7 +4,6 @@ The text is normalized (NFC, white space, lower case) and split into words by a 
 `bpe` then merges the bytes of each word. Special tokens are cut out of the text before that.
 """
 
-import json
 import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 import regex
 
 from .bpe import BytePairs
+from .strict import read_json, require
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 NAMED_TOKENS = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS}
@@ -335,9 +335,8 @@ def _naming(path: Path | None) -> Iterator[None]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"wants a JSON object, got {type(content).__name__}")
+    content = read_json(Path(path))
+    require(isinstance(content, dict), f"wants a JSON object, got {type(content).__name__}")
     return content
 
 

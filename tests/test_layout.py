@@ -24,13 +24,13 @@ MAY_IMPORT = {
     },
     "denoising": {"cpu", "noise", "sampler", "schedule", "unet", "mlx"},
     "diffusion_config": {"strict"},
-    "header": set(),
-    "hub": {"models", "huggingface_hub"},
+    "header": {"strict"},
+    "hub": {"models", "strict", "huggingface_hub"},
     "image": {"numpy", "PIL"},
     "cpu": {"mlx"},
     "cpu_conv": {"cpu", "mlx", "numpy"},
     "layers": {"cpu", "cpu_conv", "mlx"},
-    "lora": {"lora_names", "weights", "mlx"},
+    "lora": {"lora_names", "strict", "weights", "mlx", "regex"},
     "lora_names": {"config", "original", "weights", "mlx"},
     "memory": {"mlx"},
     "model_io": {
@@ -55,11 +55,11 @@ MAY_IMPORT = {
     "strict": set(),
     "textual_inversion": {"clip", "header", "hub", "tokenizer", "weights", "mlx"},
     "tiling": {"layers", "vae", "mlx"},
-    "tokenizer": {"bpe", "regex"},
+    "tokenizer": {"bpe", "strict", "regex"},
     "unet": {"config", "layers", "mlx", "numpy"},
     "unsupported": {"config"},
     "vae": {"config", "layers", "mlx"},
-    "weights": {"mlx"},
+    "weights": {"header", "mlx"},
 }
 MOST_LINES = 360
 
