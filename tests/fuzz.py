@@ -1,0 +1,120 @@
+"""The long fuzzing: every attack as often as it is worth, and the table of what they found.
+
+PYTHONPATH=. python tests/fuzz.py [CLASS | CLASS.ATTACK …] [--cases N] [--seed S]
+PYTHONPATH=. python tests/fuzz.py --only CLASS.ATTACK:SEED    one case again, with what was raised
+"""
+
+import argparse
+import multiprocessing
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from attacks import load
+from attacks.harness import ATTACKS, DEFECTS, Attack, Outcome, judge
+
+HANG = 30  # seconds
+START = 300  # of a worker, with its imports, on a busy machine
+SHOWN = 20  # defects of an attack that are told of
+
+
+def main() -> int:
+    """Run the attacks asked for and print the table; status 1 where there is a defect."""
+    load()
+    parser = argparse.ArgumentParser(description="Attack the program, and tell what was found.")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(ATTACKS)} (default: all)")
+    parser.add_argument("--cases", type=int, help="of each attack (default: its own number)")
+    parser.add_argument("--seed", type=int, default=0, help="of each attack's first case")
+    parser.add_argument("--only", metavar="ATTACK:SEED", help="one case")
+    args = parser.parse_args()
+    if args.only:
+        name, seed = args.only.split(":")
+        counts = {name: _attack(ATTACKS[name], 1, int(seed), verbose=True)}
+    else:
+        chosen = [
+            a for a in ATTACKS.values() if not args.names or {a.name, a.group} & {*args.names}
+        ]
+        if not chosen:
+            parser.error(f"no such attack: {' '.join(args.names)}")
+        counts = {}
+        for attack in chosen:
+            counts[attack.name] = _attack(attack, args.cases or attack.cases, args.seed)
+    _print_table(counts)
+    return int(any(count[defect] for count in counts.values() for defect in DEFECTS))
+
+
+def _attack(attack: Attack, n: int, first: int, verbose: bool = False) -> Counter[Outcome]:
+    count, shown = Counter(), 0
+    for seed, (outcome, what) in enumerate(_outcomes(attack, n, first), start=first):
+        count[outcome] += 1
+        if verbose or (outcome in DEFECTS and shown < SHOWN):
+            shown += 1
+            text = what if verbose else what.strip()[-1000:]
+            print(f"{attack.name}:{seed} {outcome.name}: {text}", flush=True)
+    told = ", ".join(f"{number} {outcome}" for outcome, number in count.items())
+    print(f"{attack.name}: {told}", flush=True)
+    return count
+
+
+def _outcomes(attack: Attack, n: int, first: int) -> Iterator[tuple[Outcome, str]]:
+    """Of each case in turn, in a process that is killed and replaced where it hangs or dies."""
+    context = multiprocessing.get_context("spawn")
+    seed, end = first, first + n
+    while seed < end:
+        ours, theirs = context.Pipe()
+        worker = context.Process(target=_work, args=(theirs, attack.name, seed, end), daemon=True)
+        worker.start()
+        theirs.close()
+        try:
+            started = ours.poll(START) and ours.recv()
+            if not started:
+                raise RuntimeError("the worker did not start")
+            while seed < end:
+                if not ours.poll(HANG):
+                    yield Outcome.HANG, "killed"
+                    seed += 1
+                    break
+                outcome = ours.recv()
+                seed += 1
+                yield outcome
+        except EOFError:
+            worker.join()
+            yield Outcome.TRACEBACK, f"the process died: exit code {worker.exitcode}"
+            seed += 1
+        finally:
+            worker.kill()
+            worker.join()
+            ours.close()
+
+
+def _work(to: Connection, name: str, first: int, end: int) -> None:
+    """Run cases and send their outcomes, in a process of its own."""
+    load()
+    to.send(True)
+    root = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    try:
+        for seed in range(first, end):
+            folder = root / str(seed)
+            folder.mkdir()
+            to.send(judge(ATTACKS[name], seed, folder))
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def _print_table(counts: dict[str, Counter[Outcome]]) -> None:
+    groups: dict[str, Counter[Outcome]] = {}
+    for name, count in counts.items():
+        groups.setdefault(name.split(".")[0], Counter()).update(count)
+    titles = ["class of attack", "cases", Outcome.REFUSED, *DEFECTS]
+    print(f"\n| {' | '.join(titles)} |\n{'|---' * len(titles)}|")
+    for group, count in groups.items():
+        numbers = [count.total(), count[Outcome.REFUSED], *(count[defect] for defect in DEFECTS)]
+        print(f"| {group} | {' | '.join(f'{number:,}' for number in numbers)} |")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
