@@ -124,12 +124,9 @@ class UNetConfig(Config):
                 heads > 0 and channels % heads == 0,
                 f"attention_head_dim: {heads} heads do not divide {channels} channels",
             )
-        attentions = [(n + 1) * depth for n, depth in zip(self.layers, self.depths, strict=True)]
-        for option, count in (
-            ("layers_per_block", sum(self.layers)),
-            ("transformer_layers_per_block", sum(attentions)),
-        ):
-            require(count <= MOST_LAYERS, f"{option}: {count} layers are too many")
+        transformers = sum((n + 1) * d for n, d in zip(self.layers, self.depths, strict=True))
+        for what, count in (("residual", sum(self.layers)), ("transformer", transformers)):
+            require(count <= MOST_LAYERS, f"{count} {what} blocks are more than {MOST_LAYERS}")
         if self.addition_embed_type is not None:
             require_known("addition_embed_type", self.addition_embed_type, ("text_time",))
             for option in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):

@@ -6,15 +6,15 @@ not answer, the commit that the cache remembers serves. `huggingface_hub` is imp
 repository is opened.
 """
 
-import json
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .models import MODELS
+from .hub_errors import GARBLED, reason
+from .models import MODELS, find_spec
 from .strict import read_json
 
 STEMS = {
@@ -36,7 +36,11 @@ NATIVE = "mlx_model.safetensors"  # of a converted component: no name that diffu
 CACHE_MARKER = "unet/config.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")  # opening one can run code
 SHARD_NAME = re.compile(r"[^/\\]+\.safetensors")  # a plain file name, which cannot lead elsewhere
+COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_TIMEOUT = 10.0  # seconds to wait for an answer: what huggingface_hub waits for a file's
+
+
+SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 
 
 class Source:
@@ -97,16 +101,20 @@ class Source:
             FileNotFoundError: there are none, a shard is missing, or one cannot be fetched.
             ValueError: there are only pickles, or an index is malformed.
         """
-        if (file := self.find(f"{component}/{NATIVE}")) is not None:
-            return [file]
-        patterns = FP16 + FULL if float16 else FULL + FP16
-        paths = [f"{component}/{pattern.format(STEMS[component])}" for pattern in patterns]
+        paths = _weight_files(component, float16)
         if float16:
             paths.sort(key=lambda path: not (self.root / path).is_file())
         for path in paths:
             if (file := self.find(path)) is not None:
                 return self._shards(component, file) if path.endswith(".json") else [file]
         raise self._absent(f"{component}/{FULL[0].format(STEMS[component])}")
+
+    def announcement(self, choices: Iterable[Sequence[str]]) -> str | None:
+        """What there is to say before a download; None where there is none.
+
+        Of each of `choices` the first file that the model has will be wanted.
+        """
+        return None
 
     def files(self) -> Collection[str]:
         """The paths of all files that the model is known to have."""
@@ -155,6 +163,10 @@ class BareVae(Source):
     def find(self, path: str) -> Path | None:
         return self.source.find(path.removeprefix("vae/"))
 
+    def announcement(self, choices: Iterable[Sequence[str]]) -> str | None:
+        plain = ([path.removeprefix("vae/") for path in paths] for paths in choices)
+        return self.source.announcement(plain)
+
     def files(self) -> Collection[str]:
         return [f"vae/{file}" for file in self.source.files()]
 
@@ -162,15 +174,24 @@ class BareVae(Source):
 class Repository(Source):
     """A model on the Hub at one commit; `root` is the folder of that commit in the Hub cache.
 
-    `listing` has the paths of all its files. Where the Hub was not to be had it is None, `why`
-    says why, and the model has what is in the cache.
+    `listing` has the paths of all its files, with their sizes where the Hub gives them. Where the
+    Hub was not to be had it is None, `why` says why, and the model has what is in the cache.
     """
 
-    def __init__(self, repo: str, name: str, root: Path, listing: frozenset[str] | None, why: str):
+    def __init__(
+        self,
+        repo: str,
+        name: str,
+        root: Path,
+        listing: Mapping[str, int | None] | None,
+        why: str = "",
+        licence: str = "",
+    ):
         super().__init__(name, root)
         self.repo = repo
         self.listing = listing
         self.why = why
+        self.licence = licence
 
     def find(self, path: str) -> Path | None:
         cached = super().find(path)
@@ -181,13 +202,39 @@ class Repository(Source):
         from huggingface_hub.errors import HTTPError
 
         try:
-            return Path(HfApi().hf_hub_download(self.repo, path, revision=self.root.name))
-        except (HTTPError, OSError, RuntimeError) as error:  # the last is hf-xet's
-            why = _why(error, self.repo)
+            file = Path(HfApi().hf_hub_download(self.repo, path, revision=self.root.name))
+            self._require_size(path, file)
+        except (HTTPError, OSError, ValueError, RuntimeError) as error:  # the last is hf-xet's
+            why = reason(error, self.repo)
             raise FileNotFoundError(f"{self.name}: {path} cannot be fetched: {why}") from error
+        return file
+
+    def _require_size(self, path: str, file: Path) -> None:
+        """Throw away what was fetched if it has not the size that the Hub has listed."""
+        wanted = self.listing[path]
+        size = file.stat().st_size if file.is_file() else 0
+        if not file.is_file() or (wanted is not None and size != wanted):
+            for each in (file.resolve(), file):
+                if not each.is_dir() or each.is_symlink():
+                    each.unlink(missing_ok=True)
+            raise OSError(f"{size} bytes came in place of {wanted}: try again")
+
+    def announcement(self, choices: Iterable[Sequence[str]]) -> str | None:
+        listing, missing = self.listing or {}, set()
+        for paths in choices:
+            local = [path for path in paths if super(Repository, self).find(path)]
+            there = [path for path in paths if path in listing or path in local]
+            for path in _with_shards(there[0], listing) if there else ():
+                if path in listing and super().find(path) is None:
+                    missing.add(path)
+        if not missing:
+            return None
+        size = sum(listing[path] or 0 for path in missing)
+        amount = f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+        return f"Downloading {self.repo}, {amount}, licence: {self.licence}"
 
     def files(self) -> Collection[str]:
-        return self.listing or ()
+        return (self.listing or {}).keys()
 
     def _doubt(self) -> str:
         return "" if self.listing is not None else f" in the Hub cache, and {self.why}"
@@ -237,14 +284,17 @@ def _open_repository(repo: str, revision: str, name: str) -> Repository:
     if not revision or revision.startswith("/") or ".." in revision:  # it is a path in the cache
         raise ValueError(f"{name!r}: {revision!r} is not a revision")
     try:
-        info = HfApi().model_info(repo, revision=revision, timeout=HUB_TIMEOUT)
+        info = HfApi().model_info(repo, revision=revision, timeout=HUB_TIMEOUT, files_metadata=True)
+        listing = {file.rfilename: file.size for file in info.siblings}
+        if not COMMIT.fullmatch(info.sha):
+            raise ValueError(f"{info.sha} is no commit")
     except HFValidationError as error:
         raise ValueError(
             f"{name!r} is neither a folder, nor a Hub repository (organisation/name), nor one of "
             + ", ".join(MODELS)
         ) from error
-    except (HTTPError, OSError, json.JSONDecodeError) as error:
-        why = _why(error, repo)
+    except (HTTPError, OSError, *GARBLED) as error:
+        why = reason(error, repo)
         if (root := _snapshot(repo, revision)).is_dir():
             return Repository(repo, name, root, listing=None, why=why)
         homes = [spec.repo for spec in MODELS.values() if repo in spec.former_repos]
@@ -259,7 +309,39 @@ def _open_repository(repo: str, revision: str, name: str) -> Repository:
         with suppress(OSError):  # the cache may be read-only
             ref.parent.mkdir(parents=True, exist_ok=True)
             ref.write_text(info.sha)
-    return Repository(repo, name, root, frozenset(f.rfilename for f in info.siblings), why="")
+    spec = find_spec(repo)
+    said = [tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")]
+    licence = spec.licence if spec else ", ".join(said) or "not stated"
+    return Repository(repo, name, root, listing, licence=licence)
+
+
+def announcements(source: Source, components: Iterable[str], float16: bool) -> list[str]:
+    """What there is to say before the weights of some components are downloaded, if they are.
+
+    A line for each repository: which it is, how much will come, under which licence.
+    """
+    homes: dict[int, tuple[Source, list[list[str]]]] = {}
+    for component in components:
+        home = source.vae or source if component == "vae" else source
+        homes.setdefault(id(home), (home, []))[1].append(_weight_files(component, float16))
+    lines = (home.announcement(choices) for home, choices in homes.values())
+    return [line for line in lines if line is not None]
+
+
+def _weight_files(component: str, float16: bool) -> list[str]:
+    """Where the weights of a component may be, the best first."""
+    patterns = FP16 + FULL if float16 else FULL + FP16
+    names = (NATIVE, *(pattern.format(STEMS[component]) for pattern in patterns))
+    return [f"{component}/{name}" for name in names]
+
+
+def _with_shards(path: str, listing: Iterable[str]) -> list[str]:
+    """A weight file; or an index, and what by its name are the files that it names."""
+    if not path.endswith(".json"):
+        return [path]
+    folder, is_fp16 = PurePosixPath(path).parent, "fp16" in path
+    shards = (PurePosixPath(file) for file in listing if SHARD.search(file))
+    return [path, *(str(f) for f in shards if f.parent == folder and ("fp16" in f.name) == is_fp16)]
 
 
 def _snapshot(repo: str, revision: str) -> Path:
@@ -273,27 +355,3 @@ def _snapshot(repo: str, revision: str) -> Path:
     folder = Path(HF_HUB_CACHE).expanduser().resolve() / f"models--{repo.replace('/', '--')}"
     ref = folder / "refs" / revision
     return folder / "snapshots" / (ref.read_text().strip() if ref.is_file() else revision)
-
-
-def _why(error: Exception, repo: str) -> str:
-    """What a failed call to the Hub means and what to do, to end a sentence with."""
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # why a download could not begin
-    cause = str(error).strip().partition("\n")[0] or type(error).__name__
-    match error:
-        case errors.GatedRepoError():
-            page = f"https://huggingface.co/{repo}"
-            return f"the repository is gated: accept its licence at {page}, then `hf auth login`"
-        case errors.RevisionNotFoundError():
-            return "the Hub has no such revision of it"
-        case errors.HfHubHTTPError(response=response) if response.status_code in (401, 403, 404):
-            return "the Hub has no such repository (or it is private: `hf auth login`)"
-        case errors.HfHubHTTPError(response=response):
-            return f"the Hub answers {response.status_code} {response.reason_phrase}: try later"
-        case errors.OfflineModeIsEnabled():
-            return "HF_HUB_OFFLINE is set: go online once to download it"
-        case errors.HTTPError() | json.JSONDecodeError():
-            return f"the Hub cannot be reached ({cause}): go online once to download it"
-    return cause

@@ -193,6 +193,19 @@ def unload_lora(networks: Mapping[str, nn.Module]) -> None:
         _replace(network, {path: layer.base for path, layer in layers if _has_lora(layer)})
 
 
+def copy_lora(old: nn.Module, new: nn.Module, dtype: mx.Dtype) -> None:
+    """Put the LoRA of a network beside the layers of another one, of the same model."""
+    layers = _layers(new)
+    _replace(
+        new,
+        {
+            path: _changed(layers[path], layer.down.astype(dtype), layer.up.astype(dtype))
+            for path, layer in _layers(old).items()
+            if _has_lora(layer)
+        },
+    )
+
+
 def _layers(network: nn.Module) -> dict[str, nn.Module]:
     """The layers that a LoRA can change, or has changed, by their paths."""
     kinds = (nn.Linear, nn.QuantizedLinear, nn.Conv2d, LoRALinear, LoRAConv2d)

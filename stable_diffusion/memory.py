@@ -6,6 +6,8 @@ import mlx.core as mx
 
 SHORT = 12e9  # bytes: with less, as Macs of 8 GB have, memory is spared without being asked
 
+LEAST_BYTES = 0.5  # of a weight: 4 bits
+
 CACHE_SHARE = 1 / 16  # of the memory, for buffers that MLX keeps for the next step
 
 
@@ -22,6 +24,20 @@ def total_memory() -> int:
 def is_short() -> bool:
     """Whether there is so little memory that time should be given for it."""
     return total_memory() < SHORT
+
+
+def require_room(n_weights: int, where: str) -> None:
+    """Refuse a network that this machine could not even hold in few bits, before it is tried.
+
+    Raises:
+        ValueError: so it is; `where` says who asks for it.
+    """
+    memory = total_memory()
+    if n_weights * LEAST_BYTES > memory:
+        raise ValueError(
+            f"{where} asks for {n_weights:,} weights, {4 * n_weights / 1e9:,.0f} GB in float32; "
+            f"this machine has {memory / 1e9:.0f} GB: the file is damaged, or the model too large"
+        )
 
 
 def limit_cache() -> None:

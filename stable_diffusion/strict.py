@@ -82,7 +82,7 @@ def _is_of_kind(value: Any, kind: Any) -> bool:
 
 
 MAX_JSON = 100_000_000  # bytes of a file; a vocabulary has a few million
-LARGEST_INTEGER = 2**63
+LARGEST_INTEGER = 10**36  # a little less than what float32 holds; transformers writes 10**30
 
 
 def read_json(file: Path) -> Any:
@@ -132,7 +132,7 @@ def _float(text: str) -> float:
 
 
 def _integer(text: str) -> int:
-    is_small = len(text) < 25 and abs(value := int(text)) <= LARGEST_INTEGER
+    is_small = len(text) < 40 and abs(value := int(text)) <= LARGEST_INTEGER
     require(is_small, f"{text[:50]} is too large a number")
     return value
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import regex
 
 from .bpe import BytePairs
-from .strict import read_json, require
+from .strict import MAX_JSON, read_json, require
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 NAMED_TOKENS = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS}
@@ -68,13 +68,16 @@ class AddedToken:
         normalized unless they say otherwise.
         """
         if isinstance(token, str):
-            return cls(token)
+            token = {"content": token, "normalized": False}
+        content = token["content"]
+        require(isinstance(content, str) and content != "", f"a token's content is {content!r}")
         normalized = token.get("normalized", not token.get("special", special))
-        return cls(token["content"], normalized, token.get("single_word", False))
+        return cls(content, normalized, token.get("single_word", False))
 
 
 class Tokenizer:
-    """CLIP's tokenizer. Attributes: `max_length`, `bos_id`, `eos_id`, `pad_id`.
+    """CLIP's tokenizer. Attributes: `max_length`, `bos_id`, `eos_id`, `pad_id`; `n_ids`, the rows
+    that a table of embeddings must have for the tokens of its files.
 
     Args:
         vocab: the id of each token.
@@ -106,6 +109,8 @@ class Tokenizer:
         if max_length < 2:
             raise ValueError(f"max_length must be at least 2, got {max_length}")
         self.max_length = max_length
+        if not all(type(id) is int and id >= 0 for id in vocab.values()):
+            raise ValueError("the vocabulary has an id that is no number from 0 up")
 
         added = {token.content: token for token in added_tokens}
         for content in (bos_token, eos_token, unk_token, pad_token):
@@ -116,6 +121,7 @@ class Tokenizer:
         for content in added:
             ids.setdefault(content, len(ids))  # the next free one
         self.bos_id, self.eos_id, self.pad_id = ids[bos_token], ids[eos_token], ids[pad_token]
+        self.n_ids = 1 + max(ids.values())
 
         # By what is looked for in the text.
         self._ids = {t.normal_content: [ids[t.content]] for t in added.values()}
@@ -143,6 +149,8 @@ class Tokenizer:
             OSError: a file cannot be read.
         """
         with _naming(merges_file):
+            size = Path(merges_file).stat().st_size
+            require(size <= MAX_JSON, f"it has {size} bytes, which is too much for merges")
             lines = Path(merges_file).read_text(encoding="utf-8").split("\n")
             lines = (line.rstrip("\r") for line in lines if not line.startswith("#version"))
             merges = [_pair(line) for line in lines if line]
@@ -329,7 +337,7 @@ def _naming(path: Path | None) -> Iterator[None]:
     """Turn what malformed content raises into a ValueError that names its file."""
     try:
         yield
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{path}: {reason}") from None
 

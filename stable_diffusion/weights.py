@@ -204,6 +204,17 @@ def read_safetensors(file: Path) -> tuple[Header, dict[str, mx.array]]:
         raise ValueError(f"{file} is not a readable safetensors file: {error}") from None
 
 
+def not_finite(file: Path, dtype: mx.Dtype, layout: Layout | None = None) -> list[str]:
+    """The keys of tensors with a number that is not finite as `dtype`; of one network, or all.
+
+    Raises: as `read_safetensors`.
+    """
+    _, tensors = read_safetensors(file)
+    keys = [key for key in tensors if layout is None or layout.has(key)]
+    # Taken out one by one, so that one of them is in memory.
+    return [key for key in keys if not mx.isfinite(tensors.pop(key).astype(dtype)).all().item()]
+
+
 def _split(value: mx.array, n_parts: int, rows: int) -> list[mx.array]:
     """The parts of a tensor that lie one below the other, `rows` each; the last has the rest."""
     if n_parts == 1 or value.ndim == 0:

@@ -73,7 +73,7 @@ def hub(server: HubServer, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) 
     this file can. So its settings are set where it keeps them; `test_environment` goes the whole
     way in a process of its own.
     """
-    for state in (server.commits, server.refs, server.answers, server.log):
+    for state in (server.commits, server.refs, server.answers, server.log, server.sent):
         state.clear()
     set_endpoint(monkeypatch, server.url)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
