@@ -4,11 +4,10 @@ from stable_diffusion import cli, run
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = cli.parse(cli.image2image_parser(), argv)
     return run.main(
-        args,
-        lambda sd: sd.generate_latents_from_image(
-            args.image, args.prompt, strength=args.strength, **run.sampling_options(args)
+        lambda: cli.parse(cli.image2image_parser(), argv),
+        lambda sd, args, batch: sd.generate_latents_from_image(
+            args.image, strength=batch.strength, **batch.options
         ),
     )
 

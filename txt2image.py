@@ -4,11 +4,10 @@ from stable_diffusion import cli, run
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = cli.parse(cli.txt2image_parser(), argv)
     return run.main(
-        args,
-        lambda sd: sd.generate_latents(
-            args.prompt, latent_size=run.latent_size(sd, args), **run.sampling_options(args)
+        lambda: cli.parse(cli.txt2image_parser(), argv),
+        lambda sd, args, batch: sd.generate_latents(
+            latent_size=batch.latent_size(sd.config.autoencoder.factor), **batch.options
         ),
     )
 

@@ -8,6 +8,7 @@ import argparse
 import secrets
 import sys
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,24 +19,26 @@ from tqdm import tqdm
 
 from . import memory
 from .config import ModelConfig
-from .image import make_grid, save_image, to_uint8
+from .image import to_uint8
+from .jobs import Batch, UsageError, batches, jobs_of
+from .model_io import Source
+from .output import Output
 from .pipeline import Denoising, StableDiffusion, load_model_config, open_model, pipeline_class
 from .sampler import Sampler
 
 WRONG_USAGE, FAILED, INTERRUPTED = 2, 1, 130  # exit statuses; 130 as a shell has it for Ctrl-C
 
+# Calls one of the library's generators.
+Start = Callable[[StableDiffusion, argparse.Namespace, Batch], Denoising]
 
-class UsageError(ValueError):
-    """An argument that does not suit the model."""
 
-
-def main(args: argparse.Namespace, start: Callable[[StableDiffusion], Denoising]) -> int:
-    """Make the pictures that `args` ask for; `start` calls the library's generator.
+def main(parse: Callable[[], argparse.Namespace], start: Start) -> int:
+    """Make the pictures that the arguments ask for; `start` begins a batch of them.
 
     Returns the exit status; see `exit_status`.
     """
     with _warnings_as_lines():
-        return exit_status(lambda: generate(args, start))
+        return exit_status(lambda: generate(parse(), start))
 
 
 def exit_status(work: Callable[[], None]) -> int:
@@ -51,8 +54,11 @@ def exit_status(work: Callable[[], None]) -> int:
     return 0
 
 
-def generate(args: argparse.Namespace, start: Callable[[StableDiffusion], Denoising]) -> None:
+def generate(args: argparse.Namespace, start: Start) -> None:
     """Run all phases and write the output.
+
+    The text of all batches comes first, so that the text encoders can go. Each batch is written
+    before the next is denoised.
 
     Raises:
         UsageError: an argument does not suit the model.
@@ -60,15 +66,36 @@ def generate(args: argparse.Namespace, start: Callable[[StableDiffusion], Denois
     """
     source = open_model(args.model, vae=args.vae, prediction_type=args.prediction_type)
     config = load_model_config(source)
-    _check_against_model(args, config)
-    if args.seed is None:
+    seed_is_drawn = args.seed is None
+    if seed_is_drawn:
         args.seed = secrets.randbits(32)
+    jobs = [job.suited_to(config) for job in jobs_of(args)]
+    if seed_is_drawn:
         print(f"Seed: {args.seed}")
+    output = Output(args)
 
     memory.limit_cache()
-    spares_memory = memory.is_short() if args.low_memory is None else args.low_memory
-    tiled = True if args.tiled or spares_memory else None  # None: by size
+    sd = _load(source, config, args)
+    with _peak_memory("text and image encoding", args.verbose):
+        started = deque(_start(sd, args, batch, start) for batch in batches(jobs, len(jobs)))
+        sd.free_text_encoders()
+    while started:
+        batch, latents = started.popleft()
+        with _peak_memory("denoising", args.verbose):
+            x_0 = _denoise(latents)
+            del latents
+            if not started:
+                del sd.unet
+            _require_finite(x_0, "latents", args)
+        with _peak_memory("decoding", args.verbose):
+            images = _decode(sd, x_0, args)
+        for job, image in zip(batch.jobs, images, strict=True):
+            output.add(job, image)
+    output.finish()
 
+
+def _load(source: Source, config: ModelConfig, args: argparse.Namespace) -> StableDiffusion:
+    """The model with all that is asked to be added to it."""
     sd = pipeline_class(config)(source, _use_float16(args), args.sampler, schedule=args.schedule)
     if args.quantize:
         sd.quantize()
@@ -79,65 +106,26 @@ def generate(args: argparse.Namespace, start: Callable[[StableDiffusion], Denois
     if args.preload_models:
         with _peak_memory("loading", args.verbose):
             sd.ensure_models_are_loaded()
-
-    with _peak_memory("text and image encoding", args.verbose):
-        latents = start(sd)
-        for array in latents.inputs:  # the picture's encoder and the text's at different times
-            mx.eval(array)
-        sd.free_text_encoders()
-    with _peak_memory("denoising", args.verbose):
-        for x_t in tqdm(latents, desc="Denoising", unit="step", total=len(latents)):
-            mx.eval(x_t)
-        del sd.unet, latents
-        _require_finite(x_t, "latents", args)
-    with _peak_memory("decoding", args.verbose):
-        images = _decode(sd, x_t, tiled, args)
-
-    save_image(args.output, make_grid(images, args.n_rows))
-    print(f"Wrote {args.output}")
+    return sd
 
 
-def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments that both of the library's generators take."""
-    return {
-        "n_images": args.n_images,
-        "num_steps": args.steps,
-        "cfg_weight": args.cfg,
-        "negative_text": args.negative_prompt,
-        "seed": args.seed,
-        "guidance_rescale": args.guidance_rescale,
-        "long_prompt": args.long_prompt,
-        "prompt_weights": args.prompt_weights,
-        "clip_skip": args.clip_skip,
-    }
+def _start(
+    sd: StableDiffusion, args: argparse.Namespace, batch: Batch, start: Start
+) -> tuple[Batch, Denoising]:
+    """A batch with its text, and its picture, encoded."""
+    first = batch.jobs[0]
+    sd.sampler = Sampler.for_model(sd.diffusion_config, first.sampler, first.schedule)
+    latents = start(sd, args, batch)
+    for array in latents.inputs:  # the picture's encoder and the text's at different times
+        mx.eval(array)
+    return batch, latents
 
 
-def latent_size(sd: StableDiffusion, args: argparse.Namespace) -> tuple[int, int] | None:
-    """Height and width in latents; None for the model's own."""
-    if args.width is None:
-        return None
-    factor = sd.config.autoencoder.factor
-    return args.height // factor, args.width // factor
-
-
-def _check_against_model(args: argparse.Namespace, config: ModelConfig) -> None:
-    """What could not be checked before the model's configs were known."""
-    factor = config.autoencoder.factor
-    for option in ("width", "height"):
-        pixels = getattr(args, option)
-        if pixels is not None and pixels % factor:
-            raise UsageError(f"--{option} must be a multiple of {factor}, got {pixels}")
-    most = config.most_clip_skip
-    if args.clip_skip > most:
-        raise UsageError(
-            f"--clip_skip must be from 0 to {most} for this model, got {args.clip_skip}"
-        )
-    try:
-        sampler = Sampler.for_model(config.diffusion, args.sampler, args.schedule)
-        defaults = config.defaults_with(sampler.name)
-        sampler.schedule(defaults.steps if args.steps is None else args.steps)
-    except ValueError as error:
-        raise UsageError(error) from None
+def _denoise(latents: Denoising) -> mx.array:
+    """The last latents, [B, h, w, C]."""
+    for x_t in tqdm(latents, desc="Denoising", unit="step", total=len(latents)):
+        mx.eval(x_t)
+    return x_t
 
 
 def _use_float16(args: argparse.Namespace) -> bool:
@@ -150,10 +138,10 @@ def _use_float16(args: argparse.Namespace) -> bool:
     return False
 
 
-def _decode(
-    sd: StableDiffusion, x_0: mx.array, tiled: bool | None, args: argparse.Namespace
-) -> np.ndarray:
+def _decode(sd: StableDiffusion, x_0: mx.array, args: argparse.Namespace) -> np.ndarray:
     """Pictures, uint8 [B, H, W, 3], decoded a few at a time."""
+    spares_memory = memory.is_short() if args.low_memory is None else args.low_memory
+    tiled = True if args.tiled or spares_memory else None  # None: by size
     images = []
     starts = range(0, len(x_0), args.decoding_batch_size)
     for i in tqdm(starts, desc="Decoding", unit="batch"):

@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "__init__": {"blas", "pipeline"},
     "blas": set(),
     "bpe": {"regex"},
-    "cli": {"diffusion_config", "image", "models", "numpy"},
+    "cli": {"diffusion_config", "image", "options", "numpy"},
     "clip": {"config", "cpu", "layers", "mlx"},
     "conditioning": {"clip", "prompt", "tokenizer", "mlx"},
     "config": {"diffusion_config", "models", "quantization", "strict"},
@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "image": {"numpy", "PIL"},
     "cpu": {"mlx"},
     "cpu_conv": {"cpu", "mlx", "numpy"},
+    "jobs": {"config", "sampler"},
     "layers": {"cpu", "cpu_conv", "mlx"},
     "lora": {"lora_names", "strict", "weights", "mlx", "regex"},
     "lora_names": {"config", "original", "weights", "mlx"},
@@ -41,7 +42,9 @@ MAY_IMPORT = {
     "models": set(),
     "native": {"quantize", "weights", "mlx"},
     "noise": {"numpy"},
+    "options": {"diffusion_config", "models", "values"},
     "original": {"header", "weights"},
+    "output": {"image", "jobs", "numpy"},
     "pipeline": {
         *("conditioning", "config", "cpu", "denoising", "lora", "model_io", "noise", "precision"),
         *("quantize", "sampler", "schedule", "textual_inversion", "tiling", "weights"),
@@ -51,7 +54,10 @@ MAY_IMPORT = {
     "prompt": set(),
     "quantization": {"strict"},
     "quantize": {"quantization", "mlx"},
-    "run": {"config", "image", "memory", "pipeline", "sampler", "mlx", "numpy", "tqdm"},
+    "run": {
+        *("config", "image", "jobs", "memory", "model_io", "output", "pipeline", "sampler"),
+        *("mlx", "numpy", "tqdm"),
+    },
     "sampler": {"diffusion_config", "schedule", "mlx"},
     "schedule": {"diffusion_config", "mlx", "numpy"},
     "single_file": {"header", "hub", "original", "unsupported", "weights"},
@@ -62,6 +68,7 @@ MAY_IMPORT = {
     "unet": {"config", "layers", "mlx", "numpy"},
     "unsupported": {"config"},
     "vae": {"config", "layers", "mlx"},
+    "values": set(),
     "weights": {"header", "mlx"},
 }
 MOST_LINES = 360

@@ -1,0 +1,59 @@
+"""What the values of options may be: types for argparse, each with one clear message."""
+
+import argparse
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+_N = TypeVar("_N", int, float)
+
+
+def number(kind: type[_N], low: _N, high: _N | None = None) -> Callable[[str], _N]:
+    """A finite number from `low` to `high`."""
+    wanted = f"at least {low}" if high is None else f"from {low} to {high}"
+    what = "an integer" if kind is int else "a number"
+
+    def parse_number(text: str) -> _N:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
+        if not math.isfinite(value) or value < low or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"must be {wanted}, got {text}")
+        return value
+
+    return parse_number
+
+
+def one_of(known: Iterable[str]) -> Callable[[str], str]:
+    """One of these words."""
+
+    def parse_word(text: str) -> str:
+        if text not in known:
+            raise argparse.ArgumentTypeError(
+                f"invalid choice: {text!r} (choose from {', '.join(known)})"
+            )
+        return text
+
+    return parse_word
+
+
+def lora(text: str) -> tuple[Path, float]:
+    """`FILE` or `FILE:SCALE`: a file that is there, and a scale, which may be negative."""
+    file, colon, scale = text.rpartition(":")
+    if not colon or Path(text).is_file():
+        file, scale = text, "1"
+    if not Path(file).is_file():
+        raise argparse.ArgumentTypeError(f"no such LoRA file: {file}")
+    return Path(file), number(float, -100, 100)(scale)
+
+
+def embedding(text: str) -> tuple[str, Path]:
+    """`NAME=FILE`: a name, and a file that is there."""
+    name, _, file = text.partition("=")
+    if not name or not file:
+        raise argparse.ArgumentTypeError(f"must be NAME=FILE, got {text!r}")
+    if not Path(file).is_file():
+        raise argparse.ArgumentTypeError(f"no such embedding file: {file}")
+    return name, Path(file)
