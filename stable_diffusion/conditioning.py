@@ -11,6 +11,7 @@ from itertools import chain
 import mlx.core as mx
 
 from .clip import CLIPOutput, CLIPTextModel
+from .config import ModelConfig
 from .prompt import parse_weights
 from .tokenizer import Tokenizer
 
@@ -26,14 +27,15 @@ class TextOptions:
     clip_skip: int = 0
 
     @classmethod
-    def checked(
-        cls, long_prompt: bool, prompt_weights: bool, clip_skip: int, most: int
+    def of(
+        cls, config: ModelConfig, long_prompt: bool, prompt_weights: bool, clip_skip: int
     ) -> "TextOptions":
-        """The same, where the model has at least `most` layers to leave out.
+        """The same, checked against a model.
 
         Raises:
             ValueError: `clip_skip` is out of its range.
         """
+        most = config.most_clip_skip
         if clip_skip not in range(most + 1):
             raise ValueError(f"clip_skip must be from 0 to {most} for this model, got {clip_skip}")
         return cls(long_prompt, prompt_weights, clip_skip)

@@ -184,8 +184,7 @@ class StableDiffusion:
             latent_size = tuple(pixels // factor for pixels in self.config.defaults.size)
         if len(latent_size) != 2 or min(latent_size) < 1:
             raise ValueError(f"latent_size must be a height and a width, got {latent_size}")
-        skips = (clip_skip, self.config.most_clip_skip)
-        options = TextOptions.checked(long_prompt, prompt_weights, *skips)
+        options = TextOptions.of(self.config, long_prompt, prompt_weights, clip_skip)
         seed, streams = picture_streams(seed, n_images)
 
         schedule = self.sampler.schedule(num_steps)
@@ -232,8 +231,7 @@ class StableDiffusion:
                 f"image must be [H, W, 3] with sides that are multiples of {factor}, "
                 f"got {list(image.shape)}"
             )
-        skips = (clip_skip, self.config.most_clip_skip)
-        options = TextOptions.checked(long_prompt, prompt_weights, *skips)
+        options = TextOptions.of(self.config, long_prompt, prompt_weights, clip_skip)
         seed, streams = picture_streams(seed, n_images)
 
         mean, _ = self.autoencoder.encode(image[None])  # the most likely latents, without noise

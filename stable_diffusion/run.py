@@ -11,14 +11,16 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
 
-from . import memory
+from . import finite, memory
 from .config import ModelConfig
+from .hub import STEMS, announcements
 from .image import to_uint8
 from .jobs import Batch, UsageError, batches, jobs_of
 from .model_io import Source
@@ -65,6 +67,9 @@ def generate(args: argparse.Namespace, start: Start) -> None:
         OSError, ValueError: what the library raises, or results that are not finite.
     """
     source = open_model(args.model, vae=args.vae, prediction_type=args.prediction_type)
+    float16 = _use_float16(args)
+    for line in announcements(source, STEMS, float16):
+        print(line)
     config = load_model_config(source)
     seed_is_drawn = args.seed is None
     if seed_is_drawn:
@@ -75,18 +80,20 @@ def generate(args: argparse.Namespace, start: Start) -> None:
     output = Output(args)
 
     memory.limit_cache()
-    sd = _load(source, config, args)
+    sd = _load(source, config, args, float16)
+    started: deque[tuple[Batch, Denoising]] = deque()
     with _peak_memory("text and image encoding", args.verbose):
-        started = deque(_start(sd, args, batch, start) for batch in batches(jobs, len(jobs)))
+        for batch in batches(jobs, len(jobs)):
+            started.append((batch, _start(sd, args, batch, start, [d for _, d in started])))
         sd.free_text_encoders()
     while started:
         batch, latents = started.popleft()
         with _peak_memory("denoising", args.verbose):
-            x_0 = _denoise(latents)
-            del latents
+            others = [other for _, other in started]
+            x_0 = finite.denoised(sd, latents, _denoise, others, _added(args))
+            del latents, others
             if not started:
                 del sd.unet
-            _require_finite(x_0, "latents", args)
         with _peak_memory("decoding", args.verbose):
             images = _decode(sd, x_0, args)
         for job, image in zip(batch.jobs, images, strict=True):
@@ -94,9 +101,11 @@ def generate(args: argparse.Namespace, start: Start) -> None:
     output.finish()
 
 
-def _load(source: Source, config: ModelConfig, args: argparse.Namespace) -> StableDiffusion:
+def _load(
+    source: Source, config: ModelConfig, args: argparse.Namespace, float16: bool
+) -> StableDiffusion:
     """The model with all that is asked to be added to it."""
-    sd = pipeline_class(config)(source, _use_float16(args), args.sampler, schedule=args.schedule)
+    sd = pipeline_class(config)(source, float16, args.sampler, schedule=args.schedule)
     if args.quantize:
         sd.quantize()
     for file, scale in args.lora:
@@ -110,15 +119,21 @@ def _load(source: Source, config: ModelConfig, args: argparse.Namespace) -> Stab
 
 
 def _start(
-    sd: StableDiffusion, args: argparse.Namespace, batch: Batch, start: Start
-) -> tuple[Batch, Denoising]:
-    """A batch with its text, and its picture, encoded."""
+    sd: StableDiffusion,
+    args: argparse.Namespace,
+    batch: Batch,
+    start: Start,
+    others: list[Denoising],
+) -> Denoising:
+    """A batch, with its text and its picture encoded; `others` have begun before."""
     first = batch.jobs[0]
     sd.sampler = Sampler.for_model(sd.diffusion_config, first.sampler, first.schedule)
-    latents = start(sd, args, batch)
-    for array in latents.inputs:  # the picture's encoder and the text's at different times
-        mx.eval(array)
-    return batch, latents
+    return finite.started(sd, lambda: start(sd, args, batch), others, _added(args))
+
+
+def _added(args: argparse.Namespace) -> list[Path]:
+    """The files of LoRAs and learned words."""
+    return [*(file for file, _ in args.lora), *(file for _, file in args.embedding)]
 
 
 def _denoise(latents: Denoising) -> mx.array:
@@ -146,17 +161,11 @@ def _decode(sd: StableDiffusion, x_0: mx.array, args: argparse.Namespace) -> np.
     starts = range(0, len(x_0), args.decoding_batch_size)
     for i in tqdm(starts, desc="Decoding", unit="batch"):
         batch = sd.decode(x_0[i : i + args.decoding_batch_size], tiled)
-        mx.eval(batch)
-        _require_finite(batch, "pictures", args)
+        finite.require_finite([batch], "pictures", sd, ["vae"])
         images.append(to_uint8(np.array(batch)))
+        for image in images[-1]:
+            finite.warn_of_blank(image)
     return np.concatenate(images)
-
-
-def _require_finite(x: mx.array, what: str, args: argparse.Namespace) -> None:
-    """No black picture is written for a model that overflowed."""
-    if not mx.isfinite(x).all().item():
-        hint = "the weights may be damaged" if args.float16 is False else "try --no-float16"
-        raise ValueError(f"the {what} are not finite numbers: {hint}")
 
 
 @contextmanager

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "bpe": {"regex"},
     "cli": {"diffusion_config", "image", "options", "numpy"},
     "clip": {"config", "cpu", "layers", "mlx"},
-    "conditioning": {"clip", "prompt", "tokenizer", "mlx"},
+    "conditioning": {"clip", "config", "prompt", "tokenizer", "mlx"},
     "config": {"diffusion_config", "models", "quantization", "strict"},
     "convert": {
         *("config", "diffusion_config", "hub", "memory", "model_io", "native", "quantization"),
@@ -24,6 +24,7 @@ MAY_IMPORT = {
     },
     "denoising": {"config", "cpu", "noise", "sampler", "schedule", "unet", "mlx"},
     "diffusion_config": {"strict"},
+    "finite": {"denoising", "model_io", "pipeline", "weights", "mlx", "numpy"},
     "header": {"strict"},
     "hub": {"hub_errors", "models", "strict", "huggingface_hub"},
     "hub_errors": {"huggingface_hub"},
@@ -55,8 +56,8 @@ MAY_IMPORT = {
     "quantization": {"strict"},
     "quantize": {"quantization", "mlx"},
     "run": {
-        *("config", "image", "jobs", "memory", "model_io", "output", "pipeline", "sampler"),
-        *("mlx", "numpy", "tqdm"),
+        *("config", "finite", "hub", "image", "jobs", "memory", "model_io", "output", "pipeline"),
+        *("sampler", "mlx", "numpy", "tqdm"),
     },
     "sampler": {"diffusion_config", "schedule", "mlx"},
     "schedule": {"diffusion_config", "mlx", "numpy"},
