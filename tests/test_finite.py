@@ -1,5 +1,6 @@
 """Results that are not finite: half precision is given up, or the guilty weights are named."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -20,9 +21,12 @@ TOO_LARGE = 1e5  # for half precision, whose largest number is 65504
 
 
 @pytest.fixture
-def half(monkeypatch: pytest.MonkeyPatch) -> None:
+def half(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A CPU that computes in half precision, as Metal does, by MLX's own operations."""
     monkeypatch.setattr(cpu, "is_used", lambda: False)
+    mx.disable_compile()  # which takes a CPU most of a minute
+    yield
+    mx.enable_compile()
 
 
 def overflow_within(tensors: dict) -> None:
