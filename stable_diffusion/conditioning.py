@@ -6,7 +6,7 @@ start and an end token of their own, and the embeddings of the windows follow ea
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 
 import mlx.core as mx
 
@@ -14,6 +14,9 @@ from .clip import CLIPOutput, CLIPTextModel
 from .config import ModelConfig
 from .prompt import parse_weights
 from .tokenizer import Tokenizer
+
+# Beyond these a step attends to more tokens of text than a picture of 512x512 has latents.
+MOST_WINDOWS = 50
 
 Reader = tuple[Tokenizer, CLIPTextModel]
 
@@ -90,6 +93,9 @@ def windows(text: str, tokenizer: Tokenizer, options: TextOptions) -> list[Windo
     """One window; or as many as `text` needs, where long prompts are asked for.
 
     Else what does not fit is dropped, with a warning.
+
+    Raises:
+        ValueError: a long prompt needs more than `MOST_WINDOWS`.
     """
     parts = parse_weights(text) if options.prompt_weights else [(text, 1.0)]
     words = (
@@ -98,7 +104,12 @@ def windows(text: str, tokenizer: Tokenizer, options: TextOptions) -> list[Windo
         for word, ids in tokenizer.words(part)
     )
     if options.long_prompt:
-        tokens = list(chain.from_iterable(tokens for _, tokens in words))
+        most = MOST_WINDOWS * tokenizer.room
+        tokens = list(islice(chain.from_iterable(tokens for _, tokens in words), most + 1))
+        if len(tokens) > most:
+            raise ValueError(
+                f"a prompt may have up to {most} tokens, this one has more: shorten it"
+            )
     else:
         tokens = tokenizer.fit(words)
     starts = range(0, max(len(tokens), 1), max(tokenizer.room, 1))

@@ -1,10 +1,9 @@
 """Text to token ids: CLIP's byte-level BPE, equal to the `CLIPTokenizer` of transformers 5.
 
-The text is normalized (NFC, white space, lower case) and split into words by a regular expression;
-`bpe` then merges the bytes of each word. Special tokens are cut out of the text before that.
+The text is normalized (`normalize`) and split into words by a regular expression; `bpe` then merges
+the bytes of each word. Special tokens are cut out of the text before that.
 """
 
-import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 import regex
 
 from .bpe import BytePairs
+from .normalize import clean, normalize
 from .strict import MAX_JSON, read_json, require
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -24,15 +24,6 @@ NO_LIMIT = 1_000_000  # transformers writes a model_max_length of 1e30 where the
 
 QUOTED_CHARACTERS = 200  # of the dropped end of a prompt, in the warning
 
-# The Rust tokenizer's NFC is that of Unicode 9, which leaves alone what came later. These are the
-# later characters that reorder or compose, widened over those which do neither.
-AFTER_UNICODE_9 = regex.compile(
-    "([\u05c8-\u05c9\u07fd\u0897-\u08d3\u09fe\u0c3c\u0d3b-\u0d3c\u0eba\u1715\u1abf-\u1af0\u1df6-\u1dfa"
-    "\ua82c\U000105c0-\U000105ff\U00010d24-\U00010f85\U00011070\U0001133b\U00011380-\U000113ff"
-    "\U0001145e\U00011839-\U00011a99\U00011d42-\U0001613f\U00016d40-\U00016ff1"
-    "\U0001d127-\U0001d128\U0001d250-\U0001d281\U0001e08f-\U0001e6f5])"
-)
-WHITE_SPACE = regex.compile(r"\s+")
 # The special tokens stand here too: where one is plain text, it still parts words.
 WORD = regex.compile(
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
@@ -58,7 +49,7 @@ class AddedToken:
     @property
     def normal_content(self) -> str:
         """What is looked for in the text."""
-        return _normalize(self.content) if self.normalized else self.content
+        return normalize(self.content) if self.normalized else self.content
 
     @classmethod
     def from_json(cls, token: str | dict[str, Any], special: bool = True) -> "AddedToken":
@@ -236,37 +227,27 @@ class Tokenizer:
         Raises:
             ValueError: it is one already, or would not be found in a text.
         """
-        token = AddedToken(_clean(name).strip(), normalized=True)
+        token = AddedToken(clean(name).strip(), normalized=True)
         if token.normal_content in self._ids or sum(len(ids) for _, ids in self.words(name)) == 1:
             raise ValueError(f"{name!r} is a token already: take another name, such as <my-style>")
-        if not token.content or self._added_raw.search(token.content):
+        content, normal = token.content, token.normal_content
+        joins = normalize(f"a{content}{content}") != f"a{normal}{normal}"  # as an accent does
+        if not content or joins or self._added_raw.search(content):
             raise ValueError(f"{name!r} cannot be a token: take another name, such as <my-style>")
         return token
 
     def words(self, text: str) -> Iterator[tuple[str, Sequence[int]]]:
         """The special tokens and words of `text` in turn, each with its ids."""
-        for raw, raw_is_token in _cut(self._added_raw, _clean(text)):
+        for raw, raw_is_token in _cut(self._added_raw, clean(text)):
             if raw_is_token:
                 yield raw, self._ids[raw]
                 continue
-            for part, is_token in _cut(self._added_normalized, _normalize(raw)):
+            for part, is_token in _cut(self._added_normalized, normalize(raw)):
                 if is_token:
                     yield part, self._ids[part]
                     continue
                 for match in WORD.finditer(part):
                     yield match[0], self._bpe.ids(match[0])
-
-
-def _clean(text: str) -> str:
-    """`text` with a question mark for each lone surrogate, which no UTF-8 can hold."""
-    return text.encode(errors="replace").decode()
-
-
-def _normalize(text: str) -> str:
-    """NFC, runs of white space to one space, lower case by code point."""
-    text = "".join(unicodedata.normalize("NFC", part) for part in AFTER_UNICODE_9.split(text))
-    text = WHITE_SPACE.sub(" ", text)
-    return text.replace("Σ", "σ").lower()  # str.lower alone makes a final Σ ς
 
 
 def _pattern(tokens: Iterable[AddedToken]) -> regex.Pattern:

@@ -4,6 +4,8 @@ PYTHONPATH=. python tests/fuzz.py [CLASS | CLASS.ATTACK …] [--cases N] [--seed
 PYTHONPATH=. python tests/fuzz.py --only CLASS.ATTACK:SEED    one case again, with what was raised
 """
 
+import stable_diffusion  # noqa: F401  isort: skip  (before mlx, for its BLAS)
+
 import argparse
 import multiprocessing
 import shutil
@@ -12,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from time import monotonic
 
 from attacks import load
 from attacks.harness import ATTACKS, DEFECTS, Attack, Outcome, judge
@@ -29,6 +32,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, help="of each attack (default: its own number)")
     parser.add_argument("--seed", type=int, default=0, help="of each attack's first case")
     parser.add_argument("--only", metavar="ATTACK:SEED", help="one case")
+    parser.add_argument("--show", action="store_true", help="tell how each case ended")
     args = parser.parse_args()
     if args.only:
         name, seed = args.only.split(":")
@@ -41,13 +45,13 @@ def main() -> int:
             parser.error(f"no such attack: {' '.join(args.names)}")
         counts = {}
         for attack in chosen:
-            counts[attack.name] = _attack(attack, args.cases or attack.cases, args.seed)
+            counts[attack.name] = _attack(attack, args.cases or attack.cases, args.seed, args.show)
     _print_table(counts)
     return int(any(count[defect] for count in counts.values() for defect in DEFECTS))
 
 
 def _attack(attack: Attack, n: int, first: int, verbose: bool = False) -> Counter[Outcome]:
-    count, shown = Counter(), 0
+    count, shown, start = Counter(), 0, monotonic()
     for seed, (outcome, what) in enumerate(_outcomes(attack, n, first), start=first):
         count[outcome] += 1
         if verbose or (outcome in DEFECTS and shown < SHOWN):
@@ -55,7 +59,7 @@ def _attack(attack: Attack, n: int, first: int, verbose: bool = False) -> Counte
             text = what if verbose else what.strip()[-1000:]
             print(f"{attack.name}:{seed} {outcome.name}: {text}", flush=True)
     told = ", ".join(f"{number} {outcome}" for outcome, number in count.items())
-    print(f"{attack.name}: {told}", flush=True)
+    print(f"{attack.name}: {told}; {monotonic() - start:.0f} s", flush=True)
     return count
 
 
@@ -80,6 +84,8 @@ def _outcomes(attack: Attack, n: int, first: int) -> Iterator[tuple[Outcome, str
                 outcome = ours.recv()
                 seed += 1
                 yield outcome
+            else:
+                worker.join(HANG)
         except EOFError:
             worker.join()
             yield Outcome.TRACEBACK, f"the process died: exit code {worker.exitcode}"

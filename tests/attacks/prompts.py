@@ -1,12 +1,182 @@
-"""Prompts against the tokenizer."""
+"""Prompts: any text, through the tokenizer, its windows and weights, the encoder, the scripts."""
+
+import unicodedata
+from functools import cache
+from itertools import pairwise
+from time import process_time
+
+import mlx.core as mx
+import numpy as np
+from clip_vocabulary import BOS, EOS, TINY, vocabulary
 
 from attacks.harness import Case, attack, require
-from stable_diffusion.model_io import load_tokenizer
+from attacks.programs import program, txt2image_case
+from attacks.texts import OPTIONS, any_text, huge_text
+from stable_diffusion import StableDiffusion
+from stable_diffusion.conditioning import MOST_WINDOWS, TextOptions, windows
+from stable_diffusion.prompt import MOST_WEIGHT, parse_weights
+from stable_diffusion.tokenizer import Tokenizer
+
+SECONDS = 10  # of processor time, for a million characters
 
 
-@attack("prompts", cases=10)
-def smoke(case: Case) -> None:
-    """Any text."""
-    tokenizer = load_tokenizer("tiny")
-    text = "".join(chr(case.rng.randrange(0x110000)) for _ in range(20))
-    require(len(tokenizer.encode(text)) == 77, "length")
+@cache
+def tiny() -> StableDiffusion:
+    """The embedded model."""
+    return StableDiffusion("tiny")
+
+
+def check_tokens(tokenizer: Tokenizer, text: str) -> None:
+    """Whatever the text: the right number of ids, all of them rows of the embedding."""
+    ids, most = tokenizer.tokenize(text), tokenizer.max_length
+    require(2 <= len(ids) <= most, f"{len(ids)} ids")
+    require((ids[0], ids[-1]) == (tokenizer.bos_id, tokenizer.eos_id), "begin or end")
+    require(all(0 <= i < len(vocabulary()) for i in ids), "an id beyond the vocabulary")
+    require(tokenizer.encode(text) == tokenizer.pad(ids), "encode is tokenize and pad")
+    cleaned = text.encode(errors="replace").decode()
+    require(tokenizer.tokenize(cleaned) == ids, "surrogates are question marks")
+
+
+def check_weights(text: str) -> None:
+    """All but brackets, backslashes and weights comes through, in order, with finite weights."""
+    parts = parse_weights(text)
+    require(all(part and abs(weight) <= MOST_WEIGHT for part, weight in parts), "bounds")
+    require(all(a[1] != b[1] for a, b in pairwise(parts)), "neighbours weigh the same")
+    letters = [c for c in text if c not in "()[]\\:+-.0123456789" and not c.isspace()]
+    found = "".join(part for part, _ in parts)
+    require([c for c in found if c in {*letters}] == letters, "characters lost or added")
+    if not {*text} & {*"()[]\\"}:
+        require(parts == ([(text, 1.0)] if text else []), "plain text is itself")
+
+
+def check_windows(tokenizer: Tokenizer, text: str, options: TextOptions) -> None:
+    """Windows are of 77 tokens between begin and end, and as many as it takes."""
+    found = windows(text, tokenizer, options)
+    n = 0
+    for window in found:
+        require(len(window.ids) == len(window.weights) == tokenizer.max_length, "length")
+        require(window.ids[0] == tokenizer.bos_id, "begin")
+        require(tokenizer.eos_id in window.ids[1:], "end")
+        require(all(0 <= i < len(vocabulary()) for i in window.ids), "ids")
+        require(all(abs(weight) <= MOST_WEIGHT for weight in window.weights), "weights")
+    parts = parse_weights(text) if options.prompt_weights else [(text, 1.0)]
+    n = sum(len(ids) for part, _ in parts for _, ids in tokenizer.words(part))
+    needed = max(1, -(-n // tokenizer.room)) if options.long_prompt else 1
+    require(len(found) == needed <= MOST_WINDOWS, f"{len(found)} windows for {n} tokens")
+
+
+def any_options(case: Case) -> TextOptions:
+    """Every way of reading a prompt."""
+    long, weights = case.rng.random() < 0.5, case.rng.random() < 0.7
+    return TextOptions(long, weights, case.rng.randint(0, tiny().config.most_clip_skip))
+
+
+@attack("prompts", cases=1500)
+def tokens(case: Case) -> None:
+    """To ids."""
+    check_tokens(tiny().tokenizer, any_text(case.rng))
+
+
+@attack("prompts", cases=1000)
+def oracle(case: Case) -> None:
+    """To the ids that transformers finds."""
+    text = any_text(case.rng).encode(errors="replace").decode()
+    # What Unicode has not assigned, the two treat by the Unicode that each was built with.
+    text = "".join(c for c in text if unicodedata.category(c) != "Cn")
+    expected = transformers_tokenizer()(text, max_length=77, truncation=True).input_ids
+    require(tiny().tokenizer.tokenize(text) == expected, f"differs: {text!r}")
+
+
+@cache
+def transformers_tokenizer():
+    """The oracle, with the embedded model's files."""
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(TINY / "tokenizer")
+
+
+@attack("prompts", cases=1200)
+def weights(case: Case) -> None:
+    """To parts with weights."""
+    check_weights(any_text(case.rng))
+
+
+@attack("prompts", cases=800)
+def long_and_weighted(case: Case) -> None:
+    """To windows."""
+    check_windows(tiny().tokenizer, any_text(case.rng, 3000), any_options(case))
+
+
+@attack("prompts", cases=400)
+def names(case: Case) -> None:
+    """Names of embeddings: found wherever they stand, or refused."""
+    tokenizer = bytewise()
+    name = any_text(case.rng, 10)
+    tokenizer.add(name, [7, 8, 9])
+    for text in (name, f"a {name}.", name * 3, f"{any_text(case.rng)} {name}"):
+        ids = [i for _, of_word in tokenizer.words(text) for i in of_word]
+        require("7, 8, 9" in str(ids), f"{name!r} not in {text!r}")
+
+
+def bytewise() -> Tokenizer:
+    """A tokenizer that merges nothing, quick to make."""
+    tokens = [*list(vocabulary())[:512], BOS, EOS]
+    return Tokenizer({token: i for i, token in enumerate(tokens)}, [])
+
+
+@attack("prompts", cases=100)
+def megabytes(case: Case) -> None:
+    """A million characters: linear time, whatever they are."""
+    text = huge_text(case.rng)
+    for work in (
+        lambda: check_tokens(tiny().tokenizer, text),
+        lambda: parse_weights(text),
+        lambda: windows(text, tiny().tokenizer, TextOptions(prompt_weights=True)),
+        lambda: refused(text),
+    ):
+        start = process_time()
+        work()
+        took = process_time() - start
+        require(took < SECONDS, f"{took:.1f} s for {text[:20]!r}… of {len({*text})} characters")
+
+
+def refused(text: str) -> None:
+    """A long prompt is read to its end, or refused."""
+    try:
+        windows(text, tiny().tokenizer, TextOptions(long_prompt=True, prompt_weights=True))
+    except ValueError as error:
+        require("tokens" in str(error) and len(str(error)) < 500, str(error))
+
+
+@attack("prompts", cases=150)
+def embeddings(case: Case) -> None:
+    """To embeddings, all finite."""
+    options, negative = any_options(case), any_text(case.rng)
+    states, _ = tiny()._embed_text(any_text(case.rng), negative, options)
+    require(states.shape[0] == 2 and states.shape[1] % 77 == 0, f"shape {states.shape}")
+    require(np.isfinite(np.array(states, copy=False)).all(), "not finite")
+    mx.clear_cache()
+
+
+@attack("prompts", cases=150)
+def pictures(case: Case) -> None:
+    """To a picture, by the script in this process."""
+    prompt, negative = any_text(case.rng), any_text(case.rng, 30)
+    if case.rng.random() < 0.4:
+        prompt = case.rng.choice(OPTIONS)
+    flags = [flag for flag in FLAGS if case.rng.random() < 0.4]
+    ahead = ["--"] if case.rng.random() < 0.7 else []
+    txt2image_case(case, *flags, f"--negative-prompt={negative}", *ahead, prompt)
+
+
+FLAGS = ("--long-prompt", "--prompt-weights", "--clip-skip=1", "-q", "--float16", "--cfg=7")
+
+
+@attack("prompts", cases=30)
+def as_programs(case: Case) -> None:
+    """To a picture, by the script in a process of its own, also where the locale is not UTF-8."""
+    locale = case.rng.choice(["C", "C.UTF-8", "POSIX", "en_US.ISO-8859-1"])
+    utf8 = case.rng.choice(["0", "1"])
+    prompt = any_text(case.rng).replace("\0", "").encode(errors="surrogatepass")[:60_000]
+    flags = [flag for flag in FLAGS if case.rng.random() < 0.4]
+    program(case, "txt2image.py", *flags, "--", prompt, LC_ALL=locale, PYTHONUTF8=utf8)
