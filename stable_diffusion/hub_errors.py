@@ -12,7 +12,7 @@ def reason(error: Exception, repo: str) -> str:
         error = error.__cause__  # why a download could not begin
     cause = str(error).strip().partition("\n")[0] or type(error).__name__
     if type(error).__name__ in ("RemoteProtocolError", "ReadError"):  # of httpx
-        return f"the connection broke off ({cause}): try again, and it goes on from there"
+        return f"the connection broke off ({cause}): try again; files that are complete are kept"
     match error:
         case errors.GatedRepoError():
             page = f"https://huggingface.co/{repo}"

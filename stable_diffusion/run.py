@@ -30,6 +30,12 @@ from .sampler import Sampler
 
 WRONG_USAGE, FAILED, INTERRUPTED = 2, 1, 130  # exit statuses; 130 as a shell has it for Ctrl-C
 
+# What errors of MLX mean, by a part of them.
+MLX_ERRORS = {
+    "[read]": "a weight file changed while it was read: get it again",
+    "malloc": "there is too little memory: try -q, --low-memory, fewer pictures or smaller ones",
+}
+
 # Calls one of the library's generators.
 Start = Callable[[StableDiffusion, argparse.Namespace, Batch], Denoising]
 
@@ -51,6 +57,11 @@ def exit_status(work: Callable[[], None]) -> int:
         return _fail(error, WRONG_USAGE)
     except (ValueError, OSError) as error:
         return _fail(error, FAILED)
+    except RuntimeError as error:
+        explained = [why for part, why in MLX_ERRORS.items() if part in str(error)]
+        if not explained:
+            raise
+        return _fail(explained[0], FAILED)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
     return 0

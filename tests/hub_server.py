@@ -34,6 +34,7 @@ class Bad:
 
     body: bytes | None = None  # sent in place of the right one
     cut: int | None = None  # bytes after which the connection is dropped, of what is sent
+    then: int | None = None  # the status of all answers after this one; 200: in order
     length: int | None = None  # what Content-Length says
     stall: float = 0.0  # seconds to wait in the middle of the body
     headers: Mapping[str, str] | None = None
@@ -199,3 +200,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.hub.sent[unquote(urlsplit(self.path).path)] += len(part)  # type: ignore
             time.sleep(bad.stall)
         self.close_connection |= bad.cut is not None or bad.length is not None
+        if bad.then is not None:
+            hub = self.server.hub  # type: ignore[attr-defined]
+            hub.answers = dict.fromkeys(hub.answers, bad.then)

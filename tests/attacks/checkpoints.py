@@ -19,7 +19,8 @@ import txt2image
 from attacks.harness import Case, attack, require
 from attacks.hostile import TINY, WEIGHTS, damaged, tiny, value
 from stable_diffusion import StableDiffusion, model_io
-from stable_diffusion.header import BYTES, Header
+from stable_diffusion.header import BYTES
+from stable_diffusion.lora import load_lora
 from stable_diffusion.weights import read_safetensors
 
 KINDS = [*BYTES, "F4", "Q8_0", "", 7, None]
@@ -301,8 +302,6 @@ def loras(case: Case) -> None:
     file = case.folder / "lora.safetensors"
     case.keep(file, save(tensors, metadata={"lora_adapter_metadata": text}))
     unet = model_io.load_unet("tiny")
-    from stable_diffusion.lora import load_lora
-
     load_lora({"unet": unet}, file, 1.0, mx.float32)
     layer = unet.mid_block.attentions[0].proj_in
     require(mx.isfinite(layer.up).all().item(), "not finite")
@@ -316,7 +315,9 @@ def value_number(rng: Random) -> float:
 @attack("checkpoints", cases=150)
 def learned_words(case: Case) -> None:
     """Textual inversions that do not fit."""
-    shape = case.rng.choice([(64,), (3, 64), (0, 64), (64, 3), (), (1, 1, 64), (2, 128), (128,)])
+    shape = case.rng.choice(
+        [(128,), (3, 128), (2, 128), (0, 128), (128, 3), (), (1, 1, 128), (64,)]
+    )
     kind = case.rng.choice([np.float32, np.float16, np.int32, np.bool_, np.float64])
     tensors = {case.rng.choice(["emb_params", "clip_l", "x"]): np.ones(shape, kind)}
     if case.rng.random() < 0.2:
@@ -329,4 +330,3 @@ def learned_words(case: Case) -> None:
     sd.load_embedding("<word>", file)
     ids = sd.tokenizer.encode("a <word>")
     require(max(ids) < len(sd.text_encoder.token_embedding.weight), "ids beyond the table")
-    Header(str(file), file)
