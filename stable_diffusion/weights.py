@@ -199,9 +199,10 @@ def read_safetensors(file: Path) -> tuple[Header, dict[str, mx.array]]:
             f"{file} has float64, which is not supported ({listed(doubles)}): save it in float32"
         )
     try:
-        return header, mx.load(str(file), format="safetensors")
+        tensors = mx.load(str(file), format="safetensors")
     except RuntimeError as error:
         raise ValueError(f"{file} is not a readable safetensors file: {error}") from None
+    return header, {key: tensors[key] for key in header.tensors}  # in the file's order
 
 
 def not_finite(file: Path, dtype: mx.Dtype, layout: Layout | None = None) -> list[str]:

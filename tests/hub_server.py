@@ -202,4 +202,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection |= bad.cut is not None or bad.length is not None
         if bad.then is not None:
             hub = self.server.hub  # type: ignore[attr-defined]
-            hub.answers = dict.fromkeys(hub.answers, bad.then)
+            hub.answers = {} if bad.then == 200 else dict.fromkeys(hub.answers, bad.then)

@@ -65,7 +65,7 @@ CASES = {
     "beyond": (file_of(one(data_offsets=[2**40, 2**40 + 8])), "begins at byte 1099511627776"),
     "overlapping": (file_of({**GOOD, "b": GOOD["a"]}), "begins at byte 0, not at 8"),
     "a gap": (file_of(one(data_offsets=[8, 16]), b"\0" * 16), "begins at byte 8, not at 0"),
-    "cut": (file_of(GOOD, b"\0" * 4), "is cut short: it has 69 of 73 bytes"),
+    "cut": (file_of(GOOD, b"\0" * 4), "is cut short: it has 73 of 77 bytes"),
     "garbage": (file_of(GOOD, b"\0" * 8 + b"garbage"), "7 bytes at its end belong to no tensor"),
     "NUL in a name": (file_of({"a\0b": GOOD["a"]}), "is no tensor's name"),
     "line in a name": (file_of({"a\nb": GOOD["a"]}), "is no tensor's name"),
