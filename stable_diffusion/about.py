@@ -6,10 +6,11 @@ from textwrap import wrap
 import mlx.core as mx
 
 from . import hub_cache
-from .hub import CACHE_MARKER, STEMS, Source
+from .hub import CACHE_MARKER, Source
 from .models import MODELS, ModelSpec
 from .unsupported import refuse_pipeline
 from .version import __version__
+from .weight_files import STEMS
 
 INDEX = "model_index.json"
 WIDTH, INDENT = 80, 12  # columns

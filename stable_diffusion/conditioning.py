@@ -11,6 +11,7 @@ from itertools import chain, islice
 import mlx.core as mx
 
 from .clip import CLIPOutput, CLIPTextModel
+from .config import ModelConfig
 from .prompt import parse_weights
 from .tokenizer import Tokenizer
 
@@ -28,6 +29,20 @@ class TextOptions:
     long_prompt: bool = False
     prompt_weights: bool = False
     clip_skip: int = 0
+
+    @classmethod
+    def of(
+        cls, config: ModelConfig, long_prompt: bool, prompt_weights: bool, clip_skip: int
+    ) -> "TextOptions":
+        """The same, checked against a model.
+
+        Raises:
+            ValueError: `clip_skip` is out of its range.
+        """
+        most = config.most_clip_skip
+        if clip_skip not in range(most + 1):
+            raise ValueError(f"clip_skip must be from 0 to {most} for this model, got {clip_skip}")
+        return cls(long_prompt, prompt_weights, clip_skip)
 
 
 PLAIN = TextOptions()
@@ -56,6 +71,23 @@ class Window:
 
     ids: list[int]
     weights: list[float]
+
+
+def require_fit(tokenizer: Tokenizer, text_encoder: CLIPTextModel, name: str) -> None:
+    """Refuse a tokenizer whose ids or windows the tables of a text encoder have no rows for.
+
+    Raises:
+        ValueError: so it is; `name` says of which model.
+    """
+    for what, table, n in (
+        ("token ids", text_encoder.token_embedding, tokenizer.n_ids),
+        ("positions", text_encoder.position_embedding, tokenizer.max_length),
+    ):
+        if n > (rows := len(table.weight)):
+            raise ValueError(
+                f"{name}: a tokenizer has {n} {what}, its text encoder has {rows}: they do not "
+                "fit together"
+            )
 
 
 def windows(text: str, tokenizer: Tokenizer, options: TextOptions) -> list[Window]:

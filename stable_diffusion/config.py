@@ -13,7 +13,7 @@ from .diffusion_config import DiffusionConfig
 from .models import MODELS as MODELS  # the public place of the table
 from .models import ModelSpec
 from .quantization import Quantization
-from .strict import Config, require, require_known
+from .strict import Config, require, require_in, require_known
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,18 @@ class Defaults:
 
 PerBlock = int | tuple[int, ...]  # one number for all blocks of a network, or one for each
 
+# What is beyond these is a mistake, or meant to harm: they are far from any model that there is.
+MOST_BLOCKS = 8
+MOST_LAYERS = 1000  # residual blocks, or transformer blocks, of a network in all
+WIDEST = 2**20  # numbers a layer takes or gives
+LARGEST_SAMPLE = 4096  # latents a side
+
 
 def _per_block(option: str, value: PerBlock, n_blocks: int) -> tuple[int, ...]:
     """`value` as one number for each of the blocks."""
     values = (value,) * n_blocks if isinstance(value, int) else value
     require(len(values) == n_blocks, f"{option} = {value!r} is not for {n_blocks} blocks")
-    require(min(values) >= 0, f"{option} = {value!r} is negative")
+    require_in(option, values, 0, WIDEST)
     return values
 
 
@@ -87,6 +93,19 @@ class UNetConfig(Config):
     def __post_init__(self) -> None:
         n_blocks = len(self.block_out_channels)
         require(n_blocks > 0, "block_out_channels is empty")
+        require_in("the number of blocks", n_blocks, 1, MOST_BLOCKS)
+        widths = ("in_channels", "out_channels", "norm_num_groups", "cross_attention_dim")
+        for option in (*widths, "addition_time_embed_dim", "projection_class_embeddings_input_dim"):
+            require_in(option, getattr(self, option), 1, WIDEST)
+        require_in("block_out_channels", self.block_out_channels, 1, WIDEST)
+        require_in("sample_size", self.sample_size, 1, LARGEST_SAMPLE)
+        require_in("norm_eps", self.norm_eps, 0, 1)
+        require_in("freq_shift", self.freq_shift, 0, 1)
+        first = self.block_out_channels[0]
+        require(
+            first % 2 == 0 and first // 2 > self.freq_shift,
+            f"block_out_channels begins with {first}, which does not embed the time",
+        )
         for option in ("down_block_types", "up_block_types"):
             n = len(getattr(self, option))
             require(n == n_blocks, f"{option} names {n} blocks, block_out_channels {n_blocks}")
@@ -97,7 +116,6 @@ class UNetConfig(Config):
         require_known("act_fn", self.act_fn, ACTIVATIONS)
         require(min(self.layers) > 0, f"layers_per_block = {self.layers_per_block} has a zero")
         for channels, heads in zip(self.block_out_channels, self.heads, strict=True):
-            require(channels > 0, f"block_out_channels = {self.block_out_channels} has a zero")
             require(
                 channels % self.norm_num_groups == 0,
                 f"norm_num_groups = {self.norm_num_groups} does not divide {channels} channels",
@@ -106,11 +124,18 @@ class UNetConfig(Config):
                 heads > 0 and channels % heads == 0,
                 f"attention_head_dim: {heads} heads do not divide {channels} channels",
             )
-        require(len(self.depths) == n_blocks, "transformer_layers_per_block is too short")
+        transformers = sum((n + 1) * d for n, d in zip(self.layers, self.depths, strict=True))
+        for what, count in (("residual", sum(self.layers)), ("transformer", transformers)):
+            require(count <= MOST_LAYERS, f"{count} {what} blocks are more than {MOST_LAYERS}")
         if self.addition_embed_type is not None:
             require_known("addition_embed_type", self.addition_embed_type, ("text_time",))
             for option in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
                 require(getattr(self, option) is not None, f"text_time needs {option}")
+            dims = self.addition_time_embed_dim
+            require(
+                dims % 2 == 0 and dims // 2 > self.freq_shift,
+                f"addition_time_embed_dim = {dims} does not embed sizes",
+            )
 
     @property
     def heads(self) -> tuple[int, ...]:
@@ -157,6 +182,12 @@ class AutoencoderConfig(Config):
 
     def __post_init__(self) -> None:
         n_blocks = len(self.block_out_channels)
+        require_in("the number of blocks", n_blocks, 1, MOST_BLOCKS)
+        for option in ("in_channels", "out_channels"):
+            require_in(option, getattr(self, option), 3, 3)  # pictures
+        for option in ("latent_channels", "norm_num_groups", "block_out_channels"):
+            require_in(option, getattr(self, option), 1, WIDEST)
+        require_in("layers_per_block", self.layers_per_block, 1, MOST_LAYERS // MOST_BLOCKS)
         for option, known in (
             ("down_block_types", "DownEncoderBlock2D"),
             ("up_block_types", "UpDecoderBlock2D"),
@@ -169,10 +200,10 @@ class AutoencoderConfig(Config):
             for name in names:
                 require_known(option, name, (known,))
         require_known("act_fn", self.act_fn, ACTIVATIONS)
-        require(self.scaling_factor != 0, "scaling_factor is 0")
+        require_in("scaling_factor", abs(self.scaling_factor), 1e-4, 1e4)
         for channels in self.block_out_channels:
             require(
-                channels > 0 and channels % self.norm_num_groups == 0,
+                channels % self.norm_num_groups == 0,
                 f"norm_num_groups = {self.norm_num_groups} does not divide {channels} channels",
             )
 
@@ -210,6 +241,11 @@ class CLIPTextConfig(Config):
     )
 
     def __post_init__(self) -> None:
+        widths = ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings")
+        for option in (*widths, "projection_dim"):
+            require_in(option, getattr(self, option), 1, WIDEST)
+        require_in("num_hidden_layers", self.num_hidden_layers, 1, MOST_LAYERS)
+        require_in("layer_norm_eps", self.layer_norm_eps, 0, 1)
         for name in self.architectures:
             require_known("architectures", name, ("CLIPTextModel", "CLIPTextModelWithProjection"))
         require_known("hidden_act", self.hidden_act, ACTIVATIONS)
@@ -259,6 +295,18 @@ class ModelConfig:
     spec: ModelSpec | None = None  # where the model is a known one
 
     def __post_init__(self) -> None:
+        width = sum(text_encoder.hidden_size for text_encoder in self.text_encoders)
+        if self.unet.cross_attention_dim != width:
+            raise ValueError(
+                f"{self.name}: the UNet takes text embeddings of {self.unet.cross_attention_dim}, "
+                f"the text encoders give {width}: they do not fit together"
+            )
+        n_inputs = self.unet.projection_class_embeddings_input_dim
+        if self.is_xl and n_inputs != self._n_added:
+            raise ValueError(
+                f"{self.name}: the UNet takes {n_inputs} numbers beside the text embeddings, text "
+                f"and sizes make {self._n_added}: they do not fit together"
+            )
         latent_channels = self.autoencoder.latent_channels
         if (self.unet.in_channels, self.unet.out_channels) != (latent_channels, latent_channels):
             raise ValueError(
@@ -270,6 +318,13 @@ class ModelConfig:
     def is_xl(self) -> bool:
         """Whether this is an SDXL model, told by how its UNet is conditioned."""
         return self.unet.addition_embed_type == "text_time"
+
+    @property
+    def _n_added(self) -> int:
+        """What SDXL's UNet takes beside the embeddings: the pooled text, and six sizes."""
+        last = self.text_encoders[-1]
+        pooled = last.projection_dim if last.has_projection else last.hidden_size
+        return pooled + 6 * self.unet.addition_time_embed_dim
 
     @property
     def most_clip_skip(self) -> int:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from . import memory
 from .config import ModelConfig
 from .diffusion_config import PREDICTION_TYPES
-from .hub import NATIVE, Source
+from .hub import Source
 from .model_io import (
     Key,
     load_autoencoder,
@@ -41,6 +41,7 @@ from .parser import Parser
 from .quantization import BITS, GROUP_SIZES, Quantization
 from .quantize import quantize_text_encoder, quantize_unet
 from .run import UsageError, exit_status
+from .weight_files import NATIVE
 
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json")

@@ -1,10 +1,13 @@
 """Denoising: the UNet's prediction under guidance, and the steps that follow it down a schedule."""
 
+import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import mlx.core as mx
 
 from . import cpu
+from .config import Defaults
 from .noise import NoiseStream, draw_latents
 from .sampler import Sampler
 from .schedule import Schedule
@@ -27,12 +30,13 @@ class Denoising(Iterator[mx.array]):
 
     def __init__(
         self,
-        steps: Iterator[tuple[mx.array, mx.array]],
+        start: Callable[[], Iterator[tuple[mx.array, mx.array]]],
         num_steps: int,
         inputs: Sequence[mx.array],
         seed: int,
     ):
-        self._steps = steps
+        self._start = start
+        self._steps = start()
         self._num_steps = num_steps
         self.inputs = inputs
         self.seed = seed
@@ -45,6 +49,33 @@ class Denoising(Iterator[mx.array]):
     def __next__(self) -> mx.array:
         x_t, self.estimate = next(self._steps)
         return x_t
+
+    def restart(self) -> None:
+        """Begin again, from the same latents and noise, with the UNet that there is now."""
+        self._steps = self._start()
+
+
+def settled(
+    defaults: Defaults,
+    n_images: int,
+    num_steps: int | None,
+    cfg_weight: float | None,
+    guidance_rescale: float,
+) -> tuple[int, tuple[float, float]]:
+    """Steps, and guidance with its rescaling, with a model's defaults for None.
+
+    Raises:
+        ValueError: an argument that is out of its range; the message says which.
+    """
+    if n_images < 1:
+        raise ValueError(f"n_images must be at least 1, got {n_images}")
+    num_steps = defaults.steps if num_steps is None else num_steps
+    cfg_weight = defaults.guidance if cfg_weight is None else cfg_weight
+    if not math.isfinite(cfg_weight):
+        raise ValueError(f"cfg_weight must be a finite number, got {cfg_weight}")
+    if not 0 <= guidance_rescale <= 1:
+        raise ValueError(f"guidance_rescale must be in [0, 1], got {guidance_rescale}")
+    return num_steps, (cfg_weight, guidance_rescale)
 
 
 def guided(
@@ -66,7 +97,7 @@ def guided(
         dtype: what the UNet computes in.
     """
     # What is the same at all steps. In lists, where `compile` finds it.
-    text, text_time = unet.project_text(embeddings), list(text_time or ())
+    text, text_time = unet.project_text(embeddings.astype(dtype)), list(text_time or ())
 
     def predict(x: mx.array, timestep: mx.array) -> mx.array:
         n_images = len(x)
@@ -102,7 +133,7 @@ def denoise(
 ) -> Iterator[tuple[mx.array, mx.array]]:
     """After each step of `schedule` the latents, as the network would see them, and the estimate
     of x_0 that they come from; in float32."""
-    estimate = None
+    estimate, streams = None, copy.deepcopy(streams)  # another start gets the same noise
     for step in schedule.steps:
         fresh = mx.array(draw_latents(streams, x.shape[1:])) if sampler.needs_noise else None
         prediction = predict(x, mx.array(step.timestep))

@@ -1,10 +1,11 @@
 """What a model's scheduler config says, and the samplers and schedules that there are for it."""
 
+import math
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from .strict import Config, require, require_known
+from .strict import Config, require, require_in, require_known
 from .suggest import did_you_mean
 
 SPACINGS = ("trailing", "leading", "linspace")  # of timesteps (arXiv:2305.08891, table 2)
@@ -18,6 +19,7 @@ SAMPLERS = {
 }
 SCHEDULES = (*SPACINGS, "karras")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+MOST_TIMESTEPS = 100_000  # of the training; all known models have 1,000
 
 
 def require_schedule(sampler: str, schedule: str | None) -> None:
@@ -82,21 +84,21 @@ class DiffusionConfig(Config):
         return key not in cls.FIXED or super()._is_without_effect(key, value)
 
     def __post_init__(self) -> None:
-        require(
-            self.num_train_timesteps > 1,
-            f"num_train_timesteps = {self.num_train_timesteps} is too small",
-        )
+        require_in("num_train_timesteps", self.num_train_timesteps, 2, MOST_TIMESTEPS)
+        require_in("beta_start", self.beta_start, 1e-6, 1)  # smaller ones are lost beside 1
         require(
             0 < self.beta_start <= self.beta_end < 1,
             f"beta_start = {self.beta_start} and beta_end = {self.beta_end} are no betas",
         )
+        # All of them as large as the last: less of x_0 than that is no number in float32.
+        log_alpha_bar = self.num_train_timesteps * math.log1p(-self.beta_end)
+        require(log_alpha_bar > -80, f"beta_end = {self.beta_end} leaves nothing of pictures")
+        require_in("steps_offset", self.steps_offset, 0, self.num_train_timesteps)
+        require_in("timestep_scaling", self.timestep_scaling, 1e-4, 1e4)
         require_known("beta_schedule", self.beta_schedule, ("linear", "scaled_linear"))
         require_known("prediction_type", self.prediction_type, PREDICTION_TYPES)
         require_known("timestep_spacing", self.timestep_spacing, SPACINGS)
-        require(
-            self.original_inference_steps > 0,
-            f"original_inference_steps = {self.original_inference_steps} is too small",
-        )
+        require_in("original_inference_steps", self.original_inference_steps, 1, MOST_TIMESTEPS)
 
     @property
     def sampler(self) -> str:

@@ -1,13 +1,37 @@
 """The header of a safetensors file: what is in it, without reading the weights.
 
-Its format: https://huggingface.co/docs/safetensors/index#format
+Its format: https://huggingface.co/docs/safetensors/index#format. It is held to that before MLX gets
+to see the file: every tensor inside, none over another, no byte over.
 """
 
 import itertools
-import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from .strict import parse_json, require
 
 MAX_HEADER = 100_000_000  # bytes; the format allows no more
+LONGEST_NAME = 500  # of a tensor; those of the models here have 100
+LONGEST_SIDE = 2**31 - 1  # of a tensor, in MLX
+BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "C64", "F64"), 8),
+}
+FLOATS = ("F32", "F16", "BF16")  # those that MLX reads
+PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # of PyTorch's files: zipped, and older ones
+
+
+class Tensor(NamedTuple):
+    """What a header says of a tensor."""
+
+    kind: str  # one of `BYTES`
+    shape: tuple[int, ...]
+    start: int  # of its bytes, behind the header
+    end: int
 
 
 class Header:
@@ -23,20 +47,30 @@ class Header:
     def __init__(self, name: str, file: Path):
         self.name = name
         self.file = file
+        require(file.is_file(), f"{name} is not a file")  # opening a pipe would wait for ever
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            start = opened.read(8)
+            length = int.from_bytes(start, "little")
+            if len(start) < 8 or length > MAX_HEADER:
+                is_pickle = start.startswith(PICKLE_STARTS)
+                why = "it is a pickle" if is_pickle else "no header's length is at its beginning"
+                raise ValueError(self._unreadable(why))
+            content = opened.read(min(length, size))
+        self._require_whole(size, 8 + length)
         try:
-            with file.open("rb") as opened:
-                length = int.from_bytes(opened.read(8), "little")
-                content = json.loads(opened.read(length if length <= MAX_HEADER else 0))
-            self.metadata = dict(content.pop("__metadata__", None) or {})  # MLX writes null
-            self.shapes = {key: tuple(entry["shape"]) for key, entry in content.items()}
-            kinds = {entry["dtype"] for entry in content.values()}
-            end = max((entry["data_offsets"][1] for entry in content.values()), default=0)
-        except (ValueError, TypeError, LookupError, AttributeError):
-            raise ValueError(f"{name} is not a readable safetensors file") from None
-        if (size := file.stat().st_size) < 8 + length + end:
-            raise ValueError(
-                f"{name} is cut short: it has {size} of {8 + length + end} bytes; download it again"
-            )
+            content = parse_json(content)
+            require(isinstance(content, dict), "its header is no JSON object")
+            self.metadata = _metadata(content.pop("__metadata__", None))
+            self.tensors = {key: _tensor(key, entry) for key, entry in content.items()}
+            end = _end(self.tensors)
+        except ValueError as error:
+            raise ValueError(self._unreadable(error)) from None
+        self._require_whole(size, 8 + length + end)
+        over = size - (8 + length + end)
+        require(over == 0, self._unreadable(f"{over} bytes at its end belong to no tensor"))
+        self.shapes = {key: tensor.shape for key, tensor in self.tensors.items()}
+        kinds = {tensor.kind for tensor in self.tensors.values()}
         if eight_bits := sorted(kind for kind in kinds if kind.startswith("F8")):
             raise ValueError(
                 f"{name} has 8-bit floats ({eight_bits[0]}), which are not supported: use the "
@@ -62,3 +96,48 @@ class Header:
             found = "is missing" if shape is None else f"is {list(shape)}"
             raise ValueError(f"{self.name}: the architecture cannot be told, for {key} {found}")
         return shape[axis]
+
+    def _unreadable(self, why: object) -> str:
+        return f"{self.name} is not a readable safetensors file: {why}"
+
+    def _require_whole(self, size: int, wanted: int) -> None:
+        cut = f"{self.name} is cut short: it has {size} of {wanted} bytes; download it again"
+        require(size >= wanted, cut)
+
+
+def _metadata(content: Any) -> dict[str, str]:
+    content = {} if content is None else content
+    is_text = isinstance(content, dict) and all(isinstance(v, str) for v in content.values())
+    require(is_text, "its metadata are not texts")
+    return content
+
+
+def _tensor(key: str, entry: Any) -> Tensor:
+    """What the header says of a tensor, if it can be."""
+    require(key.isprintable() and len(key) <= LONGEST_NAME, f"{key[:50]!r} is no tensor's name")
+    is_complete = isinstance(entry, dict) and entry.keys() >= {"dtype", "shape", "data_offsets"}
+    require(is_complete, f"of {key} it does not say dtype, shape and data_offsets")
+    kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    is_known = isinstance(kind, str) and kind in BYTES
+    require(is_known, f"{key} is of the type {str(kind)[:50]!r}, which is not supported")
+    require(_are_counts(shape), f"{key} has the shape {str(shape)[:100]}")
+    is_range = _are_counts(offsets, most=2**63) and len(offsets) == 2
+    require(is_range, f"{key} has the data_offsets {str(offsets)[:100]}")
+    start, end = offsets
+    n_bytes = math.prod(shape) * BYTES[kind]
+    require(end - start == n_bytes, f"{key} {shape} takes {n_bytes} bytes, not {end - start}")
+    return Tensor(kind, tuple(shape), start, end)
+
+
+def _are_counts(values: Any, most: int = LONGEST_SIDE) -> bool:
+    are_whole = isinstance(values, list) and all(type(value) is int for value in values)
+    return are_whole and all(0 <= value <= most for value in values)
+
+
+def _end(tensors: Mapping[str, Tensor]) -> int:
+    """Where the bytes of the last tensor end: they follow each other without a gap."""
+    end = 0
+    for key, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
+        require(tensor.start == end, f"{key} begins at byte {tensor.start}, not at {end}")
+        end = tensor.end
+    return end

@@ -6,39 +6,28 @@ not answer, the commit that the cache remembers serves. `huggingface_hub` is imp
 repository is opened.
 """
 
-import json
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from . import hub_cache
 from .hub_cache import snapshot
-from .models import MODELS
+from .hub_errors import GARBLED, reason
+from .models import MODELS, find_spec
+from .strict import read_json
 from .suggest import did_you_mean
+from .weight_files import FULL, STEMS, weight_files, with_shards
 
-STEMS = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-    "text_encoder_2": "model",
-}
-FULL = ("{}.safetensors", "{}.safetensors.index.json")
-FP16 = (
-    "{}.fp16.safetensors",
-    "{}.safetensors.index.fp16.json",  # diffusers and transformers
-    "{}.safetensors.fp16.index.json",  # older diffusers
-    "{}.fp16.safetensors.index.json",  # huggingface_hub's own `save_torch_model`
-)
-NATIVE = "mlx_model.safetensors"  # of a converted component: no name that diffusers would read
 # A repository with it in the cache is one that was used; also by Apple's original example, which
 # leaves no model_index.json.
 CACHE_MARKER = "unet/config.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")  # opening one can run code
 SHARD_NAME = re.compile(r"[^/\\]+\.safetensors")  # a plain file name, which cannot lead elsewhere
 SAME_REPOSITORY = 0.85  # likeness: of one organisation others differ by a few letters, too
+COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_TIMEOUT = 10.0  # seconds to wait for an answer: what huggingface_hub waits for a file's
 
 
@@ -90,14 +79,14 @@ class Source:
         """
         file = self.require(path)
         try:
-            return json.loads(file.read_bytes()), str(file)
-        except ValueError as error:  # not JSON, or not UTF-8
+            return read_json(file), str(file)
+        except ValueError as error:
             raise ValueError(f"{file} is not a JSON file: {error}") from None
 
     def weights(self, component: str, float16: bool) -> list[Path]:
         """The safetensors files of "unet", "vae", "text_encoder" or "text_encoder_2".
 
-        One file, `NATIVE` where the model is converted, or the shards that an index names. With
+        One file where the model is converted, or the shards that an index names. With
         `float16` the fp16 variant if the model has one, else the full files; without, the other
         way round. Full files that are there already serve `float16` too: nothing is fetched twice.
 
@@ -105,16 +94,20 @@ class Source:
             FileNotFoundError: there are none, a shard is missing, or one cannot be fetched.
             ValueError: there are only pickles, or an index is malformed.
         """
-        if (file := self.find(f"{component}/{NATIVE}")) is not None:
-            return [file]
-        patterns = FP16 + FULL if float16 else FULL + FP16
-        paths = [f"{component}/{pattern.format(STEMS[component])}" for pattern in patterns]
+        paths = weight_files(component, float16)
         if float16:
             paths.sort(key=lambda path: not (self.root / path).is_file())
         for path in paths:
             if (file := self.find(path)) is not None:
                 return self._shards(component, file) if path.endswith(".json") else [file]
         raise self._absent(f"{component}/{FULL[0].format(STEMS[component])}")
+
+    def announcement(self, choices: Iterable[Sequence[str]]) -> str | None:
+        """What there is to say before a download; None where there is none.
+
+        Of each of `choices` the first file that the model has will be wanted.
+        """
+        return None
 
     def files(self) -> Collection[str]:
         """The paths of all files that the model is known to have."""
@@ -125,14 +118,16 @@ class Source:
         """The files that an index names, each once, in its order."""
         where = f"{self.name}: {component}/{index.name}"
         try:
-            names = list(dict.fromkeys(json.loads(index.read_bytes())["weight_map"].values()))
+            names = list(dict.fromkeys(read_json(index)["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{where} is not a JSON object with a weight_map") from error
         if not names:
             raise ValueError(f"{where} names no files")
         for name in names:  # all, before the first is fetched
-            if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
-                raise ValueError(f"{where} names {name!r}, which is no safetensors file beside it")
+            is_plain = isinstance(name, str) and SHARD_NAME.fullmatch(name) and name.isprintable()
+            if not is_plain:
+                told = repr(name)[:100]
+                raise ValueError(f"{where} names {told}, which is no safetensors file beside it")
         return [self.require(f"{component}/{name}") for name in names]
 
     def _absent(self, path: str) -> Exception:
@@ -165,6 +160,10 @@ class BareVae(Source):
     def find(self, path: str) -> Path | None:
         return self.source.find(path.removeprefix("vae/"))
 
+    def announcement(self, choices: Iterable[Sequence[str]]) -> str | None:
+        plain = ([path.removeprefix("vae/") for path in paths] for paths in choices)
+        return self.source.announcement(plain)
+
     def files(self) -> Collection[str]:
         return [f"vae/{file}" for file in self.source.files()]
 
@@ -172,15 +171,24 @@ class BareVae(Source):
 class Repository(Source):
     """A model on the Hub at one commit; `root` is the folder of that commit in the Hub cache.
 
-    `listing` has the paths of all its files. Where the Hub was not to be had it is None, `why`
-    says why, and the model has what is in the cache.
+    `listing` has the paths of all its files, with their sizes where the Hub gives them. Where the
+    Hub was not to be had it is None, `why` says why, and the model has what is in the cache.
     """
 
-    def __init__(self, repo: str, name: str, root: Path, listing: frozenset[str] | None, why: str):
+    def __init__(
+        self,
+        repo: str,
+        name: str,
+        root: Path,
+        listing: Mapping[str, int | None] | None,
+        why: str = "",
+        licence: str = "",
+    ):
         super().__init__(name, root)
         self.repo = repo
         self.listing = listing
         self.why = why
+        self.licence = licence
 
     @property
     def commit(self) -> tuple[str, str]:
@@ -195,13 +203,39 @@ class Repository(Source):
         from huggingface_hub.errors import HTTPError
 
         try:
-            return Path(HfApi().hf_hub_download(self.repo, path, revision=self.root.name))
-        except (HTTPError, OSError, RuntimeError) as error:  # the last is hf-xet's
-            why = _why(error, self.repo)
+            file = Path(HfApi().hf_hub_download(self.repo, path, revision=self.root.name))
+            self._require_size(path, file)
+        except (HTTPError, OSError, ValueError, RuntimeError) as error:  # the last is hf-xet's
+            why = reason(error, self.repo)
             raise FileNotFoundError(f"{self.name}: {path} cannot be fetched: {why}") from error
+        return file
+
+    def _require_size(self, path: str, file: Path) -> None:
+        """Throw away what was fetched if it has not the size that the Hub has listed."""
+        wanted = self.listing[path]
+        size = file.stat().st_size if file.is_file() else 0
+        if not file.is_file() or (wanted is not None and size != wanted):
+            for each in (file.resolve(), file):
+                if not each.is_dir() or each.is_symlink():
+                    each.unlink(missing_ok=True)
+            raise OSError(f"{size} bytes came in place of {wanted}: try again")
+
+    def announcement(self, choices: Iterable[Sequence[str]]) -> str | None:
+        listing, missing = self.listing or {}, set()
+        for paths in choices:
+            local = [path for path in paths if super(Repository, self).find(path)]
+            there = [path for path in paths if path in listing or path in local]
+            for path in with_shards(there[0], listing) if there else ():
+                if path in listing and super().find(path) is None:
+                    missing.add(path)
+        if not missing:
+            return None
+        size = sum(listing[path] or 0 for path in missing)
+        amount = f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+        return f"Downloading {self.repo}, {amount}, licence: {self.licence}"
 
     def files(self) -> Collection[str]:
-        return self.listing or ()
+        return (self.listing or {}).keys()
 
     def _doubt(self) -> str:
         return "" if self.listing is not None else f" in the Hub cache, and {self.why}"
@@ -251,15 +285,18 @@ def _open_repository(repo: str, revision: str, name: str) -> Repository:
     if not revision or revision.startswith("/") or ".." in revision:  # it is a path in the cache
         raise ValueError(f"{name!r}: {revision!r} is not a revision")
     try:
-        info = HfApi().model_info(repo, revision=revision, timeout=HUB_TIMEOUT)
+        info = HfApi().model_info(repo, revision=revision, timeout=HUB_TIMEOUT, files_metadata=True)
+        listing = {file.rfilename: file.size for file in info.siblings}
+        if not COMMIT.fullmatch(info.sha):
+            raise ValueError(f"{info.sha} is no commit")
     except HFValidationError as error:
         raise ValueError(
             f"{name!r} is neither a folder, nor a Hub repository (organisation/name), nor one of "
             + ", ".join(MODELS)
             + _suggest(name)
         ) from error
-    except (HTTPError, OSError, json.JSONDecodeError) as error:
-        why = _why(error, repo)
+    except (HTTPError, OSError, *GARBLED) as error:
+        why = reason(error, repo)
         if (root := snapshot(repo, revision)).is_dir():
             return Repository(repo, name, root, listing=None, why=why)
         homes = [spec.repo for spec in MODELS.values() if repo in spec.former_repos]
@@ -276,7 +313,23 @@ def _open_repository(repo: str, revision: str, name: str) -> Repository:
         with suppress(OSError):  # the cache may be read-only
             ref.parent.mkdir(parents=True, exist_ok=True)
             ref.write_text(info.sha)
-    return Repository(repo, name, root, frozenset(f.rfilename for f in info.siblings), why="")
+    spec = find_spec(repo)
+    said = [tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")]
+    licence = spec.licence if spec else ", ".join(said) or "not stated"
+    return Repository(repo, name, root, listing, licence=licence)
+
+
+def announcements(source: Source, components: Iterable[str], float16: bool) -> list[str]:
+    """What there is to say before the weights of some components are downloaded, if they are.
+
+    A line for each repository: which it is, how much will come, under which licence.
+    """
+    homes: dict[int, tuple[Source, list[list[str]]]] = {}
+    for component in components:
+        home = source.vae or source if component == "vae" else source
+        homes.setdefault(id(home), (home, []))[1].append(weight_files(component, float16))
+    lines = (home.announcement(choices) for home, choices in homes.values())
+    return [line for line in lines if line is not None]
 
 
 def _suggest(name: str) -> str:
@@ -289,27 +342,3 @@ def _suggest(name: str) -> str:
     for known, spec in MODELS.items():
         without_organisation |= {repo.rpartition("/")[2]: known for repo in spec.repos}
     return did_you_mean(name, MODELS, without_organisation)
-
-
-def _why(error: Exception, repo: str) -> str:
-    """What a failed call to the Hub means and what to do, to end a sentence with."""
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # why a download could not begin
-    cause = str(error).strip().partition("\n")[0] or type(error).__name__
-    match error:
-        case errors.GatedRepoError():
-            page = f"https://huggingface.co/{repo}"
-            return f"the repository is gated: accept its licence at {page}, then `hf auth login`"
-        case errors.RevisionNotFoundError():
-            return "the Hub has no such revision of it"
-        case errors.HfHubHTTPError(response=response) if response.status_code in (401, 403, 404):
-            return "the Hub has no such repository (or it is private: `hf auth login`)"
-        case errors.HfHubHTTPError(response=response):
-            return f"the Hub answers {response.status_code} {response.reason_phrase}: try later"
-        case errors.OfflineModeIsEnabled():
-            return "HF_HUB_OFFLINE is set: go online once to download it"
-        case errors.HTTPError() | json.JSONDecodeError():
-            return f"the Hub cannot be reached ({cause}): go online once to download it"
-    return cause

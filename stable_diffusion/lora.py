@@ -5,10 +5,8 @@ little memory, and taking them off leaves the model as it was, to the bit.
 """
 
 import copy
-import json
 import math
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +14,14 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import regex
 from mlx.utils import tree_flatten, tree_unflatten
 
 from .lora_names import ALPHA, COMPONENTS, DOWN, UP, layer_names, split_key
-from .weights import channels_last, read_safetensors
+from .strict import parse_json, require
+from .weights import channels_last, listed, read_safetensors
 
-MOST_NAMED = 10  # keys that an error lists; it counts the others
+PATTERN_SECONDS = 1.0  # to match a file's regular expression, which may be made to take for ever
 
 # What else changes layers and is not plain LoRA, by how a segment of its keys begins.
 _OTHER_KINDS = {
@@ -99,14 +99,17 @@ class _Adapter:
         down, up = self._down_and_up(shape)
         is_scalar = ALPHA not in self.tensors or self.tensors[ALPHA].size == 1
         is_down = down.size > 0 and down.shape[1:] == shape[1:]
-        return is_scalar and is_down and up.shape == (shape[0], len(down))
+        are_floats = all(mx.issubdtype(x.dtype, mx.floating) for x in (down, up))
+        return are_floats and is_scalar and is_down and up.shape == (shape[0], len(down))
 
     def matrices(
         self, shape: tuple[int, ...], config: Mapping[str, Any]
     ) -> tuple[mx.array, mx.array]:
         """For a weight of `shape`, D [rank, ...] and U [out, rank] in float32, times the ratio."""
         down, up = self._down_and_up(shape)
-        return down, up.astype(mx.float32) * self._ratio(len(down), config)
+        ratio = self._ratio(len(down), config)
+        require(math.isfinite(ratio), f"the alpha of {self.name} is not a finite number")
+        return down, up.astype(mx.float32) * ratio
 
     def _down_and_up(self, shape: tuple[int, ...]) -> tuple[mx.array, mx.array]:
         down = channels_last(self.tensors[DOWN], len(shape))
@@ -119,7 +122,7 @@ class _Adapter:
         component, _, name = self.name.partition(".")
         # PEFT's patterns are regular expressions for the end of a layer's name.
         patterns = config.get(f"{component}.alpha_pattern", {}).items()
-        own = (alpha for pattern, alpha in patterns if re.fullmatch(rf"(.*\.)?({pattern})", name))
+        own = (alpha for pattern, alpha in patterns if _fits(pattern, name))
         alpha = next(own, config.get(f"{component}.lora_alpha", rank))
         # Rank-stabilised LoRA, arXiv:2312.03732.
         return alpha / (math.sqrt(rank) if config.get(f"{component}.use_rslora") else rank)
@@ -149,8 +152,8 @@ def load_lora(
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(f"no such LoRA file: {file}")
-    tensors, metadata = read_safetensors(file)
-    config = _adapter_config(file, metadata)
+    header, tensors = read_safetensors(file)
+    config = _adapter_config(file, header.metadata)
     _refuse_other_kinds(file, tensors, config)
 
     adapters, unexpected = _by_layer(file, tensors, networks)
@@ -162,16 +165,20 @@ def load_lora(
         if not adapter.tensors.keys() >= {DOWN, UP}:
             missing += [f"what goes with {key}" for key in adapter.keys.values()]
         elif not adapter.fits(_shape(layer)):
-            misshapen += [f"{key} {list(tensors[key].shape)}" for key in adapter.keys.values()]
+            for key in adapter.keys.values():
+                misshapen.append(f"{key} {list(tensors[key].shape)} of {header.tensors[key].kind}")
         else:
-            down, up = adapter.matrices(_shape(layer), config)
+            try:
+                down, up = adapter.matrices(_shape(layer), config)
+            except ValueError as error:
+                raise ValueError(f"the LoRA {file}: {error}") from None
             up = (scale * up).astype(dtype)
             changed[component][layer_path] = _changed(layer, down.astype(dtype), up)
 
     problems = {"not layers there": unexpected, "missing": missing, "wrong shape": misshapen}
     if any(problems.values()):
-        listed = "; ".join(f"{what}: {_listed(keys)}" for what, keys in problems.items() if keys)
-        raise ValueError(f"the LoRA {file} does not fit {', '.join(networks)}: {listed}")
+        found = "; ".join(f"{what}: {listed(keys)}" for what, keys in problems.items() if keys)
+        raise ValueError(f"the LoRA {file} does not fit {', '.join(networks)}: {found}")
     if not adapters:
         raise ValueError(f"{file} holds no LoRA")
     if scale != 0:
@@ -184,6 +191,19 @@ def unload_lora(networks: Mapping[str, nn.Module]) -> None:
     for network in networks.values():
         layers = _layers(network).items()
         _replace(network, {path: layer.base for path, layer in layers if _has_lora(layer)})
+
+
+def copy_lora(old: nn.Module, new: nn.Module, dtype: mx.Dtype) -> None:
+    """Put the LoRA of a network beside the layers of another one, of the same model."""
+    layers = _layers(new)
+    _replace(
+        new,
+        {
+            path: _changed(layers[path], layer.down.astype(dtype), layer.up.astype(dtype))
+            for path, layer in _layers(old).items()
+            if _has_lora(layer)
+        },
+    )
 
 
 def _layers(network: nn.Module) -> dict[str, nn.Module]:
@@ -220,10 +240,30 @@ def _by_layer(
 
 def _adapter_config(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """PEFT's options, as diffusers keeps them in a file: `COMPONENT.OPTION`."""
+    where = f"{file}: its lora_adapter_metadata"
     try:
-        return dict(json.loads(metadata.get("lora_adapter_metadata", "{}")))
-    except (ValueError, TypeError):
-        raise ValueError(f"{file}: its lora_adapter_metadata is no JSON object") from None
+        config = parse_json(metadata.get("lora_adapter_metadata", "{}"))
+    except ValueError as error:
+        raise ValueError(f"{where} is no JSON object: {error}") from None
+    require(isinstance(config, dict), f"{where} is no JSON object")
+    for key, value in config.items():
+        option = key.rpartition(".")[2]
+        patterns = value if option == "alpha_pattern" else {"": value}
+        require(isinstance(patterns, dict), f"{where} has no object as {key}")
+        if option in ("alpha_pattern", "lora_alpha"):
+            are_numbers = all(type(alpha) in (int, float) for alpha in patterns.values())
+            require(are_numbers, f"{where} has {key} = {str(value)[:100]}, which is no number")
+    return config
+
+
+def _fits(pattern: str, name: str) -> bool:
+    """Whether one of PEFT's patterns is for a layer."""
+    try:
+        match = regex.fullmatch(rf"(.*\.)?({pattern})", name, timeout=PATTERN_SECONDS)
+    except (regex.error, TimeoutError, RecursionError) as error:
+        why = "takes too long" if isinstance(error, TimeoutError) else "is not one"
+        raise ValueError(f"the pattern {pattern[:100]!r} of its metadata {why}") from None
+    return match is not None
 
 
 def _refuse_other_kinds(
@@ -264,8 +304,3 @@ def _changed(layer: nn.Module, down: mx.array, up: mx.array) -> nn.Module:
         down, up = mx.concatenate([layer.down, down]), mx.concatenate([layer.up, up], axis=1)
         layer = layer.base
     return (LoRAConv2d if isinstance(layer, nn.Conv2d) else LoRALinear)(layer, down, up)
-
-
-def _listed(keys: list[str]) -> str:
-    more = f" and {len(keys) - MOST_NAMED} more" if len(keys) > MOST_NAMED else ""
-    return ", ".join(keys[:MOST_NAMED]) + more

@@ -12,6 +12,7 @@ SHORT = 12e9  # bytes: with less, as Macs of 8 GB have, memory is spared without
 STEP = 3_000
 STEP_SHARE = 1 / 8  # of the memory, for the pictures that are denoised at once
 CPU_PIXELS = 512 * 512  # that keep a CPU busy
+LEAST_BYTES = 0.5  # of a weight: 4 bits
 
 CACHE_SHARE = 1 / 16  # of the memory, for buffers that MLX keeps for the next step
 
@@ -42,6 +43,20 @@ def pixels_at_once() -> int:
     if mx.default_device().type == mx.gpu:
         return int(total_memory() * STEP_SHARE / STEP)
     return CPU_PIXELS
+
+
+def require_room(n_weights: int, where: str) -> None:
+    """Refuse a network that this machine could not even hold in few bits, before it is tried.
+
+    Raises:
+        ValueError: so it is; `where` says who asks for it.
+    """
+    memory = total_memory()
+    if n_weights * LEAST_BYTES > memory:
+        raise ValueError(
+            f"{where} asks for {n_weights:,} weights, {4 * n_weights / 1e9:,.0f} GB in float32; "
+            f"this machine has {memory / 1e9:.0f} GB: the file is damaged, or the model too large"
+        )
 
 
 def limit_cache() -> None:

@@ -5,7 +5,9 @@ a Hub repository (`org/name@revision`), or a `hub.Source` that is open already. 
 they are read when first used.
 """
 
+import math
 import os
+from collections.abc import Iterable
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +15,9 @@ from typing import TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
-from . import hub
+from . import hub, memory
 from .clip import CLIPTextModel
 from .config import (
     AutoencoderConfig,
@@ -25,7 +28,7 @@ from .config import (
     PipelineConfig,
     UNetConfig,
 )
-from .hub import NATIVE, BareVae, Source
+from .hub import BareVae, Source
 from .models import MODELS, find_spec
 from .native import load_native
 from .quantization import Quantization
@@ -35,7 +38,8 @@ from .tokenizer import EOS, Tokenizer
 from .unet import UNetModel
 from .unsupported import refuse_pipeline, refuse_unet
 from .vae import Autoencoder
-from .weights import AUTOENCODER, TEXT_ENCODER, UNET, Layout, load_weights
+from .weight_files import NATIVE
+from .weights import AUTOENCODER, TEXT_ENCODER, UNET, Layout, load_weights, not_finite
 
 DEFAULT_MODEL = "sd"
 
@@ -94,8 +98,10 @@ def _as_file(key: str | os.PathLike[str]) -> Path | None:
     return file if file.is_file() or file.suffix in SUFFIXES else None
 
 
-def load_unet(key: Key = DEFAULT_MODEL, float16: bool = False) -> UNetModel:
-    """The denoising network, in float32 or float16.
+def load_unet(
+    key: Key = DEFAULT_MODEL, float16: bool = False, *, widened: bool = False
+) -> UNetModel:
+    """The denoising network, in float32 or float16; `widened` from float16's files to float32.
 
     Raises:
         OSError: the model, or a file of it, is not to be had.
@@ -103,20 +109,24 @@ def load_unet(key: Key = DEFAULT_MODEL, float16: bool = False) -> UNetModel:
     """
     source = open_model(key)
     config = _unet_config(source)
-    model, dtype = UNetModel(config), _dtype(float16)
+    model, dtype = UNetModel(config), _dtype(float16 and not widened)
     return _with_weights(model, source, "unet", UNET, float16, dtype, config.quantization)
 
 
 def load_text_encoder(
-    key: Key = DEFAULT_MODEL, float16: bool = False, model_key: str = "text_encoder"
+    key: Key = DEFAULT_MODEL,
+    float16: bool = False,
+    model_key: str = "text_encoder",
+    *,
+    widened: bool = False,
 ) -> CLIPTextModel:
-    """The text encoder, in float32 or float16; SDXL's other one is `text_encoder_2`.
+    """The text encoder, as `load_unet`; SDXL's other one is `text_encoder_2`.
 
     Raises: as `load_unet`.
     """
     source = open_model(key)
     config = _read_config(source, f"{model_key}/config.json", CLIPTextConfig)
-    model, dtype = CLIPTextModel(config), _dtype(float16)
+    model, dtype = CLIPTextModel(config), _dtype(float16 and not widened)
     return _with_weights(
         model, source, model_key, TEXT_ENCODER, float16, dtype, config.quantization
     )
@@ -202,6 +212,24 @@ def load_model_config(key: Key = DEFAULT_MODEL) -> ModelConfig:
     )
 
 
+def damaged_weights(source: Source, components: Iterable[str], float16: bool) -> list[str]:
+    """Which tensors of a model's files hold what is no finite number, as "FILE: KEY".
+
+    With `float16` also those whose numbers half precision cannot hold. All of the files are read.
+
+    Raises: as `load_unet`.
+    """
+    found = []
+    for component in components:
+        home = source.vae or source if component == "vae" else source
+        layout = home.layouts[component] if isinstance(home, SingleFile) else None
+        dtype = _dtype(float16 and component != "vae")
+        for file in home.weights(component, float16):
+            keys = not_finite(file, dtype, layout)
+            found += [f"{file}: {key}" for key in keys]
+    return found
+
+
 def _dtype(float16: bool) -> mx.Dtype:
     return mx.float16 if float16 else mx.float32
 
@@ -248,6 +276,8 @@ def _with_weights(
     quantization: Quantization | None = None,
 ) -> _M:
     """The model, given its weights; `layout` is that of a folder that is not converted."""
+    n_weights = sum(math.prod(value.shape) for _, value in tree_flatten(model.parameters()))
+    memory.require_room(n_weights, f"{source.name}: {component}/config.json")
     files = source.weights(component, float16)
     if isinstance(source, SingleFile):
         load_weights(model, files, source.layouts[component], dtype)

@@ -13,7 +13,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from .quantize import is_quantized
-from .weights import read_safetensors, require_fit
+from .weights import Problems, read_safetensors
 
 _DTYPES = {mx.uint32: "U32", mx.float32: "F32", mx.float16: "F16"}  # as safetensors names them
 _ALIGNMENT = 8  # bytes that a header's length is a multiple of
@@ -30,15 +30,16 @@ def load_native(model: nn.Module, file: Path, dtype: mx.Dtype) -> None:
             or of another shape or kind than the model asks for, all in one message.
     """
     wanted = dict(tree_flatten(model.parameters()))
-    weights, _ = read_safetensors(file)
-    misshapen = [
+    _, weights = read_safetensors(file)
+    problems = Problems()
+    problems.misshapen += [
         f"{key} {_kind(weights[key])}, not {_kind(value)}"
         for key, value in wanted.items()
         if key in weights and _kind(weights[key]) != _kind(value)
     ]
-    missing = [key for key in wanted if key not in weights]
-    unexpected = [key for key in weights if key not in wanted]
-    require_fit(file, missing, unexpected, misshapen)
+    problems.missing += [key for key in wanted if key not in weights]
+    problems.unexpected += [key for key in weights if key not in wanted]
+    problems.refuse(file)
 
     layers = model.named_modules() if is_quantized(model) else ()
     keeping = {f"{path}." for path, layer in layers if not isinstance(layer, nn.Embedding)}

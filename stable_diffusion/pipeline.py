@@ -1,14 +1,12 @@
 """`StableDiffusion` and `StableDiffusionXL`: from text, or a picture and text, to latents.
 
-Nothing is computed before the caller evaluates it, so that a script decides what is in memory
-when: evaluate `Denoising.inputs` and the text encoders can go, evaluate the last latents and the
-UNet can.
+Nothing is computed before the caller evaluates it, so a script decides what is in memory when:
+evaluate `Denoising.inputs` and the text encoders can go, the last latents and the UNet can.
 """
 
-import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -24,10 +22,11 @@ from .conditioning import (
     Texts,
     embed_pairs,
     for_each,
+    require_fit,
     size_ids,
 )
 from .config import ModelConfig
-from .denoising import Denoising, denoise, guided
+from .denoising import Denoising, denoise, guided, settled
 from .lora import load_lora, unload_lora
 from .model_io import (
     DEFAULT_MODEL,
@@ -40,6 +39,7 @@ from .model_io import (
     open_model,
 )
 from .noise import NoiseStream, draw_latents, picture_streams
+from .precision import in_float32
 from .quantize import is_quantized, quantize_text_encoder, quantize_unet
 from .sampler import Sampler
 from .schedule import Schedule, enough_steps
@@ -83,7 +83,8 @@ class StableDiffusion:
     ):
         if cpu.is_used():
             cpu.keep_freed_memory()
-        source = open_model(model, vae=vae, prediction_type=prediction_type)
+        self.source = source = open_model(model, vae=vae, prediction_type=prediction_type)
+        self.float16 = float16
         self.config = load_model_config(source)
         if isinstance(self, StableDiffusionXL) is not self.config.is_xl:
             right = pipeline_class(self.config).__name__
@@ -96,6 +97,8 @@ class StableDiffusion:
             setattr(self, attribute, tokenizer)
         for attribute, name in self._TEXT_ENCODERS:
             setattr(self, attribute, load_text_encoder(source, float16, name))
+        for reader in self._readers():
+            require_fit(*reader, source.name)
         self.unet = load_unet(source, float16)
         self.autoencoder = load_autoencoder(source, float16)
 
@@ -118,6 +121,16 @@ class StableDiffusion:
         for network, quantize in networks:
             if not is_quantized(network):
                 quantize(network)
+
+    def use_float32(self) -> None:
+        """Load UNet and text encoders again, those that are still here, to compute in float32.
+
+        For what half precision cannot hold. See `precision`; what has begun needs a `restart`.
+        """
+        self.float16, self.dtype = False, mx.float32
+        for attribute, component in self._components():
+            old = getattr(self, attribute)
+            setattr(self, attribute, in_float32(self.source, component, old))
 
     def load_lora(self, path: str | os.PathLike[str], scale: float = 1.0) -> None:
         """Add a LoRA file to those that UNet and text encoders have; see `lora.load_lora`."""
@@ -176,13 +189,13 @@ class StableDiffusion:
         Raises:
             ValueError: an argument that is out of its range; the message says which.
         """
-        num_steps, guidance = self._checked(n_images, num_steps, cfg_weight, guidance_rescale)
+        num_steps, guidance = self._settled(n_images, num_steps, cfg_weight, guidance_rescale)
         if latent_size is None:
             factor = self.config.autoencoder.factor
             latent_size = tuple(pixels // factor for pixels in self.config.defaults.size)
         if len(latent_size) != 2 or min(latent_size) < 1:
             raise ValueError(f"latent_size must be a height and a width, got {latent_size}")
-        options = self._text_options(long_prompt, prompt_weights, clip_skip)
+        options = TextOptions.of(self.config, long_prompt, prompt_weights, clip_skip)
         texts = for_each(text, n_images, "text"), for_each(negative_text, n_images, "negative_text")
         seed, streams = picture_streams(seed, n_images)
 
@@ -220,7 +233,7 @@ class StableDiffusion:
         Raises:
             ValueError: an argument that is out of its range; the message says which.
         """
-        num_steps, guidance = self._checked(n_images, num_steps, cfg_weight, guidance_rescale)
+        num_steps, guidance = self._settled(n_images, num_steps, cfg_weight, guidance_rescale)
         if not 0 <= strength <= 1:
             raise ValueError(f"strength must be in [0, 1], got {strength}")
         image = mx.array(image, dtype=mx.float32)
@@ -230,14 +243,14 @@ class StableDiffusion:
                 f"image must be [H, W, 3] with sides that are multiples of {factor}, "
                 f"got {list(image.shape)}"
             )
-        options = self._text_options(long_prompt, prompt_weights, clip_skip)
+        options = TextOptions.of(self.config, long_prompt, prompt_weights, clip_skip)
         texts = for_each(text, n_images, "text"), for_each(negative_text, n_images, "negative_text")
         seed, streams = picture_streams(seed, n_images)
 
         mean, _ = self.autoencoder.encode(image[None])  # the most likely latents, without noise
         x = mx.repeat(mean, n_images, axis=0)
         if strength == 0:
-            return Denoising(iter([(x, x)]), 1, [x], seed)
+            return Denoising(lambda: iter([(x, x)]), 1, [x], seed)
         num_steps = enough_steps(num_steps, strength)
         schedule = self.sampler.schedule(num_steps).last(int(num_steps * strength))
         noise = mx.array(draw_latents(streams, mean.shape[1:]))
@@ -251,7 +264,8 @@ class StableDiffusion:
         does so above 768×768 pixels.
         """
         x = decode(self.autoencoder, x_t.astype(mx.float32), tiled)
-        return mx.clip(x / 2 + 0.5, 0, 1)
+        # What is infinite must not end up as white or black.
+        return mx.where(mx.isfinite(x), mx.clip(x / 2 + 0.5, 0, 1), mx.nan)
 
     def _text_encoders(self) -> list[nn.Module]:
         if not all(hasattr(self, attribute) for attribute, _ in self._TEXT_ENCODERS):
@@ -259,33 +273,15 @@ class StableDiffusion:
         return [getattr(self, attribute) for attribute, _ in self._TEXT_ENCODERS]
 
     def _lora_networks(self) -> dict[str, nn.Module]:
-        networks = (*self._TEXT_ENCODERS, ("unet", "unet"))
-        return {name: getattr(self, at) for at, name in networks if hasattr(self, at)}
+        return {component: getattr(self, attribute) for attribute, component in self._components()}
 
-    def _checked(
-        self,
-        n_images: int,
-        num_steps: int | None,
-        cfg_weight: float | None,
-        guidance_rescale: float,
-    ) -> tuple[int, tuple[float, float]]:
-        """Steps, and guidance with its rescaling, with the model's defaults for None."""
-        if n_images < 1:
-            raise ValueError(f"n_images must be at least 1, got {n_images}")
-        defaults = self.config.defaults_with(self.sampler.name)
-        num_steps = defaults.steps if num_steps is None else num_steps
-        cfg_weight = defaults.guidance if cfg_weight is None else cfg_weight
-        if not math.isfinite(cfg_weight):
-            raise ValueError(f"cfg_weight must be a finite number, got {cfg_weight}")
-        if not 0 <= guidance_rescale <= 1:
-            raise ValueError(f"guidance_rescale must be in [0, 1], got {guidance_rescale}")
-        return num_steps, (cfg_weight, guidance_rescale)
+    def _components(self) -> list[tuple[str, str]]:
+        """UNet and text encoders, those that are still here: attribute and component."""
+        components = (*self._TEXT_ENCODERS, ("unet", "unet"))
+        return [(attribute, name) for attribute, name in components if hasattr(self, attribute)]
 
-    def _text_options(self, long_prompt: bool, prompt_weights: bool, clip_skip: int) -> TextOptions:
-        most = self.config.most_clip_skip
-        if clip_skip not in range(most + 1):
-            raise ValueError(f"clip_skip must be from 0 to {most} for this model, got {clip_skip}")
-        return TextOptions(long_prompt, prompt_weights, clip_skip)
+    def _settled(self, *arguments) -> tuple[int, tuple[float, float]]:
+        return settled(self.config.defaults_with(self.sampler.name), *arguments)
 
     def _readers(self) -> list[Reader]:
         """Each tokenizer with its text encoder."""
@@ -323,9 +319,13 @@ class StableDiffusion:
             text_time = (pooled, size_ids(size, len(pooled)))
             inputs.append(pooled)
 
-        predict = guided(self.unet, embeddings, text_time, *guidance, self.dtype)
-        steps = denoise(x, schedule, self.sampler, predict, streams)
-        return Denoising(steps, len(schedule), inputs, seed)
+        sampler = self.sampler
+
+        def start() -> Iterator[mx.array]:
+            predict = guided(self.unet, embeddings, text_time, *guidance, self.dtype)
+            return denoise(x, schedule, sampler, predict, streams)
+
+        return Denoising(start, len(schedule), inputs, seed)
 
 
 class StableDiffusionXL(StableDiffusion):

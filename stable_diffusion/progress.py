@@ -97,21 +97,26 @@ class Progress:
             yield
 
     def steps(self, latents: Denoising, n_pictures: int) -> Iterator[mx.array]:
-        """The latents of a batch, evaluated, step after step."""
+        """The latents of a batch, evaluated, step after step; given up, none of it is done."""
         number = f"{self._n_finished + 1}"
         if n_pictures > 1:
             number += f"-{self._n_finished + n_pictures}"
         self._batch = "" if self._is_one_batch else f"Pictures {number} of {self._n_pictures}, "
         self._show(f"{self._batch}step 0/{len(latents)}", 0)
-        start = _now()
-        for i, x_t in enumerate(latents, 1):
-            mx.eval(x_t)
-            self._seconds += _now() - start
-            self._steps += n_pictures
-            text = f"{self._batch}step {i}/{len(latents)}"
-            self._show(text, n_pictures, is_last=i == len(latents))
-            yield x_t
-            start = _now()
+        start, done = _now(), self._done
+        try:
+            for i, x_t in enumerate(latents, 1):
+                mx.eval(x_t)
+                self._seconds += _now() - start
+                self._steps += n_pictures
+                text = f"{self._batch}step {i}/{len(latents)}"
+                self._show(text, n_pictures, is_last=i == len(latents))
+                yield x_t
+                start = _now()
+        except GeneratorExit:
+            self._bar.update(done - self._done)
+            self._done = done
+            raise
         self._show(f"{self._batch}decoding", 0)
 
     def finished(self) -> None:

@@ -9,13 +9,15 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from . import memory
+from . import finite, memory
 from .config import ModelConfig
+from .hub import announcements
 from .image import to_uint8
 from .interrupt import interruptible, status_of
 from .jobs import Batch, UsageError, batches
@@ -27,6 +29,7 @@ from .progress import Progress, say, warn
 from .ranks import RankError, Ranks, launched_ranks
 from .record import Record
 from .sampler import Sampler
+from .weight_files import STEMS
 
 WRONG_USAGE, FAILED = 2, 1  # exit statuses
 NETWORKS = {  # attributes of a model, in the order that they are needed in
@@ -35,6 +38,12 @@ NETWORKS = {  # attributes of a model, in the order that they are needed in
     "text_encoder_2": "second text encoder",
     "unet": "UNet",
     "autoencoder": "VAE",
+}
+
+# What errors of MLX mean, by a part of them.
+MLX_ERRORS = {
+    "[read]": "a weight file changed while it was read: get it again",
+    "malloc": "there is too little memory: try -q, --low-memory, fewer pictures or smaller ones",
 }
 
 # Calls one of the library's generators.
@@ -66,6 +75,11 @@ def exit_status(work: Callable[[], None]) -> int:
         return _fail(error, FAILED)
     except RankError as error:
         return error.status  # that rank says why
+    except RuntimeError as error:
+        explained = [why for part, why in MLX_ERRORS.items() if part in str(error)]
+        if not explained:
+            raise
+        return _fail(explained[0], FAILED)
     except KeyboardInterrupt as interruption:
         return _fail(": ".join(["interrupted", *interruption.args]), status_of(interruption))
     return 0
@@ -97,12 +111,14 @@ def _make_all(
 ) -> None:
     """Make and write the pictures of a plan, with the other ranks."""
     source = open_model(args.model, vae=args.vae, prediction_type=args.prediction_type)
+    args.float16 = _use_float16(args)
+    for line in announcements(source, STEMS, args.float16):
+        say(line)
     config = load_model_config(source)
     jobs = [job.suited_to(config) for job in plan.jobs]
     if plan.drawn_seed is not None:
         say(f"Seed: {plan.drawn_seed}")
 
-    args.float16 = _use_float16(args)
     if plan.output is not None:
         plan.output.record = Record(args, source)
 
@@ -112,7 +128,10 @@ def _make_all(
     with progress.phase("text and image encoding"):
         _read(sd, progress, *(name for name in NETWORKS if name.startswith("text_encoder")))
         own = shares[ranks.rank :: ranks.size]
-        started = deque(_start(sd, args, batch, start) for batch in own)
+        started: deque[tuple[Batch, Denoising]] = deque()
+        for batch in own:
+            others = [latents for _, latents in started]
+            started.append((batch, _start(sd, args, batch, start, others)))
         sd.free_text_encoders()
     preview = _preview(sd, plan, args, progress)
     if started:
@@ -142,17 +161,24 @@ def _make(
     if not started:
         return
     batch, latents = started.popleft()
-    with progress.phase("denoising"):
+
+    def run(latents: Denoising) -> mx.array:
         for step, x_t in enumerate(progress.steps(latents, len(batch.jobs)), 1):
-            _require_finite(x_t, "latents", args)
+            if not finite.is_finite(x_t):
+                break  # nor will what follows be
             if preview is not None:
                 preview.show(step, len(latents), latents.estimate)
-        del latents
+        return x_t
+
+    with progress.phase("denoising"):
+        others = [other for _, other in started]
+        x_0 = finite.denoised(sd, latents, run, others, _added(args))
+        del latents, others
         if not started:
             del sd.unet
     with progress.phase("decoding"):
         progress.read("VAE's decoder", sd.autoencoder.decoder)
-        for image in _decode(sd, x_t, args):
+        for image in _decode(sd, x_0, args):
             yield image
             progress.finished()
 
@@ -213,15 +239,21 @@ def _preview(
 
 
 def _start(
-    sd: StableDiffusion, args: argparse.Namespace, batch: Batch, start: Start
-) -> tuple[Batch, Denoising]:
-    """A batch with its text, and its picture, encoded."""
+    sd: StableDiffusion,
+    args: argparse.Namespace,
+    batch: Batch,
+    start: Start,
+    others: list[Denoising],
+) -> Denoising:
+    """A batch, with its text and its picture encoded; `others` have begun before."""
     first = batch.jobs[0]
     sd.sampler = Sampler.for_model(sd.diffusion_config, first.sampler, first.schedule)
-    latents = start(sd, args, batch)
-    for array in latents.inputs:  # the picture's encoder and the text's at different times
-        mx.eval(array)
-    return batch, latents
+    return finite.started(sd, lambda: start(sd, args, batch), others, _added(args))
+
+
+def _added(args: argparse.Namespace) -> list[Path]:
+    """The files of LoRAs and learned words."""
+    return [*(file for file, _ in args.lora), *(file for _, file in args.embedding)]
 
 
 def _use_float16(args: argparse.Namespace) -> bool:
@@ -240,16 +272,10 @@ def _decode(sd: StableDiffusion, x_0: mx.array, args: argparse.Namespace) -> Ite
     tiled = True if args.tiled or spares_memory else None  # None: by size
     for i in range(0, len(x_0), args.decoding_batch_size):
         batch = sd.decode(x_0[i : i + args.decoding_batch_size], tiled)
-        mx.eval(batch)
-        _require_finite(batch, "pictures", args)
-        yield from to_uint8(np.array(batch))
-
-
-def _require_finite(x: mx.array, what: str, args: argparse.Namespace) -> None:
-    """No black picture is written for a model that overflowed."""
-    if not mx.isfinite(x).all().item():
-        hint = "the weights may be damaged" if args.float16 is False else "try --no-float16"
-        raise ValueError(f"the {what} are not finite numbers: {hint}")
+        finite.require_finite([batch], "pictures", sd, ["vae"])
+        for image in to_uint8(np.array(batch)):
+            finite.warn_of_blank(image)
+            yield image
 
 
 @contextmanager

@@ -1,7 +1,10 @@
 """Config files read strictly: every key is understood, known to be harmless, or an error."""
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import Any, ClassVar, Self, get_args, get_origin
 
@@ -78,9 +81,72 @@ def _is_of_kind(value: Any, kind: Any) -> bool:
     return type(value) is kind  # `isinstance` would take True for an integer
 
 
+MAX_JSON = 100_000_000  # bytes of a file; a vocabulary has a few million
+LARGEST_INTEGER = 10**36  # a little less than what float32 holds; transformers writes 10**30
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file says; as `parse_json`.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON, or too large for any config.
+    """
+    size = file.stat().st_size
+    require(size <= MAX_JSON, f"it has {size} bytes, which is too much for a JSON file")
+    return parse_json(file.read_bytes())
+
+
+def parse_json(content: bytes | str) -> Any:
+    """What a JSON text says, where it says one thing.
+
+    Raises:
+        ValueError: it is no JSON, or not UTF-8, UTF-16 or UTF-32; it is nested too deeply, gives
+            a name twice, or has a number that is none, or too large.
+    """
+    try:
+        return json.loads(
+            content,
+            object_pairs_hook=_object,
+            parse_float=_float,
+            parse_int=_integer,
+            parse_constant=_float,
+        )
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it gives {twice[:100]!r} twice")
+    return content
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    require(math.isfinite(value), f"{text[:50]} is not a finite number")
+    return value
+
+
+def _integer(text: str) -> int:
+    is_small = len(text) < 40 and abs(value := int(text)) <= LARGEST_INTEGER
+    require(is_small, f"{text[:50]} is too large a number")
+    return value
+
+
 def require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def require_in(option: str, value: Any, low: float, high: float) -> None:
+    """Each number of `value`, which may be one or None, is from `low` to `high`."""
+    for number in value if isinstance(value, tuple) else (value,):
+        is_in = number is None or low <= number <= high
+        require(is_in, f"{option} = {value!r} is not from {low} to {high}")
 
 
 def require_known(option: str, value: str, known: tuple[str, ...]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from .clip import CLIPTextModel
-from .header import Header
+from .header import FLOATS
 from .hub import PICKLES
 from .tokenizer import Tokenizer
 from .weights import read_safetensors
@@ -62,7 +62,8 @@ def _read(file: Path, widths: tuple[int, ...]) -> list[mx.array]:
             '{"emb_params": e["string_to_param"]["*"].detach()}, NEW_FILE); where it has no '
             "string_to_param, save_file(e, NEW_FILE)"
         )
-    shapes = Header(str(file), file).shapes
+    header, tensors = read_safetensors(file)
+    shapes = header.shapes
     keys = XL_KEYS if shapes.keys() == set(XL_KEYS) else tuple(shapes)
     if not keys or (len(keys) > 1 and keys != XL_KEYS):
         raise ValueError(
@@ -82,7 +83,9 @@ def _read(file: Path, widths: tuple[int, ...]) -> list[mx.array]:
     if len({n for n, _ in matrices}) > 1:
         counts = ", ".join(f"{key} {n}" for key, (n, _) in zip(keys, matrices, strict=True))
         raise ValueError(f"{file} is broken: the numbers of its vectors differ: {counts}")
-    tensors, _ = read_safetensors(file)
+    kinds = [header.tensors[key].kind for key in keys]
+    if not set(kinds) <= set(FLOATS):
+        raise ValueError(f"{file} is no textual inversion: its tensors are {' and '.join(kinds)}")
     return [tensors[key].reshape(shape) for key, shape in zip(keys, matrices, strict=True)]
 
 

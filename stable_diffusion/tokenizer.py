@@ -4,7 +4,6 @@ The text is normalized (`normalize`) and split into words by a regular expressio
 the bytes of each word. Special tokens are cut out of the text before that.
 """
 
-import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import regex
 
 from .bpe import BytePairs
 from .normalize import clean, normalize
+from .strict import MAX_JSON, read_json, require
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 NAMED_TOKENS = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS}
@@ -59,13 +59,16 @@ class AddedToken:
         normalized unless they say otherwise.
         """
         if isinstance(token, str):
-            return cls(token)
+            token = {"content": token, "normalized": False}
+        content = token["content"]
+        require(isinstance(content, str) and content != "", f"a token's content is {content!r}")
         normalized = token.get("normalized", not token.get("special", special))
-        return cls(token["content"], normalized, token.get("single_word", False))
+        return cls(content, normalized, token.get("single_word", False))
 
 
 class Tokenizer:
-    """CLIP's tokenizer. Attributes: `max_length`, `bos_id`, `eos_id`, `pad_id`.
+    """CLIP's tokenizer. Attributes: `max_length`, `bos_id`, `eos_id`, `pad_id`; `n_ids`, the rows
+    that a table of embeddings must have for the tokens of its files.
 
     Args:
         vocab: the id of each token.
@@ -97,6 +100,8 @@ class Tokenizer:
         if max_length < 2:
             raise ValueError(f"max_length must be at least 2, got {max_length}")
         self.max_length = max_length
+        if not all(type(id) is int and id >= 0 for id in vocab.values()):
+            raise ValueError("the vocabulary has an id that is no number from 0 up")
 
         added = {token.content: token for token in added_tokens}
         for content in (bos_token, eos_token, unk_token, pad_token):
@@ -107,6 +112,7 @@ class Tokenizer:
         for content in added:
             ids.setdefault(content, len(ids))  # the next free one
         self.bos_id, self.eos_id, self.pad_id = ids[bos_token], ids[eos_token], ids[pad_token]
+        self.n_ids = 1 + max(ids.values())
 
         # By what is looked for in the text.
         self._ids = {t.normal_content: [ids[t.content]] for t in added.values()}
@@ -134,6 +140,8 @@ class Tokenizer:
             OSError: a file cannot be read.
         """
         with _naming(merges_file):
+            size = Path(merges_file).stat().st_size
+            require(size <= MAX_JSON, f"it has {size} bytes, which is too much for merges")
             lines = Path(merges_file).read_text(encoding="utf-8").split("\n")
             lines = (line.rstrip("\r") for line in lines if not line.startswith("#version"))
             merges = [_pair(line) for line in lines if line]
@@ -310,15 +318,14 @@ def _naming(path: Path | None) -> Iterator[None]:
     """Turn what malformed content raises into a ValueError that names its file."""
     try:
         yield
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{path}: {reason}") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"wants a JSON object, got {type(content).__name__}")
+    content = read_json(Path(path))
+    require(isinstance(content, dict), f"wants a JSON object, got {type(content).__name__}")
     return content
 
 

@@ -14,6 +14,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from .header import FLOATS, Header
+
+MOST_NAMED = 10  # tensors that an error lists of each kind; it counts the others
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -110,16 +114,21 @@ def load_weights(model: nn.Module, files: Sequence[Path], layout: Layout, dtype:
     """
     wanted = {name: value.shape for name, value in tree_flatten(model.parameters())}
     weights: dict[str, mx.array] = {}
-    unexpected, misshapen = [], []
+    problems = Problems()
     for file in files:
-        tensors, _ = read_safetensors(file)
+        header, tensors = read_safetensors(file)
         for key, value in tensors.items():
             if not layout.has(key):
                 continue
             names = layout.parameters(key)
             if not wanted.keys() >= set(names):
-                unexpected.append(key)
+                problems.unexpected.append(key)
                 continue
+            if any(name in weights for name in names):
+                problems.twice.append(key)
+                continue
+            if (kind := header.tensors[key].kind) not in FLOATS:
+                problems.misshapen.append(f"{key} of {kind}, not floats")
             shape = wanted[names[0]]
             for name, part in zip(names, _split(value, len(names), shape[0]), strict=True):
                 part = part.T if name in layout.transposed else part
@@ -128,26 +137,44 @@ def load_weights(model: nn.Module, files: Sequence[Path], layout: Layout, dtype:
                 expected = _channels_first(shape)
                 expected = expected[::-1] if names[0] in layout.transposed else expected
                 expected = (expected[0] * len(names), *expected[1:])
-                misshapen.append(f"{key} {list(value.shape)}, not {list(expected)}")
+                problems.misshapen.append(f"{key} {list(value.shape)}, not {list(expected)}")
     missing = [layout.key(name) for name in wanted if name not in weights]
-    missing = list(dict.fromkeys(missing))  # parameters of one tensor share its key
+    problems.missing += dict.fromkeys(missing)  # parameters of one tensor share its key
 
-    require_fit(files[0], missing, unexpected, misshapen)
+    problems.refuse(files[0])
     model.update(tree_unflatten([(name, value.astype(dtype)) for name, value in weights.items()]))
 
 
-def require_fit(
-    file: Path, missing: Sequence[str], unexpected: Sequence[str], misshapen: Sequence[str]
-) -> None:
-    """Refuse a file that has not the tensors that a model asks for.
+@dataclass
+class Problems:
+    """Why tensors are not those that a model asks for: keys, with what more there is to say."""
 
-    Raises:
-        ValueError: any of the lists has something in it; the message has it all.
-    """
-    problems = {"missing": missing, "not expected": unexpected, "wrong shape": misshapen}
-    if any(problems.values()):
-        listed = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in problems.items() if keys)
-        raise ValueError(f"{file} does not hold what the model asks for: {listed}")
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    twice: list[str] = field(default_factory=list)
+    misshapen: list[str] = field(default_factory=list)
+
+    def refuse(self, file: Path) -> None:
+        """Refuse a file, of those that a model is in, for all of them.
+
+        Raises:
+            ValueError: there is any; the message has them all, or counts them.
+        """
+        by_kind = {
+            "missing": self.missing,
+            "not expected": self.unexpected,
+            "there twice": self.twice,
+            "wrong shape": self.misshapen,
+        }
+        if any(by_kind.values()):
+            found = "; ".join(f"{what}: {listed(keys)}" for what, keys in by_kind.items() if keys)
+            raise ValueError(f"{file} does not hold what the model asks for: {found}")
+
+
+def listed(keys: Sequence[str]) -> str:
+    """The first of `keys`, for a message, and how many more there are."""
+    more = f" and {len(keys) - MOST_NAMED} more" if len(keys) > MOST_NAMED else ""
+    return ", ".join(keys[:MOST_NAMED]) + more
 
 
 def read_weights(network: nn.Module, on_read: Callable[[int], object] | None = None) -> None:
@@ -161,16 +188,34 @@ def read_weights(network: nn.Module, on_read: Callable[[int], object] | None = N
             on_read(value.nbytes)
 
 
-def read_safetensors(file: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """The tensors of a file, lazily, and its metadata.
+def read_safetensors(file: Path) -> tuple[Header, dict[str, mx.array]]:
+    """The header of a file, and its tensors, lazily.
 
     Raises:
-        ValueError: it is no safetensors file.
+        OSError: it cannot be read.
+        ValueError: it is no safetensors file, or has numbers of a kind that MLX does not read.
     """
+    header = Header(str(file), file)
+    if doubles := [key for key, tensor in header.tensors.items() if tensor.kind == "F64"]:
+        raise ValueError(
+            f"{file} has float64, which is not supported ({listed(doubles)}): save it in float32"
+        )
     try:
-        return mx.load(str(file), format="safetensors", return_metadata=True)
+        tensors = mx.load(str(file), format="safetensors")
     except RuntimeError as error:
         raise ValueError(f"{file} is not a readable safetensors file: {error}") from None
+    return header, {key: tensors[key] for key in header.tensors}  # in the file's order
+
+
+def not_finite(file: Path, dtype: mx.Dtype, layout: Layout | None = None) -> list[str]:
+    """The keys of tensors with a number that is not finite as `dtype`; of one network, or all.
+
+    Raises: as `read_safetensors`.
+    """
+    _, tensors = read_safetensors(file)
+    keys = [key for key in tensors if layout is None or layout.has(key)]
+    # Taken out one by one, so that one of them is in memory.
+    return [key for key in keys if not mx.isfinite(tensors.pop(key).astype(dtype)).all().item()]
 
 
 def _split(value: mx.array, n_parts: int, rows: int) -> list[mx.array]:

@@ -4,6 +4,7 @@
         hub.add("org/model", {"model_index.json": b"{}"})
         ...                                 # huggingface_hub with HF_ENDPOINT=hub.url
         hub.answers["unet/"] = 500          # misbehave wherever a request's path contains "unet/"
+        hub.answers["unet/"] = Bad(cut=100) # drop the connection after 100 bytes of the body
         hub.log                             # [("GET", "/api/models/org/model/revision/main"), ...]
 
 Files come over plain HTTP: without an `X-Xet-Hash` header hf-xet has no part in it.
@@ -12,7 +13,9 @@ Files come over plain HTTP: without an `X-Xet-Hash` header hf-xet has no part in
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -40,18 +43,33 @@ def cache(folder: Path, repo: str, contents: Mapping[str, bytes], commit: str = 
     write(repository / "snapshots" / commit, contents)
 
 
+@dataclass(frozen=True)
+class Bad:
+    """What goes wrong with an answer of status 200."""
+
+    body: bytes | None = None  # sent in place of the right one
+    cut: int | None = None  # bytes after which the connection is dropped, of what is sent
+    then: int | None = None  # the status of all answers after this one; 200: in order
+    length: int | None = None  # what Content-Length says
+    stall: float = 0.0  # seconds to wait in the middle of the body
+    headers: Mapping[str, str] | None = None
+    status: int = 200
+
+
 class HubServer:
     """Serves repositories by the Hub's API: model information, file trees, and files.
 
     `answers` overrides: for a request whose path contains the key, the value is a status (500), an
-    error code of the Hub ("GatedRepo"), or seconds to wait first (a float). `log` has the requests.
+    error code of the Hub ("GatedRepo"), seconds to wait first (a float), or something `Bad`. `log`
+    has the requests, `sent` the bytes that went out, by path.
     """
 
     def __init__(self) -> None:
         self.commits: dict[str, dict[str, Files]] = {}  # repository -> commit -> files
         self.refs: dict[tuple[str, str], str] = {}  # (repository, branch or tag) -> commit
-        self.answers: dict[str, int | float | str] = {}
+        self.answers: dict[str, int | float | str | Bad] = {}
         self.log: list[tuple[str, str]] = []
+        self.sent: Counter[str] = Counter()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.hub = self  # type: ignore[attr-defined]
 
@@ -119,11 +137,16 @@ class _Handler(BaseHTTPRequestHandler):
         hub: HubServer = self.server.hub  # type: ignore[attr-defined]
         path = unquote(urlsplit(self.path).path)
         hub.log.append((self.command, path))
+        self.bad = Bad()
         for part, answer in list(hub.answers.items()):
-            if part in path:
-                if not isinstance(answer, float):
-                    return self._refuse(answer)
+            if part not in path:
+                continue
+            if isinstance(answer, Bad):
+                self.bad = answer
+            elif isinstance(answer, float):
                 time.sleep(answer)
+            else:
+                return self._refuse(answer)
 
         if path.startswith("/api/models/"):
             organisation, name, *rest = path.removeprefix("/api/models/").split("/")
@@ -142,7 +165,8 @@ class _Handler(BaseHTTPRequestHandler):
         if file not in files:
             return self._refuse("EntryNotFound", {"X-Repo-Commit": commit})
         etag = hashlib.sha256(files[file]).hexdigest()
-        self._send(200, files[file], {"ETag": f'"{etag}"', "X-Repo-Commit": commit})
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        self._send(200, files[file], headers)
 
     def _send_json(self, repo: str, kind: str, commit: str, files: Files) -> None:
         if kind == "tree":
@@ -156,7 +180,8 @@ class _Handler(BaseHTTPRequestHandler):
                 for path, data in files.items()
             ]
             return self._send(200, json.dumps(tree).encode())
-        info = {"id": repo, "sha": commit, "siblings": [{"rfilename": path} for path in files]}
+        siblings = [{"rfilename": path, "size": len(data)} for path, data in files.items()]
+        info = {"id": repo, "sha": commit, "siblings": siblings, "tags": ["license:openrail++"]}
         self._send(200, json.dumps(info).encode())
 
     def _refuse(self, answer: int | str, headers: Mapping[str, str] | None = None) -> None:
@@ -166,9 +191,30 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, b"", {**code, **message, **(headers or {})})
 
     def _send(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
+        bad = self.bad if status == 200 else Bad(status=status)
+        headers, body = dict(headers or {}), body if bad.body is None else bad.body
+        start, total = self.headers.get("Range", "").removeprefix("bytes=").rstrip("-"), len(body)
+        if start.isdigit() and status == 200:
+            headers["Content-Range"] = f"bytes {start}-{total - 1}/{total}"
+            bad, body = replace(bad, status=206), body[int(start) :]
+        length = len(body) if bad.length is None else bad.length
+        self.send_response(bad.status)
+        for name, value in {
+            **headers,
+            "Content-Length": str(length),
+            **(bad.headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
+        if self.command != "GET":
+            return
+        body = body[: bad.cut]
+        for part in (body[: len(body) // 2], body[len(body) // 2 :]):
+            self.wfile.write(part)
+            self.wfile.flush()
+            self.server.hub.sent[unquote(urlsplit(self.path).path)] += len(part)  # type: ignore
+            time.sleep(bad.stall)
+        self.close_connection |= bad.cut is not None or bad.length is not None
+        if bad.then is not None:
+            hub = self.server.hub  # type: ignore[attr-defined]
+            hub.answers = {} if bad.then == 200 else dict.fromkeys(hub.answers, bad.then)

@@ -21,10 +21,10 @@ from safetensors.numpy import load_file, save_file
 
 import txt2image
 from stable_diffusion import StableDiffusion, convert, model_io
-from stable_diffusion.hub import NATIVE
 from stable_diffusion.model_io import load_model_config
 from stable_diffusion.pipeline import pipeline_class
 from stable_diffusion.quantize import quantize_unet
+from stable_diffusion.weight_files import NATIVE
 
 PROMPT = "a photo of a café, at night!"
 SAME = 50  # dB

@@ -10,15 +10,22 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
-from hub_server import Files, HubServer, cache, write
+from hub_server import Bad, Files, HubServer, cache, write
 
 from stable_diffusion import hub as hub_module
-from stable_diffusion.hub import open_model
+from stable_diffusion.hub import BareVae, announcements, open_model
 from stable_diffusion.models import MODELS
+from stable_diffusion.weight_files import STEMS
 
 REPO = "org/model"
 INDEX = "diffusion_pytorch_model.safetensors.index"
 UNET = "unet/diffusion_pytorch_model.safetensors"
+LOAD_HUB = (  # this module alone, without mlx
+    "import sys, types;"
+    "package = types.ModuleType('stable_diffusion');"
+    "package.__path__ = ['stable_diffusion']; sys.modules['stable_diffusion'] = package;"
+    "from stable_diffusion.hub import open_model;"
+)
 UNET16 = "unet/diffusion_pytorch_model.fp16.safetensors"
 TEXT = "text_encoder/model.safetensors"
 SHARDS = [f"diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
@@ -58,7 +65,7 @@ def hub(server: HubServer, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) 
     this file can. So its settings are set where it keeps them; `test_environment` goes the whole
     way in a process of its own.
     """
-    for state in (server.commits, server.refs, server.answers, server.log):
+    for state in (server.commits, server.refs, server.answers, server.log, server.sent):
         state.clear()
     set_endpoint(monkeypatch, server.url)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
@@ -373,6 +380,173 @@ def test_cache_serves_where_the_hub_does_not(
     assert len(requests(hub)) == 1
 
 
+COMMIT = b"0123456789abcdef0123456789abcdef01234567"
+GARBLED = [
+    b"<html>Sign in to the network</html>",
+    b"",
+    b"[]",
+    b"null",
+    b"\xff",
+    b"[" * 100_000,
+    b'{"id": "org/model", "siblings": []}',
+    b'{"id": "org/model", "sha": "../../../x", "siblings": []}',
+    b'{"id": "org/model", "sha": "%s", "siblings": null}' % COMMIT,
+    b'{"id": "org/model", "sha": "%s", "siblings": [{}]}' % COMMIT,
+]
+
+
+@pytest.mark.parametrize("body", GARBLED, ids=range(len(GARBLED)))
+def test_what_is_not_the_hub(hub: HubServer, body: bytes) -> None:
+    hub.add(REPO, files(UNET))
+    hub.answers["/api/"] = Bad(body=body)
+    assert "what answers there is not the Hub (" in failure(REPO)
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (429, "the Hub answers 429 Too Many Requests: try later"),
+        (Bad(cut=20), "the connection broke off"),
+        (
+            Bad(status=302, headers={"Location": f"/api/models/{REPO}/revision/main"}),
+            "cannot be reached (Exceeded maximum allowed redirects",
+        ),
+    ],
+)
+def test_information_goes_wrong(hub: HubServer, answer: Bad | int, told: str) -> None:
+    hub.add(REPO, files(UNET))
+    hub.answers["/api/"] = answer
+    assert told in failure(REPO)
+
+
+def test_listing_that_leads_elsewhere(hub: HubServer, cache_folder: Path) -> None:
+    """Names are asked for, not taken from the Hub's list."""
+    hub.add(REPO, files(UNET) | {"../../../evil": b"evil", "unet/../../evil": b"evil"})
+    assert content(open_model(REPO).weights("unet", float16=False)) == [UNET]
+    assert not [path for path in cache_folder.parent.rglob("*") if path.name == "evil"]
+
+
+def test_empty_repository(hub: HubServer) -> None:
+    hub.add(REPO, {})
+    assert f"{REPO} has no model_index.json" in failure(REPO)
+
+
+@pytest.mark.parametrize("bad", [Bad(length=2), Bad(body=b"<html>"), Bad(headers={"ETag": ""})])
+def test_file_of_the_wrong_length_is_thrown_away(hub: HubServer, bad: Bad) -> None:
+    """So that the next run fetches it again."""
+    hub.add(REPO, files(UNET))
+    hub.answers[UNET] = bad
+    with pytest.raises(FileNotFoundError, match=f"{UNET} cannot be fetched: .* came in place of"):
+        open_model(REPO).weights("unet", float16=False)
+    hub.answers.clear()
+    assert content(open_model(REPO).weights("unet", float16=False)) == [UNET]
+
+
+def test_download_that_breaks_off_goes_on(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No byte is fetched twice."""
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+    data = bytes(range(256)) * 40  # 10,240 bytes
+    hub.add(REPO, {UNET: data})
+    hub.answers[UNET] = Bad(cut=7000, then=200)
+    (file,) = open_model(REPO).weights("unet", float16=False)
+    assert file.read_bytes() == data
+    assert sum(n for path, n in hub.sent.items() if UNET in path) == 10_240
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_download_that_dies_is_done_by_the_next_run(hub: HubServer, changed: bool) -> None:
+    """Files that are complete are not fetched again; one that changed meanwhile is the new one.
+
+    (The broken file begins anew: huggingface_hub 2 keeps no part of it.)
+    """
+    data = bytes(range(256)) * 40
+    hub.add(REPO, {**files(TEXT), UNET: data})
+    hub.answers[UNET] = Bad(cut=7000, then=404)
+    model = open_model(REPO)
+    model.weights("text_encoder", float16=False)
+    with pytest.raises(FileNotFoundError, match=f"{UNET} cannot be fetched"):
+        model.weights("unet", float16=False)
+    hub.answers.clear()
+    hub.log.clear()
+    if changed:
+        data = data[::-1]
+        hub.add(REPO, {**files(TEXT), UNET: data})
+    model = open_model(REPO)
+    (file,) = model.weights("unet", float16=False)
+    assert file.read_bytes() == data
+    if not changed:
+        model.weights("text_encoder", float16=False)
+    assert hub.fetched() == [UNET]
+
+
+def test_two_first_downloads_at_once(hub: HubServer, tmp_path: Path) -> None:
+    """Two processes and one cache: both succeed, and the files are right."""
+    data = bytes(range(256)) * 2000
+    hub.add(REPO, {**files(TEXT), UNET: data})
+    hub.answers[UNET] = 0.2  # so that they meet
+    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    code = LOAD_HUB + "print(open_model('org/model').weights('unet', True)[0].stat().st_size)"
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=inherited | settings,
+            cwd=Path(hub_module.__file__).parents[1],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    assert [process.communicate(timeout=30)[0] for process in processes] == [f"{len(data)}\n"] * 2
+    assert [process.returncode for process in processes] == [0, 0]
+    assert not [*(tmp_path / "home").rglob("*.incomplete")]
+
+
+# --- what is said before a download --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("float16", [True, False])
+def test_announcement(hub: HubServer, float16: bool) -> None:
+    """What will come, how much it is, and under which licence; nothing where all is there."""
+    hub.add(REPO, {UNET: b"x" * 2_000_000, UNET16: b"x" * 1_000_000, TEXT: b"x" * 500_000})
+    model = open_model(REPO)
+    size = "1.5" if float16 else "2.5"
+    line = f"Downloading {REPO}, {size} MB, licence: openrail++"
+    assert announcements(model, STEMS, float16) == [line]
+    assert hub.fetched() == []
+    model.weights("unet", float16)
+    line = f"Downloading {REPO}, 0.5 MB, licence: openrail++"
+    assert announcements(model, STEMS, float16) == [line]
+    model.weights("text_encoder", float16)
+    assert announcements(model, STEMS, float16) == []
+
+
+@pytest.mark.parametrize(
+    ("index", "shards"), [(f"{INDEX}.json", SHARDS), (f"{INDEX}.fp16.json", SHARDS16)]
+)
+def test_announcement_of_shards(hub: HubServer, index: str, shards: list[str]) -> None:
+    contents = sharded(index, shards)
+    contents |= {f"unet/{name}": b"x" * 1_000_000 for name in (*SHARDS, *SHARDS16)}
+    hub.add(REPO, contents)
+    (line,) = announcements(open_model(REPO), ["unet"], float16="fp16" in index)
+    assert ", 2.0 MB, " in line
+
+
+def test_announcement_of_known_models_and_other_vaes(hub: HubServer, tmp_path: Path) -> None:
+    for spec in MODELS.values():
+        if spec.repo is not None:
+            hub.add(spec.repo, files(UNET, "vae/diffusion_pytorch_model.safetensors"))
+            (line,) = announcements(open_model(spec.repo), STEMS, float16=True)
+            assert line == f"Downloading {spec.repo}, 0.0 MB, licence: {spec.licence}"
+    hub.add(REPO, {"config.json": b"{}", "diffusion_pytorch_model.safetensors": b"x" * 3_000_000})
+    model = open_model(MODELS["sd"].repo)
+    model.vae = BareVae(open_model(REPO))
+    lines = announcements(model, STEMS, float16=False)
+    assert len(lines) == 2 and f"Downloading {REPO}, 3.0 MB, licence: openrail++" in lines
+    assert announcements(open_model(write(tmp_path, files(UNET))), STEMS, float16=True) == []
+    assert announcements(open_model("tiny"), STEMS, float16=True) == []
+
+
 # --- names ---------------------------------------------------------------------------------------
 
 
@@ -502,10 +676,7 @@ def test_environment(hub: HubServer, tmp_path: Path) -> None:
     hub.add(REPO, files(UNET))
     folder = write(tmp_path / "folder", files(UNET))
     code = (
-        "import sys, types;"
-        "package = types.ModuleType('stable_diffusion');"  # this module alone, without mlx
-        "package.__path__ = ['stable_diffusion']; sys.modules['stable_diffusion'] = package;"
-        "from stable_diffusion.hub import open_model;"
+        f"{LOAD_HUB}"
         "print(open_model(sys.argv[1]).weights('unet', True)[0].read_text());"
         "print('huggingface_hub' in sys.modules, 'PIL' in sys.modules)"
     )

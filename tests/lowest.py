@@ -1,0 +1,46 @@
+"""The tests that need neither torch nor diffusers: what `.ci/lowest` runs.
+
+Beside them the pictures of the README, made again by the commands above them.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import stable_diffusion  # noqa: F401  before mlx
+
+from PIL import Image  # isort: skip
+
+import txt2image
+
+TESTS = ("header", "hostile", "hub", "image", "layout", "prompt")
+PICTURES = {
+    "red-circle": "a red circle on a blue background",
+    "circle-and-star": "a small red circle left of a big blue star on a yellow background",
+    "crescent-and-heart": "on black, a big yellow moon above a small white heart",
+}
+MOST_DIFFERENT = 2  # of 255 levels, in any pixel
+
+
+def main() -> int:
+    """Run them; 0 where all is well."""
+    folder = Path(__file__).parent
+    files = [folder / f"test_{name}.py" for name in TESTS]
+    status = pytest.main(
+        ["--noconftest", "-q", "-k", "not diffusers and not libraries_write", *map(str, files)]
+    )
+    for name, prompt in PICTURES.items():
+        made, shown = Path(f"/tmp/lowest-{name}.png"), folder.parent / f"images/{name}.png"
+        arguments = [prompt, "--model=tiny", "--seed=1", f"--output={made}"]
+        status = status or txt2image.main(arguments)
+        pictures = (np.asarray(Image.open(file)).astype(int) for file in (made, shown))
+        difference = np.abs(np.subtract(*pictures)).max()
+        print(f"{name}: pixels differ from the README's by at most {difference} of 255 levels")
+        status = status or int(difference > MOST_DIFFERENT)
+    return int(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
