@@ -13,16 +13,9 @@ from string import Formatter
 
 import numpy as np
 
-from .image import (
-    FORMATS,
-    check_output,
-    make_grid,
-    read_image,
-    remove_abandoned,
-    save_image,
-    to_uint8,
-)
+from .image import FORMATS, check_output, make_grid, remove_abandoned, save_image, to_uint8
 from .jobs import Job, UsageError
+from .picture import read_picture
 from .progress import say
 from .record import Record
 
@@ -119,7 +112,8 @@ class Output:
         if self._grid is None or not (self._images or self._existing):
             return
         for index in self._existing:
-            self._images[index] = to_uint8(read_image(self._paths[index]) / 2 + 0.5)
+            picture, _ = read_picture(self._paths[index])
+            self._images[index] = to_uint8(picture / 2 + 0.5)
         images = [image for _, image in sorted(self._images.items())]
         if len({image.shape for image in images}) > 1:
             raise ValueError(f"{self._grid}: pictures of different sizes make no grid")

@@ -69,7 +69,7 @@ MAY_IMPORT = {
     "normalize": {"regex"},
     "options": {"about", "diffusion_config", "image", "models", "parser", "values"},
     "original": {"header", "weights"},
-    "output": {"image", "jobs", "progress", "record", "numpy"},
+    "output": {"image", "jobs", "picture", "progress", "record", "numpy"},
     "parameters": {"models", "recipe"},
     "parser": {"suggest"},
     "pipeline": {

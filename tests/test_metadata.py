@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from stable_diffusion.image import read_image, save_image
+from stable_diffusion.image import save_image
 from stable_diffusion.metadata import PARAMETERS, RECIPE, read_texts
+from stable_diffusion.picture import read_picture
 
 TEXTS = {PARAMETERS: "naïve 漢字 😀,\nSteps: 1", RECIPE: '{"schema": 1, "prompt": "\\ud800"}'}
 PLAIN = {PARAMETERS: "a cat\nSteps: 1", RECIPE: '{"schema": 1}'}
@@ -27,7 +28,7 @@ def test_what_is_written_is_read(tmp_path, rgb, suffix, texts):
     assert read_texts(tmp_path / f"a{suffix}") == texts
     save_image(tmp_path / f"b{suffix}", rgb)
     assert read_texts(tmp_path / f"b{suffix}") == {}
-    pictures = [read_image(tmp_path / f"{name}{suffix}") for name in "ab"]
+    pictures = [read_picture(tmp_path / f"{name}{suffix}")[0] for name in "ab"]
     np.testing.assert_array_equal(*pictures)
 
 
