@@ -155,7 +155,7 @@ def main() -> None:
     whole = not (args.only or args.quick)
     quick = [name for name, task in TASKS.items() if task.is_quick]
     names = args.only or ([*TASKS, *QUANTIZED] if whole else quick)
-    rounds, repeats = (1, 1) if args.quick else (args.rounds, 2)
+    rounds, repeats = (1, 1) if args.quick else (args.rounds, 3)
 
     folder = args.checkpoints.expanduser().resolve()
     needed = {(TASKS | QUANTIZED)[name].model for name in names}

@@ -28,7 +28,7 @@ from tasks import (
     token_ids,
 )
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -59,10 +59,44 @@ def prepare(task: Task, folder: Path) -> Callable[[], np.ndarray]:
     return torch.no_grad()(lambda: _channels_last(vae.encode(x).latent_dist.mean * scale))
 
 
-def operations(run: Callable[[], np.ndarray]) -> int:
-    """Floating-point operations of the products, convolutions and attention of one run."""
-    with FlopCounterMode(display=False) as counter:
-        run()
+def operations(task: Task, folder: Path) -> int:
+    """Floating-point operations of the products, convolutions and attention of a task.
+
+    Counted on torch's meta device, which knows shapes and computes nothing.
+    """
+    rows = task.batch * (2 if task.guidance > 1 else 1)
+    match task.part:
+        case "load":
+            return 0
+        case "picture":
+            encoders = [path for path in folder.glob("text_encoder*") if path.is_dir()]
+            text = sum(_count("text", rows // task.batch, path) for path in encoders)
+            steps = task.steps * _count("unet", rows, folder / "unet")
+            return text + steps + _count("decode", task.batch, folder / "vae")
+    name = {"text": "text_encoder", "unet": "unet"}.get(task.part, "vae")
+    return _count(task.part, task.batch, folder / name)
+
+
+@torch.no_grad()
+def _count(part: str, batch: int, folder: Path) -> int:
+    """Of a part of a model alone."""
+    height, width, channels = LATENTS
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        match part:
+            case "text":
+                config = CLIPTextConfig.from_pretrained(folder)
+                CLIPTextModel(config)(torch.zeros(batch, 77, dtype=torch.long))
+            case "unet":
+                unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder))
+                x, text = (batch, channels, height, width), unet.config.cross_attention_dim
+                added = _added(unet, batch)
+                unet(torch.zeros(x), 1, torch.zeros(batch, 77, text), added_cond_kwargs=added)
+            case _:
+                vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder))
+                if part == "decode":
+                    vae.decode(torch.zeros(batch, channels, height, width))
+                else:
+                    vae.encode(torch.zeros(batch, 3, 8 * height, 8 * width))
     return counter.get_total_flops()
 
 
@@ -71,14 +105,20 @@ def _unet(task: Task, folder: Path) -> Callable[[], np.ndarray]:
     unet.to(memory_format=torch.channels_last)
     x = _channels_first(random_normal(task.batch, *LATENTS))
     text = torch.from_numpy(random_normal(task.batch, 77, unet.config.cross_attention_dim, seed=1))
-    added = {}
-    if unet.config.addition_embed_type is not None:
-        width = pooled_width(unet.config)
-        added = {
-            "text_embeds": torch.from_numpy(random_normal(task.batch, width, seed=2)),
-            "time_ids": torch.tensor([[512.0, 512, 0, 0, 512, 512]] * task.batch),
-        }
+    added = _added(unet, task.batch)
     return lambda: _channels_last(unet(x, TIMESTEP, text, added_cond_kwargs=added).sample)
+
+
+def _added(unet: UNet2DConditionModel, batch: int) -> dict[str, torch.Tensor]:
+    """What SDXL's UNet takes besides."""
+    if unet.config.addition_embed_type is None:
+        return {}
+    pooled = random_normal(batch, pooled_width(unet.config), seed=2)
+    sizes = [[512.0, 512, 0, 0, 512, 512]] * batch
+    return {
+        "text_embeds": torch.from_numpy(pooled).to(unet.device),
+        "time_ids": torch.tensor(sizes, device=unet.device),
+    }
 
 
 def _pipeline(folder: Path) -> DiffusionPipeline:

@@ -50,7 +50,7 @@ def main() -> None:
     report["resident"] = peak_resident(resource.getrusage(resource.RUSAGE_SELF))
     if args.side == "theirs":
         if args.count:
-            report["operations"] = side.operations(run)
+            report["operations"] = side.operations(task, args.folder)
     else:
         report["mlx"] = side.mx.get_peak_memory()
     if args.result:
