@@ -5,6 +5,8 @@ import os
 # Before the first import of huggingface_hub: the tests reach no network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+# And that of torch: it shares the cores with other files of tests.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Before the first import of mlx, which must find a fast BLAS loaded.
 import stable_diffusion  # noqa: F401  isort: skip
