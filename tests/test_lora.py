@@ -457,7 +457,7 @@ DOWN, UP = torch.ones(4, 64), torch.ones(64, 4)
                 f"{LAYER}.alpha": torch.ones(2),
             },
             {},
-            rf"wrong shape: .* {LAYER}.alpha \[2\]",
+            rf"wrong shape: .*{LAYER}.alpha \[2\]",
         ),
         (
             {f"{LAYER}.lora_A.weight": DOWN, f"{LAYER}.lora.down.weight": DOWN},

@@ -48,7 +48,7 @@ def denoising(n_steps: int, clock: list[float]) -> Denoising:
             clock[0] += SECONDS
             yield mx.zeros(1), mx.zeros(1)
 
-    return Denoising(steps(), n_steps, [], seed=0)
+    return Denoising(steps, n_steps, [], seed=0)
 
 
 def run(
