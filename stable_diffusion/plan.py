@@ -44,7 +44,7 @@ class Plan:
 def make_plan(args: argparse.Namespace, ranks: Ranks) -> Plan:
     """The plan for a command line; what depends on files is as the first rank finds them.
 
-    A grid is made at once, as the phases then need the least memory.
+    A grid of few pictures is made at once, as the phases then need the least memory.
 
     Raises:
         UsageError: see `Output`.
@@ -62,7 +62,7 @@ def make_plan(args: argparse.Namespace, ranks: Ranks) -> Plan:
     is_missing = [output is None or not output.has(job) for job in jobs]
     batch_size = args.batch_size or 0
     if output is not None and output.is_grid and args.batch_size is None:
-        batch_size = len(jobs)
+        batch_size = min(len(jobs), MOST_AT_ONCE)
     batch_size, *is_missing = ranks.share([batch_size, *is_missing])
     missing = [job for job, is_it in zip(jobs, is_missing, strict=True) if is_it]
     if len(missing) < len(jobs):
