@@ -11,6 +11,7 @@ from .image import load_image
 from .jobs import Job
 from .options import GROUPS, START, add_options, types
 from .parser import Parser
+from .progress import say
 from .prompts_file import STANDARD_INPUT, read_requests
 
 TXT2IMAGE_EXAMPLES = """\
@@ -174,5 +175,5 @@ def _read_image(args: argparse.Namespace) -> np.ndarray:
     image, (width, height) = load_image(args.image, size, fit=args.fit or "stretch")
     new_height, new_width, _ = image.shape
     if (new_width, new_height) != (width, height):
-        print(f"Resized {args.image} from {width}x{height} to {new_width}x{new_height}")
+        say(f"Resized {args.image} from {width}x{height} to {new_width}x{new_height}")
     return image

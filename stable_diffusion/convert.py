@@ -22,10 +22,10 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from tqdm import tqdm
 
-from . import memory
+from . import memory, messages
 from .config import ModelConfig
 from .diffusion_config import PREDICTION_TYPES
-from .hub import Source
+from .hub import Source, announcements
 from .model_io import (
     Key,
     load_autoencoder,
@@ -38,10 +38,11 @@ from .model_io import (
 )
 from .native import save_native
 from .parser import Parser
+from .progress import say
 from .quantization import BITS, GROUP_SIZES, Quantization
 from .quantize import quantize_text_encoder, quantize_unet
 from .run import UsageError, exit_status
-from .weight_files import NATIVE
+from .weight_files import NATIVE, STEMS
 
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json")
@@ -87,6 +88,8 @@ def convert(
     )
     unet = unet_bits and partial(quantize_unet, bits=unet_bits, group_size=group_size)
     _refuse_twice(config, text, unet)
+    for line in announcements(source, STEMS, float16):
+        say(line)
 
     unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
     unfinished.mkdir()
@@ -128,7 +131,7 @@ def _run(args: argparse.Namespace) -> None:
         prediction_type=args.prediction_type,
     )
     size = sum(file.stat().st_size for file in args.folder.glob("*/*"))
-    print(f"Wrote {args.folder}, {size / 1e9:.2f} GB")
+    say(f"Wrote {args.folder}, {messages.size(size)}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -186,7 +189,7 @@ def _write_network(
         quantization = quantize(network)
         _write_json(file, json.loads(file.read_bytes()) | {"quantization": asdict(quantization)})
         if n := len(quantization.unquantized):
-            print(f"{component}: {n} linear layers do not divide into groups, and stay whole")
+            say(f"{component}: {n} linear layers do not divide into groups, and stay whole")
     tensors = dict(tree_flatten(network.parameters()))
     del network  # so that a tensor goes once it is written
     if float16:

@@ -25,6 +25,7 @@ PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<process>[0-9]+)\.partial", re.DOTALL)
 SAVE_OPTIONS = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
 MULTIPLE = 64  # the VAE makes 8 pixels one latent, the UNet halves latents three times
 MOST_PIXELS = 4096 * 4096  # that are started from: far beyond what the models draw well
+MOST_BYTES = 220  # of a name; file systems take 255, and what is not finished has a longer one
 GRID_BORDER = 8  # pixels of black around each picture of a grid
 FITS = ("stretch", "crop", "pad")  # how a picture comes to a size of other proportions
 NO_TEXTS: Mapping[str, str] = MappingProxyType({})
@@ -135,14 +136,32 @@ def make_grid(images: np.ndarray, n_rows: int) -> np.ndarray:
 def check_output(path: str | os.PathLike) -> None:
     """Raise ValueError where `save_image` could not write to `path`; creates nothing."""
     path = Path(path)
-    if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"{path}: the name must end in one of {', '.join(FORMATS)}")
-    if path.is_dir():
-        raise ValueError(f"{path}: is a folder")
+    check_name(path)
     if not path.parent.is_dir():
         raise ValueError(f"{path}: the folder {path.parent} does not exist")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise ValueError(f"{path}: the folder {path.parent} is not writable")
+    check_folder(path.parent)
+
+
+def check_name(path: Path) -> None:
+    """Raise ValueError where no picture can have this name."""
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"{path}: the name must end in one of {', '.join(FORMATS)}")
+    if len(os.fsencode(path.name)) > MOST_BYTES:
+        raise ValueError(f"{path}: the name is longer than {MOST_BYTES} bytes")
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder")
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ValueError where `folder` is none that can be written to, or made."""
+    for part in folder.parts:
+        if len(os.fsencode(part)) > MOST_BYTES:
+            raise ValueError(f"{folder}: a name is longer than {MOST_BYTES} bytes")
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not there.is_dir():
+        raise ValueError(f"{folder}: {there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder}: the folder {there} is not writable")
 
 
 def save_image(

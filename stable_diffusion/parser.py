@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 
-from .suggest import did_you_mean
+from .messages import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):

@@ -15,6 +15,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from tqdm import tqdm
 
+from . import messages
 from .denoising import Denoising
 from .memory import peak_of_process
 from .weights import read_weights
@@ -78,7 +79,7 @@ class Progress:
         ) as bar:
             read_weights(network, bar.update)
         if not self._is_watched and _now() - start > DELAY:
-            warn(f"Read the {name}: {_size(size)} in {_now() - start:.1f} s")
+            warn(f"Read the {name}: {messages.size(size)} in {_now() - start:.1f} s")
 
     @contextmanager
     def of(self, batches: Sequence[tuple[int, int]]) -> Iterator[None]:
@@ -134,7 +135,7 @@ class Progress:
         return (
             f"{n_pictures} picture{'s' * (n_pictures != 1)} in {seconds:.1f} s: "
             f"{seconds / n_pictures:.1f} s a picture, {self._speed()}, peak memory "
-            f"{_size(self._peak)} (of the process {_size(peak_of_process())})"
+            f"{messages.size(self._peak)} (of the process {messages.size(peak_of_process())})"
         )
 
     def _speed(self) -> str:
@@ -157,10 +158,6 @@ class Progress:
             seconds = (_now() - self._begin) * (self._work - self._done) / self._done
             left = tqdm.format_interval(seconds)
             warn(f"{text}: {self._done / self._work:.0%}, {left} left")
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
 
 
 def _now() -> float:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
-from .suggest import did_you_mean
+from .messages import did_you_mean
 
 _N = TypeVar("_N", int, float)
 

@@ -10,7 +10,7 @@ import mlx.nn as nn
 import pytest
 
 import txt2image
-from stable_diffusion import progress
+from stable_diffusion import messages, progress
 from stable_diffusion.denoising import Denoising
 from stable_diffusion.progress import Progress
 
@@ -48,7 +48,7 @@ def denoising(n_steps: int, clock: list[float]) -> Denoising:
             clock[0] += SECONDS
             yield mx.zeros(1), mx.zeros(1)
 
-    return Denoising(steps(), n_steps, [], seed=0)
+    return Denoising(steps, n_steps, [], seed=0)
 
 
 def run(
@@ -135,7 +135,7 @@ def test_reading(terminal, monkeypatch, delay, shown):
 def test_reading_in_lines(monkeypatch, capsys):
     monkeypatch.setattr(progress, "DELAY", -1)
     Progress().read("UNet", nn.Linear(1000, 500))
-    assert capsys.readouterr().err.startswith("Read the UNet: 2 MB in ")
+    assert capsys.readouterr().err.startswith("Read the UNet: 2.0 MB in ")
 
 
 def test_the_summary(clock, monkeypatch):
@@ -143,7 +143,7 @@ def test_the_summary(clock, monkeypatch):
     it = run([(4, 9), (2, 4)], clock)
     with it.phase("decoding"):
         mx.eval(mx.zeros(2**20))
-    peak = f"{mx.get_peak_memory() / 1e6:.0f} MB"
+    peak = messages.size(mx.get_peak_memory())
     clock[0] = 60.0
     assert it.summary(6) == (
         f"6 pictures in 60.0 s: 10.0 s a picture, 1.7 steps/s, peak memory {peak} "
