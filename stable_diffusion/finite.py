@@ -16,8 +16,6 @@ from .model_io import damaged_weights
 from .pipeline import StableDiffusion
 from .weights import listed, not_finite
 
-RETRY = "not finite numbers in half precision: once more in float32 (--no-float16 saves the detour)"
-
 
 def is_finite(*arrays: mx.array) -> bool:
     """Whether all numbers are; evaluates them, one array after another."""
@@ -107,7 +105,11 @@ def _text_encoders(sd: StableDiffusion) -> tuple[str, ...]:
 
 
 def _give_up_half_precision(sd: StableDiffusion, what: str, begun: Iterable[Denoising]) -> None:
-    warnings.warn(f"the {what} are {RETRY}", stacklevel=3)
+    warnings.warn(
+        f"the {what} are not finite numbers in half precision: once more in float32 "
+        "(--no-float16 saves the detour)",
+        stacklevel=3,
+    )
     sd.use_float32()
     for latents in begun:
         latents.restart()

@@ -83,10 +83,26 @@ def test_the_time_left(clock, terminal, monkeypatch):
     """tqdm's own clock runs as fast as ours: 4 of 10 steps in 8 s leave 12, and the decoding."""
     monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
     with redirect_stderr(terminal), (it := Progress()).of([(1, 10)]):
-        for i, _ in enumerate(it.steps(denoising(10, clock), 1), 1):
-            if i == 4:
-                break
-    assert "| 00:08<00:14, 2.0 s a step" in terminal.screens[-1]
+        steps = it.steps(denoising(10, clock), 1)
+        for _ in range(4):
+            next(steps)
+        assert "| 00:08<00:14, 2.0 s a step" in terminal.screens[-1]
+
+
+def test_steps_that_are_given_up_are_not_done(clock, terminal, monkeypatch):
+    """Half precision overflows at the third of five steps; all are taken again."""
+    monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
+    with redirect_stderr(terminal), (it := Progress()).of([(1, 5)]):
+        steps = it.steps(denoising(5, clock), 1)
+        for _ in range(3):
+            next(steps)
+        assert "Step 3/5:  50%|" in terminal.screens[-1]
+        steps.close()
+        for _ in it.steps(denoising(5, clock), 1):
+            pass
+        it.finished()
+    assert "Step 5/5:  83%|" in "".join(terminal.screens)
+    assert terminal.screens[-1].startswith("Decoded 1/1: 100%|")
 
 
 def test_lines_where_there_is_no_terminal(clock, capsys):
