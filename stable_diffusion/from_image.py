@@ -82,10 +82,9 @@ def read_recipe(file: str) -> Recipe:
 
 def _checked(file: str, name: str, value: Any, types: Types) -> Any:
     """The value of an option, by the checks that it has on the command line."""
-    repeatable = {"lora": lora, "embedding": embedding}
     try:
-        if name in repeatable:
-            return [repeatable[name](text) for text in value]
+        if isinstance(value, tuple):  # of an option that may be repeated
+            return [types[name](text) for text in value]
         return value if types[name] is bool else types[name](str(value))
     except (argparse.ArgumentTypeError, ValueError) as error:
         raise ValueError(f"{file}: the recipe's {name}: {shown(error)}") from None

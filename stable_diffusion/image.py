@@ -12,7 +12,7 @@ from PIL import Image
 from .metadata import save_options
 from .picture import Fit, Size, read_picture
 
-FORMATS = {
+FORMAT_OF_SUFFIX = {
     ".png": "PNG",
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
@@ -24,7 +24,7 @@ FORMATS = {
 PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<process>[0-9]+)\.partial", re.DOTALL)  # not finished
 SAVE_OPTIONS = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
 MULTIPLE = 64  # the VAE makes 8 pixels one latent, the UNet halves latents three times
-MOST_PIXELS = 4096 * 4096  # that are started from: far beyond what the models draw well
+MOST_START_PIXELS = 4096 * 4096  # of a picture to start from: far beyond what the models draw well
 MOST_BYTES = 220  # of a name; file systems take 255, and what is not finished has a longer one
 GRID_BORDER = 8  # pixels of black around each picture of a grid
 FITS = ("stretch", "crop", "pad")  # how a picture comes to a size of other proportions
@@ -66,12 +66,12 @@ def fitted_size(size: Size, multiple: int = MULTIPLE) -> Size:
     """Both sides brought down to multiples of `multiple`.
 
     Raises:
-        ValueError: a side is shorter than `multiple`, or there are more than `MOST_PIXELS`.
+        ValueError: a side is shorter than `multiple`, or there are more than `MOST_START_PIXELS`.
     """
     width, height = size
     if min(width, height) < multiple:
         raise ValueError(f"each side must be at least {multiple} pixels, got {width}x{height}")
-    if width * height > MOST_PIXELS:
+    if width * height > MOST_START_PIXELS:
         raise ValueError(
             f"{width}x{height} pixels are too many to start from: give the width and height to "
             "bring them down to"
@@ -144,8 +144,8 @@ def check_output(path: str | os.PathLike) -> None:
 
 def check_name(path: Path) -> None:
     """Raise ValueError where no picture can have this name."""
-    if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"{path}: the name must end in one of {', '.join(FORMATS)}")
+    if path.suffix.lower() not in FORMAT_OF_SUFFIX:
+        raise ValueError(f"{path}: the name must end in one of {', '.join(FORMAT_OF_SUFFIX)}")
     if len(os.fsencode(path.name)) > MOST_BYTES:
         raise ValueError(f"{path}: the name is longer than {MOST_BYTES} bytes")
     if path.is_dir():
@@ -183,7 +183,7 @@ def save_image(
     """
     check_output(path)
     path = Path(path)
-    file_format = FORMATS[path.suffix.lower()]
+    file_format = FORMAT_OF_SUFFIX[path.suffix.lower()]
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     options = SAVE_OPTIONS.get(file_format, {}) | save_options(texts, file_format)
     try:
