@@ -24,7 +24,7 @@ FORMAT_OF_SUFFIX = {
 PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<process>[0-9]+)\.partial", re.DOTALL)  # not finished
 SAVE_OPTIONS = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
 MULTIPLE = 64  # the VAE makes 8 pixels one latent, the UNet halves latents three times
-MOST_START_PIXELS = 4096 * 4096  # of a picture to start from: far beyond what the models draw well
+MOST_PIXELS = 4096 * 4096  # that are started from: far beyond what the models draw well
 MOST_BYTES = 220  # of a name; file systems take 255, and what is not finished has a longer one
 GRID_BORDER = 8  # pixels of black around each picture of a grid
 FITS = ("stretch", "crop", "pad")  # how a picture comes to a size of other proportions
@@ -66,12 +66,12 @@ def fitted_size(size: Size, multiple: int = MULTIPLE) -> Size:
     """Both sides brought down to multiples of `multiple`.
 
     Raises:
-        ValueError: a side is shorter than `multiple`, or there are more than `MOST_START_PIXELS`.
+        ValueError: a side is shorter than `multiple`, or there are more than `MOST_PIXELS`.
     """
     width, height = size
     if min(width, height) < multiple:
         raise ValueError(f"each side must be at least {multiple} pixels, got {width}x{height}")
-    if width * height > MOST_START_PIXELS:
+    if width * height > MOST_PIXELS:
         raise ValueError(
             f"{width}x{height} pixels are too many to start from: give the width and height to "
             "bring them down to"
