@@ -38,9 +38,11 @@ from .model_io import (
 )
 from .native import save_native
 from .parser import Parser
+from .progress import say
 from .quantization import BITS, GROUP_SIZES, Quantization
 from .quantize import quantize_text_encoder, quantize_unet
 from .run import UsageError, exit_status
+from .streams import with_lasting_streams
 from .weight_files import NATIVE
 
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
@@ -107,8 +109,7 @@ def convert(
 
 def main(argv: list[str] | None = None) -> int:
     """Convert as the command line says. Known errors become one line; returns the exit status."""
-    args = _parser().parse_args(argv)
-    return exit_status(lambda: _run(args))
+    return with_lasting_streams(lambda: exit_status(lambda: _run(_parser().parse_args(argv))))
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -128,7 +129,7 @@ def _run(args: argparse.Namespace) -> None:
         prediction_type=args.prediction_type,
     )
     size = sum(file.stat().st_size for file in args.folder.glob("*/*"))
-    print(f"Wrote {args.folder}, {size / 1e9:.2f} GB")
+    say(f"Wrote {args.folder}, {size / 1e9:.2f} GB")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -186,7 +187,7 @@ def _write_network(
         quantization = quantize(network)
         _write_json(file, json.loads(file.read_bytes()) | {"quantization": asdict(quantization)})
         if n := len(quantization.unquantized):
-            print(f"{component}: {n} linear layers do not divide into groups, and stay whole")
+            say(f"{component}: {n} linear layers do not divide into groups, and stay whole")
     tensors = dict(tree_flatten(network.parameters()))
     del network  # so that a tensor goes once it is written
     if float16:

@@ -1,8 +1,10 @@
 """Between picture files and arrays: reading, fitting to the networks, grids, saving."""
 
+import io
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
@@ -24,7 +26,7 @@ FORMATS = {
 PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<process>[0-9]+)\.partial", re.DOTALL)  # not finished
 SAVE_OPTIONS = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
 MULTIPLE = 64  # the VAE makes 8 pixels one latent, the UNet halves latents three times
-MOST_PIXELS = 4096 * 4096  # that are started from: far beyond what the models draw well
+MOST_PIXELS = 4096 * 4096  # that are made, or started from: far beyond what the models draw well
 GRID_BORDER = 8  # pixels of black around each picture of a grid
 FITS = ("stretch", "crop", "pad")  # how a picture comes to a size of other proportions
 NO_TEXTS: Mapping[str, str] = MappingProxyType({})
@@ -132,6 +134,11 @@ def make_grid(images: np.ndarray, n_rows: int) -> np.ndarray:
     return rows.reshape(n_rows * height, n_columns * width, channels)
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is this folder; the one that a program is started in may be deleted."""
+    return path.is_dir() and path.stat().st_nlink > 0
+
+
 def check_output(path: str | os.PathLike) -> None:
     """Raise ValueError where `save_image` could not write to `path`; creates nothing."""
     path = Path(path)
@@ -139,7 +146,7 @@ def check_output(path: str | os.PathLike) -> None:
         raise ValueError(f"{path}: the name must end in one of {', '.join(FORMATS)}")
     if path.is_dir():
         raise ValueError(f"{path}: is a folder")
-    if not path.parent.is_dir():
+    if not is_folder(path.parent):
         raise ValueError(f"{path}: the folder {path.parent} does not exist")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise ValueError(f"{path}: the folder {path.parent} is not writable")
@@ -167,9 +174,15 @@ def save_image(
     file_format = FORMATS[path.suffix.lower()]
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     options = SAVE_OPTIONS.get(file_format, {}) | save_options(texts, file_format)
+    encoded = io.BytesIO()  # so that errors of writing are the system's, not Pillow's
+    Image.fromarray(image).save(encoded, file_format, **options)
     try:
-        Image.fromarray(image).save(partial, file_format, **options)
+        partial.write_bytes(encoded.getbuffer())
         (os.replace if overwrites else _rename_if_free)(partial, path)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -182,12 +195,17 @@ def remove_abandoned(paths: Iterable[Path]) -> None:
             match = PARTIAL.fullmatch(name)
             if match is None or folder / match["name"] not in paths:
                 continue
-            try:
-                os.kill(int(match["process"]), 0)  # asks only
-            except (ProcessLookupError, OverflowError):
-                (folder / name).unlink(missing_ok=True)
-            except OSError:
-                pass  # another user's, who is at it
+            with suppress(OSError):  # another user's
+                if not _runs(int(match["process"])):
+                    (folder / name).unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # asks only
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def _rename_if_free(partial: Path, path: Path) -> None:

@@ -39,14 +39,18 @@ def interruptible() -> Iterator[None]:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     wakeup_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    handler_before = signal.signal(signal.SIGTERM, _terminate)
+    handlers_before = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGTERM, _terminate)
+    if handlers_before[signal.SIGINT] == signal.SIG_DFL:  # what is ignored stays so
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     watcher = threading.Thread(target=_watch, args=(reader,), daemon=True)
     watcher.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(wakeup_before)
-        signal.signal(signal.SIGTERM, handler_before)
+        for number, handler in handlers_before.items():
+            signal.signal(number, handler)
         os.close(writer)
         watcher.join()
         os.close(reader)

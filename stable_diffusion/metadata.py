@@ -14,6 +14,8 @@ from typing import Any
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
+from .picture import require_file
+
 PARAMETERS = "parameters"  # the keyword that galleries look for
 RECIPE = "stable-diffusion-mlx"  # JSON, ASCII
 KEYWORDS = (PARAMETERS, RECIPE)
@@ -64,6 +66,7 @@ def read_texts(path: str | os.PathLike) -> dict[str, str]:
         ValueError: it is no picture, or a damaged one.
         OSError: the file cannot be read.
     """
+    require_file(path)
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             found = {keyword: image.info.get(keyword) for keyword in KEYWORDS}

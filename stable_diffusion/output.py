@@ -13,7 +13,15 @@ from string import Formatter
 
 import numpy as np
 
-from .image import FORMATS, check_output, make_grid, remove_abandoned, save_image, to_uint8
+from .image import (
+    FORMATS,
+    check_output,
+    is_folder,
+    make_grid,
+    remove_abandoned,
+    save_image,
+    to_uint8,
+)
 from .jobs import Job, UsageError
 from .picture import read_picture
 from .progress import say
@@ -73,6 +81,8 @@ class Output:
                 self._grid = args.output
             if self._grid is not None:
                 self._check_grid(jobs)
+            grid = [] if self._grid is None else [Path(self._grid)]
+            remove_abandoned([*self._paths.values(), *grid, self.preview])
         except (ValueError, OSError) as error:
             raise UsageError(error) from None
 
@@ -171,8 +181,6 @@ class Output:
 
     def _find_existing(self) -> None:
         """Raise ValueError for files that are there and may be neither kept nor overwritten."""
-        if self._restarts:
-            remove_abandoned(self._paths.values())
         if self._overwrites:
             return
         self._existing = {index for index, path in self._paths.items() if os.path.lexists(path)}
@@ -264,7 +272,7 @@ def _check_folder(folder: Path) -> None:
         if len(os.fsencode(part)) > MOST_BYTES:
             raise ValueError(f"{folder}: a name is longer than {MOST_BYTES} bytes")
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not there.is_dir():
+    if not is_folder(there):
         raise ValueError(f"{folder}: {there} is not a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"{folder}: the folder {there} is not writable")

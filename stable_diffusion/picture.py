@@ -72,7 +72,7 @@ def read_picture(
             a pipe or device; or what `fit` raises.
         OSError: the file cannot be read.
     """
-    _require_file(path)
+    require_file(path)
     with _decoding(path):
         image, orientation = _open(path)
         size = image.size[::-1] if orientation in TURNED else image.size
@@ -92,8 +92,8 @@ def read_picture(
     return pixels.clip(-1, 1, out=pixels), size  # the filter rings at edges
 
 
-def _require_file(path: str | os.PathLike) -> None:
-    """Nothing is read that may never end, or that cannot be gone back in."""
+def require_file(path: str | os.PathLike) -> None:
+    """Raise ValueError for what may never end, or cannot be gone back in."""
     mode = os.stat(path).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder says what it is
         raise ValueError(f"{path}: a pipe or device, not a file: save the picture in one first")
