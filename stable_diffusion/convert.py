@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from . import memory
 from .config import ModelConfig
 from .diffusion_config import PREDICTION_TYPES
 from .hub import Source
+from .interrupt import is_running
 from .model_io import (
     Key,
     load_autoencoder,
@@ -47,6 +49,7 @@ from .weight_files import NATIVE
 
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json")
+UNFINISHED = ".unfinished-"  # and the process that is at it
 SPECIAL_TOKENS, TOKENIZER_CONFIG = "special_tokens_map.json", "tokenizer_config.json"
 
 Quantize = Callable[[nn.Module], Quantization]  # in place
@@ -90,7 +93,8 @@ def convert(
     unet = unet_bits and partial(quantize_unet, bits=unet_bits, group_size=group_size)
     _refuse_twice(config, text, unet)
 
-    unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
+    _remove_abandoned(folder)
+    unfinished = folder.with_name(f"{folder.name}{UNFINISHED}{os.getpid()}")
     unfinished.mkdir()
     try:
         _write_configs(source, config, unfinished)
@@ -160,6 +164,17 @@ def _parser() -> argparse.ArgumentParser:
         help="what the UNet predicts, for a file that does not say",
     )
     return parser
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what processes that are no more left half written of this folder."""
+    start = f"{folder.name}{UNFINISHED}"
+    for path in folder.parent.iterdir():
+        number = path.name.removeprefix(start)
+        if path.name.startswith(start) and number.isdecimal():
+            with suppress(OSError):  # another user's
+                if not is_running(int(number)):
+                    shutil.rmtree(path)
 
 
 def _refuse_twice(config: ModelConfig, text: Quantize | None, unet: Quantize | None) -> None:

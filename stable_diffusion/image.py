@@ -11,6 +11,7 @@ from types import MappingProxyType
 import numpy as np
 from PIL import Image
 
+from .interrupt import is_running
 from .metadata import save_options
 from .picture import Fit, Size, read_picture
 
@@ -196,16 +197,8 @@ def remove_abandoned(paths: Iterable[Path]) -> None:
             if match is None or folder / match["name"] not in paths:
                 continue
             with suppress(OSError):  # another user's
-                if not _runs(int(match["process"])):
+                if not is_running(int(match["process"])):
                     (folder / name).unlink(missing_ok=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)  # asks only
-    except (ProcessLookupError, OverflowError):
-        return False
-    return True
 
 
 def _rename_if_free(partial: Path, path: Path) -> None:

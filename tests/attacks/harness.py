@@ -25,7 +25,8 @@ from random import Random
 MOST_MEMORY = 2 << 30  # bytes that a case may add to what its process holds
 RAW_WARNING = re.compile(r"\.py:\d+: \w*Warning: ")
 ERROR_LINE = re.compile(r"(?:[\w.-]+: )?error: .")  # argparse's has the program before it
-LEFTOVERS = ("*.partial", "*.incomplete", "*.tmp")
+LEFTOVERS = ("*.partial", "*.incomplete", "*.tmp", "*.unfinished-*")
+ENDINGS = (1, 2, 130, 143)  # failed, wrong usage, interrupted
 
 
 class Outcome(StrEnum):
@@ -147,7 +148,7 @@ def check_ending(status: int, err: str) -> None:
         raise Defect(Outcome.TRACEBACK, err[-2000:])
     lines = err.strip().splitlines() or [""]
     errors = [line for line in lines if ERROR_LINE.match(line)]
-    if status in (1, 2) and errors == lines[-1:]:
+    if status in ENDINGS and errors == lines[-1:]:
         raise Refused(errors[0], status)
     if status != 0:
         raise Defect(Outcome.TRACEBACK, f"status {status}, standard error: {err[-2000:]!r}")
