@@ -21,105 +21,19 @@ from attacks.harness import Case, Refused, attack, require
 from stable_diffusion import cli, convert, run
 
 WRONG_USAGE = 2
-NUMBERS = [
-    *[
-        "0",
-        "-0",
-        "+1",
-        "-1",
-        "-0.5",
-        "1.5",
-        "1e3",
-        "1e-400",
-        "1e999",
-        "-1e999",
-        "9" * 20,
-        "9" * 400,
-    ],
-    *[
-        "9" * 5000,
-        "-" + "9" * 400,
-        "nan",
-        "NaN",
-        "-nan",
-        "inf",
-        "-inf",
-        "Infinity",
-        "0x10",
-        "1e",
-        ".",
-    ],
-    *[
-        "1_000",
-        "_1",
-        "1__0",
-        "１２",
-        "٣",
-        "½",
-        "²",
-        "Ⅷ",
-        "1,5",
-        " 7 ",
-        "7\n",
-        "7\0",
-        "\u20077",
-        "−1",
-    ],
-]
-TEXTS = [
-    *[
-        "",
-        " ",
-        "\n",
-        "\0",
-        "\t",
-        "many",
-        "None",
-        "true",
-        "é",
-        "\udcff",
-        "a\nb",
-        "\x1b[31m",
-        "x" * 99_999,
-    ],
-    *[
-        "/",
-        "~",
-        ".",
-        "..",
-        "../../etc/passwd",
-        "/dev/null",
-        "/dev/zero",
-        "/proc/self/mem",
-        "a/b/c/d",
-    ],
-    *["{", "}", "{}", "{0}", "{seed!r}", "{index:99999999}.png", "%s", "%(prog)s", "$HOME", "`id`"],
-    *[
-        "-",
-        "--",
-        "-q",
-        "--steps",
-        "--steps=3",
-        "@file",
-        "=",
-        "a=b",
-        "a=/dev/zero",
-        ":",
-        "/dev/zero:1",
-    ],
-    *[
-        "o.png/",
-        "nowhere/o.png",
-        "o.gif",
-        "o",
-        ".png",
-        "é" * 200 + ".png",
-        "euler ",
-        "EULER",
-        "4,8",
-    ],
-]
-VALUES = [*NUMBERS, *TEXTS]
+NUMBERS = """
+0 -0 +1 -1 -0.5 1.5 1e3 1e-400 1e999 -1e999 nan NaN -nan inf -inf Infinity 0x10
+1e . 1_000 _1 1__0 １２ ٣ ½ ² Ⅷ 1,5 −1 4,8
+"""
+TEXTS = """
+many None true é EULER / ~ . .. ../../etc/passwd /dev/null /dev/zero /proc/self/mem
+a/b/c/d o o.png/ nowhere/o.png o.gif .png { } {} {0} {seed!r} {index:99999999}.png
+%s %(prog)s $HOME `id` - -- -q --steps --steps=3 @file = a=b a=/dev/zero : a:1
+"""
+LONG = ["9" * 20, "9" * 400, "9" * 5000, "-" + "9" * 400, "x" * 99_999, "é" * 200 + ".png"]
+SPACES = ["", " ", "\n", "\0", "\t", " 7 ", "7\n", "7\0", "\u20077", "a\nb", "a\nb.png", "euler "]
+BYTES = ["\x1b[31m", "\udcff", "\udcff.png", "x" * 300 + "/{seed}.png", "/dev/zero:1"]
+VALUES = [*NUMBERS.split(), *TEXTS.split(), *LONG, *SPACES, *BYTES]
 
 
 class Reached(Exception):
@@ -225,6 +139,17 @@ def values(case: Case) -> None:
         require(abs(Decimal(got) - number) <= abs(number) * Decimal("1e-15"), f"taken for {got}")
     elif action.dest in taken and action.type is None:
         require(got == value, f"taken for {got!r}")
+
+
+@attack("arguments", cases=2 * len(VALUES), quick=10)
+def models(case: Case) -> None:
+    """A model, or where its VAE is from, that is none: nothing is fetched, no device read."""
+    value = VALUES[case.seed % len(VALUES)]
+    option = case.rng.choice(["--model={}", "--model=tiny --vae={}"])
+    words = [word.format(value) for word in option.split(" ")]
+    with patch.object(constants, "HF_HUB_OFFLINE", True):
+        case.script(txt2image.main, *words, f"--output={case.folder}/o.png", "a star")
+    require(False, "was taken")
 
 
 def limits(message: str) -> tuple[str, str]:
