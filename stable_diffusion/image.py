@@ -1,6 +1,7 @@
 """Between picture files and arrays: reading, fitting to the networks, grids, saving."""
 
 import io
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,7 @@ FORMATS = {
 }
 PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<process>[0-9]+)\.partial", re.DOTALL)  # not finished
 SAVE_OPTIONS = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
+MOST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}  # pixels that a format, as Pillow writes it, has
 MULTIPLE = 64  # the VAE makes 8 pixels one latent, the UNet halves latents three times
 MOST_PIXELS = 4096 * 4096  # that are made, or started from: far beyond what the models draw well
 GRID_BORDER = 8  # pixels of black around each picture of a grid
@@ -153,6 +155,26 @@ def check_output(path: str | os.PathLike) -> None:
         raise ValueError(f"{path}: the folder {path.parent} is not writable")
 
 
+def check_size(path: str | os.PathLike, size: Size) -> None:
+    """Raise ValueError where the format that a name says has no pictures of this size."""
+    file_format = FORMATS[Path(path).suffix.lower()]
+    most = MOST_SIDE.get(file_format, math.inf)
+    if max(size) > most:
+        width, height = size
+        raise ValueError(
+            f"{path}: {width}x{height} pixels, and {file_format} has at most {most} a side: "
+            "use .png"
+        )
+
+
+def grid_size(n: int, size: Size, n_rows: int) -> Size:
+    """Of a grid of `n` pictures of this size; see `make_grid`."""
+    if n == 1:
+        return size
+    width, height = (side + 2 * GRID_BORDER for side in size)
+    return n // n_rows * width, n_rows * height
+
+
 def save_image(
     path: str | os.PathLike,
     image: np.ndarray,
@@ -166,11 +188,12 @@ def save_image(
     it as `metadata` says.
 
     Raises:
-        ValueError: see `check_output`.
+        ValueError: see `check_output` and `check_size`.
         FileExistsError: there is a file, and `overwrites` is off.
         OSError: writing failed.
     """
     check_output(path)
+    check_size(path, image.shape[1::-1])
     path = Path(path)
     file_format = FORMATS[path.suffix.lower()]
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

@@ -16,6 +16,8 @@ import numpy as np
 from .image import (
     FORMATS,
     check_output,
+    check_size,
+    grid_size,
     is_folder,
     make_grid,
     remove_abandoned,
@@ -105,6 +107,17 @@ class Output:
     def has(self, job: Job) -> bool:
         """Whether the picture is there already."""
         return job.index in self._existing
+
+    def check_sizes(self, jobs: Sequence[Job]) -> None:
+        """Raise UsageError where a file cannot hold these pictures, whose sizes are known."""
+        try:
+            for job in jobs if self._paths else ():
+                check_size(self._paths[job.index], (job.width, job.height))
+            if self._grid is not None and jobs:
+                n, size = len(jobs) + len(self._existing), (jobs[0].width, jobs[0].height)
+                check_size(self._grid, grid_size(n, size, self._n_rows))
+        except ValueError as error:
+            raise UsageError(error) from None
 
     def add(self, job: Job, image: np.ndarray) -> None:
         """Write a picture, uint8 [H, W, 3], or keep it for the grid."""

@@ -129,6 +129,7 @@ def _make_all(
         say(f"Seed: {plan.drawn_seed}")
 
     if plan.output is not None:
+        plan.output.check_sizes(jobs)
         plan.output.record = Record(args, source)
 
     memory.limit_cache()
