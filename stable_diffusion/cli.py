@@ -7,7 +7,7 @@ import numpy as np
 
 from .diffusion_config import require_schedule
 from .from_image import with_recipe
-from .image import load_image
+from .image import MOST_PIXELS, load_image
 from .jobs import Job
 from .options import GROUPS, START, add_options, types
 from .parser import Parser
@@ -154,6 +154,11 @@ def _requests(args: argparse.Namespace) -> list[argparse.Namespace]:
     for request in requests:
         if (request.width is None) != (request.height is None):
             raise ValueError(f"{request.where}--width and --height go together")
+        if request.width is not None and request.width * request.height > MOST_PIXELS:
+            raise ValueError(
+                f"{request.where}--width {request.width} and --height {request.height} make more "
+                f"than {MOST_PIXELS} pixels"
+            )
         if request.sampler is not None:
             try:
                 require_schedule(request.sampler, request.schedule)

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from . import memory, messages
 from .config import ModelConfig
 from .diffusion_config import PREDICTION_TYPES
 from .hub import Source, announcements
+from .interrupt import is_running
 from .model_io import (
     Key,
     load_autoencoder,
@@ -42,10 +44,12 @@ from .progress import say
 from .quantization import BITS, GROUP_SIZES, Quantization
 from .quantize import quantize_text_encoder, quantize_unet
 from .run import UsageError, exit_status
+from .streams import with_lasting_streams
 from .weight_files import NATIVE, STEMS
 
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json")
+UNFINISHED = ".unfinished-"  # and the process that is at it
 SPECIAL_TOKENS, TOKENIZER_CONFIG = "special_tokens_map.json", "tokenizer_config.json"
 
 Quantize = Callable[[nn.Module], Quantization]  # in place
@@ -91,7 +95,8 @@ def convert(
     for line in announcements(source, STEMS, float16):
         say(line)
 
-    unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
+    _remove_abandoned(folder)
+    unfinished = folder.with_name(f"{folder.name}{UNFINISHED}{os.getpid()}")
     unfinished.mkdir()
     try:
         _write_configs(source, config, unfinished)
@@ -110,8 +115,7 @@ def convert(
 
 def main(argv: list[str] | None = None) -> int:
     """Convert as the command line says. Known errors become one line; returns the exit status."""
-    args = _parser().parse_args(argv)
-    return exit_status(lambda: _run(args))
+    return with_lasting_streams(lambda: exit_status(lambda: _run(_parser().parse_args(argv))))
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -162,6 +166,17 @@ def _parser() -> argparse.ArgumentParser:
         help="what the UNet predicts, for a file that does not say",
     )
     return parser
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what processes that are no more left half written of this folder."""
+    start = f"{folder.name}{UNFINISHED}"
+    for path in folder.parent.iterdir():
+        number = path.name.removeprefix(start)
+        if path.name.startswith(start) and number.isdecimal():
+            with suppress(OSError):  # another user's
+                if not is_running(int(number)):
+                    shutil.rmtree(path)
 
 
 def _refuse_twice(config: ModelConfig, text: Quantize | None, unet: Quantize | None) -> None:

@@ -19,8 +19,10 @@ from .values import embedding, lora, number, one_of
 
 Add = Callable[..., None]
 
-POSITIVE = number(int, 1)
+MOST = 100_000  # of anything that is counted: far beyond what makes sense
+POSITIVE = number(int, 1, MOST)
 PIXELS = number(int, 1, 2**14)  # a side; UNets run out of any memory before
+MOST_GUIDANCE = 1000.0  # more than some 30 makes no picture any more
 MOST_SEED = 2**63 - 2**20  # pictures count up from it
 
 
@@ -77,7 +79,7 @@ def prompt(add: Add) -> None:
     _add_opposite(add, "prompt_weights", "read brackets as they stand")
     add(
         "--clip-skip",
-        type=number(int, 0),
+        type=number(int, 0, MOST),
         default=0,
         metavar="N",
         help="layers to leave out at the end of the text encoders",
@@ -97,7 +99,7 @@ def pictures(add: Add) -> None:
     """How many, how large, from which noise."""
     add(
         "--n_images",
-        type=number(int, 1, 100_000),
+        type=POSITIVE,
         by_default="4; of a prompts file, 1 of each",
         metavar="N",
         help="how many",
@@ -136,7 +138,7 @@ def sampling(add: Add) -> None:
     )
     add(
         "--cfg",
-        type=number(float, 0),
+        type=number(float, 0, MOST_GUIDANCE),
         by_default="by model",
         metavar="X",
         help="guidance: how closely to follow the prompt; at most 1 means none",

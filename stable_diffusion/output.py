@@ -17,6 +17,8 @@ from .image import (
     check_folder,
     check_name,
     check_output,
+    check_size,
+    grid_size,
     make_grid,
     remove_abandoned,
     save_image,
@@ -79,6 +81,8 @@ class Output:
                 self._grid = args.output
             if self._grid is not None:
                 self._check_grid(jobs)
+            grid = [] if self._grid is None else [Path(self._grid)]
+            remove_abandoned([*self._paths.values(), *grid, self.preview])
         except (ValueError, OSError) as error:
             raise UsageError(error) from None
 
@@ -101,6 +105,17 @@ class Output:
     def has(self, job: Job) -> bool:
         """Whether the picture is there already."""
         return job.index in self._existing
+
+    def check_sizes(self, jobs: Sequence[Job]) -> None:
+        """Raise UsageError where a file cannot hold these pictures, whose sizes are known."""
+        try:
+            for job in jobs if self._paths else ():
+                check_size(self._paths[job.index], (job.width, job.height))
+            if self._grid is not None and jobs:
+                n, size = len(jobs) + len(self._existing), (jobs[0].width, jobs[0].height)
+                check_size(self._grid, grid_size(n, size, self._n_rows))
+        except ValueError as error:
+            raise UsageError(error) from None
 
     def add(self, job: Job, image: np.ndarray) -> None:
         """Write a picture, uint8 [H, W, 3], or keep it for the grid."""
@@ -177,8 +192,6 @@ class Output:
 
     def _find_existing(self) -> None:
         """Raise ValueError for files that are there and may be neither kept nor overwritten."""
-        if self._restarts:
-            remove_abandoned(self._paths.values())
         if self._overwrites:
             return
         self._existing = {index for index, path in self._paths.items() if os.path.lexists(path)}

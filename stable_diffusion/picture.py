@@ -110,7 +110,7 @@ def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
 
 
 def _require_file(path: str | os.PathLike) -> None:
-    """Nothing is read that may never end, or that cannot be gone back in."""
+    """Raise ValueError for what may never end, or cannot be gone back in."""
     mode = os.stat(path).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder says what it is
         raise ValueError(f"{path}: a pipe or device, not a file: save the picture in one first")

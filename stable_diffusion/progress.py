@@ -18,6 +18,7 @@ from tqdm import tqdm
 from . import messages
 from .denoising import Denoising
 from .memory import peak_of_process
+from .streams import one_line
 from .weights import read_weights
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
@@ -29,12 +30,12 @@ INTERVAL = 30  # seconds between lines
 
 def say(text: str) -> None:
     """A line on standard output, above the bar if there is one."""
-    tqdm.write(text, file=sys.stdout)
+    tqdm.write(one_line(text), file=sys.stdout)
 
 
 def warn(text: str) -> None:
     """A line on standard error, above the bar if there is one."""
-    tqdm.write(text, file=sys.stderr)
+    tqdm.write(one_line(text), file=sys.stderr)
 
 
 class Progress:

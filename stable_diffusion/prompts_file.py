@@ -7,7 +7,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 from .messages import did_you_mean, shown
@@ -15,6 +15,7 @@ from .strict import parse_json
 
 STANDARD_INPUT = "-"
 SEED_BYTES = 4
+MOST_BYTES = 100_000_000  # of a file: a device may never end
 
 Types = dict[str, Callable[[str], Any]]
 
@@ -63,7 +64,13 @@ def read_requests(args: argparse.Namespace, types: Types) -> list[argparse.Names
 
 def _lines(file: str) -> list[tuple[int, str]]:
     """The lines that count, with their numbers."""
-    raw = sys.stdin.buffer.read() if file == STANDARD_INPUT else Path(file).read_bytes()
+    with ExitStack() as stack:
+        opened = (
+            sys.stdin.buffer if file == STANDARD_INPUT else stack.enter_context(open(file, "rb"))
+        )
+        raw = opened.read(MOST_BYTES + 1)
+    if len(raw) > MOST_BYTES:
+        raise ValueError(f"{file}: is longer than {MOST_BYTES // 10**6} MB")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

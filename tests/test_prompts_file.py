@@ -107,7 +107,7 @@ def test_pictures_have_strength_and_no_size_of_their_own(tmp_path):
         ('{"prompt": "a", "steps": "3"}', 'steps must be a number, got "3"'),
         ('{"prompt": "a", "steps": 3.5}', "steps: '3.5' is not an integer"),
         ('{"prompt": "a", "steps": true}', "steps must be text or a number, got true"),
-        ('{"prompt": "a", "steps": 0}', "steps: must be at least 1, got 0"),
+        ('{"prompt": "a", "steps": 0}', "steps: must be from 1 to 100000, got 0"),
         ('{"prompt": "a", "cfg": NaN}', "NaN is not a finite number"),
         ('{"prompt": "a", "seed": -1}', "seed: must be from 0 to"),
         ('{"prompt": "a", "long_prompt": 1}', "long_prompt must be true or false, got 1"),
