@@ -16,7 +16,7 @@ from .interrupt import is_running
 from .metadata import save_options
 from .picture import Fit, Size, read_picture
 
-FORMAT_OF_SUFFIX = {
+FORMATS = {
     ".png": "PNG",
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
@@ -154,8 +154,8 @@ def check_output(path: str | os.PathLike) -> None:
 
 def check_name(path: Path) -> None:
     """Raise ValueError where no picture can have this name."""
-    if path.suffix.lower() not in FORMAT_OF_SUFFIX:
-        raise ValueError(f"{path}: the name must end in one of {', '.join(FORMAT_OF_SUFFIX)}")
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"{path}: the name must end in one of {', '.join(FORMATS)}")
     if len(os.fsencode(path.name)) > MOST_BYTES:
         raise ValueError(f"{path}: the name is longer than {MOST_BYTES} bytes")
     if path.is_dir():
@@ -176,7 +176,7 @@ def check_folder(folder: Path) -> None:
 
 def check_size(path: str | os.PathLike, size: Size) -> None:
     """Raise ValueError where the format that a name says has no pictures of this size."""
-    file_format = FORMAT_OF_SUFFIX[Path(path).suffix.lower()]
+    file_format = FORMATS[Path(path).suffix.lower()]
     most = MOST_SIDE.get(file_format, math.inf)
     if max(size) > most:
         width, height = size
@@ -214,7 +214,7 @@ def save_image(
     check_output(path)
     check_size(path, image.shape[1::-1])
     path = Path(path)
-    file_format = FORMAT_OF_SUFFIX[path.suffix.lower()]
+    file_format = FORMATS[path.suffix.lower()]
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     options = SAVE_OPTIONS.get(file_format, {}) | save_options(texts, file_format)
     encoded = io.BytesIO()  # so that errors of writing are the system's, not Pillow's
