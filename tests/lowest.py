@@ -16,8 +16,8 @@ from PIL import Image  # isort: skip
 import txt2image
 
 TESTS = (
-    *("header", "hostile", "hub", "image", "layout", "messages", "metadata", "output", "parameters"),
-    *("prompt", "prompts_file", "recipe"),
+    *("header", "hostile", "hub", "image", "layout", "messages", "metadata", "output"),
+    *("parameters", "prompt", "prompts_file", "recipe"),
 )
 PICTURES = {
     "red-circle": "a red circle on a blue background",
