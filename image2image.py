@@ -1,5 +1,10 @@
 """Make pictures that start from a picture: `python image2image.py house.png "A lit fireplace"`."""
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while modules are read: no traceback
+
 from stable_diffusion import cli, run
 
 

@@ -1,5 +1,10 @@
 """Make pictures of a text: `python txt2image.py "A photo of an astronaut riding a horse"`."""
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while modules are read: no traceback
+
 from stable_diffusion import cli, run
 
 

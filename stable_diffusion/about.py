@@ -5,7 +5,7 @@ from textwrap import wrap
 
 import mlx.core as mx
 
-from . import hub_cache
+from . import hub_cache, messages
 from .hub import CACHE_MARKER, Source
 from .models import MODELS, ModelSpec
 from .unsupported import refuse_pipeline
@@ -90,5 +90,4 @@ def _has_weights(source: Source, component: str) -> bool:
 
 
 def _size(folder: Path) -> str:
-    n_bytes = hub_cache.size(folder)
-    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.1f} MB"
+    return messages.size(hub_cache.size(folder))

@@ -7,10 +7,11 @@ import numpy as np
 
 from .diffusion_config import require_schedule
 from .from_image import with_recipe
-from .image import load_image
+from .image import MOST_PIXELS, load_image
 from .jobs import Job
 from .options import GROUPS, START, add_options, types
 from .parser import Parser
+from .progress import say
 from .prompts_file import STANDARD_INPUT, read_requests
 
 TXT2IMAGE_EXAMPLES = """\
@@ -153,6 +154,11 @@ def _requests(args: argparse.Namespace) -> list[argparse.Namespace]:
     for request in requests:
         if (request.width is None) != (request.height is None):
             raise ValueError(f"{request.where}--width and --height go together")
+        if request.width is not None and request.width * request.height > MOST_PIXELS:
+            raise ValueError(
+                f"{request.where}--width {request.width} and --height {request.height} make more "
+                f"than {MOST_PIXELS} pixels"
+            )
         if request.sampler is not None:
             try:
                 require_schedule(request.sampler, request.schedule)
@@ -174,5 +180,5 @@ def _read_image(args: argparse.Namespace) -> np.ndarray:
     image, (width, height) = load_image(args.image, size, fit=args.fit or "stretch")
     new_height, new_width, _ = image.shape
     if (new_width, new_height) != (width, height):
-        print(f"Resized {args.image} from {width}x{height} to {new_width}x{new_height}")
+        say(f"Resized {args.image} from {width}x{height} to {new_width}x{new_height}")
     return image

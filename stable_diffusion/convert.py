@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,10 +23,11 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from tqdm import tqdm
 
-from . import memory
+from . import memory, messages
 from .config import ModelConfig
 from .diffusion_config import PREDICTION_TYPES
-from .hub import Source
+from .hub import Source, announcements
+from .interrupt import is_running
 from .model_io import (
     Key,
     load_autoencoder,
@@ -38,13 +40,16 @@ from .model_io import (
 )
 from .native import save_native
 from .parser import Parser
+from .progress import say
 from .quantization import BITS, GROUP_SIZES, Quantization
 from .quantize import quantize_text_encoder, quantize_unet
 from .run import UsageError, exit_status
-from .weight_files import NATIVE
+from .streams import with_lasting_streams
+from .weight_files import NATIVE, STEMS
 
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json")
+UNFINISHED = ".unfinished-"  # and the process that is at it
 SPECIAL_TOKENS, TOKENIZER_CONFIG = "special_tokens_map.json", "tokenizer_config.json"
 
 Quantize = Callable[[nn.Module], Quantization]  # in place
@@ -87,8 +92,11 @@ def convert(
     )
     unet = unet_bits and partial(quantize_unet, bits=unet_bits, group_size=group_size)
     _refuse_twice(config, text, unet)
+    for line in announcements(source, STEMS, float16):
+        say(line)
 
-    unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
+    _remove_abandoned(folder)
+    unfinished = folder.with_name(f"{folder.name}{UNFINISHED}{os.getpid()}")
     unfinished.mkdir()
     try:
         _write_configs(source, config, unfinished)
@@ -107,8 +115,7 @@ def convert(
 
 def main(argv: list[str] | None = None) -> int:
     """Convert as the command line says. Known errors become one line; returns the exit status."""
-    args = _parser().parse_args(argv)
-    return exit_status(lambda: _run(args))
+    return with_lasting_streams(lambda: exit_status(lambda: _run(_parser().parse_args(argv))))
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -128,7 +135,7 @@ def _run(args: argparse.Namespace) -> None:
         prediction_type=args.prediction_type,
     )
     size = sum(file.stat().st_size for file in args.folder.glob("*/*"))
-    print(f"Wrote {args.folder}, {size / 1e9:.2f} GB")
+    say(f"Wrote {args.folder}, {messages.size(size)}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -161,6 +168,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what processes that are no more left half written of this folder."""
+    start = f"{folder.name}{UNFINISHED}"
+    for path in folder.parent.iterdir():
+        number = path.name.removeprefix(start)
+        if path.name.startswith(start) and number.isdecimal():
+            with suppress(OSError):  # another user's
+                if not is_running(int(number)):
+                    shutil.rmtree(path)
+
+
 def _refuse_twice(config: ModelConfig, text: Quantize | None, unet: Quantize | None) -> None:
     asked = {"the UNet": (config.unet, unet), "the text encoder": (config.text_encoders[0], text)}
     for what, (network, quantize) in asked.items():
@@ -186,7 +204,7 @@ def _write_network(
         quantization = quantize(network)
         _write_json(file, json.loads(file.read_bytes()) | {"quantization": asdict(quantization)})
         if n := len(quantization.unquantized):
-            print(f"{component}: {n} linear layers do not divide into groups, and stay whole")
+            say(f"{component}: {n} linear layers do not divide into groups, and stay whole")
     tensors = dict(tree_flatten(network.parameters()))
     del network  # so that a tensor goes once it is written
     if float16:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from .messages import did_you_mean
 from .strict import Config, require, require_in, require_known
-from .suggest import did_you_mean
 
 SPACINGS = ("trailing", "leading", "linspace")  # of timesteps (arXiv:2305.08891, table 2)
 # The samplers, each with the schedules that diffusers has for it.

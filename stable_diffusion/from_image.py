@@ -1,15 +1,15 @@
 """`--from-image`: the recipe in a picture, in place of what a command line does not say."""
 
 import argparse
-import hashlib
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .messages import shown
 from .metadata import PARAMETERS, RECIPE, read_texts
 from .parameters import read_parameters
-from .recipe import Recipe, shown
+from .recipe import Recipe, sha256
 from .values import embedding, lora
 
 Types = Mapping[str, Callable[[str], Any]]
@@ -80,18 +80,11 @@ def read_recipe(file: str) -> Recipe:
     return recipe
 
 
-def sha256(file: str | Path) -> str:
-    """Of the content of a file, in hexadecimal digits."""
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
 def _checked(file: str, name: str, value: Any, types: Types) -> Any:
     """The value of an option, by the checks that it has on the command line."""
-    repeatable = {"lora": lora, "embedding": embedding}
     try:
-        if name in repeatable:
-            return [repeatable[name](text) for text in value]
+        if isinstance(value, tuple):  # of an option that may be repeated
+            return [types[name](text) for text in value]
         return value if types[name] is bool else types[name](str(value))
     except (argparse.ArgumentTypeError, ValueError) as error:
         raise ValueError(f"{file}: the recipe's {name}: {shown(error)}") from None

@@ -13,12 +13,11 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from . import hub_cache
+from . import hub_cache, messages
 from .hub_cache import snapshot
 from .hub_errors import GARBLED, reason
 from .models import MODELS, find_spec
 from .strict import read_json
-from .suggest import did_you_mean
 from .weight_files import FULL, STEMS, weight_files, with_shards
 
 # A repository with it in the cache is one that was used; also by Apple's original example, which
@@ -231,8 +230,7 @@ class Repository(Source):
         if not missing:
             return None
         size = sum(listing[path] or 0 for path in missing)
-        amount = f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
-        return f"Downloading {self.repo}, {amount}, licence: {self.licence}"
+        return f"Downloading {self.repo}, {messages.size(size)}, licence: {self.licence}"
 
     def files(self) -> Collection[str]:
         return (self.listing or {}).keys()
@@ -337,8 +335,8 @@ def _suggest(name: str) -> str:
     cached = hub_cache.repositories()
     if "/" in name:
         present = {repo: spec.repo for spec in MODELS.values() for repo in spec.repos}
-        return did_you_mean(name, cached, present, SAME_REPOSITORY)
+        return messages.did_you_mean(name, cached, present, SAME_REPOSITORY)
     without_organisation = {repo.rpartition("/")[2]: repo for repo in cached}
     for known, spec in MODELS.items():
         without_organisation |= {repo.rpartition("/")[2]: known for repo in spec.repos}
-    return did_you_mean(name, MODELS, without_organisation)
+    return messages.did_you_mean(name, MODELS, without_organisation)

@@ -1,14 +1,18 @@
 """Between picture files and arrays: reading, fitting to the networks, grids, saving."""
 
+import io
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
 
+from .interrupt import is_running
 from .metadata import save_options
 from .picture import Fit, Size, read_picture
 
@@ -23,8 +27,10 @@ FORMATS = {
 }
 PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<process>[0-9]+)\.partial", re.DOTALL)  # not finished
 SAVE_OPTIONS = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
+MOST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}  # pixels that a format, as Pillow writes it, has
 MULTIPLE = 64  # the VAE makes 8 pixels one latent, the UNet halves latents three times
-MOST_PIXELS = 4096 * 4096  # that are started from: far beyond what the models draw well
+MOST_PIXELS = 4096 * 4096  # that are made, or started from: far beyond what the models draw well
+MOST_BYTES = 220  # of a name; file systems take 255, and what is not finished has a longer one
 GRID_BORDER = 8  # pixels of black around each picture of a grid
 FITS = ("stretch", "crop", "pad")  # how a picture comes to a size of other proportions
 NO_TEXTS: Mapping[str, str] = MappingProxyType({})
@@ -132,17 +138,60 @@ def make_grid(images: np.ndarray, n_rows: int) -> np.ndarray:
     return rows.reshape(n_rows * height, n_columns * width, channels)
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is this folder; the one that a program is started in may be deleted."""
+    return path.is_dir() and path.stat().st_nlink > 0
+
+
 def check_output(path: str | os.PathLike) -> None:
     """Raise ValueError where `save_image` could not write to `path`; creates nothing."""
     path = Path(path)
+    check_name(path)
+    if not is_folder(path.parent):
+        raise ValueError(f"{path}: the folder {path.parent} does not exist")
+    check_folder(path.parent)
+
+
+def check_name(path: Path) -> None:
+    """Raise ValueError where no picture can have this name."""
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"{path}: the name must end in one of {', '.join(FORMATS)}")
+    if len(os.fsencode(path.name)) > MOST_BYTES:
+        raise ValueError(f"{path}: the name is longer than {MOST_BYTES} bytes")
     if path.is_dir():
         raise ValueError(f"{path}: is a folder")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path}: the folder {path.parent} does not exist")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise ValueError(f"{path}: the folder {path.parent} is not writable")
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ValueError where `folder` is none that can be written to, or made."""
+    for part in folder.parts:
+        if len(os.fsencode(part)) > MOST_BYTES:
+            raise ValueError(f"{folder}: a name is longer than {MOST_BYTES} bytes")
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not is_folder(there):
+        raise ValueError(f"{folder}: {there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder}: the folder {there} is not writable")
+
+
+def check_size(path: str | os.PathLike, size: Size) -> None:
+    """Raise ValueError where the format that a name says has no pictures of this size."""
+    file_format = FORMATS[Path(path).suffix.lower()]
+    most = MOST_SIDE.get(file_format, math.inf)
+    if max(size) > most:
+        width, height = size
+        raise ValueError(
+            f"{path}: {width}x{height} pixels, and {file_format} has at most {most} a side: "
+            "use .png"
+        )
+
+
+def grid_size(n: int, size: Size, n_rows: int) -> Size:
+    """Of a grid of `n` pictures of this size; see `make_grid`."""
+    if n == 1:
+        return size
+    width, height = (side + 2 * GRID_BORDER for side in size)
+    return n // n_rows * width, n_rows * height
 
 
 def save_image(
@@ -158,18 +207,25 @@ def save_image(
     it as `metadata` says.
 
     Raises:
-        ValueError: see `check_output`.
+        ValueError: see `check_output` and `check_size`.
         FileExistsError: there is a file, and `overwrites` is off.
         OSError: writing failed.
     """
     check_output(path)
+    check_size(path, image.shape[1::-1])
     path = Path(path)
     file_format = FORMATS[path.suffix.lower()]
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     options = SAVE_OPTIONS.get(file_format, {}) | save_options(texts, file_format)
+    encoded = io.BytesIO()  # so that errors of writing are the system's, not Pillow's
+    Image.fromarray(image).save(encoded, file_format, **options)
     try:
-        Image.fromarray(image).save(partial, file_format, **options)
+        partial.write_bytes(encoded.getbuffer())
         (os.replace if overwrites else _rename_if_free)(partial, path)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -182,12 +238,9 @@ def remove_abandoned(paths: Iterable[Path]) -> None:
             match = PARTIAL.fullmatch(name)
             if match is None or folder / match["name"] not in paths:
                 continue
-            try:
-                os.kill(int(match["process"]), 0)  # asks only
-            except (ProcessLookupError, OverflowError):
-                (folder / name).unlink(missing_ok=True)
-            except OSError:
-                pass  # another user's, who is at it
+            with suppress(OSError):  # another user's
+                if not is_running(int(match["process"])):
+                    (folder / name).unlink(missing_ok=True)
 
 
 def _rename_if_free(partial: Path, path: Path) -> None:

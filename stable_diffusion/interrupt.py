@@ -26,6 +26,19 @@ def status_of(interruption: KeyboardInterrupt) -> int:
     return 128 + (signal.SIGTERM if is_term else signal.SIGINT)
 
 
+def is_running(process: int) -> bool:
+    """Whether there is a process of this number.
+
+    Raises:
+        OSError: there is, and it is another user's.
+    """
+    try:
+        os.kill(process, 0)  # asks only
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Within, SIGTERM raises `Terminated`, as Ctrl-C raises KeyboardInterrupt.
@@ -39,14 +52,18 @@ def interruptible() -> Iterator[None]:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     wakeup_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    handler_before = signal.signal(signal.SIGTERM, _terminate)
+    handlers_before = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGTERM, _terminate)
+    if handlers_before[signal.SIGINT] == signal.SIG_DFL:  # what is ignored stays so
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     watcher = threading.Thread(target=_watch, args=(reader,), daemon=True)
     watcher.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(wakeup_before)
-        signal.signal(signal.SIGTERM, handler_before)
+        for number, handler in handlers_before.items():
+            signal.signal(number, handler)
         os.close(writer)
         watcher.join()
         os.close(reader)

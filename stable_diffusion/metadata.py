@@ -6,13 +6,14 @@ wrote it. TIFF's `ImageDescription` is ASCII, so it holds the JSON alone. BMP ho
 """
 
 import os
-import struct
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
+
+from .picture import opened
 
 PARAMETERS = "parameters"  # the keyword that galleries look for
 RECIPE = "stable-diffusion-mlx"  # JSON, ASCII
@@ -61,23 +62,13 @@ def read_texts(path: str | os.PathLike) -> dict[str, str]:
     """What `KEYWORDS` a picture has texts for, and these; also of other programs.
 
     Raises:
-        ValueError: it is no picture, or a damaged one.
-        OSError: the file cannot be read.
+        ValueError, OSError: as `picture.opened`.
     """
-    try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
-            found = {keyword: image.info.get(keyword) for keyword in KEYWORDS}
-            exif = image.getexif()
-            if found[RECIPE] is None and exif:
-                found |= _from_exif(exif, image.format)
-    except Image.UnidentifiedImageError:
-        raise ValueError(f"{path}: not a picture that Pillow can read") from None
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{path}: the picture is too large ({error})") from None
-    except (OSError, SyntaxError, EOFError, ValueError, TypeError, LookupError, struct.error) as e:
-        if isinstance(e, OSError) and e.errno is not None:
-            raise  # the system's own: missing, not permitted, a folder
-        raise ValueError(f"{path}: the picture is damaged ({e})") from None
+    with opened(path) as image:
+        found = {keyword: image.info.get(keyword) for keyword in KEYWORDS}
+        exif = image.getexif()
+        if found[RECIPE] is None and exif:
+            found |= _from_exif(exif, image.format)
     return {keyword: str(text) for keyword, text in found.items() if isinstance(text, str)}
 
 

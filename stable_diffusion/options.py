@@ -19,8 +19,10 @@ from .values import embedding, lora, number, one_of
 
 Add = Callable[..., None]
 
-POSITIVE = number(int, 1)
+MOST = 100_000  # of anything that is counted: far beyond what makes sense
+POSITIVE = number(int, 1, MOST)
 PIXELS = number(int, 1, 2**14)  # a side; UNets run out of any memory before
+MOST_GUIDANCE = 1000.0  # more than some 30 makes no picture any more
 MOST_SEED = 2**63 - 2**20  # pictures count up from it
 
 
@@ -44,6 +46,7 @@ def start(add: Add) -> None:
 
 
 def prompt(add: Add) -> None:
+    """What to draw, and how the text is read."""
     add("prompt", nargs="?", help="what to draw")
     add(
         "--prompts-file",
@@ -76,7 +79,7 @@ def prompt(add: Add) -> None:
     _add_opposite(add, "prompt_weights", "read brackets as they stand")
     add(
         "--clip-skip",
-        type=number(int, 0),
+        type=number(int, 0, MOST),
         default=0,
         metavar="N",
         help="layers to leave out at the end of the text encoders",
@@ -93,9 +96,10 @@ def prompt(add: Add) -> None:
 
 
 def pictures(add: Add) -> None:
+    """How many, how large, from which noise."""
     add(
         "--n_images",
-        type=number(int, 1, 100_000),
+        type=POSITIVE,
         by_default="4; of a prompts file, 1 of each",
         metavar="N",
         help="how many",
@@ -124,6 +128,7 @@ def pictures(add: Add) -> None:
 
 
 def sampling(add: Add) -> None:
+    """How noise becomes a picture."""
     add(
         "--steps",
         type=POSITIVE,
@@ -133,7 +138,7 @@ def sampling(add: Add) -> None:
     )
     add(
         "--cfg",
-        type=number(float, 0),
+        type=number(float, 0, MOST_GUIDANCE),
         by_default="by model",
         metavar="X",
         help="guidance: how closely to follow the prompt; at most 1 means none",
@@ -161,6 +166,7 @@ def sampling(add: Add) -> None:
 
 
 def model(add: Add) -> None:
+    """Which weights."""
     add(
         "--model",
         default="sdxl",
@@ -191,6 +197,7 @@ def model(add: Add) -> None:
 
 
 def memory(add: Add) -> None:
+    """What to spare, memory or time."""
     add("--quantize", "-q", action="store_true", help="4-bit text encoders, 8-bit UNet")
     _add_opposite(add, "quantize", "weights as they are")
     add(
@@ -233,6 +240,7 @@ def memory(add: Add) -> None:
 
 
 def output(add: Add) -> None:
+    """Which files are written, and what is in them."""
     add(
         "--output",
         by_default="out.png; of prompts.txt, prompts/",
@@ -247,6 +255,7 @@ def output(add: Add) -> None:
 
 
 def reports(add: Add) -> None:
+    """What the program shows and tells."""
     add(
         "--preview",
         type=POSITIVE,
@@ -305,14 +314,13 @@ def add_options(parser: argparse.ArgumentParser, groups: dict[str, Callable[[Add
 def types(groups: Iterable[Callable[[Add], None]]) -> dict[str, Callable[[str], Any]]:
     """What turns text into the values of these groups' options, by name; `bool` for switches.
 
-    Options that may be repeated are left out.
+    Of an option that may be repeated: into each of its values.
     """
     found = {}
 
     def add(name: str, *_: str, action: str | None = None, **settings) -> None:
-        by_action = {None: settings.get("type", str), "store_true": bool}
-        if "choices" in settings:
-            by_action[None] = one_of(settings["choices"])
+        kind = one_of(settings["choices"]) if "choices" in settings else settings.get("type", str)
+        by_action = {None: kind, "append": kind, "store_true": bool}
         if action in by_action:
             found[name.removeprefix("--").replace("-", "_")] = by_action[action]
 

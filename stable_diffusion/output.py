@@ -13,7 +13,17 @@ from string import Formatter
 
 import numpy as np
 
-from .image import FORMATS, check_output, make_grid, remove_abandoned, save_image, to_uint8
+from .image import (
+    check_folder,
+    check_name,
+    check_output,
+    check_size,
+    grid_size,
+    make_grid,
+    remove_abandoned,
+    save_image,
+    to_uint8,
+)
 from .jobs import Job, UsageError
 from .picture import read_picture
 from .progress import say
@@ -22,8 +32,6 @@ from .record import Record
 FIELDS = ("index", "seed", "model")
 DIGITS = 4  # that an index has at least, so that names stand in order
 IN_A_FOLDER = "{index}.png"
-MOST_BYTES = 220  # of a name; file systems take 255, and what is not finished has a longer one
-ANY_FORMAT = ", ".join(FORMATS)
 
 
 class Output:
@@ -73,6 +81,8 @@ class Output:
                 self._grid = args.output
             if self._grid is not None:
                 self._check_grid(jobs)
+            grid = [] if self._grid is None else [Path(self._grid)]
+            remove_abandoned([*self._paths.values(), *grid, self.preview])
         except (ValueError, OSError) as error:
             raise UsageError(error) from None
 
@@ -95,6 +105,17 @@ class Output:
     def has(self, job: Job) -> bool:
         """Whether the picture is there already."""
         return job.index in self._existing
+
+    def check_sizes(self, jobs: Sequence[Job]) -> None:
+        """Raise UsageError where a file cannot hold these pictures, whose sizes are known."""
+        try:
+            for job in jobs if self._paths else ():
+                check_size(self._paths[job.index], (job.width, job.height))
+            if self._grid is not None and jobs:
+                n, size = len(jobs) + len(self._existing), (jobs[0].width, jobs[0].height)
+                check_size(self._grid, grid_size(n, size, self._n_rows))
+        except ValueError as error:
+            raise UsageError(error) from None
 
     def add(self, job: Job, image: np.ndarray) -> None:
         """Write a picture, uint8 [H, W, 3], or keep it for the grid."""
@@ -165,14 +186,12 @@ class Output:
                 )
             self._paths[job.index] = path
         for parent in {path.parent for path in self._paths.values()}:
-            _check_folder(parent)
+            check_folder(parent)
         for path in self._paths.values():
-            _check_name(path)
+            check_name(path)
 
     def _find_existing(self) -> None:
         """Raise ValueError for files that are there and may be neither kept nor overwritten."""
-        if self._restarts:
-            remove_abandoned(self._paths.values())
         if self._overwrites:
             return
         self._existing = {index for index, path in self._paths.items() if os.path.lexists(path)}
@@ -256,25 +275,3 @@ def _last_number(folder: Path) -> int:
     names = os.listdir(folder) if os.path.isdir(folder) else []
     stems = [os.path.splitext(name)[0] for name in names]
     return max((int(stem) for stem in stems if re.fullmatch(r"[0-9]{1,9}", stem)), default=0)
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise ValueError where `folder` is none that can be written to, or made."""
-    for part in folder.parts:
-        if len(os.fsencode(part)) > MOST_BYTES:
-            raise ValueError(f"{folder}: a name is longer than {MOST_BYTES} bytes")
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not there.is_dir():
-        raise ValueError(f"{folder}: {there} is not a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"{folder}: the folder {there} is not writable")
-
-
-def _check_name(path: Path) -> None:
-    """Raise ValueError where no picture can have this name."""
-    if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"{path}: the name must end in one of {ANY_FORMAT}")
-    if len(os.fsencode(path.name)) > MOST_BYTES:
-        raise ValueError(f"{path}: the name is longer than {MOST_BYTES} bytes")
-    if path.is_dir():
-        raise ValueError(f"{path}: is a folder")

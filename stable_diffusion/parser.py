@@ -4,8 +4,10 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from itertools import takewhile
+from typing import NoReturn
 
-from .suggest import did_you_mean
+from .messages import did_you_mean
+from .streams import one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,6 +44,10 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"unrecognized arguments: {name}{self._suggest(name)}")
         return super().parse_known_args(args, namespace)
 
+    def error(self, message: str) -> NoReturn:
+        """Usage, one line that says what is wrong, and the end."""
+        super().error(one_line(message))
+
     def _suggest(self, name: str) -> str:
         """The known option that `name` may have been meant to be, in the spelling of the help."""
         spellings = {
@@ -64,7 +70,7 @@ class Show(argparse.Action):
         try:
             print(self.show())
         except (ValueError, OSError) as error:
-            parser.exit(1, f"error: {error}\n")
+            parser.exit(1, f"error: {one_line(error)}\n")
         parser.exit()
 
 

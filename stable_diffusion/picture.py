@@ -72,9 +72,9 @@ def read_picture(
             a pipe or device; or what `fit` raises.
         OSError: the file cannot be read.
     """
-    _require_file(path)
-    with _decoding(path):
-        image, orientation = _open(path)
+    with opened(path) as image:
+        _load(image)
+        orientation = _orientation(image)
         size = image.size[::-1] if orientation in TURNED else image.size
     try:
         wanted, margin = fit(size)
@@ -92,8 +92,25 @@ def read_picture(
     return pixels.clip(-1, 1, out=pixels), size  # the filter rings at edges
 
 
+@contextmanager
+def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
+    """A picture file of which nothing but the header has been read.
+
+    What Pillow raises within is turned into one line.
+
+    Raises:
+        ValueError: it is none of `FORMATS`, damaged, too large, or no file but a pipe or device.
+        OSError: the file cannot be read.
+    """
+    _require_file(path)
+    Image.init()  # of which formats this Pillow has been built with
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    with _decoding(path), Image.open(path, formats=formats) as image:
+        yield image
+
+
 def _require_file(path: str | os.PathLike) -> None:
-    """Nothing is read that may never end, or that cannot be gone back in."""
+    """Raise ValueError for what may never end, or cannot be gone back in."""
     mode = os.stat(path).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder says what it is
         raise ValueError(f"{path}: a pipe or device, not a file: save the picture in one first")
@@ -119,23 +136,23 @@ def _decoding(path: str | os.PathLike) -> Iterator[None]:
         raise ValueError(f"{path}: the picture is damaged ({reason})") from None
 
 
-def _open(path: str | os.PathLike) -> tuple[Image.Image, int]:
-    """A decoded picture, and how it lies (EXIF)."""
-    Image.init()  # of which formats this Pillow has been built with
-    formats = [name for name in FORMATS if name in Image.OPEN]
-    with Image.open(path, formats=formats) as image:
-        width, height = image.size
-        if width * height > MOST_PIXELS:
-            most = f"{MOST_PIXELS // 10**6} million"
-            raise Image.DecompressionBombError(f"{width}x{height} pixels, at most {most}")
-        if width * height == 0:
-            raise ValueError("it has no pixels")
-        image.load()
-        try:
-            orientation = int(image.getexif().get(ORIENTATION, 1))
-        except Exception:  # damaged notes do not make a damaged picture
-            orientation = 1
-        return image, orientation
+def _load(image: Image.Image) -> None:
+    """Decode all of a picture, if that takes no more memory than it may."""
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        most = f"{MOST_PIXELS // 10**6} million"
+        raise Image.DecompressionBombError(f"{width}x{height} pixels, at most {most}")
+    if width * height == 0:
+        raise ValueError("it has no pixels")
+    image.load()
+
+
+def _orientation(image: Image.Image) -> int:
+    """How a picture lies (EXIF)."""
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # damaged notes do not make a damaged picture
+        return 1
 
 
 def _channels(image: Image.Image, fit: Fit) -> Iterator[Image.Image]:

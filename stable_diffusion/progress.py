@@ -15,8 +15,10 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from tqdm import tqdm
 
+from . import messages
 from .denoising import Denoising
 from .memory import peak_of_process
+from .streams import one_line
 from .weights import read_weights
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
@@ -28,12 +30,12 @@ INTERVAL = 30  # seconds between lines
 
 def say(text: str) -> None:
     """A line on standard output, above the bar if there is one."""
-    tqdm.write(text, file=sys.stdout)
+    tqdm.write(one_line(text), file=sys.stdout)
 
 
 def warn(text: str) -> None:
     """A line on standard error, above the bar if there is one."""
-    tqdm.write(text, file=sys.stderr)
+    tqdm.write(one_line(text), file=sys.stderr)
 
 
 class Progress:
@@ -78,7 +80,7 @@ class Progress:
         ) as bar:
             read_weights(network, bar.update)
         if not self._is_watched and _now() - start > DELAY:
-            warn(f"Read the {name}: {_size(size)} in {_now() - start:.1f} s")
+            warn(f"Read the {name}: {messages.size(size)} in {_now() - start:.1f} s")
 
     @contextmanager
     def of(self, batches: Sequence[tuple[int, int]]) -> Iterator[None]:
@@ -134,7 +136,7 @@ class Progress:
         return (
             f"{n_pictures} picture{'s' * (n_pictures != 1)} in {seconds:.1f} s: "
             f"{seconds / n_pictures:.1f} s a picture, {self._speed()}, peak memory "
-            f"{_size(self._peak)} (of the process {_size(peak_of_process())})"
+            f"{messages.size(self._peak)} (of the process {messages.size(peak_of_process())})"
         )
 
     def _speed(self) -> str:
@@ -157,10 +159,6 @@ class Progress:
             seconds = (_now() - self._begin) * (self._work - self._done) / self._done
             left = tqdm.format_interval(seconds)
             warn(f"{text}: {self._done / self._work:.0%}, {left} left")
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
 
 
 def _now() -> float:

@@ -6,14 +6,16 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
-from .suggest import did_you_mean
+from .messages import did_you_mean, shown
+from .strict import parse_json
 
 STANDARD_INPUT = "-"
 SEED_BYTES = 4
+MOST_BYTES = 100_000_000  # of a file: a device may never end
 
 Types = dict[str, Callable[[str], Any]]
 
@@ -62,7 +64,13 @@ def read_requests(args: argparse.Namespace, types: Types) -> list[argparse.Names
 
 def _lines(file: str) -> list[tuple[int, str]]:
     """The lines that count, with their numbers."""
-    raw = sys.stdin.buffer.read() if file == STANDARD_INPUT else Path(file).read_bytes()
+    with ExitStack() as stack:
+        opened = (
+            sys.stdin.buffer if file == STANDARD_INPUT else stack.enter_context(open(file, "rb"))
+        )
+        raw = opened.read(MOST_BYTES + 1)
+    if len(raw) > MOST_BYTES:
+        raise ValueError(f"{file}: is longer than {MOST_BYTES // 10**6} MB")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -78,25 +86,17 @@ def _seed_of(text: str) -> int:
 def _options(line: str, types: Types) -> dict[str, Any]:
     """What a JSON line says."""
     try:
-        found = json.loads(line, object_pairs_hook=_without_duplicates)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"is not JSON ({error})") from None
+        found = parse_json(line)
+    except ValueError as error:
+        raise ValueError(f"is no usable JSON ({error})") from None
     if not isinstance(found, dict):
         raise ValueError("is not a JSON object, {…}")
-    if "prompt" not in found:
+    spelt = {name.replace("-", "_"): value for name, value in found.items()}
+    if len(spelt) < len(found):
+        raise ValueError("an option comes twice, spelt in two ways")
+    if "prompt" not in spelt:
         raise ValueError('there is no "prompt"')
-    return {name: _value(name, value, types) for name, value in found.items()}
-
-
-def _without_duplicates(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose names are spelt with underscores."""
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        name = name.replace("-", "_")
-        if name in found:
-            raise ValueError(f"{name} comes twice")
-        found[name] = value
-    return found
+    return {name: _value(name, value, types) for name, value in spelt.items()}
 
 
 def _value(name: str, value: Any, types: Types) -> Any:
@@ -105,10 +105,10 @@ def _value(name: str, value: Any, types: Types) -> Any:
         raise ValueError(f"{name!r} is none of {', '.join(types)}{did_you_mean(name, types)}")
     if types[name] is bool:
         if not isinstance(value, bool):
-            raise ValueError(f"{name} must be true or false, got {json.dumps(value)}")
+            raise ValueError(f"{name} must be true or false, got {shown(json.dumps(value))}")
         return value
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{name} must be text or a number, got {json.dumps(value)}")
+        raise ValueError(f"{name} must be text or a number, got {shown(json.dumps(value))}")
     try:
         option = types[name](str(value))
         str(option).encode()
@@ -118,5 +118,5 @@ def _value(name: str, value: Any, types: Types) -> Any:
         raise ValueError(f"{name} has half of a character in it") from None
     if isinstance(value, str) is not isinstance(option, str):
         wanted = "text" if isinstance(option, str) else "a number"
-        raise ValueError(f"{name} must be {wanted}, got {json.dumps(value)}")
+        raise ValueError(f"{name} must be {wanted}, got {shown(json.dumps(value))}")
     return option

@@ -1,14 +1,16 @@
 """How a picture was made: all that is needed to make it again, and its JSON."""
 
+import hashlib
 import json
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from .strict import Config
+from .messages import shown
+from .strict import Config, parse_json
 
 SCHEMA = 1  # of the JSON; it grows when older programs could not read it any more
 MOST_CHARACTERS = 1_000_000  # of a recipe in a file; beyond, it is a joke or an attack
-MOST_SHOWN = 200  # characters of a message about a value from a file
 
 
 @dataclass(frozen=True)
@@ -79,15 +81,13 @@ class Recipe(Config):
         try:
             if len(text) > MOST_CHARACTERS:
                 raise ValueError(f"{len(text)} characters are too many")
-            found = json.loads(text, parse_constant=_refuse_constant)
+            found = parse_json(text)
             schema = found.get("schema") if isinstance(found, dict) else None
             if type(schema) is not int or schema < 1:
                 raise ValueError("it does not say its schema")
             if schema > SCHEMA:
                 raise ValueError(f"it has schema {schema}, of a newer program: update this one")
             return cls.from_dict(found, "it")
-        except RecursionError:
-            raise ValueError(f"{source}: the recipe is damaged: it is nested too deep") from None
         except ValueError as error:
             raise ValueError(f"{source}: the recipe is damaged: {shown(error)}") from None
 
@@ -97,11 +97,7 @@ class Recipe(Config):
         return {name: value for name, value in values.items() if value not in (None, ())}
 
 
-def shown(value: object) -> str:
-    """On one line, and not all of what is long."""
-    text = " ".join(str(value).split())
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+def sha256(file: str | Path) -> str:
+    """Of the content of a file, in hexadecimal digits."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

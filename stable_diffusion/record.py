@@ -6,12 +6,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from .from_image import sha256
 from .hub import Source
 from .jobs import Job
 from .metadata import PARAMETERS, RECIPE, read_texts
 from .parameters import write_parameters
-from .recipe import Recipe
+from .recipe import Recipe, sha256
 from .version import __version__
 
 Texts = dict[str, str]  # by keyword

@@ -29,6 +29,7 @@ from .progress import Progress, say, warn
 from .ranks import RankError, Ranks, launched_ranks
 from .record import Record
 from .sampler import Sampler
+from .streams import with_lasting_streams
 from .weight_files import STEMS
 
 WRONG_USAGE, FAILED = 2, 1  # exit statuses
@@ -40,10 +41,16 @@ NETWORKS = {  # attributes of a model, in the order that they are needed in
     "autoencoder": "VAE",
 }
 
+TOO_LITTLE_MEMORY = (
+    "there is too little memory: try -q, --low-memory, fewer pictures or smaller ones"
+)
+
 # What errors of MLX mean, by a part of them.
 MLX_ERRORS = {
     "[read]": "a weight file changed while it was read: get it again",
-    "malloc": "there is too little memory: try -q, --low-memory, fewer pictures or smaller ones",
+    "malloc": TOO_LITTLE_MEMORY,
+    "Cannot allocate memory": TOO_LITTLE_MEMORY,
+    "Resource temporarily unavailable": TOO_LITTLE_MEMORY,  # for one more thread
 }
 
 # Calls one of the library's generators.
@@ -61,7 +68,7 @@ def main(parse: Callable[[], argparse.Namespace], start: Start) -> int:
         with _warnings_as_lines():
             return exit_status(lambda: generate(parse(), start, ranks))
 
-    return ranks.together(work)
+    return with_lasting_streams(lambda: ranks.together(work))
 
 
 def exit_status(work: Callable[[], None]) -> int:
@@ -75,6 +82,8 @@ def exit_status(work: Callable[[], None]) -> int:
         return _fail(error, FAILED)
     except RankError as error:
         return error.status  # that rank says why
+    except MemoryError:
+        return _fail(TOO_LITTLE_MEMORY, FAILED)
     except RuntimeError as error:
         explained = [why for part, why in MLX_ERRORS.items() if part in str(error)]
         if not explained:
@@ -120,6 +129,7 @@ def _make_all(
         say(f"Seed: {plan.drawn_seed}")
 
     if plan.output is not None:
+        plan.output.check_sizes(jobs)
         plan.output.record = Record(args, source)
 
     memory.limit_cache()

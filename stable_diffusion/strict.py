@@ -82,6 +82,7 @@ def _is_of_kind(value: Any, kind: Any) -> bool:
 
 
 MAX_JSON = 100_000_000  # bytes of a file; a vocabulary has a few million
+DEEPEST = 100  # lists and objects in one another; a tokenizer has five
 LARGEST_INTEGER = 10**36  # a little less than what float32 holds; transformers writes 10**30
 
 
@@ -104,8 +105,9 @@ def parse_json(content: bytes | str) -> Any:
         ValueError: it is no JSON, or not UTF-8, UTF-16 or UTF-32; it is nested too deeply, gives
             a name twice, or has a number that is none, or too large.
     """
+    too_deep = "it is nested too deeply"
     try:
-        return json.loads(
+        value = json.loads(
             content,
             object_pairs_hook=_object,
             parse_float=_float,
@@ -113,7 +115,22 @@ def parse_json(content: bytes | str) -> Any:
             parse_constant=_float,
         )
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError(too_deep) from None
+    require(_is_shallow(value), too_deep)
+    return value
+
+
+def _is_shallow(value: Any) -> bool:
+    """Whether what follows may walk through it by recursion."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return not level
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -138,6 +155,7 @@ def _integer(text: str) -> int:
 
 
 def require(condition: bool, message: str) -> None:
+    """Raise ValueError with the message where the condition does not hold."""
     if not condition:
         raise ValueError(message)
 
@@ -150,4 +168,5 @@ def require_in(option: str, value: Any, low: float, high: float) -> None:
 
 
 def require_known(option: str, value: str, known: tuple[str, ...]) -> None:
+    """`value` is one of the `known` ones."""
     require(value in known, f"{option} = {value!r} is not supported, only {', '.join(known)}")

@@ -1,19 +1,17 @@
 """What the values of options may be: types for argparse, each with one clear message."""
 
 import argparse
-import math
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
-from .suggest import did_you_mean
+from .messages import did_you_mean
 
 _N = TypeVar("_N", int, float)
 
 
-def number(kind: type[_N], low: _N, high: _N | None = None) -> Callable[[str], _N]:
-    """A finite number from `low` to `high`."""
-    wanted = f"at least {low}" if high is None else f"from {low} to {high}"
+def number(kind: type[_N], low: _N, high: _N) -> Callable[[str], _N]:
+    """A number from `low` to `high`."""
     what = "an integer" if kind is int else "a number"
 
     def parse_number(text: str) -> _N:
@@ -21,8 +19,8 @@ def number(kind: type[_N], low: _N, high: _N | None = None) -> Callable[[str], _
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
-        if not math.isfinite(value) or value < low or (high is not None and value > high):
-            raise argparse.ArgumentTypeError(f"must be {wanted}, got {text}")
+        if not low <= value <= high:  # nor is NaN
+            raise argparse.ArgumentTypeError(f"must be from {low} to {high}, got {text}")
         return value
 
     return parse_number

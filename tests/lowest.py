@@ -15,7 +15,10 @@ from PIL import Image  # isort: skip
 
 import txt2image
 
-TESTS = ("header", "hostile", "hub", "image", "layout", "prompt")
+TESTS = (
+    *("header", "hostile", "hub", "image", "layout", "messages", "metadata", "output"),
+    *("parameters", "prompt", "prompts_file", "recipe"),
+)
 PICTURES = {
     "red-circle": "a red circle on a blue background",
     "circle-and-star": "a small red circle left of a big blue star on a yellow background",

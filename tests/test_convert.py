@@ -181,6 +181,18 @@ def test_converting_again(converted, tmp_path, capsys):
     assert not (tmp_path / "twice").exists()
 
 
+def test_a_download_is_announced(monkeypatch, capsys, tmp_path):
+    """Before it begins, as the scripts do."""
+
+    def announcements(source, components, float16):
+        assert set(components) >= {"unet", "vae", "text_encoder"} and not any(tmp_path.iterdir())
+        return [f"Downloading {source.name}, {'half' if float16 else 'whole'}"]
+
+    monkeypatch.setattr(convert, "announcements", announcements)
+    assert convert.main(["tiny", str(tmp_path / "half"), "--fp16"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "Downloading tiny, half"
+
+
 def test_in_the_scripts(converted, tmp_path, capsys):
     """With what else they take; -q has nothing left to do, and says so."""
     folder = converted(SD_1, *AS_SCRIPTS, "--fp16")

@@ -220,12 +220,13 @@ def test_files_that_have_changed(folder, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "the recipe's steps: must be at least 1, got 0"),
-        ({"steps": 10**9}, "steps must be from 1 to 1000, got 1000000000"),
+        ({"steps": 0}, "the recipe's steps: must be from 1 to 100000, got 0"),
+        ({"steps": 10**5}, "steps must be from 1 to 1000, got 100000"),
         ({"width": 10**9, "height": 64}, "the recipe's width: must be from 1 to 16384"),
         ({"n_images": 10**9}, "the recipe's n_images: must be from 1 to 100000"),
         ({"width": 64}, "--width and --height go together"),
-        ({"cfg": 10**400}, "the recipe's cfg: must be at least 0"),
+        ({"cfg": 10**400}, "the recipe is damaged: 1000"),
+        ({"cfg": -1}, "the recipe's cfg: must be from 0 to 1000"),
         ({"seed": -1}, "the recipe's seed: must be from 0 to"),
         ({"sampler": "\n" * 999}, "the recipe's sampler: invalid choice"),
         ({"sampler": "ddim", "schedule": "karras"}, "sampler ddim has no schedule 'karras'"),

@@ -53,6 +53,7 @@ def configure(file: Path, **options: object) -> None:
     ("text", "message"),
     [
         ('{"a": 1, "a": 2}', "gives 'a' twice"),
+        ("[" * 101 + "]" * 101, "nested too deeply"),
         ("[" * 100_000, "nested too deeply"),
         ('{"a": NaN}', "NaN is not a finite number"),
         ('{"a": -Infinity}', "-Infinity is not a finite number"),

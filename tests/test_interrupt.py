@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ours import ROOT
 from PIL import Image
 
 import txt2image
@@ -66,6 +67,18 @@ def test_everything_is_as_before_afterwards():
         os.kill(os.getpid(), signal.SIGTERM)
     assert [signal.getsignal(number) for number in interrupt.SIGNALS] == handlers
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_ctrl_c_while_modules_are_read():
+    """No traceback: there is nothing to end in order yet."""
+    program = [sys.executable, "-X", "importtime", "txt2image.py", "--version"]
+    with subprocess.Popen(program, cwd=ROOT, stderr=subprocess.PIPE, text=True) as it:
+        for line in it.stderr:
+            if "numpy" in line:
+                break
+        it.send_signal(signal.SIGINT)
+        said = it.stderr.read()
+    assert it.returncode == -signal.SIGINT and "Traceback" not in said
 
 
 def read(path: Path) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What each module may import: the table that keeps the house in order."""
 
 import ast
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -15,32 +16,36 @@ PACKAGE = Path(__file__).parents[1] / "stable_diffusion"
 # Beyond the standard library: modules of the package, and other packages.
 MAY_IMPORT = {
     "__init__": {"blas", "pipeline", "version"},
-    "about": {"hub", "hub_cache", "models", "unsupported", "version", "weight_files", "mlx"},
+    "about": {
+        *("hub", "hub_cache", "messages", "models", "unsupported", "version", "weight_files"),
+        "mlx",
+    },
     "blas": set(),
     "bpe": {"regex"},
     "cli": {
-        *("diffusion_config", "from_image", "image", "jobs", "options", "parser", "prompts_file"),
-        "numpy",
+        *("diffusion_config", "from_image", "image", "jobs", "options", "parser", "progress"),
+        *("prompts_file", "numpy"),
     },
     "clip": {"config", "cpu", "layers", "mlx"},
     "conditioning": {"clip", "config", "prompt", "tokenizer", "mlx"},
     "config": {"diffusion_config", "models", "quantization", "strict"},
     "convert": {
-        *("config", "diffusion_config", "hub", "memory", "model_io", "native", "parser"),
-        *("quantization", "quantize", "run", "weight_files", "mlx", "tqdm"),
+        *("config", "diffusion_config", "hub", "interrupt", "memory", "messages", "model_io"),
+        *("native", "parser", "progress", "quantization", "quantize", "run", "streams"),
+        *("weight_files", "mlx", "tqdm"),
     },
     "denoising": {"config", "cpu", "noise", "sampler", "schedule", "unet", "mlx"},
-    "diffusion_config": {"strict", "suggest"},
+    "diffusion_config": {"messages", "strict"},
     "finite": {"denoising", "model_io", "pipeline", "weights", "mlx", "numpy"},
-    "from_image": {"metadata", "parameters", "recipe", "values"},
+    "from_image": {"messages", "metadata", "parameters", "recipe", "values"},
     "header": {"strict"},
     "hub": {
-        *("hub_cache", "hub_errors", "models", "strict", "suggest", "weight_files"),
+        *("hub_cache", "hub_errors", "messages", "models", "strict", "weight_files"),
         "huggingface_hub",
     },
     "hub_cache": {"huggingface_hub"},
     "hub_errors": {"huggingface_hub"},
-    "image": {"metadata", "picture", "numpy", "PIL"},
+    "image": {"interrupt", "metadata", "picture", "numpy", "PIL"},
     "cpu": {"mlx"},
     "cpu_conv": {"cpu", "mlx", "numpy"},
     "jobs": {"config", "sampler"},
@@ -49,19 +54,12 @@ MAY_IMPORT = {
     "lora": {"lora_names", "strict", "weights", "mlx", "regex"},
     "lora_names": {"config", "original", "weights", "mlx"},
     "memory": {"mlx"},
-    "metadata": {"PIL"},
+    "messages": set(),
+    "metadata": {"picture", "PIL"},
     "model_io": {
         *("clip", "config", "hub", "memory", "models", "native", "quantization", "quantize"),
-        *(
-            "single_file",
-            "tokenizer",
-            "unet",
-            "unsupported",
-            "vae",
-            "weight_files",
-            "weights",
-            "mlx",
-        ),
+        *("single_file", "tokenizer", "unet", "unsupported", "vae", "weight_files", "weights"),
+        "mlx",
     },
     "models": set(),
     "native": {"quantize", "weights", "mlx"},
@@ -71,7 +69,7 @@ MAY_IMPORT = {
     "original": {"header", "weights"},
     "output": {"image", "jobs", "picture", "progress", "record", "numpy"},
     "parameters": {"models", "recipe"},
-    "parser": {"suggest"},
+    "parser": {"messages", "streams"},
     "pipeline": {
         *("conditioning", "config", "cpu", "denoising", "lora", "model_io", "noise", "precision"),
         *("quantize", "sampler", "schedule", "textual_inversion", "tiling", "weights"),
@@ -80,32 +78,32 @@ MAY_IMPORT = {
     "picture": {"numpy", "PIL"},
     "plan": {"jobs", "memory", "output", "progress", "ranks", "record"},
     "preview": {"image", "mlx", "numpy"},
-    "progress": {"denoising", "memory", "weights", "mlx", "tqdm"},
+    "progress": {"denoising", "memory", "messages", "streams", "weights", "mlx", "tqdm"},
     "precision": {"hub", "lora", "model_io", "quantize", "mlx"},
     "prompt": set(),
-    "prompts_file": {"suggest"},
+    "prompts_file": {"messages", "strict"},
     "quantization": {"strict"},
     "quantize": {"quantization", "mlx"},
     "ranks": {"mlx", "numpy"},
-    "recipe": {"strict"},
-    "record": {"from_image", "hub", "jobs", "metadata", "parameters", "recipe", "version"},
+    "recipe": {"messages", "strict"},
+    "record": {"hub", "jobs", "metadata", "parameters", "recipe", "version"},
     "run": {
         *("config", "finite", "hub", "image", "interrupt", "jobs", "memory", "model_io"),
         *("pipeline", "plan", "preview", "progress", "ranks", "record", "sampler"),
-        *("weight_files", "mlx", "numpy"),
+        *("streams", "weight_files", "mlx", "numpy"),
     },
     "sampler": {"diffusion_config", "schedule", "mlx"},
     "schedule": {"diffusion_config", "mlx", "numpy"},
     "single_file": {"header", "hub", "original", "unsupported", "weights"},
+    "streams": set(),
     "strict": set(),
-    "suggest": set(),
     "textual_inversion": {"clip", "header", "hub", "tokenizer", "weights", "mlx"},
     "tiling": {"layers", "vae", "mlx"},
     "tokenizer": {"bpe", "normalize", "strict", "regex"},
     "unet": {"config", "layers", "mlx", "numpy"},
     "unsupported": {"config"},
     "vae": {"config", "layers", "mlx"},
-    "values": {"suggest"},
+    "values": {"messages"},
     "version": set(),
     "weight_files": set(),
     "weights": {"header", "mlx"},
@@ -136,6 +134,14 @@ def test_imports(file):
 @pytest.mark.parametrize("file", sorted(PACKAGE.glob("*.py")), ids=lambda file: file.stem)
 def test_no_file_is_too_long(file):
     assert len(file.read_text().splitlines()) <= MOST_LINES
+
+
+def test_the_readme_maps_the_code():
+    """Every module stands there once, and what stands there is a module."""
+    _, text = (PACKAGE.parent / "README.md").read_text().split("\n## The code\n")
+    table = [line.split("|")[1] for line in text.splitlines() if line.startswith("|")]
+    named = re.findall(r"`(\w+)\.py`", " ".join(table[1:]))  # but for the head of the table
+    assert sorted(named) == sorted(file.stem for file in PACKAGE.glob("*.py"))
 
 
 def test_the_scripts_are_thin():

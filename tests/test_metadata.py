@@ -1,5 +1,6 @@
 """`metadata.py`: texts in picture files of every kind, ours and others'."""
 
+import os
 import warnings
 
 import numpy as np
@@ -120,3 +121,9 @@ def test_hostile_files(tmp_path, rgb):
         read_texts(tmp_path / "text.png")
     with pytest.raises(FileNotFoundError):
         read_texts(tmp_path / "nothing.png")
+    picture.save(tmp_path / "a.eps")  # what Pillow does not draw itself
+    with pytest.raises(ValueError, match="not a picture"):
+        read_texts(tmp_path / "a.eps")
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match="a pipe or device, not a file"):
+        read_texts(tmp_path / "pipe.png")

@@ -200,6 +200,36 @@ def test_a_folder_that_is_not_ours(tmp_path, monkeypatch):
         make(tmp_path / "new" / "{index}.png", jobs(1))
 
 
+@pytest.mark.parametrize(
+    ("output", "n", "side", "fits"),
+    [
+        ("o.webp", 1, 16_383, True),
+        ("o.webp", 1, 16_384, False),
+        ("{index}.webp", 2, 16_384, False),
+        ("o.webp", 20, 1024, False),
+        ("o.jpg", 63, 1024, True),
+        ("o.jpg", 63, 1025, False),
+        ("o.png", 70, 1024, True),
+    ],
+)
+def test_formats_have_a_largest_size(tmp_path, output, n, side, fits):
+    """It is said before the work, not after it."""
+    asked = jobs(n, width=side, height=8)
+    files = make(tmp_path / output, asked)
+    if fits:
+        files.check_sizes(asked)
+    else:
+        with pytest.raises(UsageError, match=r"pixels, and \w+ has at most \d+ a side: use .png"):
+            files.check_sizes(asked)
+
+
+@pytest.mark.parametrize("suffix", image.FORMATS)
+def test_the_largest_size_of_a_format(tmp_path, suffix):
+    side = image.MOST_SIDE.get(image.FORMATS[suffix], 70_000)
+    image.save_image(tmp_path / f"o{suffix}", np.zeros((1, side, 3), np.uint8))
+    assert Image.open(tmp_path / f"o{suffix}").size == (side, 1)
+
+
 def test_sizes_that_make_no_grid(tmp_path):
     files = make(f"{tmp_path}/", jobs(2), grid=str(tmp_path / "g.png"))
     first, second = jobs(2)

@@ -10,7 +10,7 @@ import mlx.nn as nn
 import pytest
 
 import txt2image
-from stable_diffusion import progress
+from stable_diffusion import messages, progress
 from stable_diffusion.denoising import Denoising
 from stable_diffusion.progress import Progress
 
@@ -83,10 +83,26 @@ def test_the_time_left(clock, terminal, monkeypatch):
     """tqdm's own clock runs as fast as ours: 4 of 10 steps in 8 s leave 12, and the decoding."""
     monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
     with redirect_stderr(terminal), (it := Progress()).of([(1, 10)]):
-        for i, _ in enumerate(it.steps(denoising(10, clock), 1), 1):
-            if i == 4:
-                break
-    assert "| 00:08<00:14, 2.0 s a step" in terminal.screens[-1]
+        steps = it.steps(denoising(10, clock), 1)
+        for _ in range(4):
+            next(steps)
+        assert "| 00:08<00:14, 2.0 s a step" in terminal.screens[-1]
+
+
+def test_steps_that_are_given_up_are_not_done(clock, terminal, monkeypatch):
+    """Half precision overflows at the third of five steps; all are taken again."""
+    monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
+    with redirect_stderr(terminal), (it := Progress()).of([(1, 5)]):
+        steps = it.steps(denoising(5, clock), 1)
+        for _ in range(3):
+            next(steps)
+        assert "Step 3/5:  50%|" in terminal.screens[-1]
+        steps.close()
+        for _ in it.steps(denoising(5, clock), 1):
+            pass
+        it.finished()
+    assert "Step 5/5:  83%|" in "".join(terminal.screens)
+    assert terminal.screens[-1].startswith("Decoded 1/1: 100%|")
 
 
 def test_lines_where_there_is_no_terminal(clock, capsys):
@@ -135,7 +151,7 @@ def test_reading(terminal, monkeypatch, delay, shown):
 def test_reading_in_lines(monkeypatch, capsys):
     monkeypatch.setattr(progress, "DELAY", -1)
     Progress().read("UNet", nn.Linear(1000, 500))
-    assert capsys.readouterr().err.startswith("Read the UNet: 2 MB in ")
+    assert capsys.readouterr().err.startswith("Read the UNet: 2.0 MB in ")
 
 
 def test_the_summary(clock, monkeypatch):
@@ -143,7 +159,7 @@ def test_the_summary(clock, monkeypatch):
     it = run([(4, 9), (2, 4)], clock)
     with it.phase("decoding"):
         mx.eval(mx.zeros(2**20))
-    peak = f"{mx.get_peak_memory() / 1e6:.0f} MB"
+    peak = messages.size(mx.get_peak_memory())
     clock[0] = 60.0
     assert it.summary(6) == (
         f"6 pictures in 60.0 s: 10.0 s a picture, 1.7 steps/s, peak memory {peak} "

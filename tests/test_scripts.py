@@ -112,9 +112,9 @@ def test_zero_means_zero(checkpoint, oracle, tmp_path):
     [
         (["--n_images", "4", "--n_rows", "3"], "--n_rows 3 does not divide --n_images 4"),
         (["--n_images", "0"], "must be from 1 to 100000, got 0"),
-        (["--steps", "0"], "must be at least 1, got 0"),
+        (["--steps", "0"], "must be from 1 to 100000, got 0"),
         (["--steps", "many"], "'many' is not an integer"),
-        (["--cfg", "nan"], "must be at least 0, got nan"),
+        (["--cfg", "nan"], "must be from 0 to 1000.0, got nan"),
         (["--seed", "-1"], "must be from 0 to"),
         (["--width", "64"], "--width and --height go together"),
         (["--low-memory", "--preload-models"], "are opposites: leave one out"),

@@ -25,7 +25,8 @@ from random import Random
 MOST_MEMORY = 2 << 30  # bytes that a case may add to what its process holds
 RAW_WARNING = re.compile(r"\.py:\d+: \w*Warning: ")
 ERROR_LINE = re.compile(r"(?:[\w.-]+: )?error: .")  # argparse's has the program before it
-LEFTOVERS = ("*.partial", "*.incomplete", "*.tmp")
+LEFTOVERS = ("*.partial", "*.incomplete", "*.tmp", "*.unfinished-*")
+ENDINGS = (1, 2, 130, 143)  # failed, wrong usage, interrupted
 
 
 class Outcome(StrEnum):
@@ -52,6 +53,10 @@ class Defect(Exception):
 
 class Refused(Exception):
     """A script ended with a line that says why."""
+
+    def __init__(self, line: str, status: int) -> None:
+        super().__init__(line)
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,7 @@ class Case:
 
     rng: Random
     folder: Path
+    seed: int = 0  # of the case: which row of a table it is
     kept: dict[Path, bytes] = field(default_factory=dict)
 
     def keep(self, file: Path, content: bytes | None = None) -> Path:
@@ -142,15 +148,15 @@ def check_ending(status: int, err: str) -> None:
         raise Defect(Outcome.TRACEBACK, err[-2000:])
     lines = err.strip().splitlines() or [""]
     errors = [line for line in lines if ERROR_LINE.match(line)]
-    if status in (1, 2) and errors == lines[-1:]:
-        raise Refused(errors[0])
+    if status in ENDINGS and errors == lines[-1:]:
+        raise Refused(errors[0], status)
     if status != 0:
         raise Defect(Outcome.TRACEBACK, f"status {status}, standard error: {err[-2000:]!r}")
 
 
 def judge(attack: Attack, seed: int, folder: Path) -> tuple[Outcome, str]:
     """Run one case in an empty folder; how it ended, and what there is to say of it."""
-    case = Case(Random(f"{attack.name}:{seed}"), folder)
+    case = Case(Random(f"{attack.name}:{seed}"), folder, seed)
     memory = Memory()
     outcome, what = _run(attack, case)
     if outcome in DEFECTS:

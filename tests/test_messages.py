@@ -1,9 +1,9 @@
-"""What misspelt words are taken to have meant."""
+"""What messages share: what misspelt words are taken to have meant, long values, sizes."""
 
 import pytest
 
 from stable_diffusion.diffusion_config import SAMPLERS
-from stable_diffusion.suggest import did_you_mean
+from stable_diffusion.messages import MOST_SHOWN, did_you_mean, shown, size
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,24 @@ def test_aliases_stand_for_words():
 def test_likeness():
     assert did_you_mean("abcd", ["abxd"], likeness=0.7) != ""
     assert did_you_mean("abcd", ["abxd"], likeness=0.8) == ""
+
+
+def test_values_on_one_line():
+    assert shown("a\nb\r\n\tc ") == "a b c"
+    assert shown("x" * 10**6) == "x" * MOST_SHOWN + "…"
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "said"),
+    [
+        (0, "0.0 MB"),
+        (480_000, "0.5 MB"),
+        (9_940_000, "9.9 MB"),
+        (38_400_000, "38 MB"),
+        (335_000_000, "335 MB"),
+        (1_000_000_000, "1.0 GB"),
+        (6_940_000_000, "6.9 GB"),
+    ],
+)
+def test_sizes(n_bytes, said):
+    assert size(n_bytes) == said

@@ -1,9 +1,10 @@
-"""What a misspelt word was meant to be."""
+"""What messages share: "did you mean", values that may be long, sizes."""
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 LIKENESS = 0.6  # of two words, 0 to 1: difflib's own default
+MOST_SHOWN = 200  # characters of a value that comes from a file
 
 
 def did_you_mean(
@@ -24,3 +25,16 @@ def did_you_mean(
     if not close or meant[close[0]] == word:
         return ""
     return f": did you mean {meant[close[0]]}?"
+
+
+def shown(value: object) -> str:
+    """On one line, and not all of what is long."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
+
+
+def size(n_bytes: int) -> str:
+    """Bytes in GB or MB."""
+    if n_bytes >= 1e9:
+        return f"{n_bytes / 1e9:.1f} GB"
+    return f"{n_bytes / 1e6:.{0 if n_bytes >= 1e7 else 1}f} MB"
