@@ -108,7 +108,7 @@ def test_pictures_have_strength_and_no_size_of_their_own(tmp_path):
         ('{"prompt": "a", "steps": 3.5}', "steps: '3.5' is not an integer"),
         ('{"prompt": "a", "steps": true}', "steps must be text or a number, got true"),
         ('{"prompt": "a", "steps": 0}', "steps: must be from 1 to 100000, got 0"),
-        ('{"prompt": "a", "cfg": NaN}', "cfg: must be at least 0, got nan"),
+        ('{"prompt": "a", "cfg": NaN}', "cfg: must be from 0 to 1000, got nan"),
         ('{"prompt": "a", "seed": -1}', "seed: must be from 0 to"),
         ('{"prompt": "a", "long_prompt": 1}', "long_prompt must be true or false, got 1"),
         ('{"prompt": "a", "sampler": "heun"}', "sampler: invalid choice: 'heun'"),
@@ -122,6 +122,12 @@ def test_wrong_lines(tmp_path, capsys, content, message):
         read(tmp_path, content)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_file_that_never_ends(capsys):
+    with pytest.raises(SystemExit):
+        cli.parse(cli.txt2image_parser(), ["--prompts-file", "/dev/zero"])
+    assert "error: /dev/zero: is longer than 100 MB" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
