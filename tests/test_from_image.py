@@ -225,7 +225,7 @@ def test_files_that_have_changed(folder, tmp_path, monkeypatch, capsys):
         ({"width": 10**9, "height": 64}, "the recipe's width: must be from 1 to 16384"),
         ({"n_images": 10**9}, "the recipe's n_images: must be from 1 to 100000"),
         ({"width": 64}, "--width and --height go together"),
-        ({"cfg": 10**400}, "the recipe's cfg: must be at least 0"),
+        ({"cfg": 10**400}, "the recipe's cfg: must be from 0 to 1000"),
         ({"seed": -1}, "the recipe's seed: must be from 0 to"),
         ({"sampler": "\n" * 999}, "the recipe's sampler: invalid choice"),
         ({"sampler": "ddim", "schedule": "karras"}, "sampler ddim has no schedule 'karras'"),
