@@ -234,7 +234,11 @@ def remove_abandoned(paths: Iterable[Path]) -> None:
     """Remove what processes that are no more left half written of these pictures."""
     paths = set(paths)
     for folder in {path.parent for path in paths if path.parent.is_dir()}:
-        for name in os.listdir(folder):
+        try:
+            names = os.listdir(folder)
+        except OSError:  # it may be written to, not read
+            continue
+        for name in names:
             match = PARTIAL.fullmatch(name)
             if match is None or folder / match["name"] not in paths:
                 continue

@@ -22,7 +22,7 @@ Add = Callable[..., None]
 MOST = 100_000  # of anything that is counted: far beyond what makes sense
 POSITIVE = number(int, 1, MOST)
 PIXELS = number(int, 1, 2**14)  # a side; UNets run out of any memory before
-MOST_GUIDANCE = 1000.0  # more than some 30 makes no picture any more
+MOST_GUIDANCE = 1000  # more than some 30 makes no picture any more
 MOST_SEED = 2**63 - 2**20  # pictures count up from it
 
 

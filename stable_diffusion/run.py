@@ -51,6 +51,7 @@ MLX_ERRORS = {
     "malloc": TOO_LITTLE_MEMORY,
     "Cannot allocate memory": TOO_LITTLE_MEMORY,
     "Resource temporarily unavailable": TOO_LITTLE_MEMORY,  # for one more thread
+    "start new thread": TOO_LITTLE_MEMORY,
 }
 
 # Calls one of the library's generators.

@@ -239,7 +239,7 @@ def test_scripts(checkpoint, tmp_path, capsys):
     assert capsys.readouterr().err == error
     with pytest.raises(SystemExit):
         txt2image.main(["x", "--model=/nowhere", "--clip-skip=-1"])
-    assert "must be at least 0, got -1" in capsys.readouterr().err
+    assert "must be from 0 to 100000, got -1" in capsys.readouterr().err
 
 
 def test_encoders_can_be_freed(models, checkpoint):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import txt2image
-from stable_diffusion import StableDiffusion, memory, tiling
+from stable_diffusion import StableDiffusion, memory, run, tiling
 
 
 @pytest.fixture
@@ -62,3 +62,20 @@ def test_weights_are_read_one_by_one():
     largest = sd.text_encoder.token_embedding.weight.nbytes
     assert kept > largest
     assert peak < kept + 1.5 * largest
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("std::bad_alloc"),
+        RuntimeError("[malloc_or_wait] Unable to allocate 9 bytes."),
+        RuntimeError("[metal::malloc] Attempting to allocate 9 bytes"),
+        RuntimeError("Resource temporarily unavailable"),
+    ],
+)
+def test_too_little_is_one_line(capsys, error):
+    def work() -> None:
+        raise error
+
+    assert run.exit_status(work) == run.FAILED
+    assert capsys.readouterr().err == f"error: {run.TOO_LITTLE_MEMORY}\n"

@@ -207,7 +207,7 @@ def test_a_folder_that_is_not_ours(tmp_path, monkeypatch):
         ("o.webp", 1, 16_384, False),
         ("{index}.webp", 2, 16_384, False),
         ("o.webp", 20, 1024, False),
-        ("o.jpg", 63, 1024, True),
+        ("o.jpg", 62, 1024, True),
         ("o.jpg", 63, 1025, False),
         ("o.png", 70, 1024, True),
     ],

@@ -124,6 +124,12 @@ def test_wrong_lines(tmp_path, capsys, content, message):
     assert message in capsys.readouterr().err
 
 
+def test_a_file_that_never_ends(capsys):
+    with pytest.raises(SystemExit):
+        cli.parse(cli.txt2image_parser(), ["--prompts-file", "/dev/zero"])
+    assert "error: /dev/zero: is longer than 100 MB" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
