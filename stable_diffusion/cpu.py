@@ -20,7 +20,10 @@ from functools import cache, partial
 import mlx.core as mx
 
 STRIP = 2**20  # elements of a strip, 4 MB in float32; tests make it small
-MIN_ROWS = 384  # below, cores share out the outputs of a product: each reads but its weights
+
+# How many rows are worth a core's reading all the weights of a product: with fewer, the cores
+# share out the outputs instead. Weights that are not stored in float32 must be widened, too.
+MIN_ROWS, MIN_ROWS_TO_WIDEN = 128, 1024
 
 Function = Callable[[mx.array], mx.array]
 
@@ -92,12 +95,16 @@ def join_by(count: int, parts: list[mx.array], axis: int) -> list[mx.array]:
     return [join(parts[i : i + count], axis) for i in range(0, len(parts), count)]
 
 
-def by_rows(function: Function, x: mx.array) -> mx.array:
-    """function(x) for x [..., D] and a function of rows: a share of the rows for each core."""
-    rows = x.reshape(-1, x.shape[-1])
-    step = len(rows) if len(rows) < MIN_ROWS else math.ceil(len(rows) / CORES)
-    tasks = [partial(function, rows[i : i + step]) for i in range(0, len(rows), step)]
-    return mx.unflatten(join(share(tasks)), 0, x.shape[:-1])
+def row_parts(x: mx.array, is_wide: bool = True) -> list[mx.array]:
+    """x [B, L, D] as rows [B, l, D] for every core, where there are enough of them.
+
+    `is_wide` says whether the weights that the rows will meet are stored in float32.
+    """
+    batch, length, _ = x.shape
+    step = math.ceil(length / CORES)
+    if _is_shared or batch * step < (MIN_ROWS if is_wide else MIN_ROWS_TO_WIDEN):
+        return [x]
+    return [x[:, i : i + step] for i in range(0, length, step)]
 
 
 def by_outputs(
@@ -105,7 +112,7 @@ def by_outputs(
 ) -> mx.array:
     """function(rows, outputs) for x [..., D], all of its rows: a share of the outputs a core."""
     rows = x.reshape(-1, x.shape[-1])
-    step = math.ceil(n_outputs / CORES)
+    step = n_outputs if _is_shared else math.ceil(n_outputs / CORES)
     parts = [slice(i, i + step) for i in range(0, n_outputs, step)]
     y = join(share([partial(function, rows, part) for part in parts]), axis=1)
     return mx.unflatten(y, 0, x.shape[:-1])
@@ -118,10 +125,10 @@ def linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.ar
         wide = weight[part].astype(mx.float32).T
         return rows @ wide if bias is None else mx.addmm(bias[part].astype(mx.float32), rows, wide)
 
-    if math.prod(x.shape[:-1]) < MIN_ROWS:
+    parts = row_parts(x.reshape(1, -1, x.shape[-1]), weight.dtype == mx.float32)
+    if len(parts) == 1:
         return by_outputs(product, x, len(weight))
-    weight = weight.astype(mx.float32)  # once for all rows
-    return by_rows(product, x)
+    return mx.unflatten(join(share([partial(product, p[0]) for p in parts])), 0, x.shape[:-1])
 
 
 def quantized_linear(
@@ -238,7 +245,8 @@ def attention(
     *batch, length, width = queries.shape
     n_keys = keys.shape[-2]
     queries = (queries * scale).reshape(-1, length, width)
-    keys = keys.reshape(-1, n_keys, width).swapaxes(1, 2)  # [BH, D, M]
+    # Contiguous once, or every block copies its own. [BH, D, M]
+    keys = mx.contiguous(keys.reshape(-1, n_keys, width)).swapaxes(1, 2)
     values = values.reshape(-1, n_keys, width)
     # A column of ones beside the values: the product then also sums the rows.
     values = mx.concatenate([values, mx.ones((*values.shape[:2], 1))], axis=-1)

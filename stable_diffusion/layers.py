@@ -53,9 +53,9 @@ def attend(queries: mx.array, keys: mx.array, values: mx.array, causal: bool = F
     return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
 
 
-def by_rows(function: Activation, x: mx.array) -> mx.array:
-    """function(x), where every row [D] of `x` [..., D] is a matter of its own."""
-    return cpu.by_rows(function, x) if cpu.serves(x) else function(x)
+def row_parts(x: mx.array, weight: mx.array) -> list[mx.array]:
+    """x [B, L, D] in the parts along L that it is best worked on with weights like `weight`."""
+    return cpu.row_parts(x, weight.dtype == mx.float32) if cpu.serves(x) else [x]
 
 
 class Linear(nn.Linear):
@@ -149,14 +149,20 @@ class Attention(nn.Module):
         self, x: mx.array, memory: mx.array | KeysValues | None = None, causal: bool = False
     ) -> mx.array:
         memory = x if memory is None else memory
-        keys, values = self.project(memory) if isinstance(memory, mx.array) else memory
-        queries = self._split_heads(self.query_proj(x))
-        x = attend(queries, keys, values, causal)
-        return self.out_proj(x.swapaxes(1, 2).flatten(2))  # [B, L, D]
+        keys_values = self.project(memory) if isinstance(memory, mx.array) else memory
+        return self.output(attend(self.queries(x), *keys_values, causal))
+
+    def queries(self, x: mx.array) -> mx.array:
+        """What x [B, L, D] asks for: [B, heads, L, D / heads]."""
+        return self._split_heads(self.query_proj(x))
 
     def project(self, memory: mx.array) -> KeysValues:
         """The keys and values of a memory [B, M, E]."""
         return self._split_heads(self.key_proj(memory)), self._split_heads(self.value_proj(memory))
+
+    def output(self, heads: mx.array) -> mx.array:
+        """What was attended to, [B, heads, L, D / heads] → [B, L, D]."""
+        return self.out_proj(heads.swapaxes(1, 2).flatten(2))
 
     def _split_heads(self, x: mx.array) -> mx.array:
         x = mx.unflatten(x, -1, (self.num_heads, -1))

@@ -5,12 +5,15 @@ Rombach et al. 2022 (arXiv:2112.10752); for SDXL, Podell et al. 2023 (arXiv:2307
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import accumulate
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from .config import UNetConfig
+from .cpu import join, share
 from .layers import (
     ACTIVATIONS,
     Attention,
@@ -19,8 +22,9 @@ from .layers import (
     KeysValues,
     Linear,
     ResnetBlock2D,
-    by_rows,
+    attend,
     gelu,
+    row_parts,
     upsample_nearest,
 )
 
@@ -84,10 +88,24 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dims)
         self.ff = FeedForward(dims)
 
-    def __call__(self, x: mx.array, text: Text) -> mx.array:
-        x = x + self.attn1(by_rows(self.norm1, x))
-        x = x + self.attn2(by_rows(self.norm2, x), next(text))
-        return x + by_rows(lambda rows: self.ff(self.norm3(rows)), x)
+    def __call__(self, parts: list[mx.array], text: KeysValues) -> list[mx.array]:
+        """`parts` are rows of [B, L, D], and so is what becomes of them."""
+        projected = share([partial(self._project, x) for x in parts])
+        attended = attend(*(join(heads, axis=2) for heads in zip(*projected, strict=True)))
+        ends = list(accumulate(x.shape[1] for x in parts))
+        answers = zip(parts, mx.split(attended, ends[:-1], axis=2), strict=True)
+        return share([partial(self._answer, x, heads, text) for x, heads in answers])
+
+    def _project(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """Queries, keys and values of the self-attention."""
+        x = self.norm1(x)
+        return self.attn1.queries(x), *self.attn1.project(x)
+
+    def _answer(self, x: mx.array, attended: mx.array, text: KeysValues) -> mx.array:
+        """What is a matter of each row alone."""
+        x = x + self.attn1.output(attended)
+        x = x + self.attn2(self.norm2(x), text)
+        return x + self.ff(self.norm3(x))
 
 
 class Transformer2D(nn.Module):
@@ -103,10 +121,12 @@ class Transformer2D(nn.Module):
         self.proj_out = Linear(dims, dims)
 
     def __call__(self, x: mx.array, text: Text) -> mx.array:
-        h = self.proj_in(self.norm(x).flatten(1, 2))  # [B, HW, C]
+        h = self.norm(x).flatten(1, 2)  # [B, HW, C]
+        parts = share([partial(self.proj_in, rows) for rows in row_parts(h, self.proj_in.weight)])
         for block in self.transformer_blocks:
-            h = block(h, text)
-        return x + self.proj_out(h).reshape(x.shape)
+            parts = block(parts, next(text))
+        h = join(share([partial(self.proj_out, rows) for rows in parts]), axis=1)
+        return x + h.reshape(x.shape)
 
 
 class Downsample(nn.Module):
