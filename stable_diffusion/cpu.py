@@ -216,19 +216,19 @@ def quick_gelu(x: mx.array) -> mx.array:
     return silu(x, gain=1.702)
 
 
-# exp(x) = exp(x / 32)^32, by the Taylor series to the sixth power: just what one loop can fuse.
-# Relative error 1e-6 for |x| ≤ 8, and 4e-3 at the limit, where e^-30 is lost beside 1.
-_EXP = [32.0**-n / math.factorial(n) for n in range(7)]
-_EXP_LIMIT = 30.0
+# exp(-16 t) = 1 / P(t)^16 for a polynomial P (by `tools/fit_gates.py`) that is near exp(t) in [0, 1],
+# and only grows beyond: what is far below the maximum comes out as nothing. Lower powers first.
+_EXP = [1.0, 0.999998175, 0.500038466, 0.166403272, 0.0424773525, 0.00710554145, 0.00225895019]
+_EXP = [c * (-1 / 16) ** n for n, c in enumerate(_EXP)]
 
 
 @mx.compile
-def _exp(x: mx.array) -> mx.array:
-    """exp(x) for |x| ≤ 30."""
-    power = _polynomial(_EXP, x)
-    for _ in range(5):
+def _exp_below(x: mx.array, maximum: mx.array) -> mx.array:
+    """exp(x - maximum), for what is no larger than the maximum."""
+    power = _polynomial(_EXP, x - maximum)
+    for _ in range(4):
         power = power * power
-    return power
+    return 1 / power
 
 
 # --- attention ------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ def attention(
     # A column of ones beside the values: the product then also sums the rows.
     values = mx.concatenate([values, mx.ones((*values.shape[:2], 1))], axis=-1)
 
-    # Added to scores. What is so far below the maximum weighs nothing beside it: see _EXP_LIMIT.
+    # Added to scores. What is so far below the maximum weighs nothing beside it.
     mask = mx.triu(mx.full((length, n_keys), -1e9), k=1) if causal else None
 
     n_heads = max(1, STRIP // (length * n_keys))
@@ -271,8 +271,7 @@ def _attend(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array 
     scores = queries @ keys
     if mask is not None:
         scores = scores + mask
-    scores = mx.maximum(scores - _row_maxima(scores), -_EXP_LIMIT)
-    weighted = _exp(scores) @ values
+    weighted = _exp_below(scores, _row_maxima(scores)) @ values
     return weighted[..., :-1] / weighted[..., -1:]
 
 

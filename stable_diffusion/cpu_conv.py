@@ -147,7 +147,8 @@ def _winograd(rows: mx.array, weight: mx.array) -> mx.array:
     batch, height, width, channels = rows.shape
     height, width = height - 2, width - 2
     n_rows, n_columns = math.ceil(height / 4), math.ceil(width / 4)
-    rows = mx.pad(rows, [(0, 0), (0, 4 * n_rows - height), (0, 4 * n_columns - width), (0, 0)])
+    if height % 4 or width % 4:
+        rows = mx.pad(rows, [(0, 0), (0, 4 * n_rows - height), (0, 4 * n_columns - width), (0, 0)])
     stride = rows.shape[2] * channels
     tiles = mx.as_strided(
         rows,

@@ -1,10 +1,11 @@
-"""Fits the rational functions by which `stable_diffusion.cpu` computes SiLU and GELU.
+"""Fits the functions by which `stable_diffusion.cpu` computes SiLU, GELU and exponentials.
 
     python -m tools.fit_gates
 
 Prints, for each gate G, the coefficients of P and Q in G(x) = 1/2 + x P(x²) / Q(x²), lower powers
-first, and the largest error of x G(x) within the limit. Reweighted linear least squares: the error
-spreads evenly, as in Lawson's algorithm.
+first, and the largest error of x G(x) within the limit; then those of a polynomial near exp(x) for
+x from 0 to 1, and its relative error. Reweighted linear least squares: the error spreads evenly, as
+in Lawson's algorithm.
 """
 
 from __future__ import annotations
@@ -42,8 +43,23 @@ def fit(
     return float(error), p, q
 
 
+def fit_exponential(degree: int) -> tuple[float, np.ndarray]:
+    """Relative error and coefficients of a polynomial that is 1 at 0, for x from 0 to 1."""
+    x = (1 - np.cos(np.linspace(0, np.pi, 4001))) / 2
+    columns = np.vander(x, degree + 1, increasing=True)[:, 1:] / np.exp(x)[:, None]
+    target = 1 - np.exp(-x)
+    weight, best = np.ones_like(x), (np.inf, columns[0])
+    for _ in range(ROUNDS):
+        solution = np.linalg.lstsq(columns * weight[:, None], target * weight, rcond=None)[0]
+        error = abs(columns @ solution - target)
+        best = min(best, (error.max(), solution), key=lambda found: found[0])
+        weight = weight * (error / error.max() + 0.01) ** 0.3
+        weight /= weight.max()
+    return float(best[0]), np.concatenate([[1.0], best[1]])
+
+
 def main() -> None:
-    """Print both gates' coefficients."""
+    """Print all coefficients."""
     erf = np.vectorize(math.erf)
     gates = {
         "SiLU": (lambda x: 1 / (1 + np.exp(-x)), 18.0, 4, 5),
@@ -53,7 +69,14 @@ def main() -> None:
         error, p, q = fit(gate, limit, above, below)
         print(f"{name}, |x| ≤ {limit}, error {error:.1e}")
         for label, coefficients in (("above", p), ("below", q)):
-            print(f"  {label}: {', '.join(f'{c:.9g}' for c in coefficients)}")
+            print(f"  {label}: {listed(coefficients)}")
+    error, coefficients = fit_exponential(6)
+    print(f"exponential, relative error {error:.1e}\n  {listed(coefficients)}")
+
+
+def listed(coefficients: np.ndarray) -> str:
+    """Comma-separated, to the digits of float32."""
+    return ", ".join(f"{c:.9g}" for c in coefficients)
 
 
 if __name__ == "__main__":
