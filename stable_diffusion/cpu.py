@@ -216,8 +216,8 @@ def quick_gelu(x: mx.array) -> mx.array:
     return silu(x, gain=1.702)
 
 
-# exp(-16 t) = 1 / P(t)^16 for a polynomial P, of `tools/fit_gates.py`, that is near exp(t) in [0, 1]
-# and only grows beyond: what is far below the maximum comes out as nothing. Lower powers first.
+# exp(-16 t) = 1 / P(t)^16 for a polynomial P, by `tools/fit_gates.py`, near exp(t) in [0, 1], that
+# only grows beyond: what is far below the maximum comes out as nothing. Lower powers first.
 _EXP = [1.0, 0.999998175, 0.500038466, 0.166403272, 0.0424773525, 0.00710554145, 0.00225895019]
 _EXP = [c * (-1 / 16) ** n for n, c in enumerate(_EXP)]
 
