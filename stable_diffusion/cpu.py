@@ -219,16 +219,20 @@ def quick_gelu(x: mx.array) -> mx.array:
 # exp(-16 t) = 1 / P(t)^16 for a polynomial P, by `tools/fit_gates.py`, near exp(t) in [0, 1], that
 # only grows beyond: what is far below the maximum comes out as nothing. Lower powers first.
 _EXP = [1.0, 0.999998175, 0.500038466, 0.166403272, 0.0424773525, 0.00710554145, 0.00225895019]
-_EXP = [c * (-1 / 16) ** n for n, c in enumerate(_EXP)]
 
 
-@mx.compile
-def _exp_below(x: mx.array, maximum: mx.array) -> mx.array:
-    """exp(x - maximum), for what is no larger than the maximum."""
-    power = _polynomial(_EXP, x - maximum)
-    for _ in range(4):
-        power = power * power
-    return 1 / power
+@cache
+def _exp_below(scale: float) -> Callable[[mx.array, mx.array], mx.array]:
+    """exp(scale · (x - maximum)), for what is no larger than the maximum."""
+    coefficients = [c * (-scale / 16) ** n for n, c in enumerate(_EXP)]
+
+    def exp_below(x: mx.array, maximum: mx.array) -> mx.array:
+        power = _polynomial(coefficients, x - maximum)
+        for _ in range(4):
+            power = power * power
+        return 1 / power
+
+    return mx.compile(exp_below)
 
 
 # --- attention ------------------------------------------------------------------------------------
@@ -244,7 +248,7 @@ def attention(
     """
     *batch, length, width = queries.shape
     n_keys = keys.shape[-2]
-    queries = (queries * scale).reshape(-1, length, width)
+    queries = queries.reshape(-1, length, width)
     # Contiguous once, or every block copies its own. [BH, D, M]
     keys = mx.contiguous(keys.reshape(-1, n_keys, width)).swapaxes(1, 2)
     values = values.reshape(-1, n_keys, width)
@@ -256,22 +260,35 @@ def attention(
 
     n_heads = max(1, STRIP // (length * n_keys))
     n_queries = max(1, STRIP // n_keys) if n_heads == 1 else length
-    heads = range(0, len(queries), n_heads)
-    tasks = [
-        partial(_attend, queries[h, q], keys[h], values[h], None if mask is None else mask[q])
-        for h in (slice(i, i + n_heads) for i in heads)
-        for q in (slice(j, j + n_queries) for j in range(0, length, n_queries))
+    exp_below = _exp_below(scale)
+
+    def block(h: slice, q: slice) -> mx.array:
+        return _attend(
+            queries[h, q], keys[h], values[h], exp_below, mask if mask is None else mask[q]
+        )
+
+    places = [
+        (slice(i, i + n_heads), slice(j, j + n_queries))
+        for i in range(0, len(queries), n_heads)
+        for j in range(0, length, n_queries)
     ]
-    blocks = join_by(len(tasks) // len(heads), share(tasks), axis=1)
-    return join(blocks).reshape(*batch, length, width)
+    # With one head a block, blocks follow one another as rows do.
+    blocks = share([partial(block, *place) for place in places])
+    return join(blocks, axis=1 if n_heads == 1 else 0).reshape(*batch, length, width)
 
 
-def _attend(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | None) -> mx.array:
-    """One block: scaled queries [h, n, D], keys [h, D, M], values with ones [h, M, D + 1]."""
+def _attend(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    exp_below: Callable[[mx.array, mx.array], mx.array],
+    mask: mx.array | None,
+) -> mx.array:
+    """One block: queries [h, n, D], keys [h, D, M], values with ones [h, M, D + 1]."""
     scores = queries @ keys
     if mask is not None:
         scores = scores + mask
-    weighted = _exp_below(scores, _row_maxima(scores)) @ values
+    weighted = exp_below(scores, _row_maxima(scores)) @ values
     return weighted[..., :-1] / weighted[..., -1:]
 
 

@@ -83,8 +83,11 @@ def conv3x3(
         convolve, weights = _convolve, _split(weight, n_parts)
     else:
         convolve = _winograd
-        weights = share([partial(_winograd_weight, part) for part in _split(weight, CORES)])
-        weights = weights if n_parts > 1 else [join(weights, axis=1)]
+        # The cores share out the transform by outputs, as all else, or by terms of the result.
+        terms = [_WEIGHT] if n_parts > 1 else _split(_WEIGHT, CORES)
+        parts = _split(weight, n_parts)
+        weights = share([partial(_winograd_weight, part, term) for part in parts for term in terms])
+        weights = [weights[i : i + len(terms)] for i in range(0, len(weights), len(terms))]
     biases = _split(bias, n_parts)
 
     def strip(group: slice, top: int, part: int) -> mx.array:
@@ -136,14 +139,14 @@ def _narrow(rows: mx.array, weight: mx.array) -> mx.array:
     return sum(shifted)
 
 
-def _winograd_weight(weight: mx.array) -> mx.array:
-    """[O, 3, 3, C] → [36, O, C]."""
+def _winograd_weight(weight: mx.array, terms: mx.array) -> mx.array:
+    """[O, 3, 3, C] and some rows of `_WEIGHT`, N of the 36 → [N, O, C]."""
     taps = weight.reshape(len(weight), 9, -1).swapaxes(0, 1)
-    return (_WEIGHT @ taps.reshape(9, -1)).reshape(36, len(weight), -1)
+    return mx.unflatten(terms @ taps.reshape(9, -1), 1, (len(weight), -1))
 
 
-def _winograd(rows: mx.array, weight: mx.array) -> mx.array:
-    """Padded rows [B, H + 2, W + 2, C], transformed weights [36, O, C] → [B, H, W, O]."""
+def _winograd(rows: mx.array, weights: list[mx.array]) -> mx.array:
+    """Padded rows [B, H + 2, W + 2, C], 36 transformed weights [N, O, C], … → [B, H, W, O]."""
     batch, height, width, channels = rows.shape
     height, width = height - 2, width - 2
     n_rows, n_columns = math.ceil(height / 4), math.ceil(width / 4)
@@ -156,6 +159,11 @@ def _winograd(rows: mx.array, weight: mx.array) -> mx.array:
         (stride, channels, rows.shape[1] * stride, 4 * stride, 4 * channels, 1),
     )
     tiles = (_TILE @ tiles.reshape(36, -1)).reshape(36, -1, channels)  # [36, tiles, C]
-    result = _RESULT @ (tiles @ weight.swapaxes(1, 2)).reshape(36, -1)
+    result, first = mx.array(0.0), 0
+    for weight in weights:
+        terms = slice(first, first + len(weight))
+        products = (tiles[terms] @ weight.swapaxes(1, 2)).reshape(len(weight), -1)
+        result = mx.addmm(result, _RESULT[:, terms], products)
+        first = terms.stop
     result = result.reshape(4, 4, batch, n_rows, n_columns, -1).transpose(2, 3, 0, 4, 1, 5)
     return result.reshape(batch, 4 * n_rows, 4 * n_columns, -1)[:, :height, :width]
