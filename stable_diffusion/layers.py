@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from . import cpu
 from .cpu_conv import conv3x3
@@ -53,9 +54,12 @@ def attend(queries: mx.array, keys: mx.array, values: mx.array, causal: bool = F
     return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
 
 
-def row_parts(x: mx.array, weight: mx.array) -> list[mx.array]:
-    """x [B, L, D] in the parts along L that it is best worked on with weights like `weight`."""
-    return cpu.row_parts(x, weight.dtype == mx.float32) if cpu.serves(x) else [x]
+def row_parts(x: mx.array, layer: nn.Module) -> list[mx.array]:
+    """x [B, L, D] in the parts along L that are best worked on with weights like the layer's."""
+    if not cpu.serves(x):
+        return [x]
+    stored = [weight.dtype for _, weight in tree_flatten(layer.parameters())]
+    return cpu.row_parts(x, is_wide=all(dtype == mx.float32 for dtype in stored))
 
 
 class Linear(nn.Linear):

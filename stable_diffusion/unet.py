@@ -122,7 +122,7 @@ class Transformer2D(nn.Module):
 
     def __call__(self, x: mx.array, text: Text) -> mx.array:
         h = self.norm(x).flatten(1, 2)  # [B, HW, C]
-        parts = share([partial(self.proj_in, rows) for rows in row_parts(h, self.proj_in.weight)])
+        parts = share([partial(self.proj_in, rows) for rows in row_parts(h, self.proj_in)])
         for block in self.transformer_blocks:
             parts = block(parts, next(text))
         h = join(share([partial(self.proj_out, rows) for rows in parts]), axis=1)
