@@ -9,6 +9,7 @@ from .diffusion_config import require_schedule
 from .from_image import with_recipe
 from .image import MOST_PIXELS, load_image
 from .jobs import Job
+from .messages import said, shown
 from .options import GROUPS, START, add_options, types
 from .parser import Parser
 from .progress import say
@@ -54,7 +55,10 @@ prompts, LoRA, and what to do about errors.
 
 def txt2image_parser() -> argparse.ArgumentParser:
     """What `txt2image.py` takes."""
-    parser = Parser("[prompt]", "Make pictures of a text.", TXT2IMAGE_EXAMPLES + MORE)
+    elsewhere = {f"--{name}": "image2image.py" for name in types(START.values())}
+    parser = Parser(
+        "[prompt]", "Make pictures of a text.", TXT2IMAGE_EXAMPLES + MORE, elsewhere=elsewhere
+    )
     add_options(parser, GROUPS)
     return parser
 
@@ -75,10 +79,10 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> arg
     args = _parsed(parser, argv)
     if args.from_image is not None:
         args = _with_recipe(parser, args, argv)
-    if (args.prompt is None) == (args.prompts_file is None):
-        parser.error(
-            "a prompt is required, or --prompts_file, and not both (--from_image brings one)"
-        )
+    if args.prompt is None and args.prompts_file is None:
+        parser.error("a prompt is required, or --prompts-file, or --from-image, which brings one")
+    if args.prompt is not None and args.prompts_file is not None:
+        parser.error(f"the prompt {shown(args.prompt)!r} and --prompts-file: leave one out")
     if args.n_images is None:
         args.n_images = 4 if args.prompts_file is None else 1
     if args.output is None:
@@ -86,7 +90,9 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> arg
     if args.prompts_file is None and args.n_images % args.n_rows != 0:
         parser.error(f"--n_rows {args.n_rows} does not divide --n_images {args.n_images}")
     if args.preload_models and args.low_memory:
-        parser.error("--preload_models and --low_memory are opposites: leave one out")
+        parser.error("--preload-models and --low-memory are opposites: leave one out")
+    if args.preview_vae and args.preview is None:
+        parser.error("--preview-vae is how previews are decoded: say with --preview N how often")
     try:
         args.requests = _requests(args)
         if "image" in args:
@@ -95,7 +101,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> arg
             args.image_file = args.image
             args.image = _read_image(args)
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        parser.error(said(error))
     return args
 
 
@@ -113,7 +119,9 @@ def _parsed(
     if args.prompt is None and len(words) == 1 and rest[-1:] == words:
         args.prompt = rest.pop()
     if rest not in ([], ["--"]):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        is_prompt = args.prompt is not None and not any(word.startswith("-") for word in rest)
+        hint = ": put quotes around a prompt of several words" if is_prompt else ""
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     return args
 
 
@@ -122,7 +130,7 @@ def _with_recipe(
 ) -> argparse.Namespace:
     """The command line, with the recipe of a picture where it says nothing."""
     if args.prompts_file is not None:
-        parser.error("--from_image and --prompts_file: leave one out")
+        parser.error("--from-image and --prompts-file: leave one out")
     nothing = argparse.Namespace(**dict.fromkeys(vars(args)))  # not to be taken for given
     values = vars(_parsed(parser, argv, nothing))
     given = {name: value for name, value in values.items() if value is not None}
@@ -130,9 +138,9 @@ def _with_recipe(
         args = with_recipe(args, given, types((START | GROUPS).values()))
         output = Path(args.output or _default_output(None))
         if output.exists() and output.samefile(args.from_image) and not args.force:
-            raise ValueError(f"{output} is what --from_image reads: name another --output")
+            raise ValueError(f"{output} is what --from-image reads: name another --output")
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        parser.error(said(error))
     return args
 
 

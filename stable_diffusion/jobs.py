@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -61,7 +62,7 @@ class Job:
         most = config.most_clip_skip
         if self.clip_skip > most:
             raise UsageError(
-                f"{self.where}--clip_skip must be from 0 to {most} for this model, "
+                f"{self.where}--clip-skip must be from 0 to {most} for this model, "
                 f"got {self.clip_skip}"
             )
         try:
@@ -131,6 +132,21 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
             for i in range(request.n_images)
         ]
     return jobs
+
+
+def warn_of_no_guidance(jobs: Iterable[Job]) -> None:
+    """Tell of what has no effect on these jobs, suited to a model, as they have no guidance."""
+    unguided = [job for job in jobs if job.cfg <= 1]
+    options = {
+        "--negative_prompt": any(job.negative_prompt for job in unguided),
+        "--guidance-rescale": any(job.guidance_rescale for job in unguided),
+    }
+    if asked := [option for option, is_asked in options.items() if is_asked]:
+        warnings.warn(
+            f"there is no guidance for {' and '.join(asked)} to work through: give --cfg more "
+            "than 1",
+            stacklevel=2,
+        )
 
 
 def batches(jobs: Iterable[Job], size: Callable[[Job], int], n_shares: int = 1) -> list[Batch]:

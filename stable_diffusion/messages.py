@@ -1,4 +1,4 @@
-"""What messages share: "did you mean", values that may be long, sizes."""
+"""What messages share: "did you mean", values that may be long, errors of the system, sizes."""
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -31,6 +31,13 @@ def shown(value: object) -> str:
     """On one line, and not all of what is long."""
     text = " ".join(str(value).split())
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
+
+
+def said(error: Exception) -> str:
+    """What an error says; one of the system's begins with the file, as our own do."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def size(n_bytes: int) -> str:

@@ -14,6 +14,7 @@ from string import Formatter
 import numpy as np
 
 from .image import (
+    FORMATS,
     check_folder,
     check_name,
     check_output,
@@ -25,6 +26,7 @@ from .image import (
     to_uint8,
 )
 from .jobs import Job, UsageError
+from .messages import said
 from .picture import read_picture
 from .progress import say
 from .record import Record
@@ -67,6 +69,11 @@ class Output:
             if is_folder or _fields(args.output):
                 self._name_each(args, jobs, is_folder)
                 self._find_existing()
+            elif args.output and not Path(args.output).suffix:
+                raise ValueError(
+                    f"--output {args.output}: there is no such folder: {args.output}/ makes it; "
+                    f"the name of a picture must end in one of {', '.join(FORMATS)}"
+                )
             elif self._grid is not None:
                 raise ValueError(
                     f"--output {args.output} is a grid already: with --grid give a folder, or a "
@@ -84,7 +91,7 @@ class Output:
             grid = [] if self._grid is None else [Path(self._grid)]
             remove_abandoned([*self._paths.values(), *grid, self.preview])
         except (ValueError, OSError) as error:
-            raise UsageError(error) from None
+            raise UsageError(said(error)) from None
 
     @property
     def is_grid(self) -> bool:

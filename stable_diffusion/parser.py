@@ -2,12 +2,15 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
+from types import MappingProxyType
 from typing import NoReturn
 
-from .messages import did_you_mean
+from .messages import did_you_mean, said
 from .streams import one_line
+
+NOWHERE: Mapping[str, str] = MappingProxyType({})
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,10 +21,16 @@ class Parser(argparse.ArgumentParser):
         description: what the program does.
         epilog: shown as it is, with its own line breaks.
         prog: the program's name, where it is not the script's.
+        elsewhere: options that this program has not, and which one has them.
     """
 
     def __init__(
-        self, positionals: str, description: str, epilog: str = "", prog: str | None = None
+        self,
+        positionals: str,
+        description: str,
+        epilog: str = "",
+        prog: str | None = None,
+        elsewhere: Mapping[str, str] = NOWHERE,
     ):
         super().__init__(
             prog=prog,
@@ -32,6 +41,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             add_help=False,
         )
+        self._elsewhere = elsewhere
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
         """As argparse does, but unknown options are told first: before a prompt is missed."""
@@ -40,6 +50,8 @@ class Parser(argparse.ArgumentParser):
             name = word.partition("=")[0]
             # With a space in it, it is a value to argparse.
             is_option = word.startswith("--") and " " not in word
+            if is_option and name in self._elsewhere:
+                self.error(f"unrecognized arguments: {name}, which is for {self._elsewhere[name]}")
             if is_option and name not in self._option_string_actions:
                 self.error(f"unrecognized arguments: {name}{self._suggest(name)}")
         return super().parse_known_args(args, namespace)
@@ -70,7 +82,7 @@ class Show(argparse.Action):
         try:
             print(self.show())
         except (ValueError, OSError) as error:
-            parser.exit(1, f"error: {one_line(error)}\n")
+            parser.exit(1, f"error: {one_line(said(error))}\n")
         parser.exit()
 
 

@@ -11,7 +11,7 @@ from .jobs import Job, jobs_of
 from .output import Output
 from .progress import say
 from .ranks import Ranks
-from .record import is_made_otherwise
+from .record import Asked
 
 MOST_AT_ONCE = 8  # pictures, where the user does not say; more keep no GPU busier
 
@@ -68,20 +68,23 @@ def make_plan(args: argparse.Namespace, ranks: Ranks) -> Plan:
     if len(missing) < len(jobs):
         say(f"Skipped {len(jobs) - len(missing)} of {len(jobs)} pictures, which exist")
     if output is not None:
-        _warn_of_others([job for job in jobs if output.has(job)], output)
+        _warn_of_others([job for job in jobs if output.has(job)], output, args)
         if not missing:
             output.finish()
     return Plan(missing, drawn_seed, output, batch_size, ranks.least(memory.pixels_at_once()))
 
 
-def _warn_of_others(jobs: Sequence[Job], output: Output) -> None:
-    """Tell of pictures that are skipped though the prompts file has changed since."""
-    others = [output.path(job) for job in jobs if is_made_otherwise(output.path(job), job)]
+def _warn_of_others(jobs: Sequence[Job], output: Output, args: argparse.Namespace) -> None:
+    """Tell of pictures that are skipped though something else is asked for now."""
+    if not jobs:
+        return
+    asked = Asked(args)
+    others = [output.path(job) for job in jobs if asked.is_other(output.path(job), job)]
     if others:
         n = len(others)
         which = f"{others[0]} was" if n == 1 else f"{others[0]} and {n - 1} more were"
         warnings.warn(
-            f"{which} made of another prompt or with other options than are asked for now: delete "
-            "what should be made again, or use --force for all",
+            f"{which} made of another prompt, or with another model or other options, than are "
+            "asked for now: delete what should be made again, or use --force for all",
             stacklevel=2,
         )

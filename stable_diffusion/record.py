@@ -1,6 +1,7 @@
 """What is written into pictures: the recipe of each, and of a grid."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from .hub import Source
 from .jobs import Job
 from .metadata import PARAMETERS, RECIPE, read_texts
+from .models import MODELS
 from .parameters import write_parameters
 from .recipe import Recipe, sha256
 from .version import __version__
@@ -48,41 +50,75 @@ class Record:
         return self.of(first, n_images=len(jobs), n_rows=n_rows)
 
 
-def is_made_otherwise(file: Path, job: Job) -> bool:
-    """Whether a picture says that it is not what this job, as it was asked for, would make."""
-    try:
-        text = read_texts(file).get(RECIPE)
-        recipe = None if text is None else Recipe.from_json(text, str(file))
-    except (ValueError, OSError):
-        return False  # not known
-    names = {field.name for field in fields(Recipe)} & {field.name for field in fields(Job)}
-    asked = {name: getattr(job, name) for name in names if getattr(job, name) is not None}
-    return recipe is not None and any(getattr(recipe, name) != asked[name] for name in asked)
+class Asked:
+    """What a call asks for, before its model is opened; to compare with pictures that are there.
+
+    Whether it is the same commit of a model on the Hub is not known then, and so not asked.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        self._common = _chosen(args)
+        del self._common["image"]  # a file of another name may be the same picture
+        if args.float16 is not None:
+            self._common["float16"] = args.float16
+        self._models, self._vaes = _names(args.model), _names(args.vae)
+
+    def is_other(self, file: Path, job: Job) -> bool:
+        """Whether a picture says that it is not what this job, as it was asked for, would make."""
+        try:
+            text = read_texts(file).get(RECIPE)
+            recipe = None if text is None else Recipe.from_json(text, str(file))
+        except (ValueError, OSError):
+            return False  # not known
+        if recipe is None:
+            return False
+        names = {field.name for field in fields(Recipe)} & {field.name for field in fields(Job)}
+        own = {name: getattr(job, name) for name in names if getattr(job, name) is not None}
+        return (
+            not _names(recipe.model) & self._models
+            or not _names(recipe.vae) & self._vaes
+            or any(getattr(recipe, name) != value for name, value in (own | self._common).items())
+        )
+
+
+def _names(model: str | None) -> set[str | None]:
+    """What a model may be written down as, its commit left out."""
+    if model is None:
+        return {None}
+    repos = MODELS[model].repos if model in MODELS else ()
+    name = os.path.normpath(_without_home(model))  # m, ./m and m/ are one folder
+    return {name, name.partition("@")[0], *repos}
 
 
 def _common(args: argparse.Namespace, source: Source) -> dict[str, Any]:
     """What all pictures of the call have in common."""
     model, revision = source.commit or (_without_home(args.model), None)
-    common = {
+    common = _chosen(args) | {
         "model": model,
         "revision": revision,
-        "prediction_type": args.prediction_type,
-        "lora": tuple(f"{_without_home(file)}:{scale}" for file, scale in args.lora),
-        "lora_sha256": tuple(sha256(file) for file, _ in args.lora),
-        "embedding": tuple(f"{name}={_without_home(file)}" for name, file in args.embedding),
-        "embedding_sha256": tuple(sha256(file) for _, file in args.embedding),
-        "quantize": args.quantize,
         "float16": args.float16,
         "version": __version__,
     }
     if args.vae is not None:
         at = None if source.vae is None else source.vae.commit
         common["vae"] = _without_home(args.vae) if at is None else "@".join(at)
-    if "image" in args:
-        common["fit"] = args.fit or "stretch"
-        common["image"] = Path(args.image_file).name
-        common["image_sha256"] = sha256(args.image_file)
     return common
+
+
+def _chosen(args: argparse.Namespace) -> dict[str, Any]:
+    """What the command line alone says of all pictures."""
+    start = args.image_file if "image" in args else None
+    return {
+        "prediction_type": args.prediction_type,
+        "lora": tuple(f"{_without_home(file)}:{scale}" for file, scale in args.lora),
+        "lora_sha256": tuple(sha256(file) for file, _ in args.lora),
+        "embedding": tuple(f"{name}={_without_home(file)}" for name, file in args.embedding),
+        "embedding_sha256": tuple(sha256(file) for _, file in args.embedding),
+        "quantize": args.quantize,
+        "fit": None if start is None else args.fit or "stretch",
+        "image": None if start is None else Path(start).name,
+        "image_sha256": None if start is None else sha256(start),
+    }
 
 
 def _without_home(path: str | Path) -> str:

@@ -20,7 +20,8 @@ from .config import ModelConfig
 from .hub import announcements
 from .image import to_uint8
 from .interrupt import interruptible, status_of
-from .jobs import Batch, UsageError, batches
+from .jobs import Batch, UsageError, batches, warn_of_no_guidance
+from .messages import said
 from .model_io import Source
 from .pipeline import Denoising, StableDiffusion, load_model_config, open_model, pipeline_class
 from .plan import Plan, make_plan
@@ -80,7 +81,7 @@ def exit_status(work: Callable[[], None]) -> int:
     except UsageError as error:
         return _fail(error, WRONG_USAGE)
     except (ValueError, OSError) as error:
-        return _fail(error, FAILED)
+        return _fail(said(error), FAILED)
     except RankError as error:
         return error.status  # that rank says why
     except MemoryError:
@@ -128,6 +129,7 @@ def _make_all(
     jobs = [job.suited_to(config) for job in plan.jobs]
     if plan.drawn_seed is not None:
         say(f"Seed: {plan.drawn_seed}")
+    warn_of_no_guidance(jobs)
 
     if plan.output is not None:
         plan.output.check_sizes(jobs)

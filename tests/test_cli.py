@@ -13,6 +13,7 @@ from ours import ROOT
 from PIL import Image
 
 from stable_diffusion import cli
+from stable_diffusion.convert import _parser as convert_parser
 from stable_diffusion.metadata import RECIPE, save_options
 from stable_diffusion.options import GROUPS, START
 from stable_diffusion.recipe import Recipe
@@ -156,6 +157,20 @@ def test_did_you_mean(capsys, words, meant):
     assert error.count("\n") == 2  # usage, and this
     assert error.endswith(f": did you mean {meant}?\n" if meant else "\n")
     assert meant or "did you mean" not in error
+
+
+def test_messages_spell_options_as_the_help_does():
+    known = set()
+    for parser in (*(make() for make in PARSERS.values()), convert_parser()):
+        known |= {
+            next(name for name in action.option_strings if name.startswith("--"))
+            for _, action in options(parser)
+            if action.option_strings
+        }
+    sentences = "\n".join(line for line in templates().splitlines() if " " in line)
+    spelt = set(re.findall(r"(?<![\w-])--[a-z][\w-]*[a-z0-9](?![\w-])", sentences))
+    assert spelt >= {"--from-image", "--n_rows", "--unet-bits"}
+    assert spelt - known == {"--like_this", "--like-this"}  # of a docstring
 
 
 def test_prompts_are_no_options(folder):

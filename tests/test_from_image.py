@@ -230,7 +230,7 @@ def test_files_that_have_changed(folder, tmp_path, monkeypatch, capsys):
         ({"seed": -1}, "the recipe's seed: must be from 0 to"),
         ({"sampler": "\n" * 999}, "the recipe's sampler: invalid choice"),
         ({"sampler": "ddim", "schedule": "karras"}, "sampler ddim has no schedule 'karras'"),
-        ({"clip_skip": 99}, "--clip_skip must be from 0 to 2 for this model"),
+        ({"clip_skip": 99}, "--clip-skip must be from 0 to 2 for this model"),
         ({"lora": ["a.safetensors:nan"]}, "the recipe's lora: no such LoRA file"),
         ({"embedding": ["x"]}, "the recipe's embedding: must be NAME=FILE, got 'x'"),
         ({"fit": "crop", "model": "/nowhere"}, "there is no folder /nowhere"),
@@ -254,9 +254,9 @@ def test_recipes_that_cannot_be(tmp_path, capsys, changes, message):
 def test_what_does_not_go_together(tmp_path, capsys):
     file = with_recipe(tmp_path / "made.png")
     line = usage_error(capsys, "--from-image", file, "--prompts-file", "x.txt")
-    assert "--from_image and --prompts_file: leave one out" in line
+    assert "--from-image and --prompts-file: leave one out" in line
     line = usage_error(capsys, "--from-image", file, "--output", file)
-    assert "made.png is what --from_image reads: name another --output" in line
+    assert "made.png is what --from-image reads: name another --output" in line
     assert "No such file" in usage_error(capsys, "--from-image", tmp_path / "nothing.png")
     assert "--fit needs --width and --height" in usage_error(capsys, "x", "--fit=pad", start=file)
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from oracle import psnr
 from ours import ROOT
 from PIL import Image
@@ -15,7 +16,7 @@ from PIL import Image
 import image2image
 import txt2image
 from stable_diffusion import memory
-from stable_diffusion.jobs import Job, batches
+from stable_diffusion.jobs import Job, batches, warn_of_no_guidance
 from stable_diffusion.plan import Plan
 
 SAME = 50  # dB
@@ -42,6 +43,29 @@ def test_long_prompts_are_alone():
     """Beside a longer one they would get more windows than by themselves."""
     jobs = [replace(JOB, long_prompt=True, prompt=p, seed=i) for i, p in enumerate("aba")]
     assert shares(jobs, 8) == [[0, 2], [1]]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"negative_prompt": "x", "cfg": 1.0}, "--negative_prompt"),
+        ({"guidance_rescale": 0.7, "cfg": 0.0}, "--guidance-rescale"),
+        (
+            {"negative_prompt": "x", "guidance_rescale": 0.7, "cfg": 0.0},
+            "--negative_prompt and --guidance-rescale",
+        ),
+        ({"negative_prompt": "x", "guidance_rescale": 0.7, "cfg": 1.1}, None),
+        ({"cfg": 0.0}, None),
+    ],
+)
+def test_what_needs_guidance(recwarn, options, said):
+    warn_of_no_guidance([replace(JOB, cfg=7.5, negative_prompt="y"), replace(JOB, **options)])
+    warned = [str(warning.message) for warning in recwarn]
+    assert warned == (
+        []
+        if said is None
+        else [f"there is no guidance for {said} to work through: give --cfg more than 1"]
+    )
 
 
 def test_memory_decides_how_many_at_once(monkeypatch):
@@ -117,6 +141,8 @@ def test_a_prompts_file_that_was_changed(tmp_path, capsys):
     error = capsys.readouterr().err
     assert f"warning: {folder / '0002.png'} was made of another prompt" in error
     assert txt2image.main([*arguments, "--cfg=3"]) == 0
+    assert "0001.png and 1 more were made of another" in capsys.readouterr().err
+    assert txt2image.main([*arguments, "--quantize"]) == 0
     assert "0001.png and 1 more were made of another" in capsys.readouterr().err
 
 

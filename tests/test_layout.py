@@ -23,8 +23,8 @@ MAY_IMPORT = {
     "blas": set(),
     "bpe": {"regex"},
     "cli": {
-        *("diffusion_config", "from_image", "image", "jobs", "options", "parser", "progress"),
-        *("prompts_file", "numpy"),
+        *("diffusion_config", "from_image", "image", "jobs", "messages", "options", "parser"),
+        *("progress", "prompts_file", "numpy"),
     },
     "clip": {"config", "cpu", "layers", "mlx"},
     "conditioning": {"clip", "config", "prompt", "tokenizer", "mlx"},
@@ -67,7 +67,7 @@ MAY_IMPORT = {
     "normalize": {"regex"},
     "options": {"about", "diffusion_config", "image", "models", "parser", "values"},
     "original": {"header", "weights"},
-    "output": {"image", "jobs", "picture", "progress", "record", "numpy"},
+    "output": {"image", "jobs", "messages", "picture", "progress", "record", "numpy"},
     "parameters": {"models", "recipe"},
     "parser": {"messages", "streams"},
     "pipeline": {
@@ -86,10 +86,10 @@ MAY_IMPORT = {
     "quantize": {"quantization", "mlx"},
     "ranks": {"mlx", "numpy"},
     "recipe": {"messages", "strict"},
-    "record": {"hub", "jobs", "metadata", "parameters", "recipe", "version"},
+    "record": {"hub", "jobs", "metadata", "models", "parameters", "recipe", "version"},
     "run": {
-        *("config", "finite", "hub", "image", "interrupt", "jobs", "memory", "model_io"),
-        *("pipeline", "plan", "preview", "progress", "ranks", "record", "sampler"),
+        *("config", "finite", "hub", "image", "interrupt", "jobs", "memory", "messages"),
+        *("model_io", "pipeline", "plan", "preview", "progress", "ranks", "record", "sampler"),
         *("streams", "weight_files", "mlx", "numpy"),
     },
     "sampler": {"diffusion_config", "schedule", "mlx"},

@@ -3,7 +3,7 @@
 import pytest
 
 from stable_diffusion.diffusion_config import SAMPLERS
-from stable_diffusion.messages import MOST_SHOWN, did_you_mean, shown, size
+from stable_diffusion.messages import MOST_SHOWN, did_you_mean, said, shown, size
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,20 @@ def test_values_on_one_line():
 
 
 @pytest.mark.parametrize(
-    ("n_bytes", "said"),
+    ("error", "line"),
+    [
+        (FileNotFoundError(2, "No such file", "a.png"), "a.png: No such file"),
+        (OSError(28, "No space left"), "[Errno 28] No space left"),
+        (OSError("a.png: cannot be written"), "a.png: cannot be written"),
+        (ValueError("3 is no name"), "3 is no name"),
+    ],
+)
+def test_errors(error, line):
+    assert said(error) == line
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "words"),
     [
         (0, "0.0 MB"),
         (480_000, "0.5 MB"),
@@ -49,5 +62,5 @@ def test_values_on_one_line():
         (6_940_000_000, "6.9 GB"),
     ],
 )
-def test_sizes(n_bytes, said):
-    assert size(n_bytes) == said
+def test_sizes(n_bytes, words):
+    assert size(n_bytes) == words

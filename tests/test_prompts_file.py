@@ -133,10 +133,10 @@ def test_a_file_that_never_ends(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "a prompt is required, or --prompts_file, and not both"),
-        (["a", "--prompts-file", "p.txt"], "and not both"),
-        (["--prompts-file", "nowhere.txt"], "No such file or directory: 'nowhere.txt'"),
-        (["--prompts-file", "."], "Is a directory"),
+        ([], "a prompt is required, or --prompts-file, or --from-image"),
+        (["a", "--prompts-file", "p.txt"], "the prompt 'a' and --prompts-file: leave one out"),
+        (["--prompts-file", "nowhere.txt"], "error: nowhere.txt: No such file or directory"),
+        (["--prompts-file", "."], "error: .: Is a directory"),
     ],
 )
 def test_wrong_usage(capsys, arguments, message):

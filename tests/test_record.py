@@ -3,14 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stable_diffusion import cli
 from stable_diffusion.hub import BareVae, Repository, Source
+from stable_diffusion.image import save_image
 from stable_diffusion.jobs import Job
 from stable_diffusion.metadata import PARAMETERS, RECIPE
 from stable_diffusion.recipe import Recipe
-from stable_diffusion.record import Record, Texts
+from stable_diffusion.record import Asked, Record, Texts
 
 COMMIT = "0123456789abcdef"
 JOB = Job("a cat", seed=3, width=64, height=64, steps=2, cfg=2.0, sampler="ddim")
@@ -60,3 +62,44 @@ def test_grids():
     assert record(source).of_grid([*jobs[:3], replace(jobs[3], prompt="a dog")], 2) == {}
     assert record(source).of_grid([*jobs[:3], replace(jobs[3], seed=9)], 2) == {}
     assert record(source, "--no-metadata").of_grid(jobs, 2) == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "is_other"),
+    [
+        ([], False),
+        (["--model=sdxl@main", "--model=sdxl"], False),
+        (["--model=stabilityai/sdxl-turbo@main"], False),
+        (["--vae=org/vae"], False),
+        (["--lora=./a.safetensors:0.5"], False),
+        (["--no-float16"], False),
+        (["--model=sd"], True),
+        (["--model=./sdxl"], True),
+        (["--vae=org/other"], True),
+        (["--lora=a.safetensors:1"], True),
+        (["--lora=a.safetensors:0.5", "--lora=a.safetensors:0.5"], True),
+        (["--embedding=<a>=a.safetensors"], True),
+        (["--quantize"], True),
+        (["--float16"], True),
+        (["--prediction-type=epsilon"], True),
+    ],
+)
+def test_pictures_that_are_made_otherwise(tmp_path, monkeypatch, options, is_other):
+    """Than is asked for: by the command line, or by the job."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.safetensors").write_bytes(b"a")
+    source = on_the_hub("stabilityai/sdxl-turbo")
+    source.vae = BareVae(on_the_hub("org/vae"))
+    usual = ["--model=sdxl", "--vae=org/vae", "--lora=a.safetensors:0.5"]
+    save_image("made.png", np.zeros((64, 64, 3), np.uint8), record(source, *usual).of(JOB))
+
+    parser = cli.txt2image_parser()
+    if any(option.startswith("--lora") for option in options):
+        usual.pop()  # they add up
+    asked = Asked(parser.parse_args(["a cat", *usual, *options]))
+    assert asked.is_other(Path("made.png"), JOB) is is_other
+    if not is_other:
+        assert asked.is_other(Path("made.png"), replace(JOB, prompt="a dog"))
+        assert not asked.is_other(Path("made.png"), replace(JOB, steps=None, sampler=None))
+        Path("a.safetensors").write_bytes(b"b")  # trained on, under the same name
+        assert Asked(parser.parse_args(["a cat", *usual, *options])).is_other(Path("made.png"), JOB)
