@@ -32,9 +32,10 @@ def error(ours: mx.array, exact: np.ndarray | torch.Tensor) -> float:
 
 @pytest.fixture
 def small_strips(monkeypatch):
-    """Many strips and Winograd's method even for tiny pictures."""
+    """Many strips, rows for every core, and Winograd's method even for tiny pictures."""
     for module in (cpu, cpu_conv):
         monkeypatch.setattr(module, "STRIP", 2**9)
+    monkeypatch.setattr(cpu, "MIN_ROWS", 1)
     monkeypatch.setattr(cpu_conv, "MIN_TILES", 0)
     monkeypatch.setattr(cpu_conv, "MIN_CHANNELS", 8)
 
@@ -175,6 +176,16 @@ def test_without_a_compiler():
     done = python("-c", code, PATH="/nowhere", TMPDIR="/nowhere")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("[0.7310")
+
+
+def test_rows_in_parts():
+    """Each core gets rows where that pays; float32 weights pay sooner than those to be widened."""
+    enough = cpu.CORES * cpu.MIN_ROWS
+    x = mx.array(normal(2, enough // 2, 8))
+    assert len(cpu.row_parts(x)) == cpu.CORES
+    assert mx.array_equal(mx.concatenate(cpu.row_parts(x), axis=1), x)
+    assert len(cpu.row_parts(x[:, cpu.CORES :])) == len(cpu.row_parts(x, is_wide=False)) == 1
+    assert cpu.share([lambda: len(cpu.row_parts(x))] * 2) == [1, 1]  # is shared out already
 
 
 def test_all_cores_work():
