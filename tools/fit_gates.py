@@ -34,13 +34,18 @@ def fit(
         denominator = 1 + powers[:, 1 : below + 1] @ solution[above + 1 :]
         error = matters * abs(powers[:, : above + 1] @ solution[: above + 1] / denominator - target)
         best = min(best, (error.max(), solution), key=lambda found: found[0])
-        weight = weight * (error / error.max() + 0.01) ** 0.3
-        weight /= weight.max()
+        weight = reweighted(weight, error)
     error, solution = best
     unscale = limit ** (-2.0 * np.arange(max(above, below) + 1))
     p = solution[: above + 1] * unscale[: above + 1]
     q = np.concatenate([[1.0], solution[above + 1 :]]) * unscale[: below + 1]
     return float(error), p, q
+
+
+def reweighted(weight: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """More weight where the error is large."""
+    weight = weight * (error / error.max() + 0.01) ** 0.3
+    return weight / weight.max()
 
 
 def fit_exponential(degree: int) -> tuple[float, np.ndarray]:
@@ -53,8 +58,7 @@ def fit_exponential(degree: int) -> tuple[float, np.ndarray]:
         solution = np.linalg.lstsq(columns * weight[:, None], target * weight, rcond=None)[0]
         error = abs(columns @ solution - target)
         best = min(best, (error.max(), solution), key=lambda found: found[0])
-        weight = weight * (error / error.max() + 0.01) ** 0.3
-        weight /= weight.max()
+        weight = reweighted(weight, error)
     return float(best[0]), np.concatenate([[1.0], best[1]])
 
 
