@@ -10,6 +10,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from . import cpu
+from .cpu_attention import attention
 from .cpu_conv import conv3x3
 
 Activation = Callable[[mx.array], mx.array]
@@ -49,7 +50,7 @@ def attend(queries: mx.array, keys: mx.array, values: mx.array, causal: bool = F
     """
     scale = queries.shape[-1] ** -0.5
     if cpu.serves(queries):
-        return cpu.attention(queries, keys, values, scale, causal)
+        return attention(queries, keys, values, scale, causal)
     mask = "causal" if causal else None
     return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
 

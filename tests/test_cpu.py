@@ -11,7 +11,7 @@ import pytest
 import torch
 from ours import python
 
-from stable_diffusion import cpu, cpu_conv
+from stable_diffusion import cpu, cpu_attention, cpu_conv
 from stable_diffusion.layers import Conv3x3, GroupNorm, Linear, QuantizedLinear
 
 pytestmark = pytest.mark.skipif(not cpu.is_used(), reason="only a Linux CPU needs it")
@@ -33,7 +33,7 @@ def error(ours: mx.array, exact: np.ndarray | torch.Tensor) -> float:
 @pytest.fixture
 def small_strips(monkeypatch):
     """Many strips, rows for every core, and Winograd's method even for tiny pictures."""
-    for module in (cpu, cpu_conv):
+    for module in (cpu, cpu_attention, cpu_conv):
         monkeypatch.setattr(module, "STRIP", 2**9)
     monkeypatch.setattr(cpu, "MIN_ROWS", 1)
     monkeypatch.setattr(cpu_conv, "MIN_TILES", 0)
@@ -75,13 +75,13 @@ def test_attention(small_strips, heads, length, n_keys, width, scale, causal):
     exact = torch.nn.functional.scaled_dot_product_attention(
         *(torch.tensor(a, dtype=torch.float64) for a in (q, k, v)), scale=scale, is_causal=causal
     )
-    ours = cpu.attention(*map(mx.array, (q, k, v)), scale, causal)
+    ours = cpu_attention.attention(*map(mx.array, (q, k, v)), scale, causal)
     assert error(ours, exact) < (3e-6 if scale < 1 else 1e-5)  # scores reach ±150 at scale 5
 
 
 def test_attention_with_scores_that_would_overflow():
     q, k, v = (mx.array(30 * normal(1, 1, 64, 64, seed=i)) for i in range(3))
-    ours = cpu.attention(q, k, v, 1.0)
+    ours = cpu_attention.attention(q, k, v, 1.0)
     assert mx.isfinite(ours).all()
     best = np.array((q @ k.swapaxes(2, 3)).argmax(-1))[0, 0]
     assert np.allclose(np.array(ours)[0, 0], np.array(v)[0, 0][best], atol=1e-3)
