@@ -101,7 +101,7 @@ MAY_IMPORT = {
     "textual_inversion": {"clip", "header", "hub", "tokenizer", "weights", "mlx"},
     "tiling": {"layers", "vae", "mlx"},
     "tokenizer": {"bpe", "normalize", "strict", "regex"},
-    "unet": {"config", "layers", "mlx", "numpy"},
+    "unet": {"config", "cpu", "layers", "mlx", "numpy"},
     "unsupported": {"config"},
     "vae": {"config", "layers", "mlx"},
     "values": {"messages"},
