@@ -1,6 +1,7 @@
 """What is written into pictures: the recipe of each, and of a grid."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -87,6 +88,6 @@ def _common(args: argparse.Namespace, source: Source) -> dict[str, Any]:
 
 def _without_home(path: str | Path) -> str:
     """A name or path, with the user's own folder, which has their name, written `~`."""
-    home = Path.home()
+    home = os.path.expanduser("~")  # `Path.home` raises where a user has none, as in containers
     path = str(path)
     return str(Path("~", Path(path).relative_to(home))) if Path(path).is_relative_to(home) else path
