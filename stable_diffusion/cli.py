@@ -77,6 +77,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> arg
     Wrong usage ends the program with status 2, before any model is loaded.
     """
     args = _parsed(parser, argv)
+    args.image_file = None
     if args.from_image is not None:
         args = _with_recipe(parser, args, argv)
     if args.prompt is None and args.prompts_file is None:
@@ -136,9 +137,6 @@ def _with_recipe(
     given = {name: value for name, value in values.items() if value is not None}
     try:
         args = with_recipe(args, given, types((START | GROUPS).values()))
-        output = Path(args.output or _default_output(None))
-        if output.exists() and output.samefile(args.from_image) and not args.force:
-            raise ValueError(f"{output} is what --from-image reads: name another --output")
     except (ValueError, OSError) as error:
         parser.error(said(error))
     return args

@@ -4,15 +4,17 @@ Its format: https://huggingface.co/docs/safetensors/index#format. It is held to 
 to see the file: every tensor inside, none over another, no byte over.
 """
 
-import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .strict import parse_json, require
 
-MAX_HEADER = 100_000_000  # bytes; the format allows no more
+MAX_HEADER = 20_000_000  # bytes; the format allows 100 MB, which would take GB as Python's objects
+MOST_TENSORS = 50_000  # of a file; those of the models here have some thousands
+MOST_COUNTED = 1001  # layers of a kind: one more than any config may have
 LONGEST_NAME = 500  # of a tensor; those of the models here have 100
 LONGEST_SIDE = 2**31 - 1  # of a tensor, in MLX
 BYTES = {
@@ -62,6 +64,8 @@ class Header:
             content = parse_json(content)
             require(isinstance(content, dict), "its header is no JSON object")
             self.metadata = _metadata(content.pop("__metadata__", None))
+            n = len(content)
+            require(n <= MOST_TENSORS, f"it has {n} tensors, more than {MOST_TENSORS}")
             self.tensors = {key: _tensor(key, entry) for key, entry in content.items()}
             end = _end(self.tensors)
         except ValueError as error:
@@ -70,6 +74,7 @@ class Header:
         over = size - (8 + length + end)
         require(over == 0, self._unreadable(f"{over} bytes at its end belong to no tensor"))
         self.shapes = {key: tensor.shape for key, tensor in self.tensors.items()}
+        self._sorted = sorted(self.shapes)
         kinds = {tensor.kind for tensor in self.tensors.values()}
         if eight_bits := sorted(kind for kind in kinds if kind.startswith("F8")):
             raise ValueError(
@@ -79,11 +84,13 @@ class Header:
 
     def has(self, start: str) -> bool:
         """Whether there are keys that begin so."""
-        return any(key.startswith(start) for key in self.shapes)
+        at = bisect_left(self._sorted, start)
+        return at < len(self._sorted) and self._sorted[at].startswith(start)
 
     def count(self, key: str) -> int:
-        """How many keys there are for {} = 0, 1, …"""
-        return next(i for i in itertools.count() if key.format(i) not in self.shapes)
+        """How many keys there are for {} = 0, 1, …; `MOST_COUNTED` where there are more."""
+        found = (i for i in range(MOST_COUNTED) if key.format(i) not in self.shapes)
+        return next(found, MOST_COUNTED)
 
     def size(self, key: str, axis: int) -> int:
         """The length of a tensor along an axis.

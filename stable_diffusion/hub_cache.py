@@ -5,6 +5,7 @@ commit, and `snapshots/COMMIT/` with the files, most of them links
 (https://huggingface.co/docs/huggingface_hub/guides/manage-cache).
 """
 
+import os
 from pathlib import Path
 
 PREFIX = "models--"
@@ -14,7 +15,7 @@ def folder() -> Path:
     """The cache, there or not."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    return Path(HF_HUB_CACHE).expanduser().resolve()
+    return Path(os.path.expanduser(HF_HUB_CACHE)).resolve()
 
 
 def snapshot(repo: str, revision: str) -> Path:

@@ -50,7 +50,7 @@ def _exif(texts: Mapping[str, str]) -> bytes:
         tags[ExifTags.Base.UserComment] = UNICODE + comment
     while tags:
         exif = Image.Exif()
-        exif.get_ifd(ExifTags.IFD.Exif).update(tags)
+        exif[ExifTags.IFD.Exif] = tags  # what `get_ifd` gives, Pillow before 11.3 does not write
         if len(content := exif.tobytes()) <= MOST_EXIF:
             return content
         tags.popitem()

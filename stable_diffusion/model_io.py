@@ -92,7 +92,7 @@ def _open_vae(key: Key) -> Source:
 
 def _as_file(key: str | os.PathLike[str]) -> Path | None:
     """The single file that `key` means, there or not; None where it is no file's name."""
-    file = Path(os.fspath(key)).expanduser()
+    file = Path(os.path.expanduser(key))
     if key in MODELS or file.is_dir():
         return None
     return file if file.is_file() or file.suffix in SUFFIXES else None

@@ -43,7 +43,8 @@ class Output:
 
     Args:
         args: the command line: `output`, `grid`, `n_rows`, `force`, `model`, and whether there is
-            a `prompts_file`, of which the pictures that exist are left as they are.
+            a `prompts_file`, of which the pictures that exist are left as they are; `preview`, and
+            the `image_file` and `from_image` that are read, None where there are none.
         jobs: all pictures that are asked for.
 
     Raises:
@@ -88,8 +89,9 @@ class Output:
                 self._grid = args.output
             if self._grid is not None:
                 self._check_grid(jobs)
-            grid = [] if self._grid is None else [Path(self._grid)]
-            remove_abandoned([*self._paths.values(), *grid, self.preview])
+            written = [*self._paths.values(), *([] if self._grid is None else [Path(self._grid)])]
+            self._check_others(args, written)
+            remove_abandoned([*written, self.preview])
         except (ValueError, OSError) as error:
             raise UsageError(said(error)) from None
 
@@ -215,6 +217,24 @@ class Output:
         if Path(self._grid) in self._paths.values():
             raise ValueError(f"--grid {self._grid} is the file of a picture, too")
 
+    def _check_others(self, args: argparse.Namespace, written: Sequence[Path]) -> None:
+        """Raise ValueError where a picture that is read, or made, would be written over."""
+        read = {
+            "the picture to start from": args.image_file,
+            "what --from-image reads": args.from_image,
+        }
+        for what, file in read.items():
+            if file is None:
+                continue
+            for path in () if self._overwrites else written:
+                if _are_same(path, file):
+                    raise ValueError(f"{path} is {what}: name another --output, or use --force")
+            if args.preview is not None and _are_same(self.preview, file):
+                raise ValueError(f"the --preview would be written over {file}, which is {what}")
+        names = {str(path).casefold() for path in written}
+        if args.preview is not None and str(self.preview).casefold() in names:
+            raise ValueError(f"{self.preview} is the file of the --preview: name the picture else")
+
     def _write(self, job: Job, image: np.ndarray) -> None:
         """Write a picture to its file; where another program made that meanwhile, beside it."""
         path = self._paths[job.index]
@@ -240,6 +260,11 @@ class Output:
         if self._is_numbered:
             return path.with_name(f"{_last_number(path.parent) + 1:0{DIGITS}}{path.suffix}")
         return path.with_stem(f"{path.stem}-{attempt}")
+
+
+def _are_same(path: Path, file: str) -> bool:
+    """Whether two names are of one file that is there."""
+    return path.exists() and path.samefile(file)
 
 
 def _inside(job: Job) -> str:

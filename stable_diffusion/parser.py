@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from types import MappingProxyType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .messages import did_you_mean, said
 from .streams import one_line
@@ -55,6 +55,14 @@ class Parser(argparse.ArgumentParser):
             if is_option and name not in self._option_string_actions:
                 self.error(f"unrecognized arguments: {name}{self._suggest(name)}")
         return super().parse_known_args(args, namespace)
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """As argparse does; but `--like-this=--` has a value, which it loses before Python 3.13."""
+        if action.option_strings and action.nargs is None and arg_strings == ["--"]:
+            value = self._get_value(action, "--")
+            self._check_value(action, value)
+            return value
+        return super()._get_values(action, arg_strings)
 
     def error(self, message: str) -> NoReturn:
         """Usage, one line that says what is wrong, and the end."""

@@ -3,11 +3,12 @@
 import argparse
 import hashlib
 import json
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from io import StringIO
+from itertools import islice
 from typing import Any
 
 from .messages import did_you_mean, shown
@@ -16,6 +17,7 @@ from .strict import parse_json
 STANDARD_INPUT = "-"
 SEED_BYTES = 4
 MOST_BYTES = 100_000_000  # of a file: a device may never end
+MOST_PICTURES = 100_000  # of a file, as many as --n_images may be
 
 Types = dict[str, Callable[[str], Any]]
 
@@ -58,6 +60,8 @@ def read_requests(args: argparse.Namespace, types: Types) -> list[argparse.Names
             n_same[request.prompt] += 1
             request.seed = _seed_of(text) if args.seed is None else args.seed + n_pictures
         n_pictures += request.n_images
+        if n_pictures > MOST_PICTURES:
+            raise ValueError(f"{where}more than {MOST_PICTURES} pictures are asked for: split it")
         requests.append(request)
     return requests
 
@@ -75,8 +79,10 @@ def _lines(file: str) -> list[tuple[int, str]]:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: is not UTF-8 text (byte {error.start})") from None
-    lines = enumerate((line.strip() for line in re.split(r"\r\n|\r|\n", text)), start=1)
-    return [(number, line) for number, line in lines if line and not line.startswith("#")]
+    # `StringIO` splits at \r\n, \r and \n, and nowhere else.
+    lines = enumerate((line.strip() for line in StringIO(text, newline=None)), start=1)
+    counting = ((number, line) for number, line in lines if line and not line.startswith("#"))
+    return list(islice(counting, MOST_PICTURES + 1))  # one too many is told of, all are not held
 
 
 def _seed_of(text: str) -> int:

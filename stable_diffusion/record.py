@@ -123,6 +123,6 @@ def _chosen(args: argparse.Namespace) -> dict[str, Any]:
 
 def _without_home(path: str | Path) -> str:
     """A name or path, with the user's own folder, which has their name, written `~`."""
-    home = Path.home()
+    home = os.path.expanduser("~")  # `Path.home` raises where a user has none, as in containers
     path = str(path)
     return str(Path("~", Path(path).relative_to(home))) if Path(path).is_relative_to(home) else path

@@ -18,7 +18,7 @@ from .original import (
     tell_vae,
 )
 from .unsupported import refuse_keys
-from .weights import Layout
+from .weights import Layout, listed
 
 TOKENIZER = Path(__file__).parent / "tiny" / "tokenizer"  # CLIP's vocabulary, the same for all
 SUFFIXES = (".safetensors", ".ckpt")  # of names that mean a file, be it there or not
@@ -163,7 +163,7 @@ def open_single_file(name: str, file: Path) -> SingleFile:
         model.add("vae", {**config, "scaling_factor": family.scaling_factor}, layout)
     roots = tuple(layout.root for layout in model.layouts.values())
     if strays := [key for key in header.shapes if not key.startswith((*roots, *LEFTOVERS))]:
-        raise ValueError(f"{name}, told to be {family.name}: not expected: {', '.join(strays)}")
+        raise ValueError(f"{name}, told to be {family.name}: not expected: {listed(strays)}")
     return model
 
 

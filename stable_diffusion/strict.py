@@ -81,7 +81,7 @@ def _is_of_kind(value: Any, kind: Any) -> bool:
     return type(value) is kind  # `isinstance` would take True for an integer
 
 
-MAX_JSON = 100_000_000  # bytes of a file; a vocabulary has a few million
+MAX_JSON = 20_000_000  # bytes of a file; a vocabulary has a few million
 DEEPEST = 100  # lists and objects in one another; a tokenizer has five
 LARGEST_INTEGER = 10**36  # a little less than what float32 holds; transformers writes 10**30
 

@@ -1,6 +1,7 @@
 """What the values of options may be: types for argparse, each with one clear message."""
 
 import argparse
+import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
@@ -43,12 +44,9 @@ def one_of(known: Collection[str]) -> Callable[[str], str]:
 def lora(text: str) -> tuple[Path, float]:
     """`FILE` or `FILE:SCALE`: a file that is there, and a scale, which may be negative."""
     file, colon, scale = text.rpartition(":")
-    if not colon or Path(text).expanduser().is_file():
+    if not colon or os.path.isfile(os.path.expanduser(text)):
         file, scale = text, "1"
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise argparse.ArgumentTypeError(f"no such LoRA file: {file}")
-    return path, number(float, -100, 100)(scale)
+    return _file(file, "LoRA"), number(float, -100, 100)(scale)
 
 
 def embedding(text: str) -> tuple[str, Path]:
@@ -56,7 +54,12 @@ def embedding(text: str) -> tuple[str, Path]:
     name, _, file = text.partition("=")
     if not name or not file:
         raise argparse.ArgumentTypeError(f"must be NAME=FILE, got {text!r}")
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise argparse.ArgumentTypeError(f"no such embedding file: {file}")
-    return name, path
+    return name, _file(file, "embedding")
+
+
+def _file(text: str, what: str) -> Path:
+    """A file that is there; `Path`'s own methods raise for long names, and for `~nobody`."""
+    path = os.path.expanduser(text)
+    if not os.path.isfile(path):
+        raise argparse.ArgumentTypeError(f"no such {what} file: {text}")
+    return Path(path)

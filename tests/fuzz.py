@@ -77,7 +77,7 @@ def _outcomes(attack: Attack, n: int, first: int) -> Iterator[tuple[Outcome, str
             if not started:
                 raise RuntimeError("the worker did not start")
             while seed < end:
-                if not ours.poll(HANG):
+                if not _is_ready(ours):
                     yield Outcome.HANG, "killed"
                     seed += 1
                     break
@@ -94,6 +94,11 @@ def _outcomes(attack: Attack, n: int, first: int) -> Iterator[tuple[Outcome, str
             worker.kill()
             worker.join()
             ours.close()
+
+
+def _is_ready(connection: Connection) -> bool:
+    """Whether something comes within `HANG`; second by second, for a machine may be suspended."""
+    return any(connection.poll(1) for _ in range(HANG))
 
 
 def _work(to: Connection, name: str, first: int, end: int) -> None:

@@ -178,6 +178,23 @@ def test_prompts_are_no_options(folder):
     assert parse("txt2image.py", ["--", "--step"], folder).prompt == "--step"
 
 
+def test_values_that_look_like_the_end_of_options(folder):
+    """Python's own parser loses them before 3.13."""
+    args = parse("txt2image.py", ["--negative_prompt=--", "--output=--", "a"], folder)
+    assert (args.prompt, args.negative_prompt) == ("a", "--")
+    with pytest.raises(SystemExit):
+        cli.parse(cli.txt2image_parser(), ["--steps=--", "a"])
+
+
+@pytest.mark.parametrize("option", ["--lora={}", "--embedding=x={}", "--lora={}:1"])
+@pytest.mark.parametrize("name", ["x" * 999, "~nosuch/x", "a\0b", "/dev/zero"])
+def test_files_that_cannot_be(capsys, option, name):
+    with pytest.raises(SystemExit) as stopped:
+        cli.parse(cli.txt2image_parser(), ["a", option.format(name)])
+    assert stopped.value.code == 2
+    assert "error: argument" in (said := capsys.readouterr().err) and "no such" in said
+
+
 # --- the README ----------------------------------------------------------------------------------
 
 

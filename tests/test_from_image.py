@@ -255,8 +255,6 @@ def test_what_does_not_go_together(tmp_path, capsys):
     file = with_recipe(tmp_path / "made.png")
     line = usage_error(capsys, "--from-image", file, "--prompts-file", "x.txt")
     assert "--from-image and --prompts-file: leave one out" in line
-    line = usage_error(capsys, "--from-image", file, "--output", file)
-    assert "made.png is what --from-image reads: name another --output" in line
     assert "No such file" in usage_error(capsys, "--from-image", tmp_path / "nothing.png")
     assert "--fit needs --width and --height" in usage_error(capsys, "x", "--fit=pad", start=file)
 

@@ -4,6 +4,7 @@ import json
 import os
 import struct
 from pathlib import Path
+from time import process_time
 
 import mlx.core as mx
 import numpy as np
@@ -12,7 +13,7 @@ from ours import python
 from safetensors.numpy import save
 
 from stable_diffusion import hub
-from stable_diffusion.header import MAX_HEADER, Header
+from stable_diffusion.header import MAX_HEADER, MOST_COUNTED, Header
 from stable_diffusion.model_io import load_autoencoder
 from stable_diffusion.weights import not_finite, read_safetensors
 
@@ -73,6 +74,7 @@ CASES = {
     "long name": (file_of({"a" * 501: GOOD["a"]}), "is no tensor's name"),
     "metadata": (file_of({"__metadata__": {"a": 1}, **GOOD}), "its metadata are not texts"),
     "metadata text": (file_of({"__metadata__": "a", **GOOD}), "its metadata are not texts"),
+    "tensors": (file_of({str(i): {} for i in range(50_001)}), "50001 tensors, more than"),
     "float64": (file_of(one(dtype="F64", shape=[1])), "has float64"),
     "8 bits": (file_of(one(dtype="F8_E5M2", shape=[8])), "8-bit floats"),
 }
@@ -153,3 +155,18 @@ def test_very_many_tensors(tmp_path):
     with pytest.raises(ValueError, match=f"not expected: t0, .* and {n - 10:d} more") as caught:
         load_autoencoder(tmp_path)
     assert len(str(caught.value)) < 2000
+
+
+def test_what_is_counted_has_an_end(tmp_path):
+    """Of keys, some 40,000; in time, and no more of them than configs may ask for."""
+    keys = [f"{start}.{i}.x" for start in ("a", "a.b", "ab") for i in range(13_000)]
+    header = {key: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for key in keys}
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(file_of(header, b""))
+    header = Header("a", file)
+    start = process_time()
+    assert all(header.has(f"a.b.{i}.") for i in range(13_000))
+    assert process_time() - start < 5  # looking at all keys each time takes minutes
+    assert header.has("ab") and header.has("a.b.1299") and header.has("")
+    assert not any(header.has(no) for no in ("a.c", "a.b.13000", "abc", "zz"))
+    assert header.count("a.{}.x") == MOST_COUNTED and header.count("c.{}") == 0

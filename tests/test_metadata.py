@@ -86,7 +86,7 @@ def test_long_texts(tmp_path, rgb):
 )
 def test_comments_of_other_programs(tmp_path, rgb, comment, text):
     exif = Image.Exif()
-    exif.get_ifd(EXIF)[USER_COMMENT] = comment
+    exif[EXIF] = {USER_COMMENT: comment}
     Image.fromarray(rgb).save(tmp_path / "a.jpg", exif=exif)
     assert read_texts(tmp_path / "a.jpg") == ({} if text is None else {PARAMETERS: text})
 

@@ -57,3 +57,10 @@ def test_pad_token_where_a_cache_lacks_the_small_files(tmp_path):
     cached = Source("stabilityai/stable-diffusion-2-1-base", tmp_path)
     assert model_io.load_tokenizer(cached).pad_id == 0
     assert model_io.load_tokenizer(tmp_path).pad_id == 49407
+
+
+@pytest.mark.parametrize("name", ["~nosuch/model", "~nosuch/model.safetensors"])
+def test_folders_of_users_that_there_are_not(name):
+    """`Path.expanduser` would end in a RuntimeError."""
+    with pytest.raises(FileNotFoundError, match=f"there is no (folder|file) {name}"):
+        model_io.open_model(name)

@@ -21,6 +21,7 @@ def jobs(n: int, **options) -> list[Job]:
 
 def make(output: str | Path, asked: list[Job], **options) -> Output:
     usual = {"grid": None, "n_rows": 1, "force": False, "model": "tiny", "prompts_file": None}
+    usual |= {"preview": None, "image_file": None, "from_image": None}
     return Output(argparse.Namespace(output=str(output), **usual | options), asked)
 
 
@@ -192,6 +193,46 @@ def test_wrong_names(tmp_path, monkeypatch, output, n, options, message):
 def test_the_grid_is_no_picture_of_its_own(tmp_path):
     with pytest.raises(UsageError, match="is the file of a picture, too"):
         make(tmp_path / "{index}.png", jobs(1), grid=str(tmp_path / "0001.png"))
+
+
+@pytest.mark.parametrize(
+    ("output", "options", "message"),
+    [
+        ("in.png", {"image_file": "in.png"}, "in.png is the picture to start from: name another"),
+        ("link.png", {"image_file": "in.png"}, "link.png is the picture to start from"),
+        ("in.png", {"from_image": "./in.png"}, "in.png is what --from-image reads: name another"),
+        ("new/", {"image_file": "in.png", "grid": "in.png"}, "in.png is the picture to start from"),
+        (
+            "in.jpg",
+            {"image_file": "in.preview.png", "preview": 1},
+            "--preview would be written ove",
+        ),
+        (".", {"from_image": "now.preview.png", "preview": 1}, "--preview would be written over"),
+        (".", {"grid": "now.preview.png", "preview": 1}, "is the file of the --preview: name the"),
+        (
+            ".",
+            {"prompts_file": "p", "preview": 1},
+            "NOW.preview.PNG|now.preview.png is the file of",
+        ),
+    ],
+)
+def test_what_is_read_is_not_written_over(tmp_path, monkeypatch, output, options, message):
+    """Nor is one picture by the preview of the others."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("in.png", "in.preview.png", "now.preview.png"):
+        Path(name).touch()
+    Path("link.png").symlink_to("in.png")
+    asked = jobs(1, file="NOW.preview.PNG" if "prompts_file" in options else None)
+    with pytest.raises(UsageError, match=message):
+        make(output, asked, **options)
+    make("other.png", jobs(1), **options | {"grid": None, "prompts_file": None})
+
+
+def test_what_is_read_may_be_forced(tmp_path):
+    file = tmp_path / "in.png"
+    file.touch()
+    write(file, jobs(1), image_file=str(file), force=True)
+    assert shade(file) == 1
 
 
 def test_a_folder_that_is_not_ours(tmp_path, monkeypatch):

@@ -131,6 +131,22 @@ def test_a_file_that_never_ends(capsys):
 
 
 @pytest.mark.parametrize(
+    ("content", "where"),
+    [
+        ("a\n" * 100_001, "line 100001"),
+        ('{"prompt": "a", "n_images": 60000}\n' * 9, "line 2"),
+        ('{"prompt": "a", "n_images": 100000}\n' * 100_000, "line 2"),  # 10 billion
+    ],
+    ids=["lines", "pictures", "both"],
+)
+def test_more_pictures_than_can_be_meant(tmp_path, capsys, content, where):
+    """Refused before there is a list of them all."""
+    with pytest.raises(SystemExit):
+        read(tmp_path, content)
+    assert f"{where}: more than 100000 pictures are asked for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "a prompt is required, or --prompts-file, or --from-image"),

@@ -53,6 +53,14 @@ def test_paths_are_as_they_were_given_but_for_the_users_own_folder(monkeypatch, 
     assert "Model: mine, VAE: mine" in texts[PARAMETERS] and "/" not in texts[PARAMETERS]
 
 
+def test_a_user_without_a_folder(monkeypatch):
+    """As in containers: no `HOME`, and an account that the system does not know."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does then
+    texts = record(Source("tiny", Path("tiny")), "--model", "/disk/mine").of(JOB)
+    assert read(texts).model == "/disk/mine"
+
+
 def test_grids():
     """Of one recipe, or of several."""
     jobs = [replace(JOB, seed=3 + i, index=1 + i) for i in range(4)]

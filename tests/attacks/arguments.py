@@ -5,6 +5,7 @@ Nothing may be loaded, fetched or written before all of it is checked.
 """
 
 import argparse
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -19,16 +20,18 @@ import image2image
 import txt2image
 from attacks.harness import Case, Refused, attack, require
 from stable_diffusion import cli, convert, run
+from stable_diffusion.plan import Plan
 
 WRONG_USAGE = 2
+SMALLEST = Decimal(math.ulp(0.0))  # number: what is smaller is 0
 NUMBERS = """
 0 -0 +1 -1 -0.5 1.5 1e3 1e-400 1e999 -1e999 nan NaN -nan inf -inf Infinity 0x10
 1e . 1_000 _1 1__0 １２ ٣ ½ ² Ⅷ 1,5 −1 4,8
 """
 TEXTS = """
-many None true é EULER / ~ . .. ../../etc/passwd /dev/null /dev/zero /proc/self/mem
-a/b/c/d o o.png/ nowhere/o.png o.gif .png { } {} {0} {seed!r} {index:99999999}.png
-%s %(prog)s $HOME `id` - -- -q --steps --steps=3 @file = a=b a=/dev/zero : a:1
+many None true é EULER / ~ ~nosuch/x ~nosuch/x.safetensors . .. ../../etc/passwd /dev/null
+/dev/zero /proc/self/mem a/b/c/d o o.png/ nowhere/o.png o.gif .png { } {} {0} {seed!r}
+{index:99999999}.png %s %(prog)s $HOME `id` - -- -q --steps --steps=3 @file = a=b a=/dev/zero : a:1
 """
 LONG = ["9" * 20, "9" * 400, "9" * 5000, "-" + "9" * 400, "x" * 99_999, "é" * 200 + ".png"]
 SPACES = ["", " ", "\n", "\0", "\t", " 7 ", "7\n", "7\0", "\u20077", "a\nb", "a\nb.png", "euler "]
@@ -89,8 +92,8 @@ def reach(case: Case, program: Program, *arguments: str) -> dict[str, Any]:
     case.keep(case.folder / "i.png")
     taken: dict[str, Any] = {}
 
-    def make_all(_: object, args: argparse.Namespace, *__: object) -> None:
-        taken.update(vars(args))
+    def make_all(plan: Plan, args: argparse.Namespace, *_: object) -> None:
+        taken.update(vars(args), plan=plan)
         raise Reached
 
     def open_model(model: str, **settings: Any) -> None:
@@ -136,7 +139,8 @@ def values(case: Case) -> None:
     if is_number(action):
         require(number is not None and number.is_finite(), f"{got} is no number")
         require(number >= 0, "taken, though negative")
-        require(abs(Decimal(got) - number) <= abs(number) * Decimal("1e-15"), f"taken for {got}")
+        near = max(abs(number) * Decimal("1e-15"), SMALLEST)
+        require(abs(Decimal(got) - number) <= near, f"taken for {got}")
     elif action.dest in taken and action.type is None:
         require(got == value, f"taken for {got!r}")
 

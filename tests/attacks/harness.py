@@ -24,7 +24,7 @@ from random import Random
 
 MOST_MEMORY = 2 << 30  # bytes that a case may add to what its process holds
 RAW_WARNING = re.compile(r"\.py:\d+: \w*Warning: ")
-ERROR_LINE = re.compile(r"(?:[\w.-]+: )?error: .")  # argparse's has the program before it
+ERROR_LINE = re.compile(r"(?:[\w. -]+: )?error: .")  # argparse's has the program before it
 LEFTOVERS = ("*.partial", "*.incomplete", "*.tmp", "*.unfinished-*")
 ENDINGS = (1, 2, 130, 143)  # failed, wrong usage, interrupted
 

@@ -1,7 +1,10 @@
 """What the attacks on models share: copies of the embedded model, hostile values, hostile JSON."""
 
 import json
+import os
 import shutil
+import socket
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -44,6 +47,43 @@ def tiny(folder: Path, *changed: str) -> Path:
             else:
                 to.symlink_to(file)
     return model
+
+
+def _bound(path: Path) -> None:
+    """A socket."""
+    with socket.socket(socket.AF_UNIX) as end:
+        os.chdir(path.parent)  # such names are short
+        end.bind(path.name)
+        os.chdir("/")
+
+
+def _sparse(path: Path) -> None:
+    """A file that is large, but not on the disk."""
+    with path.open("wb") as file:
+        file.write(b"BM")
+        file.truncate(1 << 40)
+
+
+def _unreadable(path: Path) -> None:
+    path.write_bytes(b"x")
+    path.chmod(0)
+
+
+NO_FILES: dict[str, Callable[[Path], object]] = {  # what may be at a path, but no file of use
+    "folder": Path.mkdir,
+    "pipe": os.mkfifo,
+    "socket": _bound,
+    "zeros": lambda path: path.symlink_to("/dev/zero"),
+    "random": lambda path: path.symlink_to("/dev/urandom"),
+    "nothing": lambda path: path.symlink_to("/dev/null"),
+    "terminal": lambda path: path.symlink_to("/dev/tty"),
+    "loop": lambda path: path.symlink_to(path),
+    "broken link": lambda path: path.symlink_to(path.parent / "gone"),
+    "empty": Path.touch,
+    "zeros of 1 TB": _sparse,
+    "unreadable": _unreadable,
+    "missing": lambda path: None,
+}
 
 
 def damaged(content: bytes, rng: Random) -> bytes:

@@ -2,7 +2,6 @@
 
 import io
 import os
-import socket
 import stat
 import struct
 import threading
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from attacks.harness import Case, attack, require
+from attacks.hostile import NO_FILES
 from attacks.pictures import LOSSLESS, MAGIC, any_file, any_image, bomb, damage, huge, pixels
 from attacks.programs import image2image_case, program
 from stable_diffusion.image import load_image
@@ -149,44 +149,13 @@ def animated(case: Case) -> None:
 def no_files(case: Case) -> None:
     """What is at a path but no file of pixels."""
     rng, path = case.rng, case.folder / "a.png"
-    kinds = {
-        "folder": path.mkdir,
-        "pipe": lambda: os.mkfifo(path),
-        "socket": lambda: bound(path),
-        "zeros": lambda: path.symlink_to("/dev/zero"),
-        "random": lambda: path.symlink_to("/dev/urandom"),
-        "nothing": lambda: path.symlink_to("/dev/null"),
-        "terminal": lambda: path.symlink_to("/dev/tty"),
-        "loop": lambda: path.symlink_to(path),
-        "broken link": lambda: path.symlink_to(path.parent / "gone"),
-        "empty": path.touch,
-        "zeros of 1 TB": lambda: sparse(path),
-        "unreadable": lambda: (path.write_bytes(b"x"), path.chmod(0)),
-        "missing": lambda: None,
-        "through a file": lambda: path.write_bytes(b"x"),
-    }
-    kind = rng.choice(sorted(kinds))
-    kinds[kind]()
+    kind = rng.choice([*sorted(NO_FILES), "through a file"])
+    NO_FILES.get(kind, Path.touch)(path)
     named = {"through a file": path / "b.png"}.get(kind, path)
     if rng.random() < 0.2:
         named = Path(f"{path}{rng.choice(['/', '/..', chr(0), chr(0xDCFF), 'x' * 300])}")
     read_picture(named)
     require(False, f"{kind} is no picture")
-
-
-def bound(path: Path) -> None:
-    """A socket."""
-    with socket.socket(socket.AF_UNIX) as end:
-        os.chdir(path.parent)  # such names are short
-        end.bind(path.name)
-        os.chdir("/")
-
-
-def sparse(path: Path) -> None:
-    """A file that is large, but not on the disk."""
-    with path.open("wb") as file:
-        file.write(b"BM")
-        file.truncate(1 << 40)
 
 
 @attack("images", cases=30)

@@ -150,7 +150,7 @@ def png(width: int, height: int, data: bytes, bits: int = 8, colours: int = 2) -
 
 def huge(rng: Random) -> bytes:
     """A small file that says it is a large picture."""
-    width, height = (rng.choice([1, 9_000, 20_000, 65_535, 2**31 - 1, 2**32 - 1]) for _ in "wh")
+    width, height = (rng.choice([0, 1, 9_000, 20_000, 65_535, 2**31 - 1, 2**32 - 1]) for _ in "wh")
     short = struct.pack("<HH", width % 65536, height % 65536)
     long = struct.pack("<ii", width % 2**31, height % 2**31)
     match rng.randrange(8):

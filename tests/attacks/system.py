@@ -44,10 +44,10 @@ def pictures(folder: Path) -> list[Path]:
     return found
 
 
-def old_picture(file: Path) -> bytes:
-    """Write a picture; its content."""
+def old_picture(file: Path, **options: object) -> bytes:
+    """Write a picture; its content. Options are Pillow's."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (64, 64), "red").save(file)
+    Image.new("RGB", (64, 64), "red").save(file, **options)
     return file.read_bytes()
 
 
