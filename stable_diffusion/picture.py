@@ -4,6 +4,7 @@ Pillow does the decoding. A file may come from anywhere, so only formats that Pi
 are tried, sizes are checked before memory is taken, and whatever a decoder raises is one error.
 """
 
+import io
 import os
 import stat
 import warnings
@@ -92,6 +93,14 @@ def read_picture(
     return pixels.clip(-1, 1, out=pixels), size  # the filter rings at edges
 
 
+class _Unmapped(io.BufferedReader):
+    """A file that Pillow and libtiff have to read: of one that they map into memory, and that is
+    cut meanwhile, the system would end this process."""
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation("fileno")
+
+
 @contextmanager
 def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
     """A picture file of which nothing but the header has been read.
@@ -105,7 +114,11 @@ def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
     _require_file(path)
     Image.init()  # of which formats this Pillow has been built with
     formats = [name for name in FORMATS if name in Image.OPEN]
-    with _decoding(path), Image.open(path, formats=formats) as image:
+    with (
+        _decoding(path),
+        _Unmapped(io.FileIO(path)) as file,
+        Image.open(file, formats=formats) as image,
+    ):
         yield image
 
 
