@@ -133,10 +133,11 @@ def _make_all(
 
     if plan.output is not None:
         plan.output.check_sizes(jobs)
-        plan.output.record = Record(args, source)
 
     memory.limit_cache()
     sd = _load(source, config, args, progress)
+    if plan.output is not None:
+        plan.output.record = Record(args, source)
     shares = batches(jobs, plan.at_once, ranks.size)
     with progress.phase("text and image encoding"):
         _read(sd, progress, *(name for name in NETWORKS if name.startswith("text_encoder")))
