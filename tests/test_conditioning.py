@@ -232,10 +232,10 @@ def test_scripts(checkpoint, tmp_path, capsys):
         seen[(tmp_path / "o.png").read_bytes()] = options
     assert len(seen) == 5
     assert "dropped" in capsys.readouterr().err
-    assert image2image.main([output, LONG, *usual, *wanted]) == 0
+    assert image2image.main([output, LONG, *usual, *wanted, "--force"]) == 0
     assert "dropped" not in capsys.readouterr().err
     assert txt2image.main(["x", *usual, "--clip-skip=3"]) == 2
-    error = "error: --clip_skip must be from 0 to 2 for this model, got 3\n"
+    error = "error: --clip-skip must be from 0 to 2 for this model, got 3\n"
     assert capsys.readouterr().err == error
     with pytest.raises(SystemExit):
         txt2image.main(["x", "--model=/nowhere", "--clip-skip=-1"])

@@ -17,7 +17,7 @@ from stable_diffusion.image import (
     save_image,
     to_uint8,
 )
-from stable_diffusion.picture import ORIENTATION, read_picture
+from stable_diffusion.picture import ORIENTATION, opened, read_picture
 
 HALF_STEP = 0.5 / 127.5  # half of one 8-bit level, on the scale of [-1, 1]
 WIDTH, HEIGHT = 96, 80
@@ -407,3 +407,18 @@ def test_a_folder_without_permission(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     with pytest.raises(ValueError, match="is not writable"):
         check_output(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("name", ["a.bmp", "a.tif"])
+def test_files_are_not_mapped_into_memory(tmp_path, rgb, name):
+    """One that is cut while it is mapped ends the process: Pillow maps BMP, libtiff TIFF."""
+    path = tmp_path / name
+    Image.fromarray(rgb[..., 0]).save(path)
+    with opened(path) as image:
+        with pytest.raises(OSError):
+            image.fp.fileno()  # by which libtiff would map it
+        image.load()
+        assert getattr(image, "map", None) is None
+    with Image.open(path) as image:  # as it would be by name
+        image.load()
+        assert image.map is not None

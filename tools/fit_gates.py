@@ -1,4 +1,4 @@
-"""Fits the functions by which `stable_diffusion.cpu` computes SiLU, GELU and exponentials.
+"""Fits the functions by which a Linux CPU computes SiLU, GELU (`cpu`) and exp (`cpu_attention`).
 
     python -m tools.fit_gates
 
