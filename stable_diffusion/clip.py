@@ -33,8 +33,8 @@ class CLIPEncoderLayer(nn.Module):
         self.linear2 = Linear(config.intermediate_size, dims)
 
     def __call__(self, x: mx.array) -> mx.array:
-        x = x + self.attention(self.layer_norm1(x), causal=True)
-        return x + self.linear2(self.activation(self.linear1(self.layer_norm2(x))))
+        x = self.attention(x, causal=True, norm=self.layer_norm1, added=x)
+        return self.linear2(self.activation(self.linear1(x, self.layer_norm2)), added=x)
 
 
 class CLIPTextModel(nn.Module):

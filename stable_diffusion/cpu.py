@@ -1,31 +1,26 @@
-"""Operations that MLX does slowly on a Linux CPU, made of those that it does well there.
+"""What MLX does slowly on a Linux CPU, by kernels of our own.
 
-There an exponential costs as much as 60 additions, a convolution copies its input nine times, and
-everything but a matrix product runs on one core. Matrix products are fast (see `blas`), and so is
-arithmetic that `mx.compile` fuses: it vectorises sums, products and quotients. Large operations go
-strip by strip, so that a strip stays in the processor's cache and whole intermediate results never
-exist, and the strips are shared out over the cores, a stream for each.
+There MLX computes everything but matrix products on one core, an exponential costs as much as 60
+additions, and a convolution copies its input nine times. The kernels, `kernels/*.cpp`, share the
+work out over the cores and keep what they make on the way in the processor's cache.
 
 `layers` takes these functions for what `serves` accepts, and MLX's own for everything else. They
-compute in float32, whatever type the weights are stored in.
+compute in float32, whatever type the weights are stored in, and at once, not lazily.
 """
 
 import ctypes
-import math
 import os
 import sys
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
-STRIP = 2**20  # elements of a strip, 4 MB in float32; tests make it small
+from . import cpu_library
 
-# How many rows are worth a core's reading all the weights of a product: with fewer, the cores
-# share out the outputs instead. Weights that are not stored in float32 must be widened, too.
-MIN_ROWS, MIN_ROWS_TO_WIDEN = 128, 1024
-
-Function = Callable[[mx.array], mx.array]
+CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
 
 
 def is_used() -> bool:
@@ -35,7 +30,7 @@ def is_used() -> bool:
 
 def serves(x: mx.array) -> bool:
     """Whether these functions are the ones to take for `x`."""
-    return x.dtype == mx.float32 and is_used()
+    return x.dtype == mx.float32 and is_used() and cpu_library.load() is not None
 
 
 def compute_dtype(stored: mx.Dtype) -> mx.Dtype:
@@ -59,221 +54,172 @@ def keep_freed_memory() -> None:
         mallopt(m_trim_threshold, 2**31 - 1)
 
 
-# --- sharing out ----------------------------------------------------------------------------------
+class Activation(IntEnum):
+    """As `kernels/activations.h` numbers them."""
 
-CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
-_is_shared = False  # whether what runs now is one of several shares already
-
-
-@cache
-def _streams() -> list[mx.Stream]:
-    return [mx.new_stream(mx.cpu) for _ in range(CORES)]
+    NONE, SILU, GELU, QUICK_GELU = range(4)
 
 
-def share(tasks: Sequence[Callable[[], mx.array]]) -> list[mx.array]:
-    """The results of `tasks`, each computed on one core, as many at a time as there are cores."""
-    global _is_shared
-    if _is_shared or len(tasks) == 1:
-        return [task() for task in tasks]
-    _is_shared = True
-    try:
-        results = []
-        for i, task in enumerate(tasks):
-            with mx.stream(_streams()[i % CORES]):
-                results.append(task())
-        return results
-    finally:
-        _is_shared = False
+class Norm(NamedTuple):
+    """What normalises when multiplied and added: for a GroupNorm [B, C] each.
 
-
-def join(parts: list[mx.array], axis: int = 0) -> mx.array:
-    return mx.concatenate(parts, axis=axis) if len(parts) > 1 else parts[0]
-
-
-def join_by(count: int, parts: list[mx.array], axis: int) -> list[mx.array]:
-    """Every `count` parts in one."""
-    return [join(parts[i : i + count], axis) for i in range(0, len(parts), count)]
-
-
-def row_parts(x: mx.array, is_wide: bool = True) -> list[mx.array]:
-    """x [B, L, D] as rows [B, l, D] for every core, where there are enough of them.
-
-    `is_wide` says whether the weights that the rows will meet are stored in float32.
+    For a LayerNorm [C] each, after what `eps` is for: rows have mean 0 and variance 1.
     """
-    batch, length, _ = x.shape
-    step = math.ceil(length / CORES)
-    if _is_shared or batch * step < (MIN_ROWS if is_wide else MIN_ROWS_TO_WIDEN):
-        return [x]
-    return [x[:, i : i + step] for i in range(0, length, step)]
+
+    gain: mx.array
+    offset: mx.array
+    eps: float = 0.0
 
 
-def by_outputs(
-    function: Callable[[mx.array, slice], mx.array], x: mx.array, n_outputs: int
-) -> mx.array:
-    """function(rows, outputs) for x [..., D], all of its rows: a share of the outputs a core."""
-    rows = x.reshape(-1, x.shape[-1])
-    step = n_outputs if _is_shared else math.ceil(n_outputs / CORES)
-    parts = [slice(i, i + step) for i in range(0, n_outputs, step)]
-    y = join(share([partial(function, rows, part) for part in parts]), axis=1)
-    return mx.unflatten(y, 0, x.shape[:-1])
+def activate(x: mx.array, activation: Activation) -> mx.array:
+    out = mx.empty(x.shape)
+    _run("activate", x, x.size, activation, out, CORES)
+    return out
 
 
-def linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:
-    """x [..., D] times the transpose of weight [O, D], plus bias [O]."""
-
-    def product(rows: mx.array, part: slice = slice(None)) -> mx.array:
-        wide = weight[part].astype(mx.float32).T
-        return rows @ wide if bias is None else mx.addmm(bias[part].astype(mx.float32), rows, wide)
-
-    parts = row_parts(x.reshape(1, -1, x.shape[-1]), weight.dtype == mx.float32)
-    if len(parts) == 1:
-        return by_outputs(product, x, len(weight))
-    return mx.unflatten(join(share([partial(product, p[0]) for p in parts])), 0, x.shape[:-1])
+def group_norm(x: mx.array, groups: int, weight: mx.array, bias: mx.array, eps: float) -> Norm:
+    """GroupNorm (PyTorch's grouping) of x [B, ..., C]: its statistics, to be applied later."""
+    batch, channels = len(x), x.shape[-1]
+    norm = Norm(mx.empty((batch, channels)), mx.empty((batch, channels)))
+    size = x.size // (batch * channels)
+    _run("group_norm", x, batch, size, channels, groups, weight, bias, eps, *norm[:2], CORES)
+    return norm
 
 
-def quantized_linear(
+def normalise(x: mx.array, norm: Norm) -> mx.array:
+    """x [B, ..., C] after the norm."""
+    batch, channels, out = len(x), x.shape[-1], mx.empty(x.shape)
+    size = x.size // (batch * channels)
+    _run("normalise", x, batch, size, channels, *norm[:2], Activation.NONE, out, CORES)
+    return out
+
+
+def linear(
     x: mx.array,
-    weight: mx.array,
-    scales: mx.array,
-    offsets: mx.array,
-    bias: mx.array | None,
-    group_size: int,
-    bits: int,
-) -> mx.array:
-    """`linear` with a weight as `mx.quantize` packs it; every core widens its part of the rows."""
+    weights: Sequence[mx.array],
+    biases: Sequence[mx.array | None],
+    norm: Norm | None = None,
+    added: mx.array | None = None,
+    gated: bool = False,
+) -> list[mx.array]:
+    """norm(x) [B, ..., D] times the transpose of each weight [O, D], plus its bias [O].
 
-    def product(rows: mx.array, part: slice) -> mx.array:
-        wide = _dequantize(weight[part], scales[part], offsets[part], group_size, bits)
-        return rows @ wide.T if bias is None else mx.addmm(bias[part], rows, wide.T)
+    Args:
+        added: what is added to the results, of their shape.
+        gated: whether half of the outputs are multiplied by the GELU of the other half.
+    """
+    width, n_outputs = x.shape[-1], len(weights[0]) // (2 if gated else 1)
+    outs = [mx.empty((*x.shape[:-1], n_outputs)) for _ in weights]
+    norm = norm or Norm(None, None)
+    rows = x.size // width
+    _run(
+        *("linear", x, rows, width, n_outputs, len(weights), weights, biases, outs),
+        *(norm.gain, norm.offset, norm.eps, rows // len(x), added, gated, CORES),
+    )
+    return outs
 
-    return by_outputs(product, x, len(weight))
 
-
-def _dequantize(
+def dequantize(
     weight: mx.array, scales: mx.array, offsets: mx.array, group_size: int, bits: int
 ) -> mx.array:
     """Packed weights [O, D · bits / 32] → [O, D] in float32."""
-    scales, offsets = scales.astype(mx.float32), offsets.astype(mx.float32)
-    if bits != 8:
-        return mx.dequantize(weight, scales, offsets, group_size, bits)
-    groups = mx.unflatten(mx.view(weight, mx.uint8).astype(mx.float32), 1, (-1, group_size))
-    return (groups * scales[..., None] + offsets[..., None]).flatten(1)
+    if 32 % bits:
+        return mx.dequantize(
+            weight, scales.astype(mx.float32), offsets.astype(mx.float32), group_size, bits
+        )
+    rows, columns = len(weight), weight.shape[1] * 32 // bits
+    out = mx.empty((rows, columns))
+    _run("dequantize", weight, rows, columns, bits, group_size, scales, offsets, out, CORES)
+    return out
 
 
-# --- elementwise ----------------------------------------------------------------------------------
+def conv3x3(
+    x: mx.array,
+    weight: mx.array,
+    bias: mx.array,
+    norm: Norm | None = None,
+    activation: Activation = Activation.NONE,
+    added: mx.array | None = None,
+    upsample: bool = False,
+    stride: int = 1,
+    padding: int = 1,
+) -> mx.array:
+    """3×3 convolution of activation(norm(x)), x [B, H, W, C] padded with zeros → [B, h, w, O].
 
-
-def polynomial(coefficients: Sequence[float], x: mx.array) -> mx.array:
-    """Estrin's scheme: few operations one after another, for `mx.compile` fuses 11 at most."""
-    terms = list(coefficients)
-    while len(terms) > 1:
-        pairs = [low + high * x for low, high in zip(terms[::2], terms[1::2], strict=False)]
-        terms = pairs + terms[2 * len(pairs) :]
-        x = x * x
-    return terms[0]
-
-
-class _Gate:
-    """x G(x) for a G that rises from 0 to 1, even but for 1/2, as the gates of SiLU and GELU are.
-
-    G(x) is 1/2 + x P(x²) / Q(x²) within the limit and constant beyond; `tools/fit_gates.py` fits P
-    and Q. Lower powers first.
+    Args:
+        weight, bias: [O, 3, 3, C], and [O] or, of each picture, [B or 1, O].
+        added: what is added to the result.
+        upsample: whether every pixel is doubled along both sides before.
+        stride: 2 for half of the size.
+        padding: rows above and columns to the left; below and to the right there is 1.
     """
-
-    def __init__(self, limit: float, above: Sequence[float], below: Sequence[float]):
-        self._limit = limit
-
-        def gated(x: mx.array, limited: mx.array) -> mx.array:
-            square = limited * limited
-            return x * (0.5 + limited * (polynomial(above, square) / polynomial(below, square)))
-
-        self._gated = mx.compile(gated)
-
-    def __call__(self, x: mx.array, gain: float = 1.0) -> mx.array:
-        """x G(gain · x)."""
-        x = mx.contiguous(x)
-        # Clipped outside of what is compiled: it would keep the loop from being vectorised.
-        return self._gated(x, mx.clip(x if gain == 1 else gain * x, -self._limit, self._limit))
+    batch, height, width, channels = x.shape
+    factor = 2 if upsample else 1
+    sides = ((factor * side + padding - 2) // stride + 1 for side in (height, width))
+    out = mx.empty((batch, *sides, len(weight)))
+    norm = norm or Norm(None, None)
+    if bias.ndim > 1 and len(bias) < batch:
+        bias = bias[0]  # the same for all
+    _run(
+        *("conv3x3", x, batch, height, width, channels, norm.gain, norm.offset, activation),
+        *(factor, stride, padding, weight, len(weight), bias, bias.ndim > 1, added, out),
+        *(*out.shape[1:3], CORES),
+    )
+    return out
 
 
-# x times the logistic function of x.
-silu = _Gate(
-    18.0,
-    above=[0.249999992, 0.00859964032, 6.21234507e-5, 1.20737346e-7, 4.7401585e-11],
-    below=[1.0, 0.117731873, 0.00172615517, 6.48347823e-6, 6.11891247e-9, 6.78410376e-13],
-)
+def attention(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    num_heads: int,
+    scale: float,
+    causal: bool = False,
+) -> mx.array:
+    """Softmax attention of queries [B, L, D] to keys and values [B, M, D] → [B, L, D].
 
-# x times the normal distribution function of x.
-gelu = _Gate(
-    5.5,
-    above=[0.398941985, 0.0351424136, 4.76162252e-3, 1.82859154e-4, 6.53075743e-6, 2.22159355e-8],
-    below=[1.0, 0.254752554, 0.0293987454, 1.96243991e-3, 7.86106445e-5, 1.19539943e-6],
-)
-
-
-def quick_gelu(x: mx.array) -> mx.array:
-    """x times the logistic function of 1.702 x, as in CLIP."""
-    return silu(x, gain=1.702)
-
-
-# --- normalisation --------------------------------------------------------------------------------
-
-_affine = mx.compile(lambda x, gain, offset: x * gain + offset)
-_squared_distance = mx.compile(lambda x, mean: (x - mean) * (x - mean))
-
-
-def group_norm(
-    x: mx.array, groups: int, weight: mx.array, bias: mx.array, eps: float
-) -> list[Function]:
-    """GroupNorm (PyTorch's grouping) of x [B, ..., C], as a function of rows of each picture.
-
-    Only the statistics are taken here: `conv3x3` then normalises strip by strip.
+    Every head has its part of D. Where it is causal, position i attends to those up to i.
     """
-    return [
-        _affine_function(*_gain_and_offset(pixels, groups, weight, bias, eps))
-        for pixels in x.reshape(len(x), -1, x.shape[-1])
-    ]
+    batch, length, width = queries.shape
+    out = mx.empty(queries.shape)
+    _run(
+        *("attention", queries, keys, values, out, batch, length, keys.shape[1]),
+        *(num_heads, width // num_heads, scale, causal, CORES),
+    )
+    return out
 
 
-def _affine_function(gain: mx.array, offset: mx.array) -> Function:
-    return lambda x: _affine(x, gain, offset)
+# --- calling the kernels --------------------------------------------------------------------------
 
 
-def _gain_and_offset(
-    pixels: mx.array, groups: int, weight: mx.array, bias: mx.array, eps: float
-) -> tuple[mx.array, mx.array]:
-    """What normalises pixels [N, C] when multiplied and added: [C] each."""
-    mean = _group_means(_mean(pixels, lambda strip: strip), groups)
-    variance = _group_means(_mean(pixels, lambda strip: _squared_distance(strip, mean)), groups)
-    gain = weight * mx.rsqrt(variance + eps)
-    return gain, bias - mean * gain
+def _run(name: str, *arguments: mx.array | Sequence | float | None) -> None:
+    """Run a kernel; arrays are passed as float32, or as the words of what is quantized.
 
-
-def _mean(pixels: mx.array, function: Function) -> mx.array:
-    """The mean of a function of pixels [N, C], in strips: [C].
-
-    Sums of sums: one float32 after another, a quarter of a million would lose four digits.
+    Raises:
+        MemoryError: what it needs on the way does not fit the memory.
     """
-    size, channels = pixels.shape
-    step = max(1, min(STRIP // channels, math.ceil(size / CORES)))
-
-    def total(strip: mx.array) -> mx.array:
-        return _sum_rows(function(strip))
-
-    totals = share([partial(total, pixels[i : i + step]) for i in range(0, size, step)])
-    return mx.stack(totals).sum(axis=0) / size
+    arguments = [_wide(argument) for argument in arguments]
+    mx.eval(arguments)
+    kept: list[np.ndarray] = []  # while the kernel runs
+    if not getattr(cpu_library.load(), name)(*(_passed(a, kept) for a in arguments)):
+        raise MemoryError("the memory is too small")
 
 
-def _sum_rows(rows: mx.array, parts: int = 64) -> mx.array:
-    """The sum of rows [N, C], as a sum of sums: [C]."""
-    whole = len(rows) // parts * parts
-    total = rows[whole:].sum(axis=0)
-    if whole:
-        total = total + rows[:whole].reshape(parts, -1, rows.shape[-1]).sum(axis=1).sum(axis=0)
-    return total
+def _wide(argument: mx.array | Sequence | float | None):
+    if isinstance(argument, Sequence):
+        return [_wide(one) for one in argument]
+    if not isinstance(argument, mx.array) or argument.dtype in (mx.float32, mx.uint32):
+        return argument
+    return argument.astype(mx.float32)
 
 
-def _group_means(channels: mx.array, groups: int) -> mx.array:
-    """The mean of every channel's group: [C] → [C]."""
-    means = channels.reshape(groups, -1).mean(axis=1)
-    return mx.repeat(means, len(channels) // groups)
+def _passed(argument: mx.array | list | float | None, kept: list[np.ndarray]):
+    """As C takes it: arrays by their numbers, row after row."""
+    if isinstance(argument, list):
+        return (ctypes.c_void_p * len(argument))(*(_passed(one, kept) for one in argument))
+    if isinstance(argument, mx.array):
+        kept.append(np.ascontiguousarray(np.array(argument, copy=False)))
+        return ctypes.c_void_p(kept[-1].ctypes.data)
+    if isinstance(argument, float):
+        return ctypes.c_float(argument)
+    return argument if argument is None else ctypes.c_long(argument)

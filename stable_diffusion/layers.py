@@ -3,33 +3,32 @@
 What is slow on a Linux CPU is done there by `cpu`, and by MLX everywhere else.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from . import cpu
-from .cpu_attention import attention
-from .cpu_conv import conv3x3
 
 Activation = Callable[[mx.array], mx.array]
-KeysValues = tuple[mx.array, mx.array]  # [B, heads, M, D / heads] each
+KeysValues = tuple[mx.array, mx.array]  # [B, M, D] each
+Norm = nn.LayerNorm | nn.GroupNorm
 
 
 def silu(x: mx.array) -> mx.array:
     """x times the logistic function of x."""
-    return cpu.silu(x) if cpu.serves(x) else nn.silu(x)
+    return cpu.activate(x, cpu.Activation.SILU) if cpu.serves(x) else nn.silu(x)
 
 
 def gelu(x: mx.array) -> mx.array:
     """x times the normal distribution function of x."""
-    return cpu.gelu(x) if cpu.serves(x) else nn.gelu(x)
+    return cpu.activate(x, cpu.Activation.GELU) if cpu.serves(x) else nn.gelu(x)
 
 
 def quick_gelu(x: mx.array) -> mx.array:
     """CLIP's approximation of `gelu`."""
-    return cpu.quick_gelu(x) if cpu.serves(x) else nn.gelu_fast_approx(x)
+    is_served = cpu.serves(x)
+    return cpu.activate(x, cpu.Activation.QUICK_GELU) if is_served else nn.gelu_fast_approx(x)
 
 
 # Keyed by the names in config files; `config.ACTIVATIONS` lists the same.
@@ -43,33 +42,36 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def attend(queries: mx.array, keys: mx.array, values: mx.array, causal: bool = False) -> mx.array:
-    """Scaled dot-product attention: [B, heads, L, D], [B, heads, M, D] twice → as the queries.
+def attend(
+    queries: mx.array, keys: mx.array, values: mx.array, num_heads: int, causal: bool = False
+) -> mx.array:
+    """Scaled dot-product attention: [B, L, D], [B, M, D] twice → [B, L, D].
 
-    Where it is causal, position i attends to those up to i.
+    Every head has its part of D. Where it is causal, position i attends to those up to i.
     """
-    scale = queries.shape[-1] ** -0.5
+    scale = (queries.shape[-1] // num_heads) ** -0.5
     if cpu.serves(queries):
-        return attention(queries, keys, values, scale, causal)
+        return cpu.attention(queries, keys, values, num_heads, scale, causal)
+    heads = (mx.unflatten(x, -1, (num_heads, -1)).swapaxes(1, 2) for x in (queries, keys, values))
     mask = "causal" if causal else None
-    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
-
-
-def row_parts(x: mx.array, layer: nn.Module) -> list[mx.array]:
-    """x [B, L, D] in the parts along L that are best worked on with weights like the layer's."""
-    if not cpu.serves(x):
-        return [x]
-    stored = [weight.dtype for _, weight in tree_flatten(layer.parameters())]
-    return cpu.row_parts(x, is_wide=all(dtype == mx.float32 for dtype in stored))
+    attended = mx.fast.scaled_dot_product_attention(*heads, scale=scale, mask=mask)
+    return attended.swapaxes(1, 2).flatten(2)
 
 
 class Linear(nn.Linear):
-    """x [..., D] times the transpose of the weight [O, D], plus the bias [O]."""
+    """norm(x) [..., D] times the transpose of the weight [O, D], plus the bias [O]."""
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(
+        self, x: mx.array, norm: Norm | None = None, added: mx.array | None = None
+    ) -> mx.array:
+        """`added` is added to the result."""
         if cpu.serves(x):
-            return cpu.linear(x, self.weight, self.get("bias"))
-        return super().__call__(x)
+            return _by_kernels([self], x, norm, added)[0]
+        return _with(super().__call__, x, norm, added)
+
+    def wide_weight(self) -> mx.array:
+        """The weight as the kernels of a CPU take it."""
+        return self.weight
 
     def to_quantized(self, *arguments, **options) -> nn.QuantizedLinear:
         """The layer with a quantized weight; arguments as of MLX's own."""
@@ -79,11 +81,61 @@ class Linear(nn.Linear):
 class QuantizedLinear(nn.QuantizedLinear):
     """A `Linear` with a quantized weight."""
 
-    def __call__(self, x: mx.array) -> mx.array:
-        if not cpu.serves(x):
-            return super().__call__(x)
-        packed = self.weight, self.scales, self.biases
-        return cpu.quantized_linear(x, *packed, self.get("bias"), self.group_size, self.bits)
+    def __call__(
+        self, x: mx.array, norm: Norm | None = None, added: mx.array | None = None
+    ) -> mx.array:
+        """`added` is added to the result."""
+        if cpu.serves(x):
+            return _by_kernels([self], x, norm, added)[0]
+        return _with(super().__call__, x, norm, added)
+
+    def wide_weight(self) -> mx.array:
+        """The weight as the kernels of a CPU take it."""
+        return cpu.dequantize(self.weight, self.scales, self.biases, self.group_size, self.bits)
+
+
+def apply_each(
+    layers: Sequence[Linear | QuantizedLinear], x: mx.array, norm: Norm | None = None
+) -> list[mx.array]:
+    """Each of some layers of one shape, of norm(x)."""
+    if cpu.serves(x):
+        return _by_kernels(layers, x, norm)
+    x = x if norm is None else norm(x)
+    return [layer(x) for layer in layers]
+
+
+def geglu(layer: Linear | QuantizedLinear, x: mx.array, norm: Norm) -> mx.array:
+    """Of layer(norm(x)) [..., 2D] one half times the GELU of the other (Shazeer 2020,
+    arXiv:2002.05202): [..., D]."""
+    if cpu.serves(x):
+        return _by_kernels([layer], x, norm, gated=True)[0]
+    hidden, gate = layer(x, norm).split(2, axis=-1)
+    return hidden * gelu(gate)
+
+
+def _by_kernels(
+    layers: Sequence[Linear | QuantizedLinear],
+    x: mx.array,
+    norm: Norm | None,
+    added: mx.array | None = None,
+    gated: bool = False,
+) -> list[mx.array]:
+    weights, biases = zip(*((layer.wide_weight(), layer.get("bias")) for layer in layers))
+    return cpu.linear(
+        x, weights, biases, None if norm is None else _statistics(norm, x), added, gated
+    )
+
+
+def _statistics(norm: Norm, x: mx.array) -> cpu.Norm:
+    if isinstance(norm, nn.GroupNorm):
+        return cpu.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    return cpu.Norm(norm.weight, norm.bias, norm.eps)
+
+
+def _with(function: Activation, x: mx.array, norm: Norm | None, added: mx.array | None) -> mx.array:
+    """function(norm(x)) + added."""
+    y = function(x if norm is None else norm(x))
+    return y if added is None else added + y
 
 
 class GroupNorm(nn.GroupNorm):
@@ -93,38 +145,63 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(groups, channels, eps=eps, pytorch_compatible=True)
 
     def __call__(self, x: mx.array) -> mx.array:
-        if not cpu.serves(x):
-            return super().__call__(x)
-        return mx.stack([norm(rows) for norm, rows in zip(self.of_rows(x), x, strict=True)])
-
-    def of_rows(self, x: mx.array) -> list[Activation]:
-        """For each picture of `x` what normalises rows of it."""
-        return cpu.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        return cpu.normalise(x, _statistics(self, x)) if cpu.serves(x) else super().__call__(x)
 
 
 class Conv3x3(nn.Conv2d):
-    """3×3 convolution of stride 1 over [B, H, W, C], padded with zeros."""
+    """3×3 convolution of [B, H, W, C], padded with zeros.
 
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
+    A stride of 2 halves height and width, rounded up. `padding` is that above and to the left;
+    below and to the right it is always 1.
+    """
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return conv3x3(x, self.weight, self.bias) if cpu.serves(x) else super().__call__(x)
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, padding: int = 1):
+        super().__init__(in_channels, out_channels, kernel_size=3, stride=stride, padding=padding)
 
-    def of_normalised(self, x: mx.array, norm: GroupNorm, activation: Activation) -> mx.array:
-        """The convolution of activation(norm(x))."""
-        if not cpu.serves(x):
-            return self(activation(norm(x)))
-        prepare = [
-            lambda rows, norm=norm_rows: activation(norm(rows)) for norm_rows in norm.of_rows(x)
-        ]
-        return conv3x3(x, self.weight, self.bias, prepare)
+    def __call__(
+        self,
+        x: mx.array,
+        norm: GroupNorm | None = None,
+        activation: Activation | None = None,
+        added: mx.array | None = None,
+        bias: mx.array | None = None,
+    ) -> mx.array:
+        """The convolution of activation(norm(x)).
+
+        Args:
+            added: what is added to the result.
+            bias: [B, O], of each picture, beside the layer's own.
+        """
+        if cpu.serves(x):
+            return self._by_kernels(x, norm, activation, added, bias)
+        if activation is not None:
+            x = activation(norm(x))
+        if not self.padding[0]:
+            x = mx.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)])
+        y = super().__call__(x)
+        if bias is not None:
+            y = y + bias[:, None, None, :]
+        return y if added is None else added + y
 
     def of_upsampled(self, x: mx.array) -> mx.array:
         """The convolution of `x` with every pixel doubled along both sides: [B, 2H, 2W, O]."""
         if cpu.serves(x):
-            return conv3x3(x, self.weight, self.bias, upsample=True)
+            return cpu.conv3x3(x, self.weight, self.bias, upsample=True)
         return self(upsample_nearest(x))
+
+    def _by_kernels(self, x, norm, activation, added, bias) -> mx.array:
+        if activation is not None and activation is not silu:
+            x, norm, activation = activation(norm(x)), None, None
+        return cpu.conv3x3(
+            x,
+            self.weight,
+            self.bias if bias is None else bias + self.bias,
+            None if norm is None else _statistics(norm, x),
+            cpu.Activation.NONE if activation is None else cpu.Activation.SILU,
+            added,
+            stride=self.stride[0],
+            padding=self.padding[0],
+        )
 
 
 class Attention(nn.Module):
@@ -151,27 +228,24 @@ class Attention(nn.Module):
         self.out_proj = Linear(dims, dims)
 
     def __call__(
-        self, x: mx.array, memory: mx.array | KeysValues | None = None, causal: bool = False
+        self,
+        x: mx.array,
+        memory: mx.array | KeysValues | None = None,
+        causal: bool = False,
+        norm: Norm | None = None,
+        added: mx.array | None = None,
     ) -> mx.array:
-        memory = x if memory is None else memory
-        keys_values = self.project(memory) if isinstance(memory, mx.array) else memory
-        return self.output(attend(self.queries(x), *keys_values, causal))
-
-    def queries(self, x: mx.array) -> mx.array:
-        """What x [B, L, D] asks for: [B, heads, L, D / heads]."""
-        return self._split_heads(self.query_proj(x))
+        """Of norm(x), which it attends to itself where there is no memory; `added` is added."""
+        if memory is None:
+            projected = apply_each([self.query_proj, self.key_proj, self.value_proj], x, norm)
+        else:
+            memory = self.project(memory) if isinstance(memory, mx.array) else memory
+            projected = self.query_proj(x, norm), *memory
+        return self.out_proj(attend(*projected, self.num_heads, causal), added=added)
 
     def project(self, memory: mx.array) -> KeysValues:
         """The keys and values of a memory [B, M, E]."""
-        return self._split_heads(self.key_proj(memory)), self._split_heads(self.value_proj(memory))
-
-    def output(self, heads: mx.array) -> mx.array:
-        """What was attended to, [B, heads, L, D / heads] → [B, L, D]."""
-        return self.out_proj(heads.swapaxes(1, 2).flatten(2))
-
-    def _split_heads(self, x: mx.array) -> mx.array:
-        x = mx.unflatten(x, -1, (self.num_heads, -1))
-        return x.swapaxes(1, 2)  # [B, heads, L, D / heads]
+        return self.key_proj(memory), self.value_proj(memory)
 
 
 class ResnetBlock2D(nn.Module):
@@ -202,14 +276,12 @@ class ResnetBlock2D(nn.Module):
             self.conv_shortcut = Linear(in_channels, out_channels)
 
     def __call__(self, x: mx.array, temb: mx.array | None = None) -> mx.array:
-        """`temb` [B, temb_channels] is the time embedding, already through the activation."""
-        h = self.conv1.of_normalised(x, self.norm1, self.activation)
-        if temb is not None:
-            h = h + self.time_emb_proj(temb)[:, None, None, :]
-        h = self.conv2.of_normalised(h, self.norm2, self.activation)
+        """`temb` [B or 1, temb_channels] is the time embedding, already through the activation."""
+        time = None if temb is None else self.time_emb_proj(temb)
+        h = self.conv1(x, self.norm1, self.activation, bias=time)
         if "conv_shortcut" in self:
             x = self.conv_shortcut(x)
-        return x + h
+        return self.conv2(h, self.norm2, self.activation, added=x)
 
 
 def upsample_nearest(x: mx.array) -> mx.array:

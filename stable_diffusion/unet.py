@@ -5,15 +5,12 @@ Rombach et al. 2022 (arXiv:2112.10752); for SDXL, Podell et al. 2023 (arXiv:2307
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
-from itertools import accumulate
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
 from .config import UNetConfig
-from .cpu import join, share
 from .layers import (
     ACTIVATIONS,
     Attention,
@@ -22,9 +19,7 @@ from .layers import (
     KeysValues,
     Linear,
     ResnetBlock2D,
-    attend,
-    gelu,
-    row_parts,
+    geglu,
     upsample_nearest,
 )
 
@@ -64,16 +59,16 @@ class TimestepEmbedding(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """A perceptron with a gate: GEGLU (Shazeer 2020, arXiv:2002.05202)."""
+    """A perceptron with a gate."""
 
     def __init__(self, dims: int):
         super().__init__()
         self.proj_in = Linear(dims, 8 * dims)  # hidden and gate, 4 × dims each
         self.proj_out = Linear(4 * dims, dims)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        hidden, gate = self.proj_in(x).split(2, axis=-1)
-        return self.proj_out(hidden * gelu(gate))
+    def __call__(self, x: mx.array, norm: nn.LayerNorm, added: mx.array) -> mx.array:
+        """Of norm(x); `added` is added."""
+        return self.proj_out(geglu(self.proj_in, x, norm), added=added)
 
 
 class TransformerBlock(nn.Module):
@@ -88,24 +83,11 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dims)
         self.ff = FeedForward(dims)
 
-    def __call__(self, parts: list[mx.array], text: KeysValues) -> list[mx.array]:
-        """`parts` are rows of [B, L, D], and so is what becomes of them."""
-        projected = share([partial(self._project, x) for x in parts])
-        attended = attend(*(join(heads, axis=2) for heads in zip(*projected, strict=True)))
-        ends = list(accumulate(x.shape[1] for x in parts))
-        answers = zip(parts, mx.split(attended, ends[:-1], axis=2), strict=True)
-        return share([partial(self._answer, x, heads, text) for x, heads in answers])
-
-    def _project(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """Queries, keys and values of the self-attention."""
-        x = self.norm1(x)
-        return self.attn1.queries(x), *self.attn1.project(x)
-
-    def _answer(self, x: mx.array, attended: mx.array, text: KeysValues) -> mx.array:
-        """What is a matter of each row alone."""
-        x = x + self.attn1.output(attended)
-        x = x + self.attn2(self.norm2(x), text)
-        return x + self.ff(self.norm3(x))
+    def __call__(self, x: mx.array, text: KeysValues) -> mx.array:
+        """x [B, L, D] → the same."""
+        x = self.attn1(x, norm=self.norm1, added=x)
+        x = self.attn2(x, text, norm=self.norm2, added=x)
+        return self.ff(x, self.norm3, added=x)
 
 
 class Transformer2D(nn.Module):
@@ -121,12 +103,11 @@ class Transformer2D(nn.Module):
         self.proj_out = Linear(dims, dims)
 
     def __call__(self, x: mx.array, text: Text) -> mx.array:
-        h = self.norm(x).flatten(1, 2)  # [B, HW, C]
-        parts = share([partial(self.proj_in, rows) for rows in row_parts(h, self.proj_in)])
+        pixels = x.flatten(1, 2)  # [B, HW, C]
+        h = self.proj_in(pixels, self.norm)
         for block in self.transformer_blocks:
-            parts = block(parts, next(text))
-        h = join(share([partial(self.proj_out, rows) for rows in parts]), axis=1)
-        return x + h.reshape(x.shape)
+            h = block(h, next(text))
+        return self.proj_out(h, added=pixels).reshape(x.shape)
 
 
 class Downsample(nn.Module):
@@ -134,7 +115,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=1)
+        self.conv = Conv3x3(channels, channels, stride=2)
 
     def __call__(self, x: mx.array) -> mx.array:
         return self.conv(x)
@@ -310,7 +291,7 @@ class UNetModel(nn.Module):
         x = self.mid_block(x, temb, text)
         for block in self.up_blocks:
             x = block(x, temb, text, skips)
-        return self.conv_out.of_normalised(x, self.conv_norm_out, self.activation)
+        return self.conv_out(x, self.conv_norm_out, self.activation)
 
     def project_text(self, encoder_x: mx.array) -> list[KeysValues]:
         """Keys and values of text embeddings [B, N, D], which are the same at every step."""

@@ -22,8 +22,8 @@ class AttentionBlock(Attention):
         self.group_norm = GroupNorm(groups, dims, eps=NORM_EPS)
 
     def __call__(self, x: mx.array) -> mx.array:
-        h = self.group_norm(x).flatten(1, 2)  # [B, HW, C]
-        return x + super().__call__(h).reshape(x.shape)
+        pixels = x.flatten(1, 2)  # [B, HW, C]
+        return super().__call__(pixels, norm=self.group_norm, added=pixels).reshape(x.shape)
 
 
 class Downsample(nn.Module):
@@ -31,10 +31,10 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, kernel_size=3, stride=2)
+        self.conv = Conv3x3(channels, channels, stride=2, padding=0)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.conv(mx.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)]))
+        return self.conv(x)
 
 
 class Upsample(nn.Module):
@@ -133,7 +133,7 @@ class Encoder(nn.Module):
         for block in self.down_blocks:
             x = block(x)
         x = self.mid_block(x)
-        return self.conv_out.of_normalised(x, self.conv_norm_out, silu)
+        return self.conv_out(x, self.conv_norm_out, silu)
 
 
 class Decoder(nn.Module):
@@ -162,7 +162,7 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(x))
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out.of_normalised(x, self.conv_norm_out, silu)
+        return self.conv_out(x, self.conv_norm_out, silu)
 
 
 class Autoencoder(nn.Module):

@@ -1,0 +1,43 @@
+// Functions that are applied number by number.
+#pragma once
+
+#include "vectors.h"
+
+// As `cpu.Activation` numbers them.
+enum Activation { NONE, SILU, GELU, QUICK_GELU };
+
+INLINE Vec activated(Vec x, int activation) {
+  switch (activation) {
+    case SILU: return silu(x);
+    case GELU: return gelu(x);
+    case QUICK_GELU: return silu(x, 1.702f);
+    default: return x;
+  }
+}
+
+// out[i] = function(x[i], more[i] …) for i < n, eight at a time; the last ones padded with zeros.
+template <class Function, class... More>
+INLINE void each(long n, const float *x, float *out, Function function, const More *...more) {
+  long i = 0;
+  for (; i + LANES <= n; i += LANES) store(out + i, function(load(x + i), load(more + i)...));
+  if (i == n) return;
+  auto rest = [&](const float *from) {
+    Vec some = {};
+    std::memcpy(&some, from + i, (n - i) * sizeof(float));
+    return some;
+  };
+  const Vec last = function(rest(x), rest(more)...);
+  std::memcpy(out + i, &last, (n - i) * sizeof(float));
+}
+
+// out = activation(x · gain + offset), all [channels]. No gain: neither it nor an offset.
+INLINE void normalise_pixel(const float *x, long channels, const float *gain, const float *offset,
+                            int activation, float *out) {
+  if (!gain)
+    std::memcpy(out, x, channels * sizeof(float));
+  else if (activation == NONE)
+    each(channels, x, out, [](Vec v, Vec g, Vec o) { return v * g + o; }, gain, offset);
+  else
+    each(channels, x, out, [=](Vec v, Vec g, Vec o) { return activated(v * g + o, activation); },
+         gain, offset);
+}

@@ -1,0 +1,88 @@
+// Softmax attention that never holds more scores than fit into the cache (arXiv:2205.14135).
+
+#include "product.h"
+
+namespace {
+
+enum { KEYS = 256, PANELS = 128 / PANEL };  // keys, and panels of queries, at a time
+
+struct Head {
+  const float *queries, *keys, *values;
+  float *out;
+  long stride, n_keys, width;  // numbers from one row to the next; rows; columns
+  float scale;
+  bool causal;
+};
+
+// One panel's softmax over one block of scores [n][PANEL], going on from what was before.
+// `out` [width][PANEL] is scaled down where a larger maximum is found.
+void soften(float *scores, long n, float *maxima, float *sums, float *out, long width, bool first) {
+  for (int i = 0; i < PANEL; i += LANES) {
+    Vec before = load(maxima + i), most = before, sum = {};
+    for (long j = 0; j < n; j++) most = maximum(load(scores + j * PANEL + i), most);
+    for (long j = 0; j < n; j++) {
+      Vec weight = exp_below(load(scores + j * PANEL + i) - most);
+      store(scores + j * PANEL + i, weight);
+      sum += weight;
+    }
+    store(maxima + i, most);
+    if (first) {
+      store(sums + i, sum);
+      continue;
+    }
+    Vec shrink = exp_below(before - most);
+    store(sums + i, load(sums + i) * shrink + sum);
+    for (long d = 0; d < width; d++) store(out + d * PANEL + i, load(out + d * PANEL + i) * shrink);
+  }
+}
+
+// The queries first … last of a head.
+void attend(const Head &head, long first, long last) {
+  const long width = head.width, size = width * PANEL, n_panels = ceil_div(last - first, PANEL);
+  Room queries(n_panels * size), out(n_panels * size), scores(KEYS * PANEL);
+  Room maxima(n_panels * PANEL), sums(n_panels * PANEL);
+  auto place = [&](long i, long d) { return (i / PANEL) * size + d * PANEL + i % PANEL; };
+
+  std::fill_n(queries.data, n_panels * size, 0.0f);
+  std::fill_n(maxima.data, n_panels * PANEL, -INFINITY);
+  for (long i = 0; i < last - first; i++)
+    for (long d = 0; d < width; d++)
+      queries[place(i, d)] = head.queries[(first + i) * head.stride + d] * head.scale;
+
+  const long n_keys = head.causal ? std::min(last, head.n_keys) : head.n_keys;
+  for (long key = 0; key < n_keys; key += KEYS) {
+    const long n = std::min<long>(KEYS, n_keys - key);
+    for (long p = 0; p < n_panels; p++) {
+      Matrix keys{head.keys + key * head.stride, head.stride, 1};
+      multiply(n, keys, queries + p * size, width, scores, PANEL, false);
+      if (head.causal)
+        for (long j = 0; j < n; j++)
+          for (long i = 0, query = first + p * PANEL; i < PANEL && query < key + j; i++, query++)
+            scores[j * PANEL + i] = -1e30f;
+      float *sum = out + p * size;
+      soften(scores, n, maxima + p * PANEL, sums + p * PANEL, sum, width, key == 0);
+      Matrix values{head.values + key * head.stride, 1, head.stride};  // turned over
+      multiply(width, values, scores, n, sum, PANEL, key > 0);
+    }
+  }
+  for (long i = 0; i < last - first; i++)
+    for (long d = 0; d < width; d++)
+      head.out[(first + i) * head.stride + d] = out[place(i, d)] / sums[i];
+}
+
+}  // namespace
+
+// queries [B, L, H, D], keys and values [B, M, H, D] → out [B, L, H, D].
+extern "C" bool attention(const float *queries, const float *keys, const float *values, float *out,
+                          long batch, long length, long n_keys, long n_heads, long width,
+                          float scale, long causal, long cores) {
+  return completed([&] {
+    const long stride = n_heads * width, size = PANELS * PANEL, n_parts = ceil_div(length, size);
+    parallel(cores, batch * n_heads * n_parts, [&](int i) {
+      const long head = i / n_parts % n_heads, b = i / n_parts / n_heads, first = i % n_parts * size;
+      const long q = b * length * stride + head * width, k = b * n_keys * stride + head * width;
+      attend({queries + q, keys + k, values + k, out + q, stride, n_keys, width, scale, causal != 0},
+             first, std::min(first + size, length));
+    });
+  });
+}

@@ -1,0 +1,64 @@
+// Fully connected layers, with the norm before them and what is added after.
+
+#include "linear.h"
+
+namespace {
+
+void layer_norm(const float *x, long k, const float *gain, const float *offset, float eps,
+                float *out) {
+  Vec sum = {}, squares = {};
+  each(k, x, out, [&](Vec v) { return sum += v, v; });
+  float mean = 0;
+  for (int i = 0; i < LANES; i++) mean += sum[i] / k;
+  for (long i = 0; i < k; i++) out[i] = x[i] - mean;
+  each(k, out, out, [&](Vec v) { return squares += v * v, v; });
+  float variance = 0;
+  for (int i = 0; i < LANES; i++) variance += squares[i] / k;
+  const float scale = 1 / std::sqrt(variance + eps);
+  each(k, out, out, [&](Vec v, Vec g, Vec o) { return v * scale * g + o; }, gain, offset);
+}
+
+}  // namespace
+
+// outs[i] [N, O] = norm(x [N, K]) · weights[i]ᵀ + biases[i] (+ added).
+//
+// gain and offset: none; [K] where there is an eps, of a layer norm; else [B, K], each of `picture`
+// rows. gated: see `Linear`.
+extern "C" bool linear(const float *x, long n, long k, long n_outputs, long n_weights,
+                       const float *const *weights, const float *const *biases, float *const *outs,
+                       const float *gain, const float *offset, float eps, long picture,
+                       const float *added, long gated, long cores) {
+  return completed([&] {
+    std::vector<Output> outputs;
+    for (int i = 0; i < n_weights; i++) outputs.push_back({weights[i], biases[i], outs[i]});
+    auto fill = [=](long i, float *row) {
+      const float *from = x + i * k;
+      if (gain && eps > 0) return layer_norm(from, k, gain, offset, eps, row);
+      const long b = gain ? i / picture * k : 0;
+      normalise_pixel(from, k, gain ? gain + b : gain, offset + b, NONE, row);
+    };
+    Linear product(n, k, n_outputs, outputs, added, gated != 0, fill);
+    product.run(cores_for(1.0 * n * k * n_outputs * n_weights, cores));
+  });
+}
+
+// Weights [rows, columns] of `bits` bits each, 32 / bits in a word and the first the lowest, as
+// `mx.quantize` packs them; scales and offsets of every `group` of them.
+extern "C" bool dequantize(const uint32_t *packed, long rows, long columns, long bits, long group,
+                           const float *scales, const float *offsets, float *out, long cores) {
+  return completed([&] {
+    const long per_word = 32 / bits, n_groups = columns / group, step = 16;
+    const uint32_t mask = (1u << bits) - 1;
+    parallel(cores, ceil_div(rows, step), [&](int part) {
+      for (long r = part * step; r < std::min(rows, (part + 1) * step); r++)
+        for (long g = 0; g < n_groups; g++) {
+          const float scale = scales[r * n_groups + g], offset = offsets[r * n_groups + g];
+          const uint32_t *words = packed + (r * columns + g * group) / per_word;
+          float *to = out + r * columns + g * group;
+          for (long i = 0; i < group; i += per_word, words++)
+            for (long j = 0; j < per_word; j++)
+              *to++ = float(*words >> (j * bits) & mask) * scale + offset;
+        }
+    });
+  });
+}

@@ -1,0 +1,59 @@
+// The matrix product that all kernels are made of.
+//
+// One side comes in panels: PANEL of its rows side by side, [k][PANEL]. The other side is read as it
+// lies in memory, ROWS rows at a time, each number meeting a whole panel's. The sums stay in
+// registers meanwhile.
+#pragma once
+
+#include "vectors.h"
+
+#ifdef __AVX512F__
+enum { WIDTH = 16, ROWS = 12 };
+#else
+enum { WIDTH = 8, ROWS = 6 };
+#endif
+enum { PANEL = 2 * WIDTH };
+
+typedef float Wide __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+
+// A matrix in memory: number (r, k) at data[r * row + k * column].
+struct Matrix {
+  const float *data;
+  long row, column;
+};
+
+template <int R>
+INLINE void multiply_rows(Matrix a, const float *panel, long k, float *out, long stride, bool add) {
+  Wide sums[R][2] = {};
+  const float *rows = a.data;
+  for (long i = 0; i < k; i++, rows += a.column, panel += PANEL) {
+    Wide left = *(const Wide *)panel, right = *(const Wide *)(panel + WIDTH);
+    for (int r = 0; r < R; r++) {
+      float x = rows[r * a.row];
+      sums[r][0] += x * left;
+      sums[r][1] += x * right;
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int half = 0; half < 2; half++) {
+      Wide *to = (Wide *)(out + r * stride + half * WIDTH);
+      *to = add ? *to + sums[r][half] : sums[r][half];
+    }
+}
+
+template <int R>
+INLINE void multiply_few(int rows, Matrix a, const float *panel, long k, float *out, long stride,
+                         bool add) {
+  if constexpr (R > 0) {
+    if (rows == R) return multiply_rows<R>(a, panel, k, out, stride, add);
+    multiply_few<R - 1>(rows, a, panel, k, out, stride, add);
+  }
+}
+
+// out[r][PANEL] = the sum over k of a(r, k) panel[k], or that added to it, for `rows` rows.
+static __attribute__((noinline)) void multiply(int rows, Matrix a, const float *panel, long k,
+                                               float *out, long stride, bool add) {
+  for (; rows >= ROWS; rows -= ROWS, a.data += ROWS * a.row, out += ROWS * stride)
+    multiply_rows<ROWS>(a, panel, k, out, stride, add);
+  multiply_few<ROWS - 1>(rows, a, panel, k, out, stride, add);
+}

@@ -1,0 +1,134 @@
+// Eight numbers at a time, in GCC's vector extension: AVX2, AVX-512, NEON or what there is.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float Vec __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int32_t Ints __attribute__((vector_size(32), aligned(4), may_alias));
+
+enum { LANES = 8 };
+
+INLINE Vec load(const float *from) { return *(const Vec *)from; }
+INLINE void store(float *to, Vec x) { *(Vec *)to = x; }
+INLINE Vec all(float x) { return Vec{} + x; }
+INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
+
+// e^x for x <= 0, by 2^n · 2^f with f in [-1/2, 1/2]; nothing beyond float32. NaN stays NaN.
+INLINE Vec exp_below(Vec x) {
+  x *= 1.44269504f;
+  x = x < -126.0f ? all(-126.0f) : x;
+  const float round = 12582912.0f;  // 1.5 · 2^23: what is added to it has no fraction
+  Vec shifted = x + round, f = x - (shifted - round);
+  Ints n = (Ints)shifted - 0x4B400000;
+  Vec p = all(1.5403530e-4f);  // Taylor's series of 2^f
+  p = p * f + 1.3333558e-3f;
+  p = p * f + 9.6181291e-3f;
+  p = p * f + 5.5504109e-2f;
+  p = p * f + 2.4022651e-1f;
+  p = p * f + 6.9314718e-1f;
+  p = p * f + 1.0f;
+  return p * (Vec)((n + 127) << 23);
+}
+
+// x times the logistic function of gain · x.
+INLINE Vec silu(Vec x, float gain = 1.0f) {
+  Vec e = exp_below(x < 0 ? gain * x : -gain * x);
+  return x * ((x < 0 ? e : all(1.0f)) / (1.0f + e));
+}
+
+// x times the normal distribution function of x: 1/2 + x P(x²) / Q(x²), by tools/fit_gates.py.
+INLINE Vec gelu(Vec x) {
+  const float limit = 5.5f;
+  Vec y = x > limit ? all(limit) : x < -limit ? all(-limit) : x, s = y * y;
+  Vec p = all(2.22159355e-8f), q = all(1.19539943e-6f);
+  p = p * s + 6.53075743e-6f;
+  q = q * s + 7.86106445e-5f;
+  p = p * s + 1.82859154e-4f;
+  q = q * s + 1.96243991e-3f;
+  p = p * s + 4.76162252e-3f;
+  q = q * s + 2.93987454e-2f;
+  p = p * s + 3.51424136e-2f;
+  q = q * s + 2.54752554e-1f;
+  p = p * s + 3.98941985e-1f;
+  q = q * s + 1.0f;
+  return x * (0.5f + y * (p / q));
+}
+
+// Rows become columns.
+INLINE void transpose(Vec *rows) {
+  Vec t[8], u[8];
+  for (int i = 0; i < 4; i++) {
+    Vec a = rows[2 * i], b = rows[2 * i + 1];
+    t[2 * i] = __builtin_shuffle(a, b, Ints{0, 8, 1, 9, 4, 12, 5, 13});
+    t[2 * i + 1] = __builtin_shuffle(a, b, Ints{2, 10, 3, 11, 6, 14, 7, 15});
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int j = 0; j < 2; j++) {
+      Vec a = t[i + j], b = t[i + j + 2];
+      u[i + 2 * j] = __builtin_shuffle(a, b, Ints{0, 1, 8, 9, 4, 5, 12, 13});
+      u[i + 2 * j + 1] = __builtin_shuffle(a, b, Ints{2, 3, 10, 11, 6, 7, 14, 15});
+    }
+  for (int i = 0; i < 4; i++) {
+    rows[i] = __builtin_shuffle(u[i], u[i + 4], Ints{0, 1, 2, 3, 8, 9, 10, 11});
+    rows[i + 4] = __builtin_shuffle(u[i], u[i + 4], Ints{4, 5, 6, 7, 12, 13, 14, 15});
+  }
+}
+
+// Room for numbers, aligned and not filled.
+struct Room {
+  float *data;
+  explicit Room(long n) : data((float *)std::aligned_alloc(64, (4 * n + 127) / 64 * 64)) {
+    if (!data) throw std::bad_alloc();
+  }
+  ~Room() { std::free(data); }
+  Room(const Room &) = delete;
+  operator float *() const { return data; }
+};
+
+// task(i) for i < n, on as many cores; each takes the next that is left.
+//
+// Throws std::bad_alloc where a task did.
+template <class Task>
+static void parallel(int cores, int n, Task task) {
+  std::atomic<int> next{0};
+  std::atomic<bool> fits{true};
+  auto work = [&] {
+    try {
+      for (int i; (i = next++) < n && fits;) task(i);
+    } catch (const std::bad_alloc &) {
+      fits = false;
+    }
+  };
+  std::vector<std::thread> others;
+  try {
+    for (int i = 1; i < std::min(cores, n); i++) others.emplace_back(work);
+  } catch (const std::system_error &) {  // no more threads: then fewer do it
+  }
+  work();
+  for (auto &other : others) other.join();
+  if (!fits) throw std::bad_alloc();
+}
+
+// What a kernel returns: whether there was memory enough.
+template <class Kernel>
+static bool completed(Kernel kernel) {
+  try {
+    kernel();
+    return true;
+  } catch (const std::bad_alloc &) {
+    return false;
+  }
+}
+
+INLINE long ceil_div(long a, long b) { return (a + b - 1) / b; }
