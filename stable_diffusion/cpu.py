@@ -20,6 +20,8 @@ import numpy as np
 
 from . import cpu_library
 
+AS_THEY_ARE = {mx.float32, mx.uint32, mx.uint16}  # what arrays are passed to kernels as
+
 CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
 
 
@@ -119,6 +121,13 @@ def linear(
     return outs
 
 
+def widen(x: mx.array) -> mx.array:
+    """Half precision, of either kind, as float32."""
+    out, halves = mx.empty(x.shape), mx.view(x, mx.uint16)
+    _run("widen", halves, x.size, x.dtype == mx.bfloat16, out, CORES)
+    return out
+
+
 def dequantize(
     weight: mx.array, scales: mx.array, offsets: mx.array, group_size: int, bits: int
 ) -> mx.array:
@@ -208,9 +217,10 @@ def _run(name: str, *arguments: mx.array | Sequence | float | None) -> None:
 def _wide(argument: mx.array | Sequence | float | None):
     if isinstance(argument, Sequence):
         return [_wide(one) for one in argument]
-    if not isinstance(argument, mx.array) or argument.dtype in (mx.float32, mx.uint32):
+    if not isinstance(argument, mx.array) or argument.dtype in AS_THEY_ARE:
         return argument
-    return argument.astype(mx.float32)
+    is_half = argument.dtype in (mx.float16, mx.bfloat16)
+    return widen(argument) if is_half else argument.astype(mx.float32)
 
 
 def _passed(argument: mx.array | list | float | None, kept: list[np.ndarray]):

@@ -11,6 +11,8 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -41,7 +43,7 @@ def _load(compiler: str) -> ctypes.CDLL:
     name = f"kernels-{_key(compiler)}.so"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
     folder /= "stable-diffusion-mlx"
-    if (folder / name).is_file():
+    with suppress(OSError):
         return ctypes.CDLL(str(folder / name))
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -50,31 +52,38 @@ def _load(compiler: str) -> ctypes.CDLL:
         folder, scratch = None, tempfile.TemporaryDirectory()
     with scratch:
         library = Path(scratch.name, name)
-        _compile(compiler, library)
+        compile_kernels(compiler, library)
         loaded = ctypes.CDLL(str(library))  # stays when its file is gone
         if folder is not None:
             library.replace(folder / name)
         return loaded
 
 
-def _compile(compiler: str, library: Path) -> None:
-    """Each source by a process of its own."""
-    objects = {source: library.with_name(f"{source.stem}.o") for source in SOURCES.glob("*.cpp")}
-    processes = [
-        subprocess.Popen(
-            [compiler, *FLAGS, "-c", source, "-o", target], stderr=subprocess.PIPE, text=True
-        )
-        for source, target in objects.items()
+def compile_kernels(compiler: str, library: Path, flags: Sequence[str] = FLAGS) -> None:
+    """Each source by a process of its own.
+
+    Raises:
+        OSError: it cannot be run, or fails.
+    """
+    sources = sorted(SOURCES.glob("*.cpp"))
+    objects = [library.with_name(f"{source.stem}.o") for source in sources]
+    commands = [
+        [compiler, *flags, "-c", source, "-o", target]
+        for source, target in zip(sources, objects, strict=True)
     ]
-    errors = [process.communicate()[1] for process in processes]
-    if not any(process.returncode for process in processes):
-        link = [compiler, "-shared", "-pthread", *objects.values(), "-o", library]
-        done = subprocess.run(link, stderr=subprocess.PIPE, text=True)
-        errors.append(done.stderr)
-        if done.returncode == 0:
-            return
-    lines = [line for line in "".join(errors).splitlines() if "rror" in line]
-    raise OSError(f"g++ fails ({lines[0] if lines else 'without saying why'})")
+    _run_all(commands)
+    _run_all([[compiler, "-shared", "-pthread", *objects, "-o", library]])
+
+
+def _run_all(commands: Sequence[Sequence[str | Path]]) -> None:
+    processes = [
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace")
+        for command in commands
+    ]
+    errors = "".join(process.communicate()[1] for process in processes)
+    if any(process.returncode for process in processes):
+        lines = [line for line in errors.splitlines() if "error" in line]
+        raise OSError(f"g++ fails ({lines[0] if lines else 'without saying why'})")
 
 
 def _key(compiler: str) -> str:

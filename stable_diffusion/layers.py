@@ -120,10 +120,10 @@ def _by_kernels(
     added: mx.array | None = None,
     gated: bool = False,
 ) -> list[mx.array]:
-    weights, biases = zip(*((layer.wide_weight(), layer.get("bias")) for layer in layers))
-    return cpu.linear(
-        x, weights, biases, None if norm is None else _statistics(norm, x), added, gated
-    )
+    weights = [layer.wide_weight() for layer in layers]
+    biases = [layer.get("bias") for layer in layers]
+    statistics = None if norm is None else _statistics(norm, x)
+    return cpu.linear(x, weights, biases, statistics, added, gated)
 
 
 def _statistics(norm: Norm, x: mx.array) -> cpu.Norm:

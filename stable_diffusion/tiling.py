@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import mlx.core as mx
 import mlx.nn as nn
 
+from . import cpu
 from .layers import ACTIVATIONS, Attention, ResnetBlock2D
 from .vae import AttentionBlock, Autoencoder, Decoder
 
@@ -30,7 +31,9 @@ def decode(autoencoder: Autoencoder, z: mx.array, tiled: bool | None = None) -> 
     a pixel, 1 GB for 1024×1024. They are computed now, not lazily.
     """
     if tiled is None:
-        tiled = math.prod(z.shape[1:3]) * autoencoder.config.factor**2 > LARGEST_WHOLE
+        n_pixels = math.prod(z.shape[1:3]) * autoencoder.config.factor**2
+        # MLX's own convolution copies its input nine times on a Linux CPU.
+        tiled = n_pixels > LARGEST_WHOLE or (cpu.is_used() and not cpu.serves(z))
     if not tiled:
         return autoencoder.decode(z)
     z = autoencoder.decoder_input(z)

@@ -1,7 +1,10 @@
 """What stands in for MLX's operations on a Linux CPU: as exact as they are, at any size."""
 
+import ctypes
 import math
 import os
+import shutil
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -11,8 +14,17 @@ import pytest
 import torch
 from ours import python
 
-from stable_diffusion import cpu, cpu_attention, cpu_conv
-from stable_diffusion.layers import Conv3x3, GroupNorm, Linear, QuantizedLinear
+from stable_diffusion import cpu, cpu_library
+from stable_diffusion.layers import (
+    Conv3x3,
+    GroupNorm,
+    Linear,
+    QuantizedLinear,
+    geglu,
+    gelu,
+    quick_gelu,
+    silu,
+)
 
 pytestmark = pytest.mark.skipif(not cpu.is_used(), reason="only a Linux CPU needs it")
 
@@ -30,20 +42,26 @@ def error(ours: mx.array, exact: np.ndarray | torch.Tensor) -> float:
     return float(np.linalg.norm(np.array(ours) - exact) / np.linalg.norm(exact))
 
 
-@pytest.fixture
-def small_strips(monkeypatch):
-    """Many strips, rows for every core, and Winograd's method even for tiny pictures."""
-    for module in (cpu, cpu_attention, cpu_conv):
-        monkeypatch.setattr(module, "STRIP", 2**9)
-    monkeypatch.setattr(cpu, "MIN_ROWS", 1)
-    monkeypatch.setattr(cpu_conv, "MIN_TILES", 0)
-    monkeypatch.setattr(cpu_conv, "MIN_CHANNELS", 8)
+@pytest.fixture(scope="module")
+def wide_kernels(tmp_path_factory) -> ctypes.CDLL:
+    """As they are for AVX-512."""
+    library = tmp_path_factory.mktemp("wide") / "kernels.so"
+    cpu_library.compile_kernels("g++", library, (*cpu_library.FLAGS, "-DWIDE"))
+    return ctypes.CDLL(str(library))
+
+
+@pytest.fixture(params=["narrow", "wide"])
+def width(request, monkeypatch):
+    """The kernels as they are for this processor, and as they are for a wider one."""
+    if request.param == "wide":
+        kernels = request.getfixturevalue("wide_kernels")
+        monkeypatch.setattr(cpu_library, "load", lambda: kernels)
 
 
 GATES = {
-    "silu": (cpu.silu, lambda x: x / (1 + np.exp(-x))),
-    "gelu": (cpu.gelu, lambda x: x * (1 + np.vectorize(math.erf)(x / 2**0.5)) / 2),
-    "quick_gelu": (cpu.quick_gelu, lambda x: x / (1 + np.exp(-1.702 * x))),
+    "silu": (silu, lambda x: x / (1 + np.exp(-x))),
+    "gelu": (gelu, lambda x: x * (1 + np.vectorize(math.erf)(x / 2**0.5)) / 2),
+    "quick_gelu": (quick_gelu, lambda x: x / (1 + np.exp(-1.702 * x))),
 }
 
 
@@ -66,25 +84,43 @@ def test_gates_far_out(name):
 @pytest.mark.parametrize("scale", [0.125, 5.0])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
-    ("heads", "length", "n_keys", "width"),
-    [(2, 67, 67, 16), (3, 1, 5, 8), (1, 130, 7, 40), (1, 32, 128, 8)],
+    ("heads", "length", "n_keys", "dims"),
+    [(2, 67, 67, 16), (3, 1, 5, 8), (1, 130, 300, 40), (1, 600, 600, 3), (2, 300, 77, 5)],
 )
-def test_attention(small_strips, heads, length, n_keys, width, scale, causal):
-    shapes = [(2, heads, n, width) for n in (length, n_keys, n_keys)]
+def test_attention(width, heads, length, n_keys, dims, scale, causal):
+    shapes = [(2, heads, n, dims) for n in (length, n_keys, n_keys)]
     q, k, v = (normal(*shape, seed=i) for i, shape in enumerate(shapes))
     exact = torch.nn.functional.scaled_dot_product_attention(
         *(torch.tensor(a, dtype=torch.float64) for a in (q, k, v)), scale=scale, is_causal=causal
     )
-    ours = cpu_attention.attention(*map(mx.array, (q, k, v)), scale, causal)
-    assert error(ours, exact) < (3e-6 if scale < 1 else 1e-5)  # scores reach ±150 at scale 5
+    rows = (mx.array(x).swapaxes(1, 2).flatten(2) for x in (q, k, v))
+    ours = cpu.attention(*rows, heads, scale, causal)
+    # Scores reach ±150 at scale 5.
+    assert error(ours, exact.swapaxes(1, 2).flatten(2)) < (3e-6 if scale < 1 else 1e-5)
 
 
 def test_attention_with_scores_that_would_overflow():
-    q, k, v = (mx.array(30 * normal(1, 1, 64, 64, seed=i)) for i in range(3))
-    ours = cpu_attention.attention(q, k, v, 1.0)
+    q, k, v = (mx.array(30 * normal(1, 64, 64, seed=i)) for i in range(3))
+    ours = cpu.attention(q, k, v, 1, 1.0)
     assert mx.isfinite(ours).all()
-    best = np.array((q @ k.swapaxes(2, 3)).argmax(-1))[0, 0]
-    assert np.allclose(np.array(ours)[0, 0], np.array(v)[0, 0][best], atol=1e-3)
+    best = np.array((q @ k.swapaxes(1, 2)).argmax(-1))[0]
+    assert np.allclose(np.array(ours)[0], np.array(v)[0][best], atol=1e-3)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("which", range(3))
+def test_attention_does_not_hide_what_is_not_finite(which, bad):
+    """A picture that went wrong must be seen to have: `finite` looks for it."""
+    inputs = [normal(1, 300, 8, seed=i) for i in range(3)]
+    inputs[which][0, 280, 3] = bad
+    assert not np.isfinite(np.array(cpu.attention(*map(mx.array, inputs), 1, 1.0))).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_gates_do_not_hide_what_is_not_finite(bad):
+    for gate in (silu, gelu, quick_gelu):
+        y = float(gate(mx.array([bad]))[0])
+        assert not np.isfinite(y) or y == max(bad, 0)  # nothing for -inf is its limit
 
 
 @pytest.mark.parametrize(("height", "width", "channels"), [(512, 512, 32), (7, 13, 64), (1, 1, 32)])
@@ -102,46 +138,83 @@ def test_group_norm(height, width, channels):
     assert error(norm(mx.array(x)), exact.permute(0, 2, 3, 1)) < 5e-7
 
 
-CONVOLUTIONS = [(1, 1, 8, 8), (2, 3, 8, 16), (9, 31, 16, 8), (16, 16, 24, 40), (33, 20, 8, 3)]
+# Those of the second line go by Winograd's method; the last has blocks of tiles for every core.
+CONVOLUTIONS = [
+    *[(2, 2, 8, 8), (2, 3, 8, 16), (9, 31, 16, 8), (16, 16, 24, 40), (33, 20, 7, 3)],
+    *[(16, 16, 32, 40), (23, 31, 40, 33), (5, 64, 72, 64), (100, 131, 32, 32)],
+]
 
 
-@pytest.mark.parametrize("upsample", [False, True])
-@pytest.mark.parametrize("is_small", [True, False])
-@pytest.mark.parametrize(("height", "width", "channels", "outputs"), CONVOLUTIONS)
-def test_convolution(request, is_small, upsample, height, width, channels, outputs):
-    if is_small:
-        request.getfixturevalue("small_strips")
-    x, conv = mx.array(normal(2, height, width, channels)), Conv3x3(channels, outputs)
-    norm = GroupNorm(4, channels, eps=1e-5)
+@pytest.mark.parametrize("how", ["plain", "prepared", "upsampled", "halved", "halved below"])
+@pytest.mark.parametrize(("height", "columns", "channels", "outputs"), CONVOLUTIONS)
+def test_convolution(width, how, height, columns, channels, outputs):
+    stride, padding = (2 if "halved" in how else 1), (0 if "below" in how else 1)
+    conv = Conv3x3(channels, outputs, stride=stride, padding=padding)
+    x, norm = mx.array(normal(2, height, columns, channels)), GroupNorm(1, channels, eps=1e-5)
     weight, bias = (
         torch.tensor(np.array(conv[p]), dtype=torch.float64) for p in ("weight", "bias")
     )
 
     def exact(x: np.ndarray) -> torch.Tensor:
         y = torch.tensor(x, dtype=torch.float64).permute(0, 3, 1, 2)
-        if upsample:
+        if how == "upsampled":
             y = y.repeat_interleave(2, 2).repeat_interleave(2, 3)
-        y = torch.nn.functional.conv2d(y, weight.permute(0, 3, 1, 2), bias, padding=1)
+        y = torch.nn.functional.pad(y, (padding, 1, padding, 1))
+        y = torch.nn.functional.conv2d(y, weight.permute(0, 3, 1, 2), bias, stride=stride)
         return y.permute(0, 2, 3, 1)
 
-    if upsample:
+    if how == "upsampled":
         assert error(conv.of_upsampled(x), exact(np.array(x))) < 4e-6
+    elif how == "prepared":
+        theirs = exact(np.array(nn.silu(norm(x)))).numpy()
+        added, own = normal(*theirs.shape), normal(2, outputs, seed=1)
+        ours = conv(x, norm, silu, mx.array(added), mx.array(own))
+        assert error(ours, theirs + added + own[:, None, None]) < 4e-6
+        theirs = exact(np.array(nn.mish(norm(x)))).numpy()  # not among the kernels'
+        ours = conv(x, norm, nn.mish, bias=mx.array(own[:1]))
+        assert error(ours, theirs + own[0]) < 4e-6
     else:
         assert error(conv(x), exact(np.array(x))) < 4e-6
-        prepared = exact(np.array(nn.silu(norm(x))))
-        assert error(conv.of_normalised(x, norm, nn.silu), prepared) < 4e-6
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
-@pytest.mark.parametrize("shape", [(3, 64), (1, 2, 17, 64), (200, 64)])
-def test_linear(dtype, shape):
+@pytest.mark.parametrize("shape", [(3, 67), (1, 2, 17, 67), (1300, 67)])
+@pytest.mark.parametrize("has_norm", [False, True])
+def test_linear(width, dtype, shape, has_norm):
     """Stored in half precision, computed in single."""
-    layer = Linear(64, 48)
+    layer, norm = Linear(67, 50), nn.LayerNorm(67)
+    norm.weight, norm.bias = mx.array(normal(67)), mx.array(normal(67, seed=1))
     layer.set_dtype(dtype)
-    x = mx.array(normal(*shape))
-    exact = np.array(x, np.float64) @ np.array(layer.weight.astype(mx.float32), np.float64).T
+    x = 1 + normal(*shape)
+    rows = np.array(x, np.float64)
+    if has_norm:
+        rows = (rows - rows.mean(-1, keepdims=True)) / np.sqrt(rows.var(-1, keepdims=True) + 1e-5)
+        rows = rows * np.array(norm.weight) + np.array(norm.bias)
+    exact = rows @ np.array(layer.weight.astype(mx.float32), np.float64).T
     exact += np.array(layer.bias.astype(mx.float32))
-    assert error(layer(x), exact) < 1e-6
+    added = normal(*exact.shape)
+    ours = layer(mx.array(x), norm if has_norm else None, mx.array(added))
+    assert error(ours, exact + added) < 1e-6
+
+
+@pytest.mark.parametrize("n", [1, 70, 1300])
+def test_geglu(width, n):
+    layer, norm = Linear(24, 2 * 53), nn.LayerNorm(24)
+    x = normal(2, n, 24)
+    both = torch.nn.functional.layer_norm(torch.tensor(x, dtype=torch.float64), (24,))
+    both = both @ torch.tensor(np.array(layer.weight).T, dtype=torch.float64)
+    hidden, gate = (both + torch.tensor(np.array(layer.bias))).chunk(2, dim=-1)
+    exact = hidden * torch.nn.functional.gelu(gate)
+    assert error(geglu(layer, mx.array(x), norm), exact) < 1e-6
+
+
+def test_halves_of_all_kinds():
+    """Every float16 and bfloat16 there is, as the kernels widen them."""
+    for dtype in (mx.float16, mx.bfloat16):
+        halves = mx.view(mx.arange(2**16).astype(mx.uint16), dtype)
+        ours, theirs = np.array(cpu.widen(halves)), np.array(halves.astype(mx.float32))
+        assert np.array_equal(ours, theirs, equal_nan=True)
+        assert np.array_equal(np.signbit(ours), np.signbit(theirs))
 
 
 @pytest.mark.parametrize("bits", [4, 6, 8])
@@ -153,13 +226,6 @@ def test_quantized_linear(bits, bias):
     assert error(layer(x), nn.QuantizedLinear.__call__(layer, x)) < 1e-6
 
 
-def test_networks_in_strips(small_strips, oracle, kind):
-    """All of it at once, where tiny pictures would not take these paths by themselves."""
-    assert parity.unet_error(oracle(kind), parity.UNET_SIZES[0]) <= NETWORK_ERROR
-    assert parity.decode_error(oracle(kind)) <= NETWORK_ERROR
-    assert max(parity.encode_errors(oracle(kind))) <= NETWORK_ERROR
-
-
 def test_networks_without(monkeypatch, oracle, kind):
     """MLX's own operations, as on Metal and CUDA."""
     monkeypatch.setattr(cpu, "is_used", lambda: False)
@@ -167,30 +233,67 @@ def test_networks_without(monkeypatch, oracle, kind):
     assert parity.decode_error(oracle(kind)) <= NETWORK_ERROR
 
 
-def test_without_a_compiler():
-    """What is compiled runs unfused where there is no g++."""
-    code = (
-        "import stable_diffusion; import mlx.core as mx; from stable_diffusion import cpu;"
-        "print(cpu.silu(mx.array([1.0, -2.0])).tolist())"
-    )
-    done = python("-c", code, PATH="/nowhere", TMPDIR="/nowhere")
+def test_all_cores_are_counted():
+    assert len(os.sched_getaffinity(0)) == cpu.CORES
+
+
+# --- compiling ------------------------------------------------------------------------------------
+
+USES_KERNELS = (
+    "import stable_diffusion, mlx.core as mx; from stable_diffusion import layers;"
+    "print(layers.silu(mx.array([1.0, -2.0])).tolist())"
+)
+
+
+def run_with(folder: Path, **environment: str):
+    """A program that uses the kernels, with a cache folder of its own."""
+    done = python("-c", USES_KERNELS, XDG_CACHE_HOME=str(folder), **environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("[0.7310")
+    return done
 
 
-def test_rows_in_parts():
-    """Each core gets rows where that pays; float32 weights pay sooner than those to be widened."""
-    enough = cpu.CORES * cpu.MIN_ROWS
-    x = mx.array(normal(2, enough // 2, 8))
-    assert len(cpu.row_parts(x)) == cpu.CORES
-    assert mx.array_equal(mx.concatenate(cpu.row_parts(x), axis=1), x)
-    assert len(cpu.row_parts(x[:, cpu.CORES :])) == len(cpu.row_parts(x, is_wide=False)) == 1
-    assert cpu.share([lambda: len(cpu.row_parts(x))] * 2) == [1, 1]  # is shared out already
+def compiler(folder: Path, text: str) -> dict[str, str]:
+    """An environment whose g++ is a script."""
+    folder.mkdir()
+    script = folder / "g++"
+    script.write_text(f"#!/bin/sh\n{text}\n")
+    script.chmod(0o700)
+    return {"PATH": f"{folder}:/usr/bin:/bin"}
 
 
-def test_all_cores_work():
-    """Shares run on streams of their own."""
-    assert len(os.sched_getaffinity(0)) == cpu.CORES
-    streams = []
-    cpu.share([lambda: streams.append(mx.default_stream(mx.cpu)) or mx.zeros(1)] * cpu.CORES)
-    assert len({str(stream) for stream in streams}) == cpu.CORES
+def test_compiled_once(tmp_path):
+    log = tmp_path / "log"
+    logging = compiler(tmp_path / "bin", f'echo >> {log}; exec {shutil.which("g++")} "$@"')
+    assert not run_with(tmp_path / "cache", **logging).stderr
+    (kept,) = (tmp_path / "cache/stable-diffusion-mlx").iterdir()  # nothing half done beside it
+    n_calls, made = len(log.read_text()), kept.stat().st_mtime_ns
+    assert n_calls == len(list(cpu_library.SOURCES.glob("*.cpp"))) + 1
+    run_with(tmp_path / "cache", **logging)
+    assert (len(log.read_text()), kept.stat().st_mtime_ns) == (n_calls, made)
+
+
+def test_without_a_compiler(tmp_path):
+    """MLX's own operations, and one line that says what would help."""
+    stderr = run_with(tmp_path, PATH="/nowhere").stderr
+    assert "there is no g++: install your system's g++" in stderr
+
+
+def test_with_a_broken_compiler(tmp_path):
+    broken = compiler(tmp_path / "bin", "echo 'fatal error: no such thing' >&2; exit 1")
+    stderr = run_with(tmp_path / "cache", **broken).stderr
+    assert "g++ fails (fatal error: no such thing): install" in stderr
+    assert not list((tmp_path / "cache").glob("**/*.so"))
+
+
+def test_where_nothing_can_be_kept(tmp_path):
+    (tmp_path / "file").touch()
+    assert not run_with(tmp_path / "file").stderr
+
+
+def test_a_broken_library_is_made_again(tmp_path):
+    run_with(tmp_path)
+    (kept,) = (tmp_path / "stable-diffusion-mlx").iterdir()
+    kept.write_bytes(b"no library")
+    assert not run_with(tmp_path).stderr
+    assert kept.stat().st_size > 10_000

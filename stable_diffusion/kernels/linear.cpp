@@ -41,24 +41,3 @@ extern "C" bool linear(const float *x, long n, long k, long n_outputs, long n_we
     product.run(cores_for(1.0 * n * k * n_outputs * n_weights, cores));
   });
 }
-
-// Weights [rows, columns] of `bits` bits each, 32 / bits in a word and the first the lowest, as
-// `mx.quantize` packs them; scales and offsets of every `group` of them.
-extern "C" bool dequantize(const uint32_t *packed, long rows, long columns, long bits, long group,
-                           const float *scales, const float *offsets, float *out, long cores) {
-  return completed([&] {
-    const long per_word = 32 / bits, n_groups = columns / group, step = 16;
-    const uint32_t mask = (1u << bits) - 1;
-    parallel(cores, ceil_div(rows, step), [&](int part) {
-      for (long r = part * step; r < std::min(rows, (part + 1) * step); r++)
-        for (long g = 0; g < n_groups; g++) {
-          const float scale = scales[r * n_groups + g], offset = offsets[r * n_groups + g];
-          const uint32_t *words = packed + (r * columns + g * group) / per_word;
-          float *to = out + r * columns + g * group;
-          for (long i = 0; i < group; i += per_word, words++)
-            for (long j = 0; j < per_word; j++)
-              *to++ = float(*words >> (j * bits) & mask) * scale + offset;
-        }
-    });
-  });
-}

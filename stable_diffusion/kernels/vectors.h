@@ -47,7 +47,7 @@ INLINE Vec silu(Vec x, float gain = 1.0f) {
   return x * ((x < 0 ? e : all(1.0f)) / (1.0f + e));
 }
 
-// x times the normal distribution function of x: 1/2 + x P(x²) / Q(x²), by tools/fit_gates.py.
+// x times the normal distribution function of x: 1/2 + x P(x²) / Q(x²), by tools/fit_gelu.py.
 INLINE Vec gelu(Vec x) {
   const float limit = 5.5f;
   Vec y = x > limit ? all(limit) : x < -limit ? all(-limit) : x, s = y * y;

@@ -1,0 +1,58 @@
+// Weights that are stored in fewer bits, as float32.
+
+#include "vectors.h"
+
+namespace {
+
+INLINE float number(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+INLINE float of_half(uint16_t half) {
+  const uint32_t bits = (half & 0x7fffu) << 13, sign = (half & 0x8000u) << 16;
+  uint32_t wide;
+  const float scaled = number(bits) * 0x1p112f;  // the exponents' biases differ by 112
+  std::memcpy(&wide, &scaled, sizeof wide);
+  return number((bits >= 0x0f800000u ? bits | 0x7f800000u : wide) | sign);  // or not finite
+}
+
+INLINE float of_bfloat(uint16_t half) { return number(uint32_t(half) << 16); }
+
+}  // namespace
+
+// n numbers of float16, or bfloat16.
+extern "C" bool widen(const uint16_t *halves, long n, long is_bfloat, float *out, long cores) {
+  return completed([&] {
+    const long step = 65536;
+    parallel(cores, ceil_div(n, step), [&](int part) {
+      const long first = part * step, last = std::min(first + step, n);
+      if (is_bfloat)
+        for (long i = first; i < last; i++) out[i] = of_bfloat(halves[i]);
+      else
+        for (long i = first; i < last; i++) out[i] = of_half(halves[i]);
+    });
+  });
+}
+
+// Weights [rows, columns] of `bits` bits each, 32 / bits in a word and the first the lowest, as
+// `mx.quantize` packs them; scales and offsets of every `group` of them.
+extern "C" bool dequantize(const uint32_t *packed, long rows, long columns, long bits, long group,
+                           const float *scales, const float *offsets, float *out, long cores) {
+  return completed([&] {
+    const long per_word = 32 / bits, n_groups = columns / group, step = 16;
+    const uint32_t mask = (1u << bits) - 1;
+    parallel(cores, ceil_div(rows, step), [&](int part) {
+      for (long r = part * step; r < std::min(rows, (part + 1) * step); r++)
+        for (long g = 0; g < n_groups; g++) {
+          const float scale = scales[r * n_groups + g], offset = offsets[r * n_groups + g];
+          const uint32_t *words = packed + (r * columns + g * group) / per_word;
+          float *to = out + r * columns + g * group;
+          for (long i = 0; i < group; i += per_word, words++)
+            for (long j = 0; j < per_word; j++)
+              *to++ = float(*words >> (j * bits) & mask) * scale + offset;
+        }
+    });
+  });
+}
