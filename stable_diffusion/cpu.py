@@ -82,6 +82,8 @@ def activate(x: mx.array, activation: Activation) -> mx.array:
 def group_norm(x: mx.array, groups: int, weight: mx.array, bias: mx.array, eps: float) -> Norm:
     """GroupNorm (PyTorch's grouping) of x [B, ..., C]: its statistics, to be applied later."""
     batch, channels = len(x), x.shape[-1]
+    _require(weight, (channels,))
+    _require(bias, (channels,))
     norm = Norm(mx.empty((batch, channels)), mx.empty((batch, channels)))
     size = x.size // (batch * channels)
     _run("group_norm", x, batch, size, channels, groups, weight, bias, eps, *norm[:2], CORES)
@@ -111,8 +113,14 @@ def linear(
         gated: whether half of the outputs are multiplied by the GELU of the other half.
     """
     width, n_outputs = x.shape[-1], len(weights[0]) // (2 if gated else 1)
+    for weight, bias in zip(weights, biases, strict=True):
+        _require(weight, (len(weights[0]), width))
+        _require(bias, (len(weights[0]),))
     outs = [mx.empty((*x.shape[:-1], n_outputs)) for _ in weights]
+    _require(added, outs[0].shape)
     norm = norm or Norm(None, None)
+    for one in norm[:2]:
+        _require(one, (width,) if norm.eps else (len(x), width))
     rows = x.size // width
     _run(
         *("linear", x, rows, width, n_outputs, len(weights), weights, biases, outs),
@@ -169,6 +177,9 @@ def conv3x3(
     norm = norm or Norm(None, None)
     if bias.ndim > 1 and len(bias) < batch:
         bias = bias[0]  # the same for all
+    _require(weight, (len(weight), 3, 3, channels))
+    _require(bias, (batch, len(weight))[2 - bias.ndim :])
+    _require(added, out.shape)
     _run(
         *("conv3x3", x, batch, height, width, channels, norm.gain, norm.offset, activation),
         *(factor, stride, padding, weight, len(weight), bias, bias.ndim > 1, added, out),
@@ -190,6 +201,8 @@ def attention(
     Every head has its part of D. Where it is causal, position i attends to those up to i.
     """
     batch, length, width = queries.shape
+    _require(keys, (batch, keys.shape[1], width))
+    _require(values, keys.shape)
     out = mx.empty(queries.shape)
     _run(
         *("attention", queries, keys, values, out, batch, length, keys.shape[1]),
@@ -212,6 +225,12 @@ def _run(name: str, *arguments: mx.array | Sequence | float | None) -> None:
     kept: list[np.ndarray] = []  # while the kernel runs
     if not getattr(cpu_library.load(), name)(*(_passed(a, kept) for a in arguments)):
         raise MemoryError("the memory is too small")
+
+
+def _require(x: mx.array | None, shape: Sequence[int]) -> None:
+    """Raises ValueError for another shape: kernels read what is there, right or wrong."""
+    if x is not None and x.shape != tuple(shape):
+        raise ValueError(f"an array of shape {x.shape} came where {tuple(shape)} was expected")
 
 
 def _wide(argument: mx.array | Sequence | float | None):

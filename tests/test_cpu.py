@@ -208,6 +208,26 @@ def test_geglu(width, n):
     assert error(geglu(layer, mx.array(x), norm), exact) < 1e-6
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: Linear(7, 4)(x),
+        lambda x: Linear(8, 4)(x, added=x),
+        lambda x: Linear(8, 4)(x, nn.LayerNorm(7)),
+        lambda x: Conv3x3(7, 4)(x[None]),
+        lambda x: Conv3x3(8, 4)(x[None], added=x[None]),
+        lambda x: Conv3x3(8, 4)(x[None], bias=mx.zeros((2, 4))),
+        lambda x: cpu.attention(x, x[..., :4], x[..., :4], 1, 1.0),
+        lambda x: cpu.attention(x, x, x[:, :1], 1, 1.0),
+        lambda x: GroupNorm(7, 7, 1e-5)(x),
+    ],
+)
+def test_arrays_that_do_not_fit(call):
+    """Are refused, not read beyond their ends."""
+    with pytest.raises(ValueError, match="was expected"):
+        call(mx.zeros((2, 3, 8)))
+
+
 def test_halves_of_all_kinds():
     """Every float16 and bfloat16 there is, as the kernels widen them."""
     for dtype in (mx.float16, mx.bfloat16):

@@ -7,8 +7,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <new>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -113,7 +113,7 @@ static void parallel(int cores, int n, Task task) {
   std::vector<std::thread> others;
   try {
     for (int i = 1; i < std::min(cores, n); i++) others.emplace_back(work);
-  } catch (const std::system_error &) {  // no more threads: then fewer do it
+  } catch (const std::exception &) {  // no more threads: then fewer do it
   }
   work();
   for (auto &other : others) other.join();
