@@ -94,23 +94,35 @@ class QuantizedLinear(nn.QuantizedLinear):
         return cpu.dequantize(self.weight, self.scales, self.biases, self.group_size, self.bits)
 
 
-def apply_each(
-    layers: Sequence[Linear | QuantizedLinear], x: mx.array, norm: Norm | None = None
-) -> list[mx.array]:
-    """Each of some layers of one shape, of norm(x)."""
+def project(x: mx.array, weight: mx.array, added: mx.array | None = None) -> mx.array:
+    """x [..., D] times the transpose of a weight [O, D], plus what may be added."""
     if cpu.serves(x):
+        return cpu.linear(x, [weight], [None], added=added)[0]
+    return _with(lambda x: x @ weight.T, x, None, added)
+
+
+def apply_each(
+    layers: Sequence[nn.Module], x: mx.array, norm: Norm | None = None
+) -> list[mx.array]:
+    """Each of some linear layers of one shape, of norm(x)."""
+    if cpu.serves(x) and all(map(_is_plain, layers)):
         return _by_kernels(layers, x, norm)
     x = x if norm is None else norm(x)
     return [layer(x) for layer in layers]
 
 
-def geglu(layer: Linear | QuantizedLinear, x: mx.array, norm: Norm) -> mx.array:
+def geglu(layer: nn.Module, x: mx.array, norm: Norm) -> mx.array:
     """Of layer(norm(x)) [..., 2D] one half times the GELU of the other (Shazeer 2020,
     arXiv:2002.05202): [..., D]."""
-    if cpu.serves(x):
+    if cpu.serves(x) and _is_plain(layer):
         return _by_kernels([layer], x, norm, gated=True)[0]
     hidden, gate = layer(x, norm).split(2, axis=-1)
     return hidden * gelu(gate)
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether it is all in its weight: a LoRA has more beside it."""
+    return isinstance(layer, Linear | QuantizedLinear)
 
 
 def _by_kernels(

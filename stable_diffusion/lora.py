@@ -17,6 +17,7 @@ import mlx.nn as nn
 import regex
 from mlx.utils import tree_flatten, tree_unflatten
 
+from .layers import Norm, project
 from .lora_names import ALPHA, COMPONENTS, DOWN, UP, layer_names, split_key
 from .strict import parse_json, require
 from .weights import channels_last, listed, read_safetensors
@@ -50,8 +51,12 @@ class LoRALinear(nn.Module):
         self.down = down
         self.up = up
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.base(x) + (x @ self.down.T) @ self.up.T
+    def __call__(
+        self, x: mx.array, norm: Norm | None = None, added: mx.array | None = None
+    ) -> mx.array:
+        """Of norm(x); `added` is added."""
+        x = x if norm is None else norm(x)
+        return project(project(x, self.down), self.up, added=self.base(x, added=added))
 
 
 class LoRAConv2d(nn.Module):
@@ -71,8 +76,9 @@ class LoRAConv2d(nn.Module):
         self.down = down
         self.up = up
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return self._changed()(x)
+    def __call__(self, *inputs, **options) -> mx.array:
+        """As of the base."""
+        return self._changed()(*inputs, **options)
 
     def __getattr__(self, name: str) -> Any:
         """Whatever else the changed convolution has and does."""

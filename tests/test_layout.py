@@ -51,7 +51,7 @@ MAY_IMPORT = {
     "jobs": {"config", "sampler"},
     "interrupt": set(),
     "layers": {"cpu", "mlx"},
-    "lora": {"lora_names", "strict", "weights", "mlx", "regex"},
+    "lora": {"layers", "lora_names", "strict", "weights", "mlx", "regex"},
     "lora_names": {"config", "original", "weights", "mlx"},
     "memory": {"mlx"},
     "messages": set(),
