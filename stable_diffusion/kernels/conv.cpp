@@ -56,6 +56,7 @@ void convolve(const Convolution &c, int cores) {
 enum { TILE = 4, PATCH = 6, TERMS = PATCH * PATCH };  // pixels of a result, of what it comes from
 enum { SIDE = 8 };                                    // tiles of a block, along either side, at most
 enum { OUTPUTS = 24, DEPTH = 64, CHANNELS = 32 };     // at a time, for the cache
+enum { APART = 16 };  // between terms, lest what belongs together compete for one place in the cache
 
 // Neighbouring tiles, of some pictures.
 struct Block {
@@ -63,6 +64,7 @@ struct Block {
 
   long n() const { return n_pictures * height * width; }
   long n_panels() const { return ceil_div(n(), PANEL); }
+  long term() const { return n_panels() * DEPTH * PANEL + APART; }
   struct Tile { long picture, y, x; };
   Tile tile(long i) const {
     return {picture + i / (height * width), top + i / width % height, left + i % width};
@@ -105,7 +107,8 @@ INLINE void result_transform(const Vec *m, Vec *y) {
   y[3 * T] = difference + 8 * far_difference + m[5 * S];
 }
 
-// Transforms channels first … first + n of a block's patches: [TERMS][panels][C][PANEL].
+// Transforms channels first … first + n of a block's patches: for every DEPTH channels each term's
+// [panels][DEPTH][PANEL], in the order in which they are read.
 void transform_patches(const Convolution &c, const Block &block, long first, long n,
                        float *patches) {
   const long height = TILE * block.height + 2, width = TILE * block.width + 2;
@@ -136,8 +139,8 @@ void transform_patches(const Convolution &c, const Block &block, long first, lon
       }
       for (int i = 0; i < TERMS; i++) {
         transpose(terms[i]);  // channels by tiles
-        const long panel = i * block.n_panels() + t / PANEL;
-        float *at = patches + (panel * c.channels + first + z) * PANEL + t % PANEL;
+        float *at = patches + ((first + z) / DEPTH * TERMS + i) * block.term() + t % PANEL +
+                    (t / PANEL * DEPTH + (first + z) % DEPTH) * PANEL;
         for (int channel = 0; channel < LANES; channel++)
           store(at + channel * PANEL, terms[i][channel]);
       }
@@ -148,7 +151,8 @@ void transform_patches(const Convolution &c, const Block &block, long first, lon
 void transform_back(const Convolution &c, const Block &block, long first, long n,
                     const float *patches) {
   const long stride = block.n_panels() * PANEL;
-  Room weights(TERMS * OUTPUTS * DEPTH), sums(TERMS * OUTPUTS * stride);
+  const long weight_term = OUTPUTS * DEPTH + APART, sum_term = OUTPUTS * stride + APART;
+  Room weights(TERMS * weight_term), sums(TERMS * sum_term);
   for (long k = 0; k < c.channels; k += DEPTH) {
     const long depth = std::min<long>(DEPTH, c.channels - k);
     for (long o = 0; o < n; o++)
@@ -158,13 +162,13 @@ void transform_back(const Convolution &c, const Block &block, long first, long n
           taps[i] = load(c.weight + ((first + o) * 9 + i) * c.channels + k + z);
         for (int j = 0; j < 3; j++) weight_transform<3, 3>(taps + j, half + j);
         for (int i = 0; i < PATCH; i++) weight_transform<1, 1>(half + 3 * i, terms + PATCH * i);
-        for (int i = 0; i < TERMS; i++) store(weights + (i * OUTPUTS + o) * DEPTH + z, terms[i]);
+        for (int i = 0; i < TERMS; i++) store(weights + i * weight_term + o * DEPTH + z, terms[i]);
       }
     for (long i = 0; i < TERMS; i++)
       for (long p = 0; p < block.n_panels(); p++) {
-        const float *panel = patches + ((i * block.n_panels() + p) * c.channels + k) * PANEL;
-        multiply(n, {weights + i * OUTPUTS * DEPTH, DEPTH, 1}, panel, depth,
-                 sums + i * OUTPUTS * stride + p * PANEL, stride, k > 0);
+        const float *panel = patches + (k / DEPTH * TERMS + i) * block.term() + p * DEPTH * PANEL;
+        multiply(n, {weights + i * weight_term, DEPTH, 1}, panel, depth,
+                 sums + i * sum_term + p * PANEL, stride, k > 0);
       }
   }
   for (long o = 0; o < n; o += LANES)
@@ -174,7 +178,7 @@ void transform_back(const Convolution &c, const Block &block, long first, long n
       for (long lane = 0; lane < n_some; lane++) {
         Vec terms[TERMS], half[TILE * PATCH], tile[TILE * TILE];
         for (int i = 0; i < TERMS; i++)
-          terms[i] = load(sums + (i * OUTPUTS + o + lane) * stride + t);
+          terms[i] = load(sums + i * sum_term + (o + lane) * stride + t);
         for (int i = 0; i < PATCH; i++)
           result_transform<1, 1>(terms + PATCH * i, half + TILE * i);
         for (int j = 0; j < TILE; j++) result_transform<TILE, TILE>(half + j, tile + j);
@@ -212,7 +216,7 @@ void convolve_by_tiles(const Convolution &c, int cores) {
         blocks.push_back({b, std::min(n_pictures, c.batch - b), y, std::min(height, rows - y), x,
                           std::min(width, columns - x)});
 
-  const long n_blocks = blocks.size(), size = TERMS * blocks[0].n_panels() * PANEL * c.channels;
+  const long n_blocks = blocks.size(), size = ceil_div(c.channels, DEPTH) * TERMS * blocks[0].term();
   const long n_inner = ceil_div(c.channels, CHANNELS), n_outer = ceil_div(c.n_outputs, OUTPUTS);
   auto forth = [&](const Block &block, long i, float *patches) {
     const long first = i * CHANNELS, n = std::min<long>(CHANNELS, c.channels - first);
