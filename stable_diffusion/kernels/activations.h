@@ -20,14 +20,8 @@ template <class Function, class... More>
 INLINE void each(long n, const float *x, float *out, Function function, const More *...more) {
   long i = 0;
   for (; i + LANES <= n; i += LANES) store(out + i, function(load(x + i), load(more + i)...));
-  if (i == n) return;
-  auto rest = [&](const float *from) {
-    Vec some = {};
-    std::memcpy(&some, from + i, (n - i) * sizeof(float));
-    return some;
-  };
-  const Vec last = function(rest(x), rest(more)...);
-  std::memcpy(out + i, &last, (n - i) * sizeof(float));
+  if (i < n)
+    store_some(out + i, function(load_some(x + i, n - i), load_some(more + i, n - i)...), n - i);
 }
 
 // out = activation(x · gain + offset), all [channels]. No gain: neither it nor an offset.

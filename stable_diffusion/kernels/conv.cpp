@@ -13,7 +13,7 @@ struct Convolution {
   const float *bias, *added;       // [O] or, a `bias_stride` apart, [B, O]; none or as the result
   float *out;                      // [B, h, w, O]
   long batch, height, width, channels, out_height, out_width, n_outputs, bias_stride;
-  int activation, factor, stride, before;  // of enlargement; rows and columns of padding before
+  long activation, factor, stride, before;  // of enlargement; rows and columns of padding before
 
   // The pixel that tap (dy, dx) of output pixel (i, j) meets; none in the padding.
   const float *pixel(long b, long i, long j, int dy, int dx) const {

@@ -16,7 +16,7 @@ struct Output {
 // half gives is multiplied by the GELU of what the second half gives.
 template <class Fill>
 class Linear {
-  enum { OUTPUTS = 48, DEPTH = 256 };  // of a block: what it takes of all three sides stays cached
+  enum { OUTPUTS = 24, DEPTH = 320 };  // of a block: what it takes of all three sides stays cached
 
   const long n_, k_, n_outputs_;
   const std::vector<Output> &outputs_;
@@ -67,8 +67,8 @@ class Linear {
     for (long q = 0; q < n_some; q += LANES)
       for (long r = 0; r < n; r += LANES) {
         const long lanes = std::min<long>(LANES, n_some - q), at = o + q;
-        Vec block[LANES] = {}, gate[LANES] = {};
-        for (long j = 0; j < lanes; j++) {
+        Vec block[LANES], gate[LANES];  // of outputs that there are not: whatever stands there
+        for (long j = 0; j < LANES; j++) {
           block[j] = load(sums + (q + j) * stride + r);
           if (gated_) gate[j] = load(gates + (q + j) * stride + r);
         }
@@ -77,22 +77,15 @@ class Linear {
         for (long j = 0; j < std::min<long>(LANES, n - r); j++) {
           const long to = (first + r + j) * n_outputs_ + at;
           Vec sum = block[j];
-          if (output.bias) sum += some(output.bias + at, lanes);
+          if (output.bias) sum += load_some(output.bias + at, lanes);
           if (gated_) {
-            const Vec bias = output.bias ? some(output.bias + n_outputs_ + at, lanes) : Vec{};
-            sum *= gelu(gate[j] + bias);
+            if (output.bias) gate[j] += load_some(output.bias + n_outputs_ + at, lanes);
+            sum *= gelu(gate[j]);
           }
-          if (added_) sum += some(added_ + to, lanes);
-          std::memcpy(output.out + to, &sum, lanes * sizeof(float));
+          if (added_) sum += load_some(added_ + to, lanes);
+          store_some(output.out + to, sum, lanes);
         }
       }
-  }
-
-  static Vec some(const float *from, long lanes) {
-    if (lanes == LANES) return load(from);
-    Vec x = {};
-    std::memcpy(&x, from, lanes * sizeof(float));
-    return x;
   }
 
  public:

@@ -21,6 +21,18 @@ enum { LANES = 8 };
 
 INLINE Vec load(const float *from) { return *(const Vec *)from; }
 INLINE void store(float *to, Vec x) { *(Vec *)to = x; }
+// The first n of eight.
+INLINE Vec load_some(const float *from, long n) {
+  if (n == LANES) return load(from);
+  Vec x = {};
+  std::memcpy(&x, from, n * sizeof(float));
+  return x;
+}
+INLINE void store_some(float *to, Vec x, long n) {
+  if (n == LANES) return store(to, x);
+  std::memcpy(to, &x, n * sizeof(float));
+}
+
 INLINE Vec all(float x) { return Vec{} + x; }
 INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
 
