@@ -248,7 +248,7 @@ bool tiles_pay(const Convolution &c) {
   const long pixels = c.batch * c.out_height * c.out_width;
   const bool fits = c.stride == 1 && c.before == 1 && c.channels % LANES == 0;
   const long panels = ceil_div(tiles, PANEL) * PANEL;
-  return fits && c.channels >= 32 && c.n_outputs >= 32 && TERMS * panels + 100 < 9 * pixels;
+  return fits && TERMS * panels + 100 < 9 * pixels;
 }
 
 }  // namespace
