@@ -35,6 +35,11 @@ def serves(x: mx.array) -> bool:
     return x.dtype == mx.float32 and is_used() and cpu_library.load() is not None
 
 
+def is_to_be_compiled() -> bool:
+    """Whether the kernels are to be used and not there yet: compiling takes some seconds."""
+    return is_used() and cpu_library.is_to_be_compiled()
+
+
 def compute_dtype(stored: mx.Dtype) -> mx.Dtype:
     """The type to compute in with weights of type `stored`.
 

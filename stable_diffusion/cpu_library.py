@@ -28,7 +28,7 @@ def load() -> ctypes.CDLL | None:
         compiler = shutil.which("g++")
         if compiler is None:
             raise OSError("there is no g++")
-        return _load(compiler)
+        return _load(compiler, _kept(compiler))
     except OSError as error:
         warnings.warn(
             f"pictures take several times as long as they could, as {error}: install your "
@@ -38,25 +38,39 @@ def load() -> ctypes.CDLL | None:
         return None
 
 
-def _load(compiler: str) -> ctypes.CDLL:
+def is_to_be_compiled() -> bool:
+    """Whether `load` will take some seconds, the first time."""
+    compiler = shutil.which("g++")
+    if compiler is None or load.cache_info().currsize:
+        return False
+    kept = _kept(compiler)
+    return kept is None or not kept.is_file()
+
+
+def _load(compiler: str, kept: Path | None) -> ctypes.CDLL:
     """Raises OSError, also where there is no space or the compiler fails."""
-    name = f"kernels-{_key(compiler)}.so"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    folder /= "stable-diffusion-mlx"
-    with suppress(OSError):
-        return ctypes.CDLL(str(folder / name))
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(dir=folder)
-    except (OSError, RuntimeError):
-        folder, scratch = None, tempfile.TemporaryDirectory()
-    with scratch:
-        library = Path(scratch.name, name)
+    if kept is not None:
+        with suppress(OSError):
+            return ctypes.CDLL(str(kept))
+        with suppress(OSError):
+            kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+                library = Path(folder, kept.name)
+                compile_kernels(compiler, library)
+                library.replace(kept)
+            return ctypes.CDLL(str(kept))
+    with tempfile.TemporaryDirectory() as folder:  # what is loaded stays when its file is gone
+        library = Path(folder, "kernels.so")
         compile_kernels(compiler, library)
-        loaded = ctypes.CDLL(str(library))  # stays when its file is gone
-        if folder is not None:
-            library.replace(folder / name)
-        return loaded
+        return ctypes.CDLL(str(library))
+
+
+def _kept(compiler: str) -> Path | None:
+    """Where the library is, or will be; None for a user without a folder."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    if not folder.is_absolute():
+        return None
+    return folder / "stable-diffusion-mlx" / f"kernels-{_key(compiler)}.so"
 
 
 def compile_kernels(compiler: str, library: Path, flags: Sequence[str] = FLAGS) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from . import finite, memory
+from . import cpu, finite, memory
 from .config import ModelConfig
 from .hub import announcements
 from .image import to_uint8
@@ -135,6 +135,8 @@ def _make_all(
         plan.output.check_sizes(jobs)
 
     memory.limit_cache()
+    if cpu.is_to_be_compiled():
+        say("Compiling the kernels for this processor, once …")
     sd = _load(source, config, args, progress)
     if plan.output is not None:
         plan.output.record = Record(args, source)

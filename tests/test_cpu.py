@@ -309,6 +309,8 @@ def test_with_a_broken_compiler(tmp_path):
 def test_where_nothing_can_be_kept(tmp_path):
     (tmp_path / "file").touch()
     assert not run_with(tmp_path / "file").stderr
+    assert not run_with(Path("relative"), HOME="relative").stderr
+    assert not Path("relative").exists()
 
 
 def test_a_broken_library_is_made_again(tmp_path):

@@ -88,7 +88,7 @@ MAY_IMPORT = {
     "recipe": {"messages", "strict"},
     "record": {"hub", "jobs", "metadata", "models", "parameters", "recipe", "version"},
     "run": {
-        *("config", "finite", "hub", "image", "interrupt", "jobs", "memory", "messages"),
+        *("config", "cpu", "finite", "hub", "image", "interrupt", "jobs", "memory", "messages"),
         *("model_io", "pipeline", "plan", "preview", "progress", "ranks", "record", "sampler"),
         *("streams", "weight_files", "mlx", "numpy"),
     },
