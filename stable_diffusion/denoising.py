@@ -113,7 +113,7 @@ def guided(
         return prediction
 
     if cpu.is_used():
-        return predict  # as it is: the fast paths of a CPU compute some parts while others wait
+        return predict  # as it is: a CPU's kernels compute at once
     return mx.compile(predict, inputs=[unet.state, text, text_time])
 
 
