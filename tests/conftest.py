@@ -1,4 +1,7 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share.
+
+What is slow to import is imported where it is used: the process that hands out tests needs none.
+"""
 
 import os
 
@@ -12,24 +15,33 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import stable_diffusion  # noqa: F401  isort: skip
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from checkpoints import KINDS, write_checkpoint
-from oracle import Oracle
+from kinds import KINDS
+
+from stable_diffusion import cpu, cpu_conv
+
+if TYPE_CHECKING:
+    from oracle import Oracle
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a tiny checkpoint of a kind, written by diffusers. Not to be changed."""
+    from checkpoints import write_checkpoint
+
     return cache(lambda kind: write_checkpoint(kind, tmp_path_factory.mktemp(kind)))
 
 
 @pytest.fixture(scope="session")
-def oracle(checkpoint: Callable[[str], Path]) -> Callable[[str], Oracle]:
+def oracle(checkpoint: Callable[[str], Path]) -> "Callable[[str], Oracle]":
     """diffusers with the same checkpoint."""
+    from oracle import Oracle
+
     return cache(lambda kind: Oracle(checkpoint(kind)))
 
 
@@ -43,3 +55,27 @@ def copy(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[[str], P
 def kind(request: pytest.FixtureRequest) -> str:
     """Each kind of checkpoint in turn."""
     return request.param
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cores() -> Iterator[int]:
+    """The cores that programs would compute on here, two at least. Tests compute on one.
+
+    Others have tests of their own, and networks as tiny as these are twice the work on two.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        set_cores(patch, n := max(2, cpu.CORES))
+        cpu._streams()  # as many as ever needed
+        set_cores(patch, 1)
+        yield n
+
+
+@pytest.fixture
+def all_cores(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test computes on all of them."""
+    set_cores(monkeypatch, cores)
+
+
+def set_cores(patch: pytest.MonkeyPatch, cores: int) -> None:
+    for module in (cpu, cpu_conv):
+        patch.setattr(module, "CORES", cores)

@@ -11,8 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from checkpoints import PUBLISHED_KINDS
 from diffusers import DiffusionPipeline
+from kinds import PUBLISHED_KINDS
 from mlx.utils import tree_flatten
 from oracle import psnr
 from original_layout import write_single_file

@@ -14,7 +14,10 @@ from ours import python
 from stable_diffusion import cpu, cpu_attention, cpu_conv
 from stable_diffusion.layers import Conv3x3, GroupNorm, Linear, QuantizedLinear
 
-pytestmark = pytest.mark.skipif(not cpu.is_used(), reason="only a Linux CPU needs it")
+pytestmark = [
+    pytest.mark.skipif(not cpu.is_used(), reason="only a Linux CPU needs it"),
+    pytest.mark.usefixtures("all_cores"),
+]
 
 NETWORK_ERROR = 1e-5
 
@@ -190,7 +193,7 @@ def test_rows_in_parts():
 
 def test_all_cores_work():
     """Shares run on streams of their own."""
-    assert len(os.sched_getaffinity(0)) == cpu.CORES
+    assert max(2, len(os.sched_getaffinity(0))) == cpu.CORES
     streams = []
     cpu.share([lambda: streams.append(mx.default_stream(mx.cpu)) or mx.zeros(1)] * cpu.CORES)
     assert len({str(stream) for stream in streams}) == cpu.CORES
