@@ -156,6 +156,7 @@ def test_quantized_linear(bits, bias):
     assert error(layer(x), nn.QuantizedLinear.__call__(layer, x)) < 1e-6
 
 
+@pytest.mark.parametrize("kind", ["sd-1", "sdxl", "unusual"])  # all there is in them
 def test_networks_in_strips(small_strips, oracle, kind):
     """All of it at once, where tiny pictures would not take these paths by themselves."""
     assert parity.unet_error(oracle(kind), parity.UNET_SIZES[0]) <= NETWORK_ERROR
