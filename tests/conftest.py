@@ -23,10 +23,15 @@ from typing import TYPE_CHECKING
 import pytest
 from kinds import KINDS
 
-from stable_diffusion import cpu, cpu_conv
+from stable_diffusion import cpu, cpu_conv, pipeline
+from stable_diffusion.hub import Source
+from stable_diffusion.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from oracle import Oracle
+
+
+UNCHANGED = {"tiny"}  # models that no test changes
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +39,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     """The folder of a tiny checkpoint of a kind, written by diffusers. Not to be changed."""
     from checkpoints import write_checkpoint
 
-    return cache(lambda kind: write_checkpoint(kind, tmp_path_factory.mktemp(kind)))
+    @cache
+    def write(kind: str) -> Path:
+        folder = write_checkpoint(kind, tmp_path_factory.mktemp(kind))
+        UNCHANGED.add(str(folder))
+        return folder
+
+    return write
 
 
 @pytest.fixture(scope="session")
@@ -79,3 +90,22 @@ def all_cores(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def set_cores(patch: pytest.MonkeyPatch, cores: int) -> None:
     for module in (cpu, cpu_conv):
         patch.setattr(module, "CORES", cores)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def tokenizers_are_read_once() -> Iterator[None]:
+    """Where pipelines load unchanged models: it takes as long as a tiny picture."""
+    load = pipeline.load_tokenizer
+    read = cache(load)
+
+    def load_tokenizer(source: Source, *keys: str) -> Tokenizer:
+        if source.name not in UNCHANGED:
+            return load(source, *keys)
+        known = read(source.name, *keys)
+        tokenizer = Tokenizer.__new__(Tokenizer)  # one that learns words by itself
+        vars(tokenizer).update(vars(known), _ids=dict(known._ids), _added=list(known._added))
+        return tokenizer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "load_tokenizer", load_tokenizer)
+        yield
