@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import pytest
 from kinds import KINDS
 
-from stable_diffusion import cpu, cpu_conv, pipeline
+from stable_diffusion import convert, cpu, cpu_conv, pipeline
 from stable_diffusion.hub import Source
 from stable_diffusion.tokenizer import Tokenizer
 
@@ -43,18 +43,23 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-UNCHANGED = {"tiny"}  # models that no test changes
+@pytest.fixture(scope="session")
+def unchanged() -> set[str]:
+    """The names of models that no test changes."""
+    return {"tiny"}
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, unchanged: set[str]
+) -> Callable[[str], Path]:
     """The folder of a tiny checkpoint of a kind, written by diffusers. Not to be changed."""
     from checkpoints import write_checkpoint
 
     @cache
     def write(kind: str) -> Path:
         folder = write_checkpoint(kind, tmp_path_factory.mktemp(kind))
-        UNCHANGED.add(str(folder))
+        unchanged.add(str(folder))
         return folder
 
     return write
@@ -105,13 +110,13 @@ def set_cores(patch: pytest.MonkeyPatch, cores: int) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def tokenizers_are_read_once() -> Iterator[None]:
-    """Where pipelines load unchanged models: it takes as long as a tiny picture."""
+def tokenizers_are_read_once(unchanged: set[str]) -> Iterator[None]:
+    """Those of unchanged models: to read one takes as long as a tiny picture."""
     load = pipeline.load_tokenizer
     read = cache(load)
 
     def load_tokenizer(source: Source, *keys: str) -> Tokenizer:
-        if source.name not in UNCHANGED:
+        if source.name not in unchanged:
             return load(source, *keys)
         known = read(source.name, *keys)
         tokenizer = Tokenizer.__new__(Tokenizer)  # one that learns words by itself
@@ -119,5 +124,6 @@ def tokenizers_are_read_once() -> Iterator[None]:
         return tokenizer
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "load_tokenizer", load_tokenizer)
+        for module in (pipeline, convert):
+            patch.setattr(module, "load_tokenizer", load_tokenizer)
         yield
