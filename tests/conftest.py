@@ -1,5 +1,9 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share.
 
+What is slow to import is imported where it is used: the process that hands out tests needs none.
+"""
+
+import gc
 import os
 
 # Before the first import of huggingface_hub: the tests reach no network.
@@ -12,24 +16,65 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import stable_diffusion  # noqa: F401  isort: skip
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from checkpoints import KINDS, write_checkpoint
-from oracle import Oracle
+from kinds import KINDS
+
+from stable_diffusion import convert, cpu, cpu_library, pipeline
+from stable_diffusion.hub import Source
+from stable_diffusion.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from oracle import Oracle
+
+
+def pytest_configure() -> None:
+    """Compile the kernels, before there are others who would.
+
+    Collect no garbage while modules are read; `pytest_collection_finish` ends that.
+    """
+    if cpu.is_used():
+        cpu_library.load()
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What torch and diffusers are made of is not garbage: to look takes a tenth of the time."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def unchanged() -> set[str]:
+    """The names of models that no test changes."""
+    return {"tiny"}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, unchanged: set[str]
+) -> Callable[[str], Path]:
     """The folder of a tiny checkpoint of a kind, written by diffusers. Not to be changed."""
-    return cache(lambda kind: write_checkpoint(kind, tmp_path_factory.mktemp(kind)))
+    from checkpoints import write_checkpoint
+
+    @cache
+    def write(kind: str) -> Path:
+        folder = write_checkpoint(kind, tmp_path_factory.mktemp(kind))
+        unchanged.add(str(folder))
+        return folder
+
+    return write
 
 
 @pytest.fixture(scope="session")
-def oracle(checkpoint: Callable[[str], Path]) -> Callable[[str], Oracle]:
+def oracle(checkpoint: Callable[[str], Path]) -> "Callable[[str], Oracle]":
     """diffusers with the same checkpoint."""
+    from oracle import Oracle
+
     return cache(lambda kind: Oracle(checkpoint(kind)))
 
 
@@ -43,3 +88,41 @@ def copy(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[[str], P
 def kind(request: pytest.FixtureRequest) -> str:
     """Each kind of checkpoint in turn."""
     return request.param
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cores() -> Iterator[int]:
+    """The cores that programs would compute on here, two at least. Tests compute on one.
+
+    Others have tests of their own, and networks as tiny as these are twice the work on two.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        n = max(2, cpu.CORES)
+        patch.setattr(cpu, "CORES", 1)
+        yield n
+
+
+@pytest.fixture
+def all_cores(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test computes on all of them."""
+    monkeypatch.setattr(cpu, "CORES", cores)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def tokenizers_are_read_once(unchanged: set[str]) -> Iterator[None]:
+    """Those of unchanged models: to read one takes as long as a tiny picture."""
+    load = pipeline.load_tokenizer
+    read = cache(load)
+
+    def load_tokenizer(source: Source, *keys: str) -> Tokenizer:
+        if source.name not in unchanged:
+            return load(source, *keys)
+        known = read(source.name, *keys)
+        tokenizer = Tokenizer.__new__(Tokenizer)  # one that learns words by itself
+        vars(tokenizer).update(vars(known), _ids=dict(known._ids), _added=list(known._added))
+        return tokenizer
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (pipeline, convert):
+            patch.setattr(module, "load_tokenizer", load_tokenizer)
+        yield

@@ -14,7 +14,8 @@ from unittest import mock
 import mlx.core as mx
 import numpy as np
 import torch
-from checkpoints import BETAS, KINDS, write_checkpoint
+from checkpoints import BETAS, write_checkpoint
+from kinds import KINDS
 from oracle import (
     SCHEDULERS,
     Oracle,

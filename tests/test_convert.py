@@ -11,8 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from checkpoints import PUBLISHED_KINDS
 from diffusers import DiffusionPipeline
+from kinds import PUBLISHED_KINDS
 from mlx.utils import tree_flatten
 from oracle import psnr
 from original_layout import write_single_file
@@ -34,13 +34,14 @@ AS_SCRIPTS = ("--text-encoder-bits", "4", "--unet-bits", "8")  # as their -q
 
 
 @pytest.fixture(scope="module")
-def converted(checkpoint, tmp_path_factory) -> Callable[..., Path]:
+def converted(checkpoint, tmp_path_factory, unchanged) -> Callable[..., Path]:
     """The folder of a kind, converted with some options. Not to be changed."""
 
     @cache
     def make(kind: str, *options: str) -> Path:
         folder = tmp_path_factory.mktemp("converted") / kind
         assert convert.main([str(checkpoint(kind)), str(folder), *options]) == 0
+        unchanged.add(str(folder))
         return folder
 
     return make

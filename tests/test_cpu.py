@@ -2,8 +2,6 @@
 
 import ctypes
 import math
-import os
-import shutil
 from pathlib import Path
 
 import mlx.core as mx
@@ -26,7 +24,10 @@ from stable_diffusion.layers import (
     silu,
 )
 
-pytestmark = pytest.mark.skipif(not cpu.is_used(), reason="only a Linux CPU needs it")
+pytestmark = [
+    pytest.mark.skipif(not cpu.is_used(), reason="only a Linux CPU needs it"),
+    pytest.mark.usefixtures("all_cores"),
+]
 
 NETWORK_ERROR = 1e-5
 
@@ -253,10 +254,6 @@ def test_networks_without(monkeypatch, oracle, kind):
     assert parity.decode_error(oracle(kind)) <= NETWORK_ERROR
 
 
-def test_all_cores_are_counted():
-    assert len(os.sched_getaffinity(0)) == cpu.CORES
-
-
 # --- compiling ------------------------------------------------------------------------------------
 
 USES_KERNELS = (
@@ -282,15 +279,24 @@ def compiler(folder: Path, text: str) -> dict[str, str]:
     return {"PATH": f"{folder}:/usr/bin:/bin"}
 
 
-def test_compiled_once(tmp_path):
-    log = tmp_path / "log"
-    logging = compiler(tmp_path / "bin", f'echo >> {log}; exec {shutil.which("g++")} "$@"')
-    assert not run_with(tmp_path / "cache", **logging).stderr
+@pytest.fixture
+def quick(tmp_path) -> dict[str, str]:
+    """A compiler that links what was compiled before, and writes down its calls."""
+    library = cpu_library.load()._name
+    return compiler(
+        tmp_path / "quick",
+        f'echo "$@" >> {tmp_path}/calls; for last; do true; done\n'
+        f'case "$*" in *-shared*) cp {library} "$last" ;; *) touch "$last" ;; esac',
+    )
+
+
+def test_compiled_once(tmp_path, quick):
+    assert not run_with(tmp_path / "cache", **quick).stderr
     (kept,) = (tmp_path / "cache/stable-diffusion-mlx").iterdir()  # nothing half done beside it
-    n_calls, made = len(log.read_text()), kept.stat().st_mtime_ns
-    assert n_calls == len(list(cpu_library.SOURCES.glob("*.cpp"))) + 1
-    run_with(tmp_path / "cache", **logging)
-    assert (len(log.read_text()), kept.stat().st_mtime_ns) == (n_calls, made)
+    calls, made = (tmp_path / "calls").read_text(), kept.stat().st_mtime_ns
+    assert len(calls.splitlines()) == len(list(cpu_library.SOURCES.glob("*.cpp"))) + 1
+    assert not run_with(tmp_path / "cache", **quick).stderr
+    assert ((tmp_path / "calls").read_text(), kept.stat().st_mtime_ns) == (calls, made)
 
 
 def test_without_a_compiler(tmp_path):
@@ -306,16 +312,16 @@ def test_with_a_broken_compiler(tmp_path):
     assert not list((tmp_path / "cache").glob("**/*.so"))
 
 
-def test_where_nothing_can_be_kept(tmp_path):
+def test_where_nothing_can_be_kept(tmp_path, quick):
     (tmp_path / "file").touch()
-    assert not run_with(tmp_path / "file").stderr
-    assert not run_with(Path("relative"), HOME="relative").stderr
+    assert not run_with(tmp_path / "file", **quick).stderr
+    assert not run_with(Path("relative"), HOME="relative", **quick).stderr
     assert not Path("relative").exists()
 
 
-def test_a_broken_library_is_made_again(tmp_path):
-    run_with(tmp_path)
+def test_a_broken_library_is_made_again(tmp_path, quick):
+    run_with(tmp_path, **quick)
     (kept,) = (tmp_path / "stable-diffusion-mlx").iterdir()
     kept.write_bytes(b"no library")
-    assert not run_with(tmp_path).stderr
+    assert not run_with(tmp_path, **quick).stderr
     assert kept.stat().st_size > 10_000

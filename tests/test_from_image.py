@@ -2,8 +2,6 @@
 
 import json
 import shlex
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import mlx.core as mx
@@ -13,11 +11,9 @@ from PIL import Image
 
 import image2image
 import txt2image
-from stable_diffusion import pipeline
 from stable_diffusion.image import save_image
 from stable_diffusion.metadata import PARAMETERS, RECIPE, read_texts
 from stable_diffusion.recipe import Recipe
-from stable_diffusion.tokenizer import Tokenizer
 
 TINY = ["--model", "tiny", "--steps", "3", "--n_images", "1", "--seed", "5"]
 CIRCLE = "a red circle on a blue background"
@@ -79,14 +75,13 @@ def with_recipe(file: Path, **changes: object) -> Path:
 
 
 START = "from a picture"
-WITH_WORD = "files"
 RECIPES = {  # where to write, and options
     "plain": "o.png",
     "ancestral": "o.png --sampler=euler-a --width=96 --height=72 --cfg=4 --negative_prompt='a\nb'",
     "ddim": "o.webp --sampler=ddim --schedule=linspace --guidance-rescale=0.7",
     "weights": "o.png --sampler=dpm++2m --schedule=karras --prompt-weights --negative-prompt=(a:2)",
     "lcm": "o.tif --sampler=lcm --clip-skip=1 --cfg=0 --seed=123456789012",
-    WITH_WORD: "o.png --lora=a.safetensors:0.7 --lora=a.safetensors:-0.2 "
+    "files": "o.png --lora=a.safetensors:0.7 --lora=a.safetensors:-0.2 "
     "--embedding='<ring>=word.safetensors' --negative-prompt='a <ring>'",
     "quantized": "o.webp -q --width=64 --height=96",
     "half": f"o.png --float16 --long-prompt --negative-prompt='{'a star, ' * 30}'",
@@ -95,22 +90,6 @@ RECIPES = {  # where to write, and options
     START: "o.webp --strength=0.7 --fit=crop --width=96 --height=64",
     f"{START}, as it is": "o.png --strength=0.9",
 }
-
-
-@pytest.fixture(scope="module")
-def read_once() -> Callable[..., Tokenizer]:
-    return cache(pipeline.load_tokenizer)
-
-
-@pytest.fixture(autouse=True)
-def one_tokenizer(request, monkeypatch, read_once):
-    """Reading it takes half of the time of these runs. One that learns a word is not for others."""
-    if WITH_WORD not in request.node.name and "asked" not in request.node.name:
-        monkeypatch.setattr(
-            pipeline,
-            "load_tokenizer",
-            lambda source, *keys: read_once(source.name, *keys),
-        )
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -26,6 +26,12 @@ def draw(folder: Path, *options: str) -> np.ndarray:
     return np.asarray(Image.open(folder / "o.png")).astype(int)
 
 
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory) -> np.ndarray:
+    """The picture where memory is not spared."""
+    return draw(tmp_path_factory.mktemp("usual"), "--no-low-memory")
+
+
 @pytest.mark.parametrize(
     ("memory_size", "options", "in_strips"),
     [
@@ -37,9 +43,8 @@ def draw(folder: Path, *options: str) -> np.ndarray:
     ],
 )
 def test_strips_where_memory_is_short(
-    calls, monkeypatch, tmp_path, memory_size, options, in_strips
+    usual, calls, monkeypatch, tmp_path, memory_size, options, in_strips
 ):
-    usual = draw(tmp_path, "--no-low-memory")
     monkeypatch.setattr(memory, "total_memory", lambda: memory_size)
     picture = draw(tmp_path, *options)
     assert bool(calls) is in_strips

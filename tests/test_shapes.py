@@ -70,7 +70,7 @@ def soften(picture: np.ndarray) -> np.ndarray:
 def test_checker_accepts_true_pictures_and_refuses_one_change(finish):
     rng = np.random.default_rng(0)
     right = wrong = 0
-    count = 150
+    count = 80
     for _ in range(count):
         scene = complete(sample(rng), rng)
         picture = finish(render(scene, rng))

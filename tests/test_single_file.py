@@ -13,7 +13,7 @@ import numpy as np
 import original_layout
 import pytest
 import torch
-from checkpoints import PUBLISHED_KINDS
+from kinds import PUBLISHED_KINDS
 from mlx.utils import tree_flatten
 from oracle import psnr
 from original_layout import OPEN_CLIP, XL_CLIP, XL_OPEN_CLIP, original_tensors, write_single_file

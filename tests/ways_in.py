@@ -10,7 +10,8 @@ from pathlib import Path
 
 import diffusers
 import numpy as np
-from checkpoints import PUBLISHED_KINDS, write_checkpoint
+from checkpoints import write_checkpoint
+from kinds import PUBLISHED_KINDS
 from oracle import Oracle, psnr
 from original_layout import write_single_file
 from ours import pictures
