@@ -20,11 +20,12 @@ from .messages import size as bytes_of
 Size = tuple[int, int]  # (width, height) in pixels, as in Pillow and the scripts' options
 
 # Not those that Pillow hands to other programs (EPS to Ghostscript, WMF to the system) or to nobody
-# (BUFR, GRIB, HDF5, MPEG), and not FITS, which it unpacks without a limit.
+# (BUFR, GRIB, HDF5, MPEG), nor FITS, which it unpacks without a limit, nor IPTC, which may hold any
+# of these.
 FORMATS = (
     *("AVIF", "BLP", "BMP", "CUR", "DCX", "DDS", "DIB", "FLI", "FTEX", "GBR", "GIF", "ICNS", "ICO"),
-    *("IM", "IMT", "IPTC", "JPEG", "JPEG2000", "MCIDAS", "MPO", "MSP", "PCD", "PCX", "PIXAR"),
-    *("PNG", "PPM", "PSD", "QOI", "SGI", "SPIDER", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM"),
+    *("IM", "IMT", "JPEG", "JPEG2000", "MCIDAS", "MPO", "MSP", "PCD", "PCX", "PIXAR", "PNG"),
+    *("PPM", "PSD", "QOI", "SGI", "SPIDER", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM"),
     "XVTHUMB",
 )
 MOST_PIXELS = 120_000_000  # of a file: such as 20,000 x 6,000, which take some 2 GB while read
