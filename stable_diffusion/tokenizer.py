@@ -154,8 +154,8 @@ class Tokenizer:
         longer = (token for token in vocab if len(token.removesuffix(END_OF_WORD)) > 1)
         if lost := [token for token in longer if token not in found]:
             raise ValueError(
-                f"{merges_file}: is it cut short? No merge makes {lost[-1][:50]!r}, nor "
-                f"{len(lost) - 1} other tokens of {vocab_file}"
+                f"{merges_file}: is it cut short? No merge makes {len(lost)} of the tokens of "
+                f"{vocab_file}, such as {lost[-1][:50]!r}"
             )
         return tokenizer
 

@@ -64,9 +64,12 @@ def _attack(attack: Attack, n: int, first: int, verbose: bool = False) -> Counte
 
 
 def _outcomes(attack: Attack, n: int, first: int) -> Iterator[tuple[Outcome, str]]:
-    """Of each case in turn, in a process that is killed and replaced where it hangs or dies."""
+    """Of each case in turn, in a process that is killed and replaced where it hangs or dies.
+
+    It hangs where it does so twice.
+    """
     context = multiprocessing.get_context("spawn")
-    seed, end = first, first + n
+    seed, end, hung = first, first + n, None
     while seed < end:
         ours, theirs = context.Pipe()
         worker = context.Process(target=_work, args=(theirs, attack.name, seed, end), daemon=True)
@@ -78,8 +81,11 @@ def _outcomes(attack: Attack, n: int, first: int) -> Iterator[tuple[Outcome, str
                 raise RuntimeError("the worker did not start")
             while seed < end:
                 if not _is_ready(ours):
-                    yield Outcome.HANG, "killed"
-                    seed += 1
+                    if seed == hung:
+                        yield Outcome.HANG, "killed, twice"
+                        seed += 1
+                    else:
+                        hung = seed  # or the machine was busy
                     break
                 outcome = ours.recv()
                 seed += 1
