@@ -166,7 +166,7 @@ def surroundings(case: Case) -> None:
     done = completed(
         ["bash", "-c", f'{start}"$0" "$@" {redirection}{pipe}', *command],
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}", **environment},  # whole, for a folder is gone
     )
     err = done.stderr.decode(errors="replace")
     if redirection == ">/dev/full":
