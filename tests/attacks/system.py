@@ -277,7 +277,7 @@ def at_once(case: Case) -> None:
     command = [sys.executable, "txt2image.py", *USUAL, *options]
     start = partial(subprocess.Popen, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT)
     runs = [start(command) for _ in range(case.rng.choice([2, 3]))]
-    endings = [(run.communicate(timeout=20 * SECONDS)[1].decode(), run.returncode) for run in runs]
+    endings = [(run.communicate(timeout=SECONDS)[1].decode(), run.returncode) for run in runs]
     n_done = 0
     for err, status in endings:
         with contextlib.suppress(Refused):
