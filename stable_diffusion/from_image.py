@@ -9,6 +9,7 @@ from typing import Any
 from .messages import shown
 from .metadata import PARAMETERS, RECIPE, read_texts
 from .parameters import read_parameters
+from .picture import require_file
 from .recipe import Recipe, sha256
 from .values import embedding, lora
 
@@ -101,6 +102,7 @@ def _warn_of_changes(
         pairs = _pairs(recipe.embedding, recipe.embedding_sha256)
         then |= {embedding(text)[1]: was for text, was in pairs}
     if recipe.image_sha256 is not None and "image" in args and Path(args.image).is_file():
+        require_file(args.image)
         then[Path(args.image)] = recipe.image_sha256
     for used, was in then.items():
         if sha256(used) != was:

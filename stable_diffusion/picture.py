@@ -15,17 +15,21 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from .messages import size as bytes_of
+
 Size = tuple[int, int]  # (width, height) in pixels, as in Pillow and the scripts' options
 
 # Not those that Pillow hands to other programs (EPS to Ghostscript, WMF to the system) or to nobody
-# (BUFR, GRIB, HDF5, MPEG), and not FITS, which it unpacks without a limit.
+# (BUFR, GRIB, HDF5, MPEG), nor FITS, which it unpacks without a limit, nor IPTC, which may hold any
+# of these.
 FORMATS = (
     *("AVIF", "BLP", "BMP", "CUR", "DCX", "DDS", "DIB", "FLI", "FTEX", "GBR", "GIF", "ICNS", "ICO"),
-    *("IM", "IMT", "IPTC", "JPEG", "JPEG2000", "MCIDAS", "MPO", "MSP", "PCD", "PCX", "PIXAR"),
-    *("PNG", "PPM", "PSD", "QOI", "SGI", "SPIDER", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM"),
+    *("IM", "IMT", "JPEG", "JPEG2000", "MCIDAS", "MPO", "MSP", "PCD", "PCX", "PIXAR", "PNG"),
+    *("PPM", "PSD", "QOI", "SGI", "SPIDER", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM"),
     "XVTHUMB",
 )
 MOST_PIXELS = 120_000_000  # of a file: such as 20,000 x 6,000, which take some 2 GB while read
+MOST_BYTES = 2_000_000_000  # of a file: so many pixels, of the largest kind, with room to spare
 ORIENTATION = 0x0112  # the EXIF tag
 UPRIGHT = {  # by its value
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -111,7 +115,7 @@ def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
         ValueError: it is none of `FORMATS`, damaged, too large, or no file but a pipe or device.
         OSError: the file cannot be read.
     """
-    _require_file(path)
+    require_file(path)
     Image.init()  # of which formats this Pillow has been built with
     formats = [name for name in FORMATS if name in Image.OPEN]
     with (
@@ -122,11 +126,14 @@ def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
         yield image
 
 
-def _require_file(path: str | os.PathLike) -> None:
-    """Raise ValueError for what may never end, or cannot be gone back in."""
-    mode = os.stat(path).st_mode
+def require_file(path: str | os.PathLike) -> None:
+    """Raise ValueError for what may never end, or cannot be gone back in; `OSError` for nothing."""
+    found = os.stat(path)
+    mode = found.st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder says what it is
         raise ValueError(f"{path}: a pipe or device, not a file: save the picture in one first")
+    if found.st_size > MOST_BYTES:
+        raise ValueError(f"{path}: {bytes_of(found.st_size)} are too many for a picture")
 
 
 @contextmanager

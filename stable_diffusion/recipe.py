@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -98,6 +100,15 @@ class Recipe(Config):
 
 
 def sha256(file: str | Path) -> str:
-    """Of the content of a file, in hexadecimal digits."""
+    """Of the content of a file, in hexadecimal digits; read once, unless it changes.
+
+    It reads all of it: how large files may be is for those to check who take them.
+    """
+    found = os.stat(file)
+    return _sha256(os.path.abspath(file), found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@cache
+def _sha256(file: str, *_: int) -> str:
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

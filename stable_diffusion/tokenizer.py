@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import regex
 
-from .bpe import BytePairs
+from .bpe import END_OF_WORD, BytePairs
 from .normalize import clean, normalize
 from .strict import MAX_JSON, read_json, require
 
@@ -147,7 +147,17 @@ class Tokenizer:
             merges = [_pair(line) for line in lines if line]
         options = _read_options([], config_file, special_tokens_file, pad_token)
         with _naming(vocab_file):
-            return cls(_read_json(vocab_file), merges, **options)
+            vocab = _read_json(vocab_file)
+            tokenizer = cls(vocab, merges, **options)
+        found = {left + right for left, right in merges}
+        found |= {token.content for token in options["added_tokens"]}
+        longer = (token for token in vocab if len(token.removesuffix(END_OF_WORD)) > 1)
+        if lost := [token for token in longer if token not in found]:
+            raise ValueError(
+                f"{merges_file}: is it cut short? No merge makes {len(lost)} of the tokens of "
+                f"{vocab_file}, such as {lost[-1][:50]!r}"
+            )
+        return tokenizer
 
     @classmethod
     def from_json(

@@ -6,7 +6,9 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
-from .messages import did_you_mean
+from .messages import did_you_mean, size
+
+MOST_BYTES = 10_000_000_000  # of a LoRA or embedding, which is read whole to be known again
 
 _N = TypeVar("_N", int, float)
 
@@ -58,8 +60,15 @@ def embedding(text: str) -> tuple[str, Path]:
 
 
 def _file(text: str, what: str) -> Path:
-    """A file that is there; `Path`'s own methods raise for long names, and for `~nobody`."""
+    """A file that is there, and not too large for what it is to be.
+
+    `Path`'s own methods raise for long names, and for `~nobody`.
+    """
     path = os.path.expanduser(text)
     if not os.path.isfile(path):
         raise argparse.ArgumentTypeError(f"no such {what} file: {text}")
+    if (n := os.path.getsize(path)) > MOST_BYTES:
+        raise argparse.ArgumentTypeError(
+            f"{text} has {size(n)}; the most for a {what} file is {size(MOST_BYTES)}"
+        )
     return Path(path)

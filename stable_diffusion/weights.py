@@ -4,18 +4,23 @@ A table maps runs of whole path segments of a file's keys to this package's name
 ``"to_out.0": "out_proj"`` turns ``attn1.to_out.0.bias`` into ``attn1.out_proj.bias``.
 """
 
+import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from threading import Event
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from .header import FLOATS, Header
 
+MLX_READERS = 4  # threads
 MOST_NAMED = 10  # tensors that an error lists of each kind; it counts the others
 
 
@@ -194,17 +199,39 @@ def read_safetensors(file: Path) -> tuple[Header, dict[str, mx.array]]:
     Raises:
         OSError: it cannot be read.
         ValueError: it is no safetensors file, or has numbers of a kind that MLX does not read.
+        RuntimeError: there is no memory for the threads in which it is read.
     """
     header = Header(str(file), file)
     if doubles := [key for key, tensor in header.tensors.items() if tensor.kind == "F64"]:
         raise ValueError(
             f"{file} has float64, which is not supported ({listed(doubles)}): save it in float32"
         )
+    _start_readers()
     try:
         tensors = mx.load(str(file), format="safetensors")
     except RuntimeError as error:
         raise ValueError(f"{file} is not a readable safetensors file: {error}") from None
     return header, {key: tensors[key] for key in header.tensors}  # in the file's order
+
+
+@cache
+def _start_readers() -> None:
+    """Have MLX start the threads in which it reads files, before memory is taken for anything.
+
+    Where it cannot start one it may wait for ever, and so others try, which raise RuntimeError.
+    Their stacks are used again.
+    """
+    done = Event()
+    with ThreadPoolExecutor(MLX_READERS) as pool:
+        try:
+            for _ in range(MLX_READERS):
+                pool.submit(done.wait, 1)  # second, should an interruption come between
+        finally:
+            done.set()
+    file = io.BytesIO()
+    np.save(file, np.zeros(1, np.float32))
+    file.seek(0)
+    mx.eval(mx.load(file, format="npy"))
 
 
 def not_finite(file: Path, dtype: mx.Dtype, layout: Layout | None = None) -> list[str]:

@@ -19,7 +19,8 @@ from time import monotonic
 from attacks import load
 from attacks.harness import ATTACKS, DEFECTS, Attack, Outcome, judge
 
-HANG = 30  # seconds
+HANG = 30  # seconds that a case may take
+PATIENCE = 600  # seconds, when it is tried again: the machine may have been busy
 START = 300  # of a worker, with its imports, on a busy machine
 SHOWN = 20  # defects of an attack that are told of
 
@@ -64,9 +65,12 @@ def _attack(attack: Attack, n: int, first: int, verbose: bool = False) -> Counte
 
 
 def _outcomes(attack: Attack, n: int, first: int) -> Iterator[tuple[Outcome, str]]:
-    """Of each case in turn, in a process that is killed and replaced where it hangs or dies."""
+    """Of each case in turn, in a process that is killed and replaced where it hangs or dies.
+
+    It hangs where it does so twice, or takes so long of the processors; see `judge`.
+    """
     context = multiprocessing.get_context("spawn")
-    seed, end = first, first + n
+    seed, end, hung = first, first + n, None
     while seed < end:
         ours, theirs = context.Pipe()
         worker = context.Process(target=_work, args=(theirs, attack.name, seed, end), daemon=True)
@@ -77,9 +81,11 @@ def _outcomes(attack: Attack, n: int, first: int) -> Iterator[tuple[Outcome, str
             if not started:
                 raise RuntimeError("the worker did not start")
             while seed < end:
-                if not _is_ready(ours):
-                    yield Outcome.HANG, "killed"
-                    seed += 1
+                if not _is_ready(ours, PATIENCE if seed == hung else HANG):
+                    if seed == hung:
+                        yield Outcome.HANG, "killed, twice"
+                        seed += 1
+                    hung = seed
                     break
                 outcome = ours.recv()
                 seed += 1
@@ -96,9 +102,9 @@ def _outcomes(attack: Attack, n: int, first: int) -> Iterator[tuple[Outcome, str
             ours.close()
 
 
-def _is_ready(connection: Connection) -> bool:
-    """Whether something comes within `HANG`; second by second, for a machine may be suspended."""
-    return any(connection.poll(1) for _ in range(HANG))
+def _is_ready(connection: Connection, seconds: int) -> bool:
+    """Whether something comes in time; second by second, for a machine may be suspended."""
+    return any(connection.poll(1) for _ in range(seconds))
 
 
 def _work(to: Connection, name: str, first: int, end: int) -> None:

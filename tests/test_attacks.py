@@ -3,6 +3,7 @@
 import contextlib
 from pathlib import Path
 from random import Random
+from time import process_time
 
 import pytest
 from attacks import harness, load
@@ -70,6 +71,18 @@ def test_memory_is_measured(tmp_path, monkeypatch):
     assert outcome(lambda case: bytes(10), tmp_path) == Outcome.DONE
     grown = outcome(lambda case: b"x" * 200_000_000, tmp_path)
     assert grown == (Outcome.WRONG if Memory.STATUS.exists() else Outcome.DONE)
+
+
+def test_time_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "MOST_SECONDS", 0.2)
+
+    def work(case: Case) -> None:
+        start = process_time()
+        while process_time() - start < 0.3:
+            pass
+
+    assert outcome(lambda case: None, tmp_path) == Outcome.DONE
+    assert outcome(work, tmp_path) == Outcome.HANG
 
 
 def test_scripts_are_judged_by_how_they_end():

@@ -1,11 +1,16 @@
 """`record.py`: which model and files a picture says it was made with."""
 
+import hashlib
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import image2image
+import txt2image
 from stable_diffusion import cli
 from stable_diffusion.hub import BareVae, Repository, Source
 from stable_diffusion.image import save_image
@@ -111,3 +116,55 @@ def test_pictures_that_are_made_otherwise(tmp_path, monkeypatch, options, is_oth
         assert not asked.is_other(Path("made.png"), replace(JOB, steps=None, sampler=None))
         Path("a.safetensors").write_bytes(b"b")  # trained on, under the same name
         assert Asked(parser.parse_args(["a cat", *usual, *options])).is_other(Path("made.png"), JOB)
+
+
+def test_files_are_read_once_to_be_known_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.safetensors").write_bytes(b"a")
+    read: list[str] = []
+    digest = hashlib.file_digest
+
+    def counted(file, name: str):
+        read.append(file.name)
+        return digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    for _ in range(2):
+        record(Source("tiny", Path("tiny")), "--lora=a.safetensors", "--lora=./a.safetensors:2")
+    Asked(cli.txt2image_parser().parse_args(["a cat", "--lora=a.safetensors"]))
+    assert len(read) == 1
+
+
+@pytest.mark.parametrize(
+    ("main", "option"),
+    [
+        (txt2image.main, "--lora={}"),
+        (txt2image.main, "--embedding=x={}"),
+        (image2image.main, "{}"),
+        (image2image.main, "--from-image=made.png {}"),
+    ],
+)
+def test_a_terabyte_is_refused_unread(
+    tmp_path, monkeypatch, capsys, main: Callable[[list[str]], int], option: str
+):
+    """Also where there are pictures made with such a file before, and its content is compared."""
+    monkeypatch.chdir(tmp_path)
+    file = Path("large.safetensors")
+    file.write_bytes(b"BM")
+    os.truncate(file, 1 << 40)
+    Path("p.txt").write_text("a cat\n")
+    recipe = Recipe(
+        prompt="a cat", model="tiny", strength=0.9, image=file.name, image_sha256="0" * 64
+    )
+    made = np.zeros((64, 64, 3), np.uint8)
+    for path in ("made.png", "p/0001.png"):
+        Path(path).parent.mkdir(exist_ok=True)
+        save_image(path, made, {RECIPE: recipe.to_json()})
+    words = option.format(file).split()
+    if not option.startswith("--from-image"):
+        words.append("--prompts-file=p.txt")
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, "--model=tiny"])
+    assert stopped.value.code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "large.safetensors" in line and "1099.5 GB" in line

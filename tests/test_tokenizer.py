@@ -350,6 +350,7 @@ def test_very_long_prompts(slow):
         ),
         ("merges.txt", "#version: 0.2\ni n\nt h e\n", "a merge wants two tokens, got 't h e'"),
         ("merges.txt", b"\xff\xfe", "can't decode"),
+        ("merges.txt", "", "No merge makes 48894 of the tokens"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"0": {}}}', "lacks 'content'"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {}}}', "invalid literal"),
         ("tokenizer_config.json", "", "Expecting value"),

@@ -1,6 +1,7 @@
 """Weight files are read strictly, whatever age their names are of."""
 
 import json
+import threading
 
 import mlx.core as mx
 import numpy as np
@@ -10,7 +11,7 @@ from checkpoints import UNET_FILE, edit
 from ours import same
 from safetensors.numpy import load_file
 
-from stable_diffusion import model_io
+from stable_diffusion import model_io, weights
 from stable_diffusion.weights import AUTOENCODER, TEXT_ENCODER, UNET
 
 VAE_FILE = "vae/diffusion_pytorch_model.safetensors"
@@ -143,3 +144,17 @@ def test_config_of_another_model(copy):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"cross_attention_dim": 40}))
     with pytest.raises(ValueError, match=r"attn2.to_k.weight \[32, 32\], not \[32, 40\]"):
         model_io.load_unet(folder)
+
+
+def test_no_memory_for_the_threads_that_read(monkeypatch):
+    """MLX, where it cannot start one, waits for ever or ends the process."""
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    weights._start_readers.cache_clear()
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        model_io.load_autoencoder("tiny")
+    monkeypatch.undo()
+    model_io.load_autoencoder("tiny")

@@ -13,6 +13,7 @@ All randomness is from `case.rng`, so that name and seed make the same case agai
 
 import contextlib
 import io
+import os
 import re
 import traceback
 import warnings
@@ -22,6 +23,7 @@ from enum import StrEnum
 from pathlib import Path
 from random import Random
 
+MOST_SECONDS = 30  # of processors, of a case and the programs that it runs
 MOST_MEMORY = 2 << 30  # bytes that a case may add to what its process holds
 RAW_WARNING = re.compile(r"\.py:\d+: \w*Warning: ")
 ERROR_LINE = re.compile(r"(?:[\w. -]+: )?error: .")  # argparse's has the program before it
@@ -157,10 +159,12 @@ def check_ending(status: int, err: str) -> None:
 def judge(attack: Attack, seed: int, folder: Path) -> tuple[Outcome, str]:
     """Run one case in an empty folder; how it ended, and what there is to say of it."""
     case = Case(Random(f"{attack.name}:{seed}"), folder, seed)
-    memory = Memory()
+    memory, start = Memory(), sum(os.times()[:4])
     outcome, what = _run(attack, case)
     if outcome in DEFECTS:
         return outcome, what
+    if (took := sum(os.times()[:4]) - start) > MOST_SECONDS:
+        return Outcome.HANG, f"{took:.0f} s of processors; {what}"
     for file, content in case.kept.items():
         if not file.is_file() or file.read_bytes() != content:
             return Outcome.LOST, f"{file.name} has changed; {what}"

@@ -46,7 +46,9 @@ def formats(case: Case) -> None:
         require(name not in FORMATS or not pillow_reads(content), f"{name} {image.mode} is refused")
         raise
     with Image.open(io.BytesIO(content)) as opened:
-        require(name in LOSSLESS or opened.size == image.size or name in ("ICNS", "ICO"), "size")
+        require(
+            name in LOSSLESS or opened.size == image.size or name in ("ICNS", "ICO", "PCD"), "size"
+        )
         opened.load()
         opaque = opened.mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB", "HSV")
         if opaque and "transparency" not in opened.info:
@@ -158,6 +160,16 @@ def no_files(case: Case) -> None:
     require(False, f"{kind} is no picture")
 
 
+def iptc(content: bytes) -> bytes:
+    """A picture file within a news agency's record, which says that it is a JPEG."""
+    fields = {(3, 60): b"\1\0", (3, 20): b"\0\x40", (3, 30): b"\0\x40", (3, 120): b"\5"}
+    heads = (
+        b"\x1c" + bytes(tag) + struct.pack(">H", len(value)) + value
+        for tag, value in fields.items()
+    )
+    return b"".join(heads) + b"\x1c\x08\x0a\x84\0" + struct.pack(">I", len(content)) + content
+
+
 @attack("images", cases=30)
 def programs_run(case: Case) -> None:
     """Formats that Pillow gives to other programs are refused, and no program runs."""
@@ -171,9 +183,12 @@ def programs_run(case: Case) -> None:
         eps = io.BytesIO()
         any_image(case.rng).convert("RGB").save(eps, "EPS")
         content = eps.getvalue()
-        if case.rng.random() < 0.5:  # the binary kind
-            head = struct.pack("<III", 0xC6D3D0C5, 30, len(content)) + bytes(18)
-            content = head + content
+        match case.rng.randrange(3):
+            case 0:  # the binary kind
+                head = struct.pack("<III", 0xC6D3D0C5, 30, len(content)) + bytes(18)
+                content = head + content
+            case 1:
+                content = iptc(content)
         read(case, content)
     finally:
         os.environ["PATH"] = path

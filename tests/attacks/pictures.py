@@ -9,6 +9,8 @@ from random import Random
 import numpy as np
 from PIL import Image
 
+from attacks.rare_formats import RARE
+
 MODES = [
     *["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB"],
     *["HSV", "I", "I;16", "I;16B", "I;16L", "F"],
@@ -104,12 +106,16 @@ def any_file(rng: Random) -> tuple[bytes, Image.Image, str]:
     """A whole file, the picture that was written, and the format."""
     Image.init()
     while True:
-        image, name = any_image(rng), rng.choice(sorted(Image.SAVE))
+        image = any_image(rng)
+        name, make = rng.choice([*((name, None) for name in sorted(Image.SAVE)), *RARE])
         file = io.BytesIO()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                image.save(file, name, **save_options(rng, image))
+                if make is not None:
+                    file.write(make(image))
+                else:
+                    image.save(file, name, **save_options(rng, image))
         except Exception:  # a mode or an option that the format does not have
             continue
         if file.getvalue():
