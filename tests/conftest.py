@@ -17,6 +17,7 @@ import stable_diffusion  # noqa: F401  isort: skip
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,9 +62,17 @@ def checkpoint(
     """The folder of a tiny checkpoint of a kind, written by diffusers. Not to be changed."""
     from checkpoints import write_checkpoint
 
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # of all processes of this run
+
     @cache
     def write(kind: str) -> Path:
-        folder = write_checkpoint(kind, tmp_path_factory.mktemp(kind))
+        folder = shared / kind
+        if not folder.exists():
+            made = write_checkpoint(kind, tmp_path_factory.mktemp("made") / kind)
+            with suppress(OSError):  # another process was faster, and wrote the same
+                made.rename(folder)
         unchanged.add(str(folder))
         return folder
 
