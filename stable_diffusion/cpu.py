@@ -79,6 +79,7 @@ class Norm(NamedTuple):
 
 
 def activate(x: mx.array, activation: Activation) -> mx.array:
+    """The activation of every number of x."""
     out = mx.empty(x.shape)
     _run("activate", x, x.size, activation, out, CORES)
     return out
@@ -228,7 +229,9 @@ def _run(name: str, *arguments: mx.array | Sequence | float | None) -> None:
     arguments = [_wide(argument) for argument in arguments]
     mx.eval(arguments)
     kept: list[np.ndarray] = []  # while the kernel runs
-    if not getattr(cpu_library.load(), name)(*(_passed(a, kept) for a in arguments)):
+    kernel = getattr(cpu_library.load(), name)
+    kernel.restype = ctypes.c_bool
+    if not kernel(*(_passed(argument, kept) for argument in arguments)):
         raise MemoryError("the memory is too small")
 
 

@@ -47,7 +47,7 @@ def error(ours: mx.array, exact: np.ndarray | torch.Tensor) -> float:
 def wide_kernels(tmp_path_factory) -> ctypes.CDLL:
     """As they are for AVX-512."""
     library = tmp_path_factory.mktemp("wide") / "kernels.so"
-    cpu_library.compile_kernels("g++", library, (*cpu_library.FLAGS, "-DWIDE"))
+    cpu_library.compile_kernels("g++", library, (*cpu_library.FLAGS, "-DWIDE", "-O1"))
     return ctypes.CDLL(str(library))
 
 
@@ -227,6 +227,22 @@ def test_arrays_that_do_not_fit(call):
     """Are refused, not read beyond their ends."""
     with pytest.raises(ValueError, match="was expected"):
         call(mx.zeros((2, 3, 8)))
+
+
+def test_too_little_memory():
+    """Also for the threads: then the work is done by fewer, and what does not fit is said."""
+    code = (
+        "import resource, stable_diffusion, mlx.core as mx;"
+        "from stable_diffusion import cpu; cpu.CORES = 4; x = mx.zeros((1, 64, 64, 32));"
+        "conv = lambda n: mx.eval(cpu.conv3x3(x[..., :8], mx.zeros((n, 3, 3, 8)), mx.zeros(n)));"
+        "wide = mx.zeros((1, 64, 64, 2048)); many = mx.zeros((8, 3, 3, 2048)); mx.eval(wide, many);"
+        "conv(8); size = int(open('/proc/self/statm').read().split()[0]) * 4096;"
+        "resource.setrlimit(resource.RLIMIT_AS, (size + 2**24, -1)); conv(8); print('fits');"
+        "cpu.conv3x3(wide, many, mx.zeros(8))"
+    )
+    done = python("-c", code)
+    assert done.stdout == "fits\n", done.stderr
+    assert done.stderr.endswith("MemoryError: the memory is too small\n")
 
 
 def test_halves_of_all_kinds():

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "denoising": {"config", "cpu", "noise", "sampler", "schedule", "unet", "mlx"},
     "diffusion_config": {"messages", "strict"},
     "finite": {"denoising", "model_io", "pipeline", "weights", "mlx", "numpy"},
-    "from_image": {"messages", "metadata", "parameters", "recipe", "values"},
+    "from_image": {"messages", "metadata", "parameters", "picture", "recipe", "values"},
     "header": {"strict"},
     "hub": {
         *("hub_cache", "hub_errors", "messages", "models", "strict", "weight_files"),
@@ -75,7 +75,7 @@ MAY_IMPORT = {
         *("quantize", "sampler", "schedule", "textual_inversion", "tiling", "weights"),
         *("mlx", "numpy"),
     },
-    "picture": {"numpy", "PIL"},
+    "picture": {"messages", "numpy", "PIL"},
     "plan": {"jobs", "memory", "output", "progress", "ranks", "record"},
     "preview": {"image", "mlx", "numpy"},
     "progress": {"denoising", "memory", "messages", "streams", "weights", "mlx", "tqdm"},
@@ -106,7 +106,7 @@ MAY_IMPORT = {
     "values": {"messages"},
     "version": set(),
     "weight_files": set(),
-    "weights": {"header", "mlx"},
+    "weights": {"header", "mlx", "numpy"},
 }
 MOST_LINES = 360
 

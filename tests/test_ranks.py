@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,19 @@ import txt2image
 from stable_diffusion.ranks import launched_ranks
 
 
+def free_ports() -> int:
+    """The first of two that nothing listens on, below those that the system hands out."""
+    for port in range(20_000 + os.getpid() % 5_000, 32_000, 2):
+        with suppress(OSError), socket.socket() as first, socket.socket() as second:
+            first.bind(("", port))
+            second.bind(("", port + 1))
+            return port
+    raise OSError("no free ports")
+
+
 def launch(*command: str) -> tuple[str, str]:
     """What two ranks of a Python program print."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_ports()
     launcher = Path(sys.executable).parent / "mlx.launch"
     done = subprocess.run(
         [launcher, "-n", "2", "--starting-port", str(port), sys.executable, *command],
