@@ -83,7 +83,7 @@ def _is_of_kind(value: Any, kind: Any) -> bool:
 
 MAX_JSON = 20_000_000  # bytes of a file; a vocabulary has a few million
 DEEPEST = 100  # lists and objects in one another; a tokenizer has five
-LARGEST_INTEGER = 10**36  # a little less than what float32 holds; transformers writes 10**30
+LARGEST = 10**36  # a little less than what float32 holds; transformers writes 10**30
 
 
 def read_json(file: Path) -> Any:
@@ -145,11 +145,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _float(text: str) -> float:
     value = float(text)
     require(math.isfinite(value), f"{text[:50]} is not a finite number")
+    require(abs(value) <= LARGEST, f"{text[:50]} is too large a number")
     return value
 
 
 def _integer(text: str) -> int:
-    is_small = len(text) < 40 and abs(value := int(text)) <= LARGEST_INTEGER
+    is_small = len(text) < 40 and abs(value := int(text)) <= LARGEST
     require(is_small, f"{text[:50]} is too large a number")
     return value
 

@@ -59,6 +59,7 @@ def configure(file: Path, **options: object) -> None:
         ('{"a": -Infinity}', "-Infinity is not a finite number"),
         ('{"a": 1e400}', "1e400 is not a finite number"),
         ('{"a": %s}' % ("9" * 5000), "9+ is too large a number"),
+        ('{"a": -1e37}', "-1e37 is too large a number"),
         (b"\xff\xfe{", "truncated data|can't decode|Expecting"),
         ("{} {}", "Extra data"),
     ],
