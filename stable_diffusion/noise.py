@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.random import RandomState  # now: later there may be no memory to read it
 
 MAX_SEED = 2**63 - 1
 BLOCK = 16  # PyTorch transforms 8 pairs at a time
@@ -27,7 +28,7 @@ class NoiseStream:
         seed = operator.index(seed)
         if not -(2**63) <= seed < 2**64:
             raise ValueError(f"seed must be in [-2**63, 2**64 - 1], got {seed}")
-        self._generator = np.random.RandomState(seed % 2**32)  # PyTorch, too, takes 32 bits only
+        self._generator = RandomState(seed % 2**32)  # PyTorch, too, takes 32 bits only
         self._spare: float | None = None  # the second of a pair, waiting for the next short draw
 
     def normal(self, shape: Sequence[int]) -> np.ndarray:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+from numpy import fft
+from numpy.random import default_rng
 
 from .image import make_grid, save_image, to_uint8
 
@@ -89,10 +91,10 @@ def pink_noise(shape: tuple[int, int, int, int]) -> np.ndarray:
     doi:10.1364/JOSAA.4.002379), so that there is as much of the large in it as of the small.
     """
     b, h, w, c = shape
-    frequency = np.hypot(np.fft.fftfreq(h)[:, None], np.fft.fftfreq(w)[None])
+    frequency = np.hypot(fft.fftfreq(h)[:, None], fft.fftfreq(w)[None])
     frequency[0, 0] = 1 / max(h, w)  # as much of the constant as of the slowest wave
-    white = np.random.default_rng(0).standard_normal((b, c, h, w))
-    pink = np.fft.ifft2(np.fft.fft2(white) / frequency).real.transpose(0, 2, 3, 1)
+    white = default_rng(0).standard_normal((b, c, h, w))
+    pink = fft.ifft2(fft.fft2(white) / frequency).real.transpose(0, 2, 3, 1)
     return (pink / pink.std()).astype(np.float32)
 
 
