@@ -53,7 +53,8 @@ def _load(compiler: str, kept: Path | None) -> ctypes.CDLL:
         with suppress(OSError):
             return ctypes.CDLL(str(kept))
         with suppress(OSError):
-            kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (kept.parent.parent, kept.parent):  # but no home where there is none
+                folder.mkdir(mode=0o700, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
                 library = Path(folder, kept.name)
                 compile_kernels(compiler, library)
