@@ -4,6 +4,7 @@ What is slow on a Linux CPU is done there by `cpu`, and by MLX everywhere else.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,19 +17,22 @@ Norm = nn.LayerNorm | nn.GroupNorm
 
 
 def silu(x: mx.array) -> mx.array:
-    """x times the logistic function of x."""
-    return cpu.activate(x, cpu.Activation.SILU) if cpu.serves(x) else nn.silu(x)
+    """Return x times the logistic function of x."""
+    return _activate(x, cpu.Activation.SILU, nn.silu)
 
 
 def gelu(x: mx.array) -> mx.array:
-    """x times the normal distribution function of x."""
-    return cpu.activate(x, cpu.Activation.GELU) if cpu.serves(x) else nn.gelu(x)
+    """Return x times the normal distribution function of x."""
+    return _activate(x, cpu.Activation.GELU, nn.gelu)
 
 
 def quick_gelu(x: mx.array) -> mx.array:
-    """CLIP's approximation of `gelu`."""
-    is_served = cpu.serves(x)
-    return cpu.activate(x, cpu.Activation.QUICK_GELU) if is_served else nn.gelu_fast_approx(x)
+    """Return CLIP's approximation of `gelu`."""
+    return _activate(x, cpu.Activation.QUICK_GELU, nn.gelu_fast_approx)
+
+
+def _activate(x: mx.array, activation: cpu.Activation, plain: Activation) -> mx.array:
+    return cpu.by_kernels(x, lambda: cpu.activate(x, activation), lambda: plain(x))
 
 
 # Keyed by the names in config files; `config.ACTIVATIONS` lists the same.
@@ -45,17 +49,21 @@ ACTIVATIONS: dict[str, Activation] = {
 def attend(
     queries: mx.array, keys: mx.array, values: mx.array, num_heads: int, causal: bool = False
 ) -> mx.array:
-    """Scaled dot-product attention: [B, L, D], [B, M, D] twice → [B, L, D].
+    """Return the scaled dot-product attention of [B, L, D] to [B, M, D] and [B, M, D]: [B, L, D].
 
-    Every head has its part of D. Where it is causal, position i attends to those up to i.
+    Every head has its part of D. If it is causal, position i attends to those up to i.
     """
+    inputs = queries, keys, values
     scale = (queries.shape[-1] // num_heads) ** -0.5
-    if cpu.serves(queries):
-        return cpu.attention(queries, keys, values, num_heads, scale, causal)
-    heads = (mx.unflatten(x, -1, (num_heads, -1)).swapaxes(1, 2) for x in (queries, keys, values))
-    mask = "causal" if causal else None
-    attended = mx.fast.scaled_dot_product_attention(*heads, scale=scale, mask=mask)
-    return attended.swapaxes(1, 2).flatten(2)
+
+    def plain() -> mx.array:
+        heads = (mx.unflatten(x, -1, (num_heads, -1)).swapaxes(1, 2) for x in inputs)
+        mask = "causal" if causal else None
+        attended = mx.fast.scaled_dot_product_attention(*heads, scale=scale, mask=mask)
+        return attended.swapaxes(1, 2).flatten(2)
+
+    kernel = partial(cpu.attention, *inputs, num_heads, scale, causal)
+    return cpu.by_kernels(queries, kernel, plain)
 
 
 class Linear(nn.Linear):
@@ -65,9 +73,7 @@ class Linear(nn.Linear):
         self, x: mx.array, norm: Norm | None = None, added: mx.array | None = None
     ) -> mx.array:
         """`added` is added to the result."""
-        if cpu.serves(x):
-            return _by_kernels([self], x, norm, added)[0]
-        return _with(super().__call__, x, norm, added)
+        return _apply(self, super().__call__, x, norm, added)
 
     def wide_weight(self) -> mx.array:
         """The weight as the kernels of a CPU take it."""
@@ -85,9 +91,7 @@ class QuantizedLinear(nn.QuantizedLinear):
         self, x: mx.array, norm: Norm | None = None, added: mx.array | None = None
     ) -> mx.array:
         """`added` is added to the result."""
-        if cpu.serves(x):
-            return _by_kernels([self], x, norm, added)[0]
-        return _with(super().__call__, x, norm, added)
+        return _apply(self, super().__call__, x, norm, added)
 
     def wide_weight(self) -> mx.array:
         """The weight as the kernels of a CPU take it."""
@@ -96,33 +100,58 @@ class QuantizedLinear(nn.QuantizedLinear):
 
 def project(x: mx.array, weight: mx.array, added: mx.array | None = None) -> mx.array:
     """x [..., D] times the transpose of a weight [O, D], plus what may be added."""
-    if cpu.serves(x):
-        return cpu.linear(x, [weight], [None], added=added)[0]
-    return _with(lambda x: x @ weight.T, x, None, added)
+    return cpu.by_kernels(
+        x,
+        lambda: cpu.linear(x, [weight], [None], added=added)[0],
+        lambda: _with(lambda x: x @ weight.T, x, None, added),
+    )
 
 
 def apply_each(
     layers: Sequence[nn.Module], x: mx.array, norm: Norm | None = None
 ) -> list[mx.array]:
     """Each of some linear layers of one shape, of norm(x)."""
-    if cpu.serves(x) and all(map(_is_plain, layers)):
-        return _by_kernels(layers, x, norm)
-    x = x if norm is None else norm(x)
-    return [layer(x) for layer in layers]
+
+    def one_by_one() -> list[mx.array]:
+        y = x if norm is None else norm(x)
+        return [layer(y) for layer in layers]
+
+    if not all(map(_is_plain, layers)):
+        return one_by_one()
+    return cpu.by_kernels(x, lambda: _by_kernels(layers, x, norm), one_by_one)
 
 
 def geglu(layer: nn.Module, x: mx.array, norm: Norm) -> mx.array:
     """Of layer(norm(x)) [..., 2D] one half times the GELU of the other (Shazeer 2020,
     arXiv:2002.05202): [..., D]."""
-    if cpu.serves(x) and _is_plain(layer):
-        return _by_kernels([layer], x, norm, gated=True)[0]
-    hidden, gate = layer(x, norm).split(2, axis=-1)
-    return hidden * gelu(gate)
+
+    def plain() -> mx.array:
+        hidden, gate = layer(x, norm).split(2, axis=-1)
+        return hidden * gelu(gate)
+
+    if not _is_plain(layer):
+        return plain()
+    return cpu.by_kernels(x, lambda: _by_kernels([layer], x, norm, gated=True)[0], plain)
 
 
 def _is_plain(layer: nn.Module) -> bool:
     """Whether it is all in its weight: a LoRA has more beside it."""
     return isinstance(layer, Linear | QuantizedLinear)
+
+
+def _apply(
+    layer: Linear | QuantizedLinear,
+    plain: Activation,
+    x: mx.array,
+    norm: Norm | None,
+    added: mx.array | None,
+) -> mx.array:
+    """Return layer(norm(x)) + added; `plain` is the layer by MLX's own operations."""
+    return cpu.by_kernels(
+        x,
+        lambda: _by_kernels([layer], x, norm, added)[0],
+        lambda: _with(plain, x, norm, added),
+    )
 
 
 def _by_kernels(
@@ -157,7 +186,9 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(groups, channels, eps=eps, pytorch_compatible=True)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return cpu.normalise(x, _statistics(self, x)) if cpu.serves(x) else super().__call__(x)
+        plain = super().__call__
+        kernel = lambda: cpu.normalise(x, _statistics(self, x))  # noqa: E731
+        return cpu.by_kernels(x, kernel, lambda: plain(x))
 
 
 class Conv3x3(nn.Conv2d):
@@ -184,22 +215,27 @@ class Conv3x3(nn.Conv2d):
             added: what is added to the result.
             bias: [B, O], of each picture, beside the layer's own.
         """
-        if cpu.serves(x):
-            return self._by_kernels(x, norm, activation, added, bias)
-        if activation is not None:
-            x = activation(norm(x))
-        if not self.padding[0]:
-            x = mx.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)])
-        y = super().__call__(x)
-        if bias is not None:
-            y = y + bias[:, None, None, :]
-        return y if added is None else added + y
+        convolve = super().__call__
+
+        def plain() -> mx.array:
+            y = x if activation is None else activation(norm(x))
+            if not self.padding[0]:
+                y = mx.pad(y, [(0, 0), (0, 1), (0, 1), (0, 0)])
+            y = convolve(y)
+            if bias is not None:
+                y = y + bias[:, None, None, :]
+            return y if added is None else added + y
+
+        kernels = partial(self._by_kernels, x, norm, activation, added, bias)
+        return cpu.by_kernels(x, kernels, plain)
 
     def of_upsampled(self, x: mx.array) -> mx.array:
         """The convolution of `x` with every pixel doubled along both sides: [B, 2H, 2W, O]."""
-        if cpu.serves(x):
-            return cpu.conv3x3(x, self.weight, self.bias, upsample=True)
-        return self(upsample_nearest(x))
+        return cpu.by_kernels(
+            x,
+            lambda: cpu.conv3x3(x, self.weight, self.bias, upsample=True),
+            lambda: self(upsample_nearest(x)),
+        )
 
     def _by_kernels(self, x, norm, activation, added, bias) -> mx.array:
         if activation is not None and activation is not silu:

@@ -44,7 +44,7 @@ class Config:
                 if value is not None:
                     if not _is_of_kind(value, kinds[key]):
                         raise ValueError(f"{source}: {key} = {value!r} is of the wrong type")
-                    values[key] = value
+                    values[key] = _as_kind(value, kinds[key])
             elif not cls._is_without_effect(key, value):
                 raise ValueError(f"{source}: {key} = {value!r} is not supported")
         try:
@@ -79,6 +79,15 @@ def _is_of_kind(value: Any, kind: Any) -> bool:
     if kind is float:
         return type(value) in (int, float)
     return type(value) is kind  # `isinstance` would take True for an integer
+
+
+def _as_kind(value: Any, kind: Any) -> Any:
+    """Return a value that fits the annotation `kind` as what it says: 1 is 1.0 for a float."""
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    if isinstance(value, tuple):
+        (of,) = (get_args(k)[0] for k in kinds if get_origin(k) is tuple)
+        return tuple(_as_kind(v, of) for v in value)
+    return value if type(value) in kinds else float(value)
 
 
 MAX_JSON = 20_000_000  # bytes of a file; a vocabulary has a few million

@@ -8,6 +8,7 @@ So strips do not show: the result is that of decoding at once, but for rounding.
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -33,7 +34,9 @@ def decode(autoencoder: Autoencoder, z: mx.array, tiled: bool | None = None) -> 
     if tiled is None:
         n_pixels = math.prod(z.shape[1:3]) * autoencoder.config.factor**2
         # MLX's own convolution copies its input nine times on a Linux CPU.
-        tiled = n_pixels > LARGEST_WHOLE or (cpu.is_used() and not cpu.serves(z))
+        is_large = n_pixels > LARGEST_WHOLE or (cpu.is_used() and not cpu.serves(z))
+        # A transformation keeps everything: strips would save nothing.
+        tiled = is_large and not cpu.is_traced(z)
     if not tiled:
         return autoencoder.decode(z)
     z = autoencoder.decoder_input(z)
@@ -59,9 +62,15 @@ def _decode(decoder: Decoder, z: mx.array) -> mx.array:
     return mx.concatenate([strip for strip, _ in pixels], axis=1)
 
 
+def _evaluate(x: mx.array) -> None:
+    """Compute `x` now, unless MLX is tracing it for a transformation, which computes later."""
+    with suppress(ValueError):
+        mx.eval(x)
+
+
 def _split(x: mx.array, n_pixels: int) -> Strips:
     """[1, H, W, C] as strips of at most so many pixels, but one row at least."""
-    mx.eval(x)
+    _evaluate(x)
     rows = max(1, n_pixels // x.shape[2])
     return [x[:, top : top + rows] for top in range(0, x.shape[1], rows)]
 
@@ -73,7 +82,7 @@ def _attend(block: AttentionBlock, x: mx.array) -> mx.array:
     parts = []
     for start in range(0, h.shape[1], n_queries):
         parts.append(Attention.__call__(block, h[:, start : start + n_queries], memory=h))
-        mx.eval(parts[-1])
+        _evaluate(parts[-1])
     return x + mx.concatenate(parts, axis=1).reshape(x.shape)
 
 
@@ -84,11 +93,11 @@ def _resnet(block: ResnetBlock2D, strips: Strips) -> Strips:
     for strip, x in _convolve(strips, lambda x: block.conv1(block.activation(norm1(x)))):
         h.append(strip)
         skips.append(block.conv_shortcut(x) if "conv_shortcut" in block else x)
-        mx.eval(skips[-1])
+        _evaluate(skips[-1])
     norm2 = _normalize(block.norm2, h)
     for strip, _ in _convolve(h, lambda x: block.conv2(block.activation(norm2(x)))):
         result.append(skips.pop(0) + strip)
-        mx.eval(result[-1])
+        _evaluate(result[-1])
     return result
 
 
@@ -106,7 +115,7 @@ def _convolve(
         x = convolution(mx.concatenate([above, strip, below], axis=1))
         # A copy, so that the rows of the neighbours can be forgotten.
         x = mx.contiguous(x[:, scale * above.shape[1] :][:, : scale * strip.shape[1]])
-        mx.eval(x)
+        _evaluate(x)
         yield x, strip
         above = strip[:, -1:]
 
@@ -121,7 +130,7 @@ def _normalize(norm: nn.GroupNorm, strips: Strips) -> Function:
             # Sums of sums: one after another a million terms would lose digits.
             total = total + function(strip).sum(axis=2).sum(axis=(0, 1))
             n_pixels += strip.shape[1] * strip.shape[2]
-            mx.eval(total)
+            _evaluate(total)
         means = (total / n_pixels).reshape(norm.num_groups, -1).mean(axis=1)
         return mx.repeat(means, len(total) // norm.num_groups)
 

@@ -78,7 +78,8 @@ extern "C" bool attention(const float *queries, const float *keys, const float *
                           float scale, long causal, long cores) {
   return completed([&] {
     const long stride = n_heads * width, size = PANELS * PANEL, n_parts = ceil_div(length, size);
-    parallel(cores, batch * n_heads * n_parts, [&](int i) {
+    const double products = 2.0 * batch * n_heads * length * n_keys * width;
+    parallel(cores_for(products, cores), batch * n_heads * n_parts, [&](int i) {
       const long head = i / n_parts % n_heads, b = i / n_parts / n_heads, first = i % n_parts * size;
       const long q = b * length * stride + head * width, k = b * n_keys * stride + head * width;
       attend({queries + q, keys + k, values + k, out + q, stride, n_keys, width, scale, causal != 0},

@@ -22,18 +22,18 @@ void layer_norm(const float *x, long k, const float *gain, const float *offset, 
 
 // outs[i] [N, O] = norm(x [N, K]) · weights[i]ᵀ + biases[i] (+ added).
 //
-// gain and offset: none; [K] where there is an eps, of a layer norm; else [B, K], each of `picture`
-// rows. gated: see `Linear`.
+// gain and offset: none; [K] of a layer norm; else [B, K], each of `picture` rows. gated: see
+// `Linear`.
 extern "C" bool linear(const float *x, long n, long k, long n_outputs, long n_weights,
                        const float *const *weights, const float *const *biases, float *const *outs,
-                       const float *gain, const float *offset, float eps, long picture,
-                       const float *added, long gated, long cores) {
+                       const float *gain, const float *offset, long is_layer_norm, float eps,
+                       long picture, const float *added, long gated, long cores) {
   return completed([&] {
     std::vector<Output> outputs;
     for (int i = 0; i < n_weights; i++) outputs.push_back({weights[i], biases[i], outs[i]});
     auto fill = [=](long i, float *row) {
       const float *from = x + i * k;
-      if (gain && eps > 0) return layer_norm(from, k, gain, offset, eps, row);
+      if (gain && is_layer_norm) return layer_norm(from, k, gain, offset, eps, row);
       const long b = gain ? i / picture * k : 0;
       normalise_pixel(from, k, gain ? gain + b : gain, offset + b, NONE, row);
     };

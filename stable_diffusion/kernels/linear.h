@@ -124,6 +124,3 @@ class Linear {
     });
   }
 };
-
-// Threads do not pay for a few microseconds' work.
-INLINE int cores_for(double products, int cores) { return products < 1e6 ? 1 : cores; }

@@ -57,3 +57,6 @@ static __attribute__((noinline)) void multiply(int rows, Matrix a, const float *
     multiply_rows<ROWS>(a, panel, k, out, stride, add);
   multiply_few<ROWS - 1>(rows, a, panel, k, out, stride, add);
 }
+
+// Threads do not pay for a few microseconds' work.
+INLINE int cores_for(double products, int cores) { return products < 1e6 ? 1 : cores; }

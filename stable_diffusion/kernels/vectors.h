@@ -2,15 +2,14 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <exception>
 #include <new>
-#include <thread>
 #include <vector>
+
+#include "parallel.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -107,30 +106,6 @@ struct Room {
   Room(const Room &) = delete;
   operator float *() const { return data; }
 };
-
-// task(i) for i < n, on as many cores; each takes the next that is left.
-//
-// Throws std::bad_alloc where a task did.
-template <class Task>
-static void parallel(int cores, int n, Task task) {
-  std::atomic<int> next{0};
-  std::atomic<bool> fits{true};
-  auto work = [&] {
-    try {
-      for (int i; (i = next++) < n && fits;) task(i);
-    } catch (const std::bad_alloc &) {
-      fits = false;
-    }
-  };
-  std::vector<std::thread> others;
-  try {
-    for (int i = 1; i < std::min(cores, n); i++) others.emplace_back(work);
-  } catch (const std::exception &) {  // no more threads: then fewer do it
-  }
-  work();
-  for (auto &other : others) other.join();
-  if (!fits) throw std::bad_alloc();
-}
 
 // What a kernel returns: whether there was memory enough.
 template <class Kernel>

@@ -1,0 +1,208 @@
+"""Networks within MLX's transformations: `mx.grad`, `mx.compile`, `mx.vmap`, on every device."""
+
+from collections.abc import Callable
+from functools import partial
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten, tree_map
+from parity import POOLED_WIDTH, TIME_IDS, random_normal
+
+from stable_diffusion import StableDiffusion, layers, model_io
+from stable_diffusion.lora import LoRALinear
+
+STEP = 0.02  # of differences: smaller ones drown in float32's rounding
+Function = Callable[[mx.array], mx.array]
+
+
+def text(tokens: mx.array, encoder: nn.Module) -> mx.array:
+    return encoder(tokens).last_hidden_state
+
+
+def network(name: str, folder) -> tuple[nn.Module, Function, mx.array]:
+    """A network, what is differentiated of it, and an input."""
+    if name == "unet":
+        unet = model_io.load_unet(folder)
+        embeddings = mx.array(random_normal(2, 77, unet.config.cross_attention_dim))
+        is_xl = unet.config.addition_embed_type is not None
+        added = (mx.array(random_normal(2, POOLED_WIDTH)), mx.array(TIME_IDS)) if is_xl else None
+        x = mx.array(random_normal(2, 16, 16, unet.config.in_channels))
+        return unet, lambda x: unet(x, mx.array([999.0, 3.5]), embeddings, added), x
+    if name == "text encoder":
+        encoder = model_io.load_text_encoder(folder)
+        rows = mx.array(random_normal(2, 12, encoder.position_embedding.weight.shape[1]))
+
+        def encode(x: mx.array) -> mx.array:  # embeddings, where `encoder` takes ids
+            for layer in encoder.layers:
+                x = layer(x)
+            return encoder.final_layer_norm(x)
+
+        return encoder, encode, rows
+    autoencoder = model_io.load_autoencoder(folder)
+    if name == "decode":
+        channels = autoencoder.config.latent_channels
+        return autoencoder, autoencoder.decode, mx.array(random_normal(1, 4, 6, channels))
+    encode = lambda x: mx.concatenate(autoencoder.encode(x), axis=-1)  # noqa: E731
+    return autoencoder, encode, mx.array(random_normal(1, 32, 48, 3).clip(-1, 1))
+
+
+@pytest.fixture(params=["sd-2", "sdxl"])
+def folder(request, checkpoint):
+    return checkpoint(request.param)
+
+
+NETWORKS = ["unet", "text encoder", "decode", "encode"]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gradient_against_differences(folder, name):
+    """Of a number that the output makes, along one direction of the input."""
+    _, function, x = network(name, folder)
+    shape = function(x).shape
+    weights, direction = mx.array(random_normal(*shape)), mx.array(random_normal(*x.shape)) * STEP
+
+    def loss(x: mx.array) -> mx.array:
+        return (function(x) * weights).sum()
+
+    slope = (mx.grad(loss)(x) * direction).sum().item()
+    # The fourth-order difference, summed in float64.
+    values = {
+        i: np.sum(np.array(function(x + i * direction), np.float64) * np.array(weights))
+        for i in (-2, -1, 1, 2)
+    }
+    difference = (8 * (values[1] - values[-1]) - (values[2] - values[-2])) / 12
+    assert slope == pytest.approx(difference, rel=5e-3)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_mapped_and_compiled(folder, name):
+    """To evaluate what is compiled takes g++ a minute: so only a block of each kind is, below."""
+    _, function, x = network(name, folder)
+    plain = np.array(function(x))
+    scale = abs(plain).max()
+    assert mx.compile(function)(x).shape == plain.shape
+    if name == "unet":  # whose batch goes with that of the text
+        many = mx.stack([x, -x])
+        mapped, each = mx.vmap(function)(many), [function(one) for one in many]
+    else:
+        many = mx.concatenate([x, 0.5 * x])
+        mapped = mx.vmap(lambda one: function(one[None])[0])(many)
+        each = list(function(many))
+    assert abs(np.array(mapped) - np.stack(list(map(np.array, each)))).max() < 1e-5 * scale
+
+
+def test_compiled_blocks_as_plain(checkpoint):
+    unet, _, _ = network("unet", checkpoint("sd-2"))
+    block, temb = (
+        unet.down_blocks[0],
+        mx.array(random_normal(2, 4 * unet.config.block_out_channels[0])),
+    )
+    x = mx.array(random_normal(2, 8, 8, unet.config.block_out_channels[0]))
+    memory = mx.array(random_normal(2, 77, unet.config.cross_attention_dim))
+    transformer = block.attentions[0]
+    texts = [transformer.transformer_blocks[0].attn2.project(memory)]
+    for function in (
+        lambda x: block.resnets[0](x, temb),
+        lambda x: transformer(x, iter(texts)),
+    ):
+        plain = function(x)
+        error = mx.abs(mx.compile(function)(x) - plain).max() / mx.abs(plain).max()
+        assert error.item() < 1e-5
+
+
+def without_gradient(network: nn.Module, loss: Callable[[nn.Module], mx.array]) -> set[str]:
+    _, gradients = nn.value_and_grad(network, loss)(network)
+    mx.eval(gradients)
+    return {
+        key
+        for key, gradient in tree_flatten(gradients)
+        if not mx.isfinite(gradient).all().item() or not mx.abs(gradient).max().item() > 0
+    }
+
+
+def test_every_parameter_of_the_unet_learns(folder):
+    unet, function, x = network("unet", folder)
+    assert without_gradient(unet, lambda _: function(x).square().sum()) == set()
+
+
+def test_every_parameter_of_the_text_encoder_learns(checkpoint):
+    """All rows but those of words that are not in the text."""
+    encoder = model_io.load_text_encoder(checkpoint("sd-2"))
+    tokens = mx.array([[49406, 320, 49407]])
+    assert without_gradient(encoder, lambda _: text(tokens, encoder).square().sum()) == set()
+
+
+def test_every_parameter_of_the_autoencoder_learns(checkpoint):
+    autoencoder, _, x = network("encode", checkpoint("sd-2"))
+
+    def loss(_: nn.Module) -> mx.array:
+        mean, logvar = autoencoder.encode(x)
+        return autoencoder.decode(mean).square().sum() + logvar.square().sum()
+
+    # The keys' bias moves all scores of a query alike, which the softmax does not see.
+    assert all(key.endswith("key_proj.bias") for key in without_gradient(autoencoder, loss))
+
+
+def test_only_one_layer_learns(checkpoint):
+    """Its input is no variable, but its weight is."""
+    unet, function, x = network("unet", checkpoint("sd-2"))
+    unet.freeze()
+    unet.mid_block.resnets[0].conv1.unfreeze(keys="weight")
+    _, gradients = nn.value_and_grad(unet, lambda _: function(x).square().sum())(unet)
+    ((key, gradient),) = tree_flatten(gradients)
+    assert key.endswith("conv1.weight") and mx.abs(gradient).max().item() > 0
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_a_lora_learns(checkpoint, bits, tmp_path):
+    """Beside frozen weights, quantized ones too: what people train."""
+    unet, function, x = network("unet", checkpoint("sd-2"))
+    if bits is not None:
+        nn.quantize(unet, 32, bits, class_predicate=lambda _, layer: _fits(layer))
+    unet.freeze()
+    layer = unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    base = layer.query_proj
+    dims = unet.config.block_out_channels[-1]
+    down, up = (mx.array(random_normal(*shape)) for shape in ((4, dims), (dims, 4)))
+    layer.query_proj = LoRALinear(base, down, up)
+    base.freeze()
+    unlearned = without_gradient(unet, lambda _: function(x).square().sum())
+    assert unlearned == set()
+
+
+def _fits(layer: nn.Module) -> bool:
+    return isinstance(layer, layers.Linear) and layer.weight.shape[-1] % 32 == 0
+
+
+def test_steps_of_training_lower_the_loss(checkpoint):
+    unet, function, x = network("unet", checkpoint("sd-2"))
+    step = nn.value_and_grad(unet, lambda _: (function(x) - x).square().mean())
+    losses = []
+    for _ in range(3):
+        loss, gradients = step(unet)
+        losses.append(loss.item())
+        new = tree_map(lambda p, g: p - 1e-3 * g, unet.trainable_parameters(), gradients)
+        unet.update(new)
+    assert losses[0] > losses[1] > losses[2]
+
+
+def test_decoded_pictures_are_differentiable():
+    """Also large ones, which are decoded in strips otherwise."""
+    sd = StableDiffusion("tiny")
+    z = mx.array(random_normal(1, 2, 2, sd.config.autoencoder.latent_channels))
+    for tiled in (None, True):
+        gradient = mx.grad(lambda z, tiled=tiled: sd.decode(z, tiled).sum())(z)
+        assert mx.abs(gradient).max().item() > 0
+        assert mx.compile(partial(sd.decode, tiled=tiled))(z).shape == (1, 16, 16, 3)
+
+
+def test_second_derivatives():
+    x = mx.array([0.5, -1.0])
+    slope = mx.grad(lambda x: mx.grad(lambda x: layers.silu(x).sum())(x).sum())
+    sigmoid = mx.sigmoid(x)
+    exact = sigmoid * (1 - sigmoid) * (2 + x * (1 - 2 * sigmoid))
+    assert mx.allclose(slope(x), exact, atol=1e-5).item()
+    _, (along,) = mx.jvp(layers.silu, [x], [mx.ones(2)])
+    assert mx.allclose(along, sigmoid * (1 + x * (1 - sigmoid)), atol=1e-5).item()
