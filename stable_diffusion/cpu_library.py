@@ -19,15 +19,23 @@ import os
 import platform
 import shutil
 import signal
-import stat
 import subprocess
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
+
+from .own_files import (
+    FOLDER,
+    describe,
+    prepare_folder,
+    read_own,
+    remove_left_behind,
+    working_folder,
+    write_own,
+)
 
 OVERRIDE = "STABLE_DIFFUSION_KERNELS"
 
@@ -48,11 +56,6 @@ CPU_LINES = (
     *("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "Features"),
 )
 
-FOLDER = "stable-diffusion-mlx"  # in the user's cache folder
-WORKING = "stable-diffusion-mlx-compiling-"  # what the folders in which we compile begin with
-A_DAY = 24 * 60 * 60  # seconds: older folders are left behind, whatever their locks say
-MIN_FREE = 2**25  # bytes: objects, the library and what g++ writes on the way take a fourth
-MAX_SIZE = 2**26  # bytes of a library
 MAX_SHOWN = 200  # characters of what g++ says
 NO_SPACE = ("No space left on device", "Disk quota exceeded")
 
@@ -71,7 +74,7 @@ def load() -> ctypes.CDLL | None:
         return _load(compiler, _kept(compiler))
     except OSError as error:
         warnings.warn(
-            f"pictures take several times as long as they could, as {_describe(error)}",
+            f"pictures take several times as long as they could, as {describe(error)}",
             stacklevel=2,
         )
         return None
@@ -89,7 +92,7 @@ def is_to_be_compiled() -> bool:
         kept = _kept(_find_compiler())
     except OSError:
         return False
-    return kept is None or _read(kept) is None
+    return kept is None or read_own(kept) is None
 
 
 def _is_wanted() -> bool:
@@ -116,8 +119,8 @@ def _load(compiler: str, kept: Path | None) -> ctypes.CDLL:
         OSError: if there is no space, or the compiler fails, or the system loads no library.
     """
     if kept is not None:
-        _remove_left_behind(kept.parent)
-        content = _read(kept)
+        remove_left_behind(kept.parent)
+        content = read_own(kept)
         if content is not None:
             with suppress(OSError):  # made with another libc, for example
                 return _load_content(content)
@@ -126,8 +129,8 @@ def _load(compiler: str, kept: Path | None) -> ctypes.CDLL:
         folder = None
         if kept is not None:
             try:
-                _prepare(kept.parent)
-                folder = stack.enter_context(_working_folder(kept.parent))
+                prepare_folder(kept.parent)
+                folder = stack.enter_context(working_folder(kept.parent))
             except OSError as error:
                 obstacle = error
         if folder is None:
@@ -140,12 +143,12 @@ def _load(compiler: str, kept: Path | None) -> ctypes.CDLL:
         library = _load_content(content)
         if kept is not None and obstacle is None:
             try:
-                _write(content, kept, folder)
+                write_own(content, kept, folder)
             except OSError as error:
                 obstacle = error
     if obstacle is not None and not _is_no_folder(obstacle):
         warnings.warn(
-            f"the kernels are compiled at every run, as {_describe(obstacle)}: set "
+            f"the kernels are compiled at every run, as {describe(obstacle)}: set "
             "XDG_CACHE_HOME to a folder with some free space that you alone can write",
             stacklevel=3,
         )
@@ -166,78 +169,6 @@ def _kept(compiler: str) -> Path | None:
         return None
 
 
-def _read(kept: Path) -> bytes | None:
-    """Return the library if it is whole, and this user alone can have written it."""
-    try:
-        with _opened_folder(kept.parent) as folder:
-            if not _is_private(os.fstat(folder)):
-                return None
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe has no writer
-            with open(os.open(kept.name, flags, dir_fd=folder), "rb") as file:
-                status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode) or not _is_private(status):
-                    return None
-                written = file.read(MAX_SIZE)
-    except OSError:
-        return None
-    content = written[: -hashlib.sha256().digest_size]
-    return content if written == content + _digest(kept.name, content) else None
-
-
-def _write(content: bytes, kept: Path, folder: Path) -> None:
-    """Write the library and its digest, at once, by way of a folder on the same disk."""
-    whole = folder / kept.name
-    with open(whole, "xb") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(content + _digest(kept.name, content))
-        file.flush()
-        os.fsync(file.fileno())
-    if kept.is_dir() and not kept.is_symlink():
-        kept.rename(folder / "in-the-way")
-    whole.replace(kept)
-    with _opened_folder(kept.parent) as descriptor:
-        os.fsync(descriptor)
-
-
-def _digest(name: str, content: bytes) -> bytes:
-    return hashlib.sha256(name.encode() + content).digest()
-
-
-def _is_private(status: os.stat_result) -> bool:
-    """Return whether this user owns it, and nobody else can write it."""
-    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-
-
-@contextmanager
-def _opened_folder(folder: Path) -> Iterator[int]:
-    """Open a folder that is no symbolic link."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _prepare(folder: Path) -> None:
-    """Make the cache folder, and let nobody else write it.
-
-    Raises:
-        OSError: if that cannot be done, or it is full.
-    """
-    if folder.is_symlink():
-        raise OSError(f"{folder} is a symbolic link")
-    for each in (folder.parent, folder):  # but no home if there is none
-        each.mkdir(mode=0o700, exist_ok=True)
-    with _opened_folder(folder) as descriptor:
-        status = os.fstat(descriptor)
-        if status.st_uid != os.geteuid():
-            raise OSError(f"{folder} belongs to another user")
-        if not _is_private(status):
-            os.fchmod(descriptor, 0o700)
-    if shutil.disk_usage(folder).free < MIN_FREE:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
-
-
 def _is_no_folder(error: OSError) -> bool:
     """Return whether the cache folder has no place to be: there is no home, for example."""
     return isinstance(error, FileNotFoundError | FileExistsError | NotADirectoryError)
@@ -247,85 +178,17 @@ def _is_no_folder(error: OSError) -> bool:
 
 
 @contextmanager
-def _working_folder(parent: Path) -> Iterator[Path]:
-    """Make a folder that goes when it is left.
-
-    It is locked: the lock of a process that is killed goes with it, and the next one removes the
-    folder.
-    """
-    _remove_left_behind(parent)
-    descriptor = None
-    while descriptor is None:
-        folder = Path(tempfile.mkdtemp(prefix=WORKING, dir=parent))
-        descriptor = _lock(folder)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(descriptor)
-
-
-@contextmanager
 def _temporary_folder() -> Iterator[Path]:
     """Make such a folder where the system has its temporary files."""
     with ExitStack() as stack:
         try:
-            folder = stack.enter_context(_working_folder(Path(tempfile.gettempdir())))
+            folder = stack.enter_context(working_folder(Path(tempfile.gettempdir())))
         except OSError as error:
             raise OSError(
-                f"there is no folder to compile in ({_describe(error)}): set TMPDIR to one with "
+                f"there is no folder to compile in ({describe(error)}): set TMPDIR to one with "
                 "some free space"
             ) from None
         yield folder
-
-
-def _lock(folder: Path) -> int | None:
-    """Lock a new folder; None if another process has just taken it for one left behind."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return None
-    is_there = True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_there = folder.exists()
-    except BlockingIOError:
-        is_there = False
-    except OSError:  # a disk without locks
-        pass
-    if is_there:
-        return descriptor
-    os.close(descriptor)
-    return None
-
-
-def _remove_left_behind(parent: Path) -> None:
-    """Remove the folders of compilers that were killed."""
-    with suppress(OSError):
-        status = os.stat(parent, follow_symlinks=False)
-        if not _is_private(status) and not status.st_mode & stat.S_ISVTX:
-            return  # others could put another folder in the place of ours
-        for name in os.listdir(parent):
-            is_old_kind = name.startswith("tmp") and parent.name == FOLDER
-            if name.startswith(WORKING) or is_old_kind:
-                with suppress(OSError), _opened_folder(parent / name) as folder:
-                    if _is_left_behind(folder, is_old_kind):
-                        shutil.rmtree(parent / name, ignore_errors=True)
-
-
-def _is_left_behind(folder: int, is_old_kind: bool) -> bool:
-    """Return whether a folder is ours, and no process is at work in it."""
-    status = os.fstat(folder)
-    if status.st_uid != os.geteuid():
-        return False
-    is_old = time.time() - status.st_mtime > A_DAY
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a disk without locks
-        return is_old
-    return is_old or not is_old_kind  # earlier versions locked nothing
 
 
 def compile_kernels(compiler: str, library: Path, flags: Sequence[str] = FLAGS) -> None:
@@ -346,7 +209,7 @@ def compile_kernels(compiler: str, library: Path, flags: Sequence[str] = FLAGS) 
 
 def _run_all(commands: Sequence[Sequence[str | Path]], folder: Path) -> None:
     """Run commands side by side, with a folder for what they write on the way."""
-    environment = {**os.environ, "LC_ALL": "C", "TMPDIR": str(folder)}
+    environment = {"PATH": os.defpath, **os.environ, "LC_ALL": "C", "TMPDIR": str(folder)}
     processes: list[subprocess.Popen] = []
     try:
         for command in commands:
@@ -455,7 +318,7 @@ def _load_content(content: bytes) -> ctypes.CDLL:
             if is_damaged
             else "set TMPDIR to a folder with some free space that programs may run from"
         )
-        raise OSError(f"the kernels cannot be loaded ({_describe(error)}): {remedy}") from None
+        raise OSError(f"the kernels cannot be loaded ({describe(error)}): {remedy}") from None
 
 
 def _file_in_memory() -> int:
@@ -468,10 +331,3 @@ def _file_in_memory() -> int:
         return fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 3)
     finally:
         os.close(low)
-
-
-def _describe(error: OSError) -> str:
-    """Return what an error says; one of the system begins with the file."""
-    if error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from ours import ROOT, python
 
-from stable_diffusion import cpu_library
+from stable_diffusion import cpu_library, own_files
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only a Linux CPU needs it")
 
@@ -25,12 +25,13 @@ SOURCES = {
     "two.cpp": 'extern "C" int two() { return 2; }',
     "answer.h": "#define ANSWER 1",
 }
-# By the file alone: the package would take a second to import.
+# Without the rest of the package, which would take a second to import.
 LOADS = """
-import importlib.util, pathlib, sys
-spec = importlib.util.spec_from_file_location("library", "stable_diffusion/cpu_library.py")
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
+import importlib, pathlib, sys, types
+package = types.ModuleType("stable_diffusion")
+package.__path__ = ["stable_diffusion"]
+sys.modules["stable_diffusion"] = package
+module = importlib.import_module("stable_diffusion.cpu_library")
 module.SOURCES = pathlib.Path(r"{sources}")
 {before}
 library = module.load()
@@ -299,7 +300,7 @@ def test_a_damaged_library_is_made_again(home, kept, damage):
     kept.write_bytes(damage(whole))
     library, said = load()
     assert (library.one(), said) == (1, "")
-    assert cpu_library._read(kept_in(home)) is not None
+    assert own_files.read_own(kept_in(home)) is not None
 
 
 def test_a_library_of_another_name(kept, other):
@@ -369,7 +370,7 @@ def test_what_others_can_write(home, kept, other, monkeypatch, plant):
     assert (library.one(), said) == (1, "")
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
     assert not kept.is_symlink()
-    assert cpu_library._read(kept_in(home)) is not None
+    assert own_files.read_own(kept_in(home)) is not None
 
 
 def test_a_folder_of_another_user(tmp_path, home, kept, other, monkeypatch):
@@ -601,7 +602,7 @@ def test_folders_in_the_cache(tmp_path, home, kept, is_compiled):
     """Those that nobody works in are removed, also where there is nothing to compile."""
     if not is_compiled:
         kept.unlink()
-    names = [f"{cpu_library.WORKING}dead", f"{cpu_library.WORKING}live", "tmpdead", "tmplive"]
+    names = [f"{own_files.WORKING}dead", f"{own_files.WORKING}live", "tmpdead", "tmplive"]
     dead, live, old_dead, old_live = (home / name for name in names)
     for folder in (dead, live, old_dead, old_live, home / "else"):
         folder.mkdir()
@@ -610,7 +611,7 @@ def test_folders_in_the_cache(tmp_path, home, kept, is_compiled):
     os.utime(home / "else", (1, 1))
     target = tmp_path / "target"
     target.mkdir()
-    link = home / f"{cpu_library.WORKING}link"
+    link = home / f"{own_files.WORKING}link"
     link.symlink_to(target)
     lock = os.open(live, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -626,7 +627,7 @@ def test_folders_in_the_cache(tmp_path, home, kept, is_compiled):
 
 def test_folders_of_others_are_left_alone(home, kept, monkeypatch):
     """In a folder that they can write, one of ours may have been put in the place of another."""
-    folder = home / f"{cpu_library.WORKING}not-ours"
+    folder = home / f"{own_files.WORKING}not-ours"
     folder.mkdir()
     give_to_another_user(folder, monkeypatch)
     load()
@@ -661,7 +662,7 @@ def test_two_at_the_same_time(tmp_path, sources, home):
     ]
     assert [process.communicate() for process in both] == [("1\n", ""), ("1\n", "")]
     assert n_calls(tmp_path) == 6
-    assert cpu_library._read(kept_in(home)) is not None
+    assert own_files.read_own(kept_in(home)) is not None
 
 
 def test_interrupted(tmp_path, home, monkeypatch):
