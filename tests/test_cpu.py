@@ -2,7 +2,6 @@
 
 import ctypes
 import math
-from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -268,78 +267,3 @@ def test_networks_without(monkeypatch, oracle, kind):
     monkeypatch.setattr(cpu, "is_used", lambda: False)
     assert parity.unet_error(oracle(kind), parity.UNET_SIZES[0]) <= NETWORK_ERROR
     assert parity.decode_error(oracle(kind)) <= NETWORK_ERROR
-
-
-# --- compiling ------------------------------------------------------------------------------------
-
-USES_KERNELS = (
-    "import stable_diffusion, mlx.core as mx; from stable_diffusion import layers;"
-    "print(layers.silu(mx.array([1.0, -2.0])).tolist())"
-)
-
-
-def run_with(folder: Path, **environment: str):
-    """A program that uses the kernels, with a cache folder of its own."""
-    done = python("-c", USES_KERNELS, XDG_CACHE_HOME=str(folder), **environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("[0.7310")
-    return done
-
-
-def compiler(folder: Path, text: str) -> dict[str, str]:
-    """An environment whose g++ is a script."""
-    folder.mkdir()
-    script = folder / "g++"
-    script.write_text(f"#!/bin/sh\n{text}\n")
-    script.chmod(0o700)
-    return {"PATH": f"{folder}:/usr/bin:/bin"}
-
-
-@pytest.fixture
-def quick(tmp_path) -> dict[str, str]:
-    """A compiler that links what was compiled before, and writes down its calls."""
-    library = cpu_library.load()._name
-    return compiler(
-        tmp_path / "quick",
-        f'echo "$@" >> {tmp_path}/calls; for last; do true; done\n'
-        f'case "$*" in *-shared*) cp {library} "$last" ;; *) touch "$last" ;; esac',
-    )
-
-
-def test_compiled_once(tmp_path, quick):
-    assert not run_with(tmp_path / "cache", **quick).stderr
-    (kept,) = (tmp_path / "cache/stable-diffusion-mlx").iterdir()  # nothing half done beside it
-    calls, made = (tmp_path / "calls").read_text(), kept.stat().st_mtime_ns
-    assert len(calls.splitlines()) == len(list(cpu_library.SOURCES.glob("*.cpp"))) + 1
-    assert not run_with(tmp_path / "cache", **quick).stderr
-    assert ((tmp_path / "calls").read_text(), kept.stat().st_mtime_ns) == (calls, made)
-
-
-def test_without_a_compiler(tmp_path):
-    """MLX's own operations, and one line that says what would help."""
-    stderr = run_with(tmp_path, PATH="/nowhere").stderr
-    assert "there is no g++: install your system's g++" in stderr
-
-
-def test_with_a_broken_compiler(tmp_path):
-    broken = compiler(tmp_path / "bin", "echo 'fatal error: no such thing' >&2; exit 1")
-    stderr = run_with(tmp_path / "cache", **broken).stderr
-    assert "g++ fails (fatal error: no such thing): install" in stderr
-    assert not list((tmp_path / "cache").glob("**/*.so"))
-
-
-def test_where_nothing_can_be_kept(tmp_path, quick):
-    (tmp_path / "file").touch()
-    assert not run_with(tmp_path / "file", **quick).stderr
-    for nowhere in (Path("relative"), tmp_path / "no/such"):
-        assert not run_with(nowhere, **quick).stderr
-        assert not nowhere.exists()
-    assert not (tmp_path / "no").exists()
-
-
-def test_a_broken_library_is_made_again(tmp_path, quick):
-    run_with(tmp_path, **quick)
-    (kept,) = (tmp_path / "stable-diffusion-mlx").iterdir()
-    kept.write_bytes(b"no library")
-    assert not run_with(tmp_path, **quick).stderr
-    assert kept.stat().st_size > 10_000

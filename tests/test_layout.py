@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "hub_errors": {"huggingface_hub"},
     "image": {"interrupt", "metadata", "picture", "numpy", "PIL"},
     "cpu": {"cpu_library", "mlx", "numpy"},
-    "cpu_library": set(),
+    "cpu_library": {"own_files"},
     "jobs": {"config", "sampler"},
     "interrupt": set(),
     "layers": {"cpu", "mlx"},
@@ -68,6 +68,7 @@ MAY_IMPORT = {
     "options": {"about", "diffusion_config", "image", "models", "parser", "values"},
     "original": {"header", "weights"},
     "output": {"image", "jobs", "messages", "picture", "progress", "record", "numpy"},
+    "own_files": set(),
     "parameters": {"models", "recipe"},
     "parser": {"messages", "streams"},
     "pipeline": {

@@ -1,0 +1,166 @@
+"""Files and folders that belong to this user alone, and folders to work in.
+
+A folder to work in is locked. The lock of a process that is killed goes with it, and the next one
+removes the folder. At the end of a file is a digest of its name and what it holds.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+FOLDER = "stable-diffusion-mlx"  # in the user's cache folder
+WORKING = "stable-diffusion-mlx-compiling-"  # what the folders in which we compile begin with
+MIN_FREE = 2**25  # bytes: objects, the library and what g++ writes on the way take a fourth
+MAX_SIZE = 2**26  # bytes of a library
+A_DAY = 24 * 60 * 60  # seconds: older folders are left behind, whatever their locks say
+
+
+def is_private(status: os.stat_result) -> bool:
+    """Return whether this user owns it, and nobody else can write it."""
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+@contextmanager
+def open_folder(folder: Path) -> Iterator[int]:
+    """Open a folder that is no symbolic link."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def read_own(kept: Path) -> bytes | None:
+    """Return what `write_own` wrote, if it is whole and this user alone can have written it."""
+    try:
+        with open_folder(kept.parent) as folder:
+            if not is_private(os.fstat(folder)):
+                return None
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe has no writer
+            with open(os.open(kept.name, flags, dir_fd=folder), "rb") as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode) or not is_private(status):
+                    return None
+                written = file.read(MAX_SIZE)
+    except OSError:
+        return None
+    content = written[: -hashlib.sha256().digest_size]
+    return content if written == content + _digest(kept.name, content) else None
+
+
+def write_own(content: bytes, kept: Path, folder: Path) -> None:
+    """Write a file and its digest, at once, by way of a folder on the same disk."""
+    whole = folder / kept.name
+    with open(whole, "xb") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(content + _digest(kept.name, content))
+        file.flush()
+        os.fsync(file.fileno())
+    if kept.is_dir() and not kept.is_symlink():
+        kept.rename(folder / "in-the-way")
+    whole.replace(kept)
+    with open_folder(kept.parent) as descriptor:
+        os.fsync(descriptor)
+
+
+def _digest(name: str, content: bytes) -> bytes:
+    return hashlib.sha256(name.encode() + content).digest()
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make a folder in the cache folder, and let nobody else write it.
+
+    Raises:
+        OSError: if that cannot be done, or it is full.
+    """
+    if folder.is_symlink():
+        raise OSError(f"{folder} is a symbolic link")
+    for each in (folder.parent, folder):  # but no home if there is none
+        each.mkdir(mode=0o700, exist_ok=True)
+    with open_folder(folder) as descriptor:
+        status = os.fstat(descriptor)
+        if status.st_uid != os.geteuid():
+            raise OSError(f"{folder} belongs to another user")
+        if not is_private(status):
+            os.fchmod(descriptor, 0o700)
+    if shutil.disk_usage(folder).free < MIN_FREE:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
+@contextmanager
+def working_folder(parent: Path) -> Iterator[Path]:
+    """Make a folder, locked, that goes when it is left."""
+    remove_left_behind(parent)
+    descriptor = None
+    while descriptor is None:
+        folder = Path(tempfile.mkdtemp(prefix=WORKING, dir=parent))
+        descriptor = _lock(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a new folder; None if another process has just taken it for one left behind."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    is_there = True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_there = folder.exists()
+    except BlockingIOError:
+        is_there = False
+    except OSError:  # a disk without locks
+        pass
+    if is_there:
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def remove_left_behind(parent: Path) -> None:
+    """Remove the folders of compilers that were killed."""
+    with suppress(OSError):
+        status = os.stat(parent, follow_symlinks=False)
+        if not is_private(status) and not status.st_mode & stat.S_ISVTX:
+            return  # others could put another folder in the place of ours
+        for name in os.listdir(parent):
+            is_old_kind = name.startswith("tmp") and parent.name == FOLDER
+            if name.startswith(WORKING) or is_old_kind:
+                with suppress(OSError), open_folder(parent / name) as folder:
+                    if _is_left_behind(folder, is_old_kind):
+                        shutil.rmtree(parent / name, ignore_errors=True)
+
+
+def _is_left_behind(folder: int, is_old_kind: bool) -> bool:
+    """Return whether a folder is ours, and no process is at work in it."""
+    status = os.fstat(folder)
+    if status.st_uid != os.geteuid():
+        return False
+    is_old = time.time() - status.st_mtime > A_DAY
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a disk without locks
+        return is_old
+    return is_old or not is_old_kind  # earlier versions locked nothing
+
+
+def describe(error: OSError) -> str:
+    """Return what an error says; one of the system begins with the file."""
+    if error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
