@@ -293,6 +293,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "attention": (*[_ARRAY] * 4, *[_INTEGER] * 5, _NUMBER, *[_INTEGER] * 2),
 }
 
+KERNELS = tuple(_ARGUMENTS)
 Kernels = dict[str, Callable[..., bool]]
 
 _checked: dict[int, tuple[ctypes.CDLL, Kernels]] = {}  # by the identity of the library, kept alive

@@ -191,12 +191,13 @@ def _temporary_folder() -> Iterator[Path]:
         yield folder
 
 
-def compile_kernels(compiler: str, library: Path, flags: Sequence[str] = FLAGS) -> None:
+def compile_kernels(compiler: str, library: Path, flags: Sequence[str] | None = None) -> None:
     """Compile each source by a process of its own, and link them.
 
     Raises:
         OSError: if the compiler cannot be run, or fails.
     """
+    flags = FLAGS if flags is None else flags
     sources = sorted(SOURCES.glob("*.cpp"))
     objects = [library.with_name(f"{source.stem}.o") for source in sources]
     commands = [
@@ -204,7 +205,10 @@ def compile_kernels(compiler: str, library: Path, flags: Sequence[str] = FLAGS) 
         for source, target in zip(sources, objects, strict=True)
     ]
     _run_all(commands, library.parent)
-    _run_all([[compiler, "-shared", "-pthread", *objects, "-o", library]], library.parent)
+    _run_all(
+        [[compiler, *flags, "-shared", *objects, "-o", library]],
+        library.parent,
+    )
 
 
 def _run_all(commands: Sequence[Sequence[str | Path]], folder: Path) -> None:

@@ -2,22 +2,32 @@
 
 PYTHONPATH=. python tests/fuzz.py [CLASS | CLASS.ATTACK …] [--cases N] [--seed S]
 PYTHONPATH=. python tests/fuzz.py --only CLASS.ATTACK:SEED    one case again, with what was raised
+
+With --sanitizer address the kernels are compiled so that a wrong access to memory ends the process.
 """
 
 import stable_diffusion  # noqa: F401  isort: skip  (before mlx, for its BLAS)
 
 import argparse
 import multiprocessing
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import monotonic
+from typing import NoReturn
 
 from attacks import load
 from attacks.harness import ATTACKS, DEFECTS, Attack, Outcome, judge
+
+from stable_diffusion import cpu_library
+
+SANITIZER = "KERNEL_SANITIZER"  # the environment variable that tells workers of it
 
 HANG = 30  # seconds that a case may take
 PATIENCE = 600  # seconds, when it is tried again: the machine may have been busy
@@ -34,7 +44,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of each attack's first case")
     parser.add_argument("--only", metavar="ATTACK:SEED", help="one case")
     parser.add_argument("--show", action="store_true", help="tell how each case ended")
+    parser.add_argument("--sanitizer", help="of g++, for the kernels: address")
     args = parser.parse_args()
+    if args.sanitizer is not None and SANITIZER not in os.environ:
+        _start_again(args.sanitizer)
     if args.only:
         name, seed = args.only.split(":")
         counts = {name: _attack(ATTACKS[name], 1, int(seed), verbose=True)}
@@ -49,6 +62,30 @@ def main() -> int:
             counts[attack.name] = _attack(attack, args.cases or attack.cases, args.seed, args.show)
     _print_table(counts)
     return int(any(count[defect] for count in counts.values() for defect in DEFECTS))
+
+
+def _start_again(sanitizer: str) -> NoReturn:
+    """Replace this process by one into which the sanitizer's library is loaded first."""
+    library = subprocess.run(
+        ["g++", f"-print-file-name=lib{sanitizer[0]}san.so"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    os.environ |= {
+        SANITIZER: sanitizer,
+        "LD_PRELOAD": library,
+        "ASAN_OPTIONS": "detect_leaks=0",  # those of Python, at its end
+    }
+    os.execv(sys.executable, [sys.executable, *sys.argv])
+
+
+def _use_sanitizer() -> None:
+    if sanitizer := os.environ.get(SANITIZER):
+        options = f"-fsanitize={sanitizer}", "-fno-omit-frame-pointer"
+        cpu_library.FLAGS = (*cpu_library.FLAGS, *options)
+        if cpu_library.load() is None:
+            raise SystemExit("the kernels cannot be compiled for the sanitizer")
 
 
 def _attack(attack: Attack, n: int, first: int, verbose: bool = False) -> Counter[Outcome]:
@@ -109,6 +146,7 @@ def _is_ready(connection: Connection, seconds: int) -> bool:
 
 def _work(to: Connection, name: str, first: int, end: int) -> None:
     """Run cases and send their outcomes, in a process of its own."""
+    _use_sanitizer()
     load()
     to.send(True)
     root = Path(tempfile.mkdtemp(prefix="fuzz-"))

@@ -2,6 +2,8 @@
 
 import ctypes
 import math
+import subprocess
+from types import SimpleNamespace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -11,12 +13,13 @@ import pytest
 import torch
 from ours import python
 
-from stable_diffusion import cpu, cpu_library
+from stable_diffusion import cpu, cpu_library, model_io
 from stable_diffusion.layers import (
     Conv3x3,
     GroupNorm,
     Linear,
     QuantizedLinear,
+    attend,
     geglu,
     gelu,
     quick_gelu,
@@ -226,6 +229,144 @@ def test_arrays_that_do_not_fit(call):
     """Are refused, not read beyond their ends."""
     with pytest.raises(ValueError, match="was expected"):
         call(mx.zeros((2, 3, 8)))
+
+
+def test_integers_are_numbers():
+    """An integer for a float, as a config may have it, moves no other argument."""
+    x, weight = mx.array(normal(2, 5, 16)), mx.array(normal(8, 16))
+    gain, offset = mx.array(normal(16)), mx.array(normal(16, seed=1))
+    one, other = (cpu.linear(x, [weight], [None], cpu.Norm(gain, offset, eps)) for eps in (1, 1.0))
+    assert mx.array_equal(one[0], other[0])
+    pixels = x[:, None]
+    one, other = (cpu.group_norm(pixels, 4, gain, offset, eps) for eps in (1, 1.0))
+    assert mx.array_equal(one.gain, other.gain) and mx.array_equal(one.offset, other.offset)
+
+
+@pytest.mark.parametrize("eps", [0, 0.0, 1e-50, 1e-320])
+def test_a_layer_norm_is_one_whatever_its_epsilon(eps):
+    """Its gain [D] is not read as a GroupNorm's, of every picture."""
+    layer, norm, x = Linear(16, 8), nn.LayerNorm(16), mx.array(normal(4, 5, 16))
+    norm.eps = eps  # MLX asks for more than nothing
+    norm.weight, norm.bias = mx.array(normal(16)), mx.array(normal(16, seed=1))
+    rows = np.array(x, np.float64)
+    rows = (rows - rows.mean(-1, keepdims=True)) / rows.std(-1, keepdims=True)
+    rows = rows * np.array(norm.weight) + np.array(norm.bias)
+    exact = rows @ np.array(layer.weight, np.float64).T + np.array(layer.bias)
+    assert error(layer(x, norm), exact) < 2e-6
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, w: cpu.linear(x, [w], [None], cpu.Norm(x[:, 0, 0], x[:, 0, 0])),
+        lambda x, w: cpu.linear(x, [w], [None], cpu.Norm(x[:, 0, 0], x[:, 0, 0], 1e-5)),
+        lambda x, w: cpu.linear(x, [w[:3]], [None], gated=True),
+        lambda x, w: cpu.linear(x, [w[:, 0]], [None]),
+        lambda x, w: cpu.normalise(x, cpu.Norm(w[0], w[0])),
+        lambda x, w: cpu.normalise(x, cpu.Norm(w[:2], w[:2], 1e-5)),
+        lambda x, w: cpu.group_norm(x, 0, w[0], w[0], 1e-5),
+        lambda x, w: cpu.group_norm(x, 3, w[0], w[0], 1e-5),
+        lambda x, w: cpu.group_norm(x, 2, w[0], w[0, :4], 1e-5),
+        lambda x, w: cpu.attention(x, x, x, 3, 1.0),
+        lambda x, w: cpu.attention(x, x, x, 0, 1.0),
+        lambda x, w: cpu.attention(x[0], x[0], x[0], 1, 1.0),
+        lambda x, w: cpu.conv3x3(x, w, w[:, 0]),
+        lambda x, w: cpu.conv3x3(x[:, None], mx.zeros((4, 3, 3, 8)), w[:, 0], stride=3),
+        lambda x, w: cpu.conv3x3(x[:, None], mx.zeros((4, 3, 3, 8)), w[:4, 0], padding=2),
+        lambda x, w: cpu.dequantize(x, x, x, 32, 8),
+        lambda x, w: cpu.dequantize(mx.zeros((2, 8), mx.uint32), w[:2, :1], w[:2, :1], 0, 8),
+        lambda x, w: cpu.dequantize(mx.zeros((2, 8), mx.uint32), w[:2, :2], w[:2, :1], 32, 8),
+        lambda x, w: cpu.dequantize(mx.zeros((2, 8), mx.uint32), w[:2, :1], w[:2, :1], 5, 8),
+    ],
+)
+def test_shapes_that_kernels_rely_on(call):
+    with pytest.raises(ValueError, match="was expected|cannot be computed"):
+        call(mx.zeros((2, 3, 8)), mx.zeros((8, 8)))
+
+
+def test_sizes_of_zero():
+    """Are left to MLX, which has nothing to divide by."""
+    for shape in ((0, 3, 8), (2, 0, 8)):
+        x = mx.zeros(shape)
+        assert Linear(8, 4)(x, nn.LayerNorm(8)).shape == (*shape[:2], 4)
+        assert silu(x).shape == shape
+        assert attend(x, x, x, 2).shape == shape
+    assert Conv3x3(8, 4)(mx.zeros((0, 4, 4, 8))).shape == (0, 4, 4, 4)
+
+
+def broken(name: str):
+    """The kernels, of which one says that it has done its work and has not."""
+    return SimpleNamespace(
+        **{
+            one: (lambda *_: True) if one == name else getattr(cpu_library.load(), one)
+            for one in cpu.KERNELS
+        }
+    )
+
+
+@pytest.mark.parametrize("name", cpu.KERNELS)
+def test_a_kernel_that_is_wrong_is_not_used(name, monkeypatch, checkpoint):
+    library = broken(name)
+    monkeypatch.setattr(cpu_library, "load", lambda: library)
+    with pytest.warns(UserWarning, match=rf"are not used \(.*{name}"):
+        cpu.serves(mx.zeros(1))
+    unet = model_io.load_unet(checkpoint("sd-1"), float16=True)
+    x = mx.array(normal(1, 8, 8, 4)), mx.array([9.0]), mx.array(normal(1, 77, 32))
+    x = *x[:2], x[2][..., : unet.config.cross_attention_dim]
+    ours = unet(*x)
+    monkeypatch.setattr(cpu, "is_used", lambda: False)
+    plain = unet(*x)
+    assert mx.abs(ours - plain).max().item() < 1e-4 * mx.abs(plain).max().item()
+
+
+def test_an_mlx_that_cannot_be_told_to_trace(monkeypatch):
+    """Kernels whose gradients would be zero without a word are not used."""
+    library = SimpleNamespace(**{name: getattr(cpu_library.load(), name) for name in cpu.KERNELS})
+    monkeypatch.setattr(cpu_library, "load", lambda: library)
+    monkeypatch.setattr(mx, "async_eval", lambda *_: None)
+    with pytest.warns(UserWarning, match="are not used"):
+        assert not cpu.serves(mx.zeros(1))
+
+
+POOL = """
+#include <cstdio>
+#include <thread>
+#include "parallel.h"
+
+// Tasks that only other threads than the first one fail at, for want of memory.
+int main() {
+  const auto first = std::this_thread::get_id();
+  std::atomic<bool> others{false};
+  try {
+    parallel(4, 1000, [&](int) {
+      if (std::this_thread::get_id() != first) { others = true; throw std::bad_alloc(); }
+      while (!others) std::this_thread::yield();
+    });
+  } catch (const std::bad_alloc &) {
+    std::puts("said");
+  }
+  std::atomic<long> sum{0};
+  for (int round = 0; round < 1000; round++) parallel(64, 10, [&](int i) { sum += i; });
+  std::vector<std::thread> callers;
+  for (int i = 0; i < 8; i++)
+    callers.emplace_back([&] {
+      for (int round = 0; round < 200; round++) parallel(3, 10, [&](int i) { sum += i; });
+    });
+  for (auto &caller : callers) caller.join();
+  std::printf("%ld\\n", sum.load());
+}
+"""
+
+
+def test_a_thread_without_memory_is_not_overlooked(tmp_path):
+    """Else a part of the picture would be whatever stood there; every task is done once."""
+    source, program = tmp_path / "pool.cpp", tmp_path / "pool"
+    source.write_text(POOL.replace("#include <thread>", "#include <thread>\n#include <vector>"))
+    folder = cpu_library.SOURCES
+    command = ["g++", "-std=c++17", "-O1", "-pthread", f"-I{folder}", source]
+    subprocess.run([*command, folder / "parallel.cpp", "-o", program], check=True)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"said\n{45 * (1000 + 8 * 200)}\n"
 
 
 def test_too_little_memory():

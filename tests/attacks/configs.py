@@ -1,6 +1,8 @@
 """What a model's config and tokenizer files say."""
 
 import json
+import re
+from dataclasses import fields
 from functools import cache
 from typing import Any
 
@@ -10,6 +12,8 @@ import numpy as np
 from attacks.harness import Case, attack, require
 from attacks.hostile import TINY, damaged, json_text, tiny, value
 from stable_diffusion import StableDiffusion
+from stable_diffusion.config import AutoencoderConfig, CLIPTextConfig, UNetConfig
+from stable_diffusion.diffusion_config import DiffusionConfig
 from stable_diffusion.model_io import load_model_config
 
 CONFIGS = (
@@ -62,6 +66,47 @@ def values(case: Case) -> None:
                 config[key] = value(case.rng)
     model = tiny(case.folder, path)
     case.keep(model / path, json.dumps(config, default=str).encode())
+    check_model(case, model)
+
+
+EDGES = (0, 1, -1, True, 1.0, 0.5, 1e-7, 1e-50, 1e-320, -1e-50, 1e38, 2**31, 2**63, 10**36, 10**400)
+CLASSES = {
+    "unet/config.json": UNetConfig,
+    "vae/config.json": AutoencoderConfig,
+    "text_encoder/config.json": CLIPTextConfig,
+    "scheduler/scheduler_config.json": DiffusionConfig,
+}
+
+
+def numeric_keys() -> list[tuple[str, str, int | None]]:
+    """Every number of every config file, and every key that may be one: file, key, place."""
+    found = []
+    for path, cls in CLASSES.items():
+        config = {field.name: field.default for field in fields(cls)} | json.loads(content(path))
+        types = {field.name: str(field.type) for field in fields(cls)}
+        for key, known in config.items():
+            if isinstance(known, list | tuple):
+                places = range(len(known)) if isinstance(known[0], int | float) else ()
+                found += [(path, key, place) for place in places]
+            elif isinstance(known, int | float) or re.search(r"int|float", types.get(key, "")):
+                found.append((path, key, None))
+    return found
+
+
+NUMBERS = [(*key, edge) for key in numeric_keys() for edge in EDGES]
+
+
+@attack("configs", cases=len(NUMBERS))
+def numbers(case: Case) -> None:
+    """Every number of every config file, in turn, at the edges of what numbers can be."""
+    path, key, place, edge = NUMBERS[case.seed % len(NUMBERS)]
+    config = json.loads(content(path))
+    if place is None:
+        config[key] = edge
+    else:
+        config[key] = [edge if i == place else old for i, old in enumerate(config[key])]
+    model = tiny(case.folder, path)
+    case.keep(model / path, json.dumps(config).encode())
     check_model(case, model)
 
 
