@@ -109,11 +109,14 @@ def test_a_prompts_file_goes_on(tmp_path):
 
 
 def test_what_was_killed_while_writing_is_swept_up(tmp_path):
-    ours, theirs = ".0001.png.999999999.partial", f".0001.png.{os.getppid()}.partial"
-    for name in (ours, theirs, ".other.png.999999999.partial"):
+    ours, theirs = (f".{name}.png.0123456789abcdef.partial" for name in ("0001", "other"))
+    preview = ".now.preview.png.0123456789abcdef.partial"
+    for name in (ours, theirs, preview):
         (tmp_path / name).touch()
-    make(tmp_path, jobs(1), prompts_file="p.txt")
-    assert names(tmp_path) == sorted([theirs, ".other.png.999999999.partial"])
+    files = make(tmp_path, jobs(1), prompts_file="p.txt")
+    assert names(tmp_path) == sorted([ours, theirs, preview])  # to ask deletes nothing
+    files.remove_abandoned()
+    assert names(tmp_path) == [theirs]
 
 
 def test_names_of_lines(tmp_path):
