@@ -203,7 +203,7 @@ class Output:
 
     def _find_existing(self) -> None:
         """Raise ValueError for files that are there and may be neither kept nor overwritten."""
-        if self._overwrites:
+        if self._overwrites or self._is_numbered:  # numbers that another program may take, too
             return
         self._existing = {index for index, path in self._paths.items() if os.path.lexists(path)}
         if self._existing and not self._restarts:
@@ -247,10 +247,11 @@ class Output:
         path = self._paths[job.index]
         path.parent.mkdir(parents=True, exist_ok=True)
         texts = {} if self.record is None else self.record.of(job)
+        overwrites = self._overwrites and not self._is_numbered
         attempt = 1
         while True:
             try:
-                save_image(path, image, texts, overwrites=self._overwrites)
+                save_image(path, image, texts, overwrites=overwrites)
             except FileExistsError:
                 if self._restarts:
                     say(f"{path} was made by another program meanwhile")
