@@ -97,7 +97,7 @@ MAY_IMPORT = {
     "sampler": {"diffusion_config", "schedule", "mlx"},
     "schedule": {"diffusion_config", "mlx", "numpy"},
     "single_file": {"header", "hub", "original", "unsupported", "weights"},
-    "streams": set(),
+    "streams": {"messages"},
     "strict": set(),
     "textual_inversion": {"clip", "header", "hub", "tokenizer", "weights", "mlx"},
     "tiling": {"cpu", "layers", "vae", "mlx"},
