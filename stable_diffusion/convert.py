@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,6 @@ from . import memory, messages
 from .config import ModelConfig
 from .diffusion_config import PREDICTION_TYPES
 from .hub import Source, announcements
-from .interrupt import is_running
 from .model_io import (
     Key,
     load_autoencoder,
@@ -45,11 +43,11 @@ from .quantization import BITS, GROUP_SIZES, Quantization
 from .quantize import quantize_text_encoder, quantize_unet
 from .run import UsageError, exit_status
 from .streams import with_lasting_streams
+from .unfinished import remove_abandoned, unfinished_folder
 from .weight_files import NATIVE, STEMS
 
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json")
-UNFINISHED = ".unfinished-"  # and the process that is at it
 SPECIAL_TOKENS, TOKENIZER_CONFIG = "special_tokens_map.json", "tokenizer_config.json"
 
 Quantize = Callable[[nn.Module], Quantization]  # in place
@@ -95,10 +93,8 @@ def convert(
     for line in announcements(source, STEMS, float16):
         say(line)
 
-    _remove_abandoned(folder)
-    unfinished = folder.with_name(f"{folder.name}{UNFINISHED}{os.getpid()}")
-    unfinished.mkdir()
-    try:
+    remove_abandoned([folder])
+    with unfinished_folder(folder) as unfinished:
         _write_configs(source, config, unfinished)
         for i in range(len(config.text_encoders)):
             name = "text_encoder" if i == 0 else "text_encoder_2"
@@ -107,10 +103,6 @@ def convert(
             _write_tokenizer(source, name.replace("text_encoder", "tokenizer"), unfinished)
         _write_network(source, "unet", load_unet, unet, float16, unfinished)
         _write_network(source, "vae", load_autoencoder, None, float16, unfinished)
-        unfinished.rename(folder)
-    except BaseException:  # also an interruption
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -166,17 +158,6 @@ def _parser() -> argparse.ArgumentParser:
         help="what the UNet predicts, for a file that does not say",
     )
     return parser
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Remove what processes that are no more left half written of this folder."""
-    start = f"{folder.name}{UNFINISHED}"
-    for path in folder.parent.iterdir():
-        number = path.name.removeprefix(start)
-        if path.name.startswith(start) and number.isdecimal():
-            with suppress(OSError):  # another user's
-                if not is_running(int(number)):
-                    shutil.rmtree(path)
 
 
 def _refuse_twice(config: ModelConfig, text: Quantize | None, unet: Quantize | None) -> None:

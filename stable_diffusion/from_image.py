@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .messages import shown
+from .messages import argument, shown
 from .metadata import PARAMETERS, RECIPE, read_texts
 from .parameters import read_parameters
 from .picture import require_file
@@ -37,10 +37,11 @@ def with_recipe(
     file = args.from_image
     recipe = read_recipe(file)
     if recipe.starts_from_a_picture and "image" not in args:
-        start = recipe.image or "PICTURE"
+        start = "" if recipe.image is None else f", {shown(recipe.image)}"
+        picture = argument(recipe.image or "", "PICTURE")
         raise ValueError(
-            f"{file} was made from a picture, {shown(start)}: run image2image.py {shown(start)} "
-            f"--from-image {file}"
+            f"{file} was made from a picture{start}: run image2image.py {picture} "
+            f"--from-image {argument(file, 'FILE')}"
         )
     replaced = {other for name in given for other in GO_WITH.get(name, ())}
     wanted = {

@@ -18,6 +18,7 @@ from .hub_cache import snapshot
 from .hub_errors import GARBLED, reason
 from .models import MODELS, find_spec
 from .strict import read_json
+from .unfinished import write_whole
 from .weight_files import FULL, STEMS, weight_files, with_shards
 
 # A repository with it in the cache is one that was used; also by Apple's original example, which
@@ -310,7 +311,7 @@ def _open_repository(repo: str, revision: str, name: str) -> Repository:
         ref = root.parent.parent / "refs" / revision
         with suppress(OSError):  # the cache may be read-only
             ref.parent.mkdir(parents=True, exist_ok=True)
-            ref.write_text(info.sha)
+            write_whole(ref, info.sha.encode())
     spec = find_spec(repo)
     said = [tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")]
     licence = spec.licence if spec else ", ".join(said) or "not stated"

@@ -3,18 +3,16 @@
 import io
 import math
 import os
-import re
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
 
-from .interrupt import is_running
 from .metadata import save_options
 from .picture import Fit, Size, read_picture
+from .unfinished import write_whole
 
 FORMATS = {
     ".png": "PNG",
@@ -25,7 +23,6 @@ FORMATS = {
     ".tif": "TIFF",
     ".tiff": "TIFF",
 }
-PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<process>[0-9]+)\.partial", re.DOTALL)  # not finished
 SAVE_OPTIONS = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
 MOST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}  # pixels that a format, as Pillow writes it, has
 MULTIPLE = 64  # the VAE makes 8 pixels one latent, the UNet halves latents three times
@@ -203,8 +200,8 @@ def save_image(
 ) -> None:
     """Write a picture, uint8 [H, W, 3]; the suffix of `path` says how.
 
-    The file appears whole or not at all: it is written beside `path`, then renamed. Texts go into
-    it as `metadata` says.
+    The file appears whole or not at all; see `unfinished.write_whole`. Texts go into it as
+    `metadata` says.
 
     Raises:
         ValueError: see `check_output` and `check_size`.
@@ -215,45 +212,12 @@ def save_image(
     check_size(path, image.shape[1::-1])
     path = Path(path)
     file_format = FORMATS[path.suffix.lower()]
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     options = SAVE_OPTIONS.get(file_format, {}) | save_options(texts, file_format)
     encoded = io.BytesIO()  # so that errors of writing are the system's, not Pillow's
     Image.fromarray(image).save(encoded, file_format, **options)
     try:
-        partial.write_bytes(encoded.getbuffer())
-        (os.replace if overwrites else _rename_if_free)(partial, path)
+        write_whole(path, encoded.getbuffer(), overwrites=overwrites)
     except FileExistsError:
         raise
     except OSError as error:
         raise OSError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def remove_abandoned(paths: Iterable[Path]) -> None:
-    """Remove what processes that are no more left half written of these pictures."""
-    paths = set(paths)
-    for folder in {path.parent for path in paths if path.parent.is_dir()}:
-        try:
-            names = os.listdir(folder)
-        except OSError:  # it may be written to, not read
-            continue
-        for name in names:
-            match = PARTIAL.fullmatch(name)
-            if match is None or folder / match["name"] not in paths:
-                continue
-            with suppress(OSError):  # another user's
-                if not is_running(int(match["process"])):
-                    (folder / name).unlink(missing_ok=True)
-
-
-def _rename_if_free(partial: Path, path: Path) -> None:
-    """Give a file its name, but never another's."""
-    try:
-        os.link(partial, path)  # unlike a rename, refuses what exists
-    except FileExistsError:
-        raise
-    except OSError as error:  # a file system without links, as exFAT
-        if path.exists():
-            raise FileExistsError(f"{path} exists") from error
-        os.replace(partial, path)

@@ -26,19 +26,6 @@ def status_of(interruption: KeyboardInterrupt) -> int:
     return 128 + (signal.SIGTERM if is_term else signal.SIGINT)
 
 
-def is_running(process: int) -> bool:
-    """Whether there is a process of this number.
-
-    Raises:
-        OSError: there is, and it is another user's.
-    """
-    try:
-        os.kill(process, 0)  # asks only
-    except (ProcessLookupError, OverflowError):
-        return False
-    return True
-
-
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Within, SIGTERM raises `Terminated`, as Ctrl-C raises KeyboardInterrupt.

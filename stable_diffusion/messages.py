@@ -1,10 +1,24 @@
-"""What messages share: "did you mean", values that may be long, errors of the system, sizes."""
+"""What messages share: "did you mean", foreign texts, commands, errors of the system, sizes."""
 
+import re
+import shlex
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 LIKENESS = 0.6  # of two words, 0 to 1: difflib's own default
 MOST_SHOWN = 200  # characters of a value that comes from a file
+
+# What ends a line, steers a terminal, changes the order of what is written, or cannot be seen:
+# controls (also as bytes of a name that is not UTF-8), and what formats text, except the signs of
+# some scripts. A joiner belongs between letters or emoji, which it joins; elsewhere it only hides.
+_UNSEEN = (
+    r"\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb"
+    r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e00ff\U000e01f0-\U000e0fff"
+)
+_JOINED = rf"[^\x00-\xa0\udc80-\udcff{_UNSEEN}]"
+_CONTROLS = re.compile(
+    rf"(?!(?<={_JOINED})[\u200c\u200d]{_JOINED})[\x00-\x1f\x7f-\x9f\udc80-\udc9f{_UNSEEN}]"
+)
 
 
 def did_you_mean(
@@ -27,9 +41,25 @@ def did_you_mean(
     return f": did you mean {meant[close[0]]}?"
 
 
+def escape(text: str) -> str:
+    """Write the controls of a text as Python does (`\\x1b`), so that it is only seen."""
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def argument(name: object, placeholder: str) -> str:
+    """Return the name of a file as a shell takes it, for a command that a message suggests.
+
+    A name that cannot be seen as it is, or is too long to be shown, becomes the placeholder.
+    """
+    text = str(name)
+    if not text or shown(text) != text or not text.isprintable():
+        return placeholder
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+
+
 def shown(value: object) -> str:
     """On one line, and not all of what is long."""
-    text = " ".join(str(value).split())
+    text = escape(" ".join(str(value).split()))
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
 
 

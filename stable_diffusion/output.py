@@ -21,7 +21,6 @@ from .image import (
     check_size,
     grid_size,
     make_grid,
-    remove_abandoned,
     save_image,
     to_uint8,
 )
@@ -30,6 +29,7 @@ from .messages import said
 from .picture import read_picture
 from .progress import say
 from .record import Record
+from .unfinished import remove_abandoned
 
 FIELDS = ("index", "seed", "model")
 DIGITS = 4  # that an index has at least, so that names stand in order
@@ -39,7 +39,7 @@ IN_A_FOLDER = "{index}.png"
 class Output:
     """The files of a call: `add` takes each picture as it is finished.
 
-    Nothing is created before there is a picture.
+    Nothing is created before there is a picture, and nothing deleted but by `remove_abandoned`.
 
     Args:
         args: the command line: `output`, `grid`, `n_rows`, `force`, `model`, and whether there is
@@ -89,9 +89,7 @@ class Output:
                 self._grid = args.output
             if self._grid is not None:
                 self._check_grid(jobs)
-            written = [*self._paths.values(), *([] if self._grid is None else [Path(self._grid)])]
-            self._check_others(args, written)
-            remove_abandoned([*written, self.preview])
+            self._check_others(args)
         except (ValueError, OSError) as error:
             raise UsageError(said(error)) from None
 
@@ -114,6 +112,10 @@ class Output:
     def has(self, job: Job) -> bool:
         """Whether the picture is there already."""
         return job.index in self._existing
+
+    def remove_abandoned(self) -> None:
+        """Delete what programs that were killed left half written of these files."""
+        remove_abandoned([*self._written, self.preview])
 
     def check_sizes(self, jobs: Sequence[Job]) -> None:
         """Raise UsageError where a file cannot hold these pictures, whose sizes are known."""
@@ -201,7 +203,7 @@ class Output:
 
     def _find_existing(self) -> None:
         """Raise ValueError for files that are there and may be neither kept nor overwritten."""
-        if self._overwrites:
+        if self._overwrites or self._is_numbered:  # numbers that another program may take, too
             return
         self._existing = {index for index, path in self._paths.items() if os.path.lexists(path)}
         if self._existing and not self._restarts:
@@ -217,7 +219,12 @@ class Output:
         if Path(self._grid) in self._paths.values():
             raise ValueError(f"--grid {self._grid} is the file of a picture, too")
 
-    def _check_others(self, args: argparse.Namespace, written: Sequence[Path]) -> None:
+    @property
+    def _written(self) -> list[Path]:
+        """The files of the pictures, and of the grid."""
+        return [*self._paths.values(), *([] if self._grid is None else [Path(self._grid)])]
+
+    def _check_others(self, args: argparse.Namespace) -> None:
         """Raise ValueError where a picture that is read, or made, would be written over."""
         read = {
             "the picture to start from": args.image_file,
@@ -226,12 +233,12 @@ class Output:
         for what, file in read.items():
             if file is None:
                 continue
-            for path in () if self._overwrites else written:
+            for path in () if self._overwrites else self._written:
                 if _are_same(path, file):
                     raise ValueError(f"{path} is {what}: name another --output, or use --force")
             if args.preview is not None and _are_same(self.preview, file):
                 raise ValueError(f"the --preview would be written over {file}, which is {what}")
-        names = {str(path).casefold() for path in written}
+        names = {str(path).casefold() for path in self._written}
         if args.preview is not None and str(self.preview).casefold() in names:
             raise ValueError(f"{self.preview} is the file of the --preview: name the picture else")
 
@@ -240,10 +247,11 @@ class Output:
         path = self._paths[job.index]
         path.parent.mkdir(parents=True, exist_ok=True)
         texts = {} if self.record is None else self.record.of(job)
+        overwrites = self._overwrites and not self._is_numbered
         attempt = 1
         while True:
             try:
-                save_image(path, image, texts, overwrites=self._overwrites)
+                save_image(path, image, texts, overwrites=overwrites)
             except FileExistsError:
                 if self._restarts:
                     say(f"{path} was made by another program meanwhile")

@@ -88,7 +88,7 @@ class Show(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         try:
-            print(self.show())
+            print("\n".join(map(one_line, self.show().split("\n"))))
         except (ValueError, OSError) as error:
             parser.exit(1, f"error: {one_line(said(error))}\n")
         parser.exit()

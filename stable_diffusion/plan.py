@@ -58,6 +58,8 @@ def make_plan(args: argparse.Namespace, ranks: Ranks) -> Plan:
     jobs = jobs_of(args)
     ranks.require_same(jobs, "asked for other pictures: are the files the same there?")
     output = Output(args, jobs) if ranks.is_first else None
+    if output is not None:
+        output.remove_abandoned()
 
     is_missing = [output is None or not output.has(job) for job in jobs]
     batch_size = args.batch_size or 0

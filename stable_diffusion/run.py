@@ -67,16 +67,15 @@ def main(parse: Callable[[], argparse.Namespace], start: Start) -> int:
     ranks = launched_ranks()
 
     def work() -> int:
-        with _warnings_as_lines():
-            return exit_status(lambda: generate(parse(), start, ranks))
+        return exit_status(lambda: generate(parse(), start, ranks))
 
     return with_lasting_streams(lambda: ranks.together(work))
 
 
 def exit_status(work: Callable[[], None]) -> int:
-    """Do the work of a program; known errors become one line on standard error."""
+    """Do the work of a program; warnings and known errors become lines on standard error."""
     try:
-        with interruptible():
+        with _warnings_as_lines(), interruptible():
             work()
     except UsageError as error:
         return _fail(error, WRONG_USAGE)

@@ -6,14 +6,14 @@ lack a character. None of this stops the work; what cannot be written is left ou
 
 import errno
 import os
-import re
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from typing import Any, TextIO
 
+from .messages import escape
+
 FAILED = 1  # exit status
-BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what ends a line, or steers a terminal
 MOST_SHOWN = 2000  # characters of a line
 
 
@@ -82,7 +82,7 @@ def with_lasting_streams(work: Callable[[], int]) -> int:
 
 def one_line(text: object) -> str:
     """On one line, which does nothing to a terminal, and the middle left out of what is long."""
-    line = BREAKS.sub(lambda found: repr(found[0])[1:-1], str(text))
+    line = escape(str(text))
     if len(line) <= MOST_SHOWN:
         return line
     return f"{line[: MOST_SHOWN // 2]} … {line[-MOST_SHOWN // 2 :]}"

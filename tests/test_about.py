@@ -113,3 +113,8 @@ def test_a_cache_that_cannot_be_read(folder, monkeypatch, capsys):
         txt2image.main(["--list-models"])
     assert stopped.value.code == 1
     assert capsys.readouterr().err == "error: Permission denied: refs/main\n"
+
+
+def test_a_name_in_the_cache_steers_no_terminal(folder, capsys):
+    cache(folder, "org/a\x1b[2Jb\u202ec", model())
+    assert r"org/a\x1b[2Jb\u202ec" in said(capsys, "--list-models")

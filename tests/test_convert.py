@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -360,6 +361,19 @@ def test_broken_model(copy, tmp_path, capsys):
     assert convert.main([str(folder), str(tmp_path / "x")]) == 1
     assert "is not a readable safetensors file" in capsys.readouterr().err.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["sd-1"]
+
+
+def test_warnings_are_lines(tmp_path, monkeypatch, capsys):
+    """With what files say escaped, as by the scripts."""
+
+    def load(*_: object, **__: object) -> None:
+        warnings.warn("the file says a\u202eb\x1b[2J", stacklevel=1)
+        raise ValueError("no\u2066t")
+
+    monkeypatch.setattr(convert, "open_model", load)
+    assert convert.main(["tiny", str(tmp_path / "x")]) == 1
+    lines = [r"warning: the file says a\u202eb\x1b[2J", r"error: no\u2066t"]
+    assert capsys.readouterr().err.splitlines() == lines
 
 
 STOP = """

@@ -197,6 +197,27 @@ def test_files_that_have_changed(folder, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
+    ("name", "picture", "says"),
+    [
+        ("house.png;curl x|sh", "'house.png;curl x|sh'", "house.png;curl x|sh"),
+        ("$(touch x).png", "'$(touch x).png'", "$(touch x).png"),
+        ("--output=x", "./--output=x", "--output=x"),
+        ("a\u202egnp.exe", "PICTURE", r"a\u202egnp.exe"),
+        ("a\nb\x1b[2J", "PICTURE", r"a b\x1b[2J"),
+        ("", "PICTURE", ""),
+    ],
+)
+def test_a_command_that_may_be_pasted(tmp_path, monkeypatch, capsys, name, picture, says):
+    """Names are the file's, not to be run by a shell, nor taken for options or other names."""
+    monkeypatch.chdir(tmp_path)
+    with_recipe(Path("a b.png"), strength=0.5, image=name)
+    assert usage_error(capsys, "--from-image", "a b.png").endswith(
+        f"a b.png was made from a picture, {says}: run image2image.py {picture} "
+        "--from-image 'a b.png'"
+    )
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"steps": 0}, "the recipe's steps: must be from 1 to 100000, got 0"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stable_diffusion import image
+from stable_diffusion import image, output
 from stable_diffusion.jobs import Job, UsageError
 from stable_diffusion.output import Output
 
@@ -109,11 +109,14 @@ def test_a_prompts_file_goes_on(tmp_path):
 
 
 def test_what_was_killed_while_writing_is_swept_up(tmp_path):
-    ours, theirs = ".0001.png.999999999.partial", f".0001.png.{os.getppid()}.partial"
-    for name in (ours, theirs, ".other.png.999999999.partial"):
+    ours, theirs = (f".{name}.png.0123456789abcdef.partial" for name in ("0001", "other"))
+    preview = ".now.preview.png.0123456789abcdef.partial"
+    for name in (ours, theirs, preview):
         (tmp_path / name).touch()
-    make(tmp_path, jobs(1), prompts_file="p.txt")
-    assert names(tmp_path) == sorted([theirs, ".other.png.999999999.partial"])
+    files = make(tmp_path, jobs(1), prompts_file="p.txt")
+    assert names(tmp_path) == sorted([ours, theirs, preview])  # to ask deletes nothing
+    files.remove_abandoned()
+    assert names(tmp_path) == [theirs]
 
 
 def test_names_of_lines(tmp_path):
@@ -135,10 +138,11 @@ def test_a_grid_beside_the_pictures(tmp_path):
     assert squares.tolist() == [[1, 2], [3, 4]]
 
 
+@pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("has_links", [True, False])
-def test_two_programs_write_into_one_folder(tmp_path, monkeypatch, has_links):
+def test_two_programs_write_into_one_folder(tmp_path, monkeypatch, has_links, force):
     """Both chose their names before the other wrote: no picture is lost."""
-    one, other = make(tmp_path, jobs(2)), make(f"{tmp_path}/", jobs(2))
+    one, other = (make(folder, jobs(2), force=force) for folder in (tmp_path, f"{tmp_path}/"))
     if not has_links:  # a file system without links
         monkeypatch.setattr(image.os, "link", lambda *_: (_ for _ in ()).throw(PermissionError()))
     for files, value in ((one, 1), (other, 2)):
@@ -146,6 +150,15 @@ def test_two_programs_write_into_one_folder(tmp_path, monkeypatch, has_links):
             files.add(job, np.full_like(PICTURE, value))
     assert names(tmp_path) == [f"000{i}.png" for i in (1, 2, 3, 4)]
     assert [shade(tmp_path / name) for name in names(tmp_path)] == [1, 1, 2, 2]
+
+
+def test_a_number_that_was_taken_since_the_folder_was_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(output, "_last_number", lambda folder: 0)
+    (tmp_path / "0001.png").touch()
+    files = make(tmp_path, jobs(1))
+    monkeypatch.undo()
+    files.add(jobs(1)[0], PICTURE)
+    assert names(tmp_path) == ["0001.png", "0002.png"]
 
 
 def test_a_name_that_was_taken_meanwhile(tmp_path):

@@ -91,6 +91,7 @@ def test_one_line():
         "a\\nb\\tc\\x1b[31m\\r\\x85\\u2028é\udcff"
     )
     assert one_line(ValueError("a\nb")) == "a\\nb"
+    assert one_line("a\u202eb\u2066c\u061c\ufeff") == r"a\u202eb\u2066c\u061c\ufeff"
     long = one_line("start " + "x" * 10**6 + " end")
     assert len(long) < MOST_SHOWN + 10 and long.startswith("start x") and long.endswith("x end")
 
