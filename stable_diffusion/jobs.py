@@ -153,7 +153,8 @@ def check_start_size(args: argparse.Namespace, config: ModelConfig) -> None:
     if size is None:
         return
     height, width = config.defaults.size
-    usual, n_pixels = width * height, size[0] * size[1]
+    usual = width * height
+    n_pixels = math.prod(side - side % MULTIPLE for side in size)  # that are drawn
     if n_pixels <= LARGE * usual:
         return
     # Proportions need steps much smaller than the sides.
@@ -167,8 +168,7 @@ def check_start_size(args: argparse.Namespace, config: ModelConfig) -> None:
     if n_pixels > MOST_PIXELS or n_pixels > max(TOO_LARGE * usual, FEW_PIXELS):
         raise UsageError(f"{about}: add {options}, or another --width and --height to bring it to")
     warnings.warn(
-        f"{about}, so that it takes long and what is in the picture may be doubled: {options} "
-        "suits the model",
+        f"{about}: it takes long, and things may come out twice; {options} suits the model",
         stacklevel=2,
     )
 

@@ -194,7 +194,7 @@ def require_file(path: str | os.PathLike) -> None:
 def _explain_address(address: str) -> str:
     """Say how to come to the picture at an address."""
     scheme, _, rest = address.partition(":")
-    place = re.split("[?#]", rest)[0].lstrip("/").partition("/")[2]
+    place = re.split("[?#]", rest)[0].removeprefix("//").partition("/")[2]  # after the host
     if scheme.lower() == "file":
         return f"an address, not a file: name the file ({quote_for_shell(unquote(f'/{place}'))})"
     if scheme.lower() in ("http", "https", "ftp"):

@@ -21,12 +21,12 @@ RAW_SUFFIXES = frozenset(
     )
 )  # of TIFFs; some have nothing else that tells them from others
 
-EXPORT = "not pixels: open it in a viewer or drawing program, and export it as PNG first"
+EXPORT = "open it in a viewer or drawing program, and export it as PNG first"
 RAW = "a camera's raw file: export it as JPEG, PNG or TIFF with a photo program first"
 JPEG_XL = "JPEG XL, which Pillow does not read: convert it first ({djxl})"
-POSTSCRIPT = f"PostScript (EPS), {EXPORT}"
-VIDEO = "a video: save one of its frames as a picture first ({ffmpeg})"
-ARCHIVE = "an archive: unpack it first, and name a picture in it"
+POSTSCRIPT = f"not a picture but PostScript (EPS): {EXPORT}"
+VIDEO = "not a picture but a video: save one of its frames as a picture first ({ffmpeg})"
+ARCHIVE = "not a picture but an archive: unpack it first, and name a picture in it"
 LAYERS = "a painting program's own file: export it as PNG first"
 DOWNLOAD = "the download may have failed: get the picture itself"
 
@@ -36,8 +36,8 @@ MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\0\0\0\x0cJXL \r\n\x87\n", JPEG_XL),  # a container
     (0, b"%!", POSTSCRIPT),
     (0, b"\xc5\xd0\xd3\xc6", POSTSCRIPT),  # EPS with a preview
-    (0, b"\xd7\xcd\xc6\x9a", f"a Windows metafile, {EXPORT}"),
-    (40, b" EMF", f"a Windows metafile, {EXPORT}"),
+    (0, b"\xd7\xcd\xc6\x9a", f"not a picture but a Windows metafile: {EXPORT}"),
+    (40, b" EMF", f"not a picture but a Windows metafile: {EXPORT}"),
     (0, b"\x1a\x45\xdf\xa3", VIDEO),  # WebM and Matroska
     (0, b"\0\0\x01\xba", VIDEO),  # MPEG
     (0, b"\0\0\x01\xb3", VIDEO),
@@ -135,9 +135,9 @@ def quote_for_shell(path: str | os.PathLike) -> str:
 def _explain(path: str | os.PathLike, head: bytes) -> str | None:
     """Say what a file is, with names of commands in braces; None if it is not known."""
     if not head:
-        return "the file is empty: copy or download it again"
+        return "not a picture but an empty file: copy or download it again"
     if not head.strip(b"\0"):
-        return "it has only zeros in it: copy or download it again"
+        return "not a picture but only zeros: copy or download it again"
     if _brands(head):
         return _explain_iso(head)
     for start, magic, text in MAGIC:
@@ -146,7 +146,7 @@ def _explain(path: str | os.PathLike, head: bytes) -> str | None:
     if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
         return VIDEO
     if b"%PDF-" in head[:1024]:  # readers allow for so much before it
-        return f"a PDF document, {EXPORT}"
+        return f"not a picture but a PDF document: {EXPORT}"
     return _explain_text(head)
 
 
@@ -169,19 +169,19 @@ def _explain_text(head: bytes) -> str | None:
     if text is None:
         return None
     if text.startswith("version https://git-lfs.github.com/spec/"):
-        return "a Git LFS pointer, not the picture itself: fetch it (git lfs pull)"
+        return "not a picture but a Git LFS pointer to one: fetch it (git lfs pull)"
     if re.match(r"(\.\./)*[^\n]*/annex/objects/", text):
-        return "a git-annex pointer, not the picture itself: fetch it (git annex get)"
+        return "not a picture but a git-annex pointer to one: fetch it (git annex get)"
     root = _root_element(text)
     if root == "svg":
-        return "SVG, a drawing, not pixels: draw it as PNG first ({rsvg})"
+        return "not a picture of pixels but a drawing (SVG): export it as PNG first ({rsvg})"
     if root in ("html", "head", "body"):
-        return f"a web page (HTML), not a picture: {DOWNLOAD}"
+        return f"not a picture but a web page (HTML): {DOWNLOAD}"
     if root is not None:
-        return f"XML, not a picture: {DOWNLOAD}"
+        return f"not a picture but XML: {DOWNLOAD}"
     if re.match(r'\{\s*["}]|\[\s*["{\[\]\d]', text):
-        return f"JSON, not a picture: {DOWNLOAD}"
-    return f"text, not a picture that can be read: {DOWNLOAD}"
+        return f"not a picture but JSON: {DOWNLOAD}"
+    return f"not a picture but text: {DOWNLOAD}"
 
 
 def _decode(head: bytes) -> str | None:
