@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import shlex
+import struct
 import sys
 import warnings
 import zlib
@@ -136,7 +137,11 @@ def test_bytes_in_integers_of_32_bits(tmp_path, least):
 def test_integers_without_a_sign(tmp_path, brightest):
     """Pillow takes the upper half of them for negative."""
     grey = np.linspace(0, brightest, 64 * 64).astype(np.uint32).reshape(64, 64)
-    Image.fromarray(grey.view(np.int32)).save(tmp_path / "a.tif", tiffinfo={SAMPLE_FORMAT: 1})
+    Image.fromarray(grey.view(np.int32)).save(tmp_path / "a.tif")
+    signed, unsigned = (struct.pack("<HHLL", SAMPLE_FORMAT, 3, 1, sign) for sign in (2, 1))
+    content = (tmp_path / "a.tif").read_bytes()
+    assert content.count(signed) == 1
+    (tmp_path / "a.tif").write_bytes(content.replace(signed, unsigned))
     expected = (grey[..., None] / brightest * 2 - 1).astype(np.float32).repeat(3, axis=-1)
     assert_close(read_image(tmp_path / "a.tif"), expected)
 
@@ -412,18 +417,18 @@ def ftyp(*brands: bytes) -> bytes:
 FOREIGN = {  # what files of these kinds begin with, and what is said
     "codestream.jxl": (
         b"\xff\x0a" + bytes(range(64)),
-        r"JPEG XL.*djxl codestream\.jxl codestream\.p",
+        "JPEG XL",
     ),
     "container.jxl": (b"\0\0\0\x0cJXL \r\n\x87\n\0\0\0\x14ftypjxl ", "JPEG XL"),
     "a.svg": (
         b'<?xml version="1.0"?><!-- <html> -->\n<svg width="1">',
-        r"rsvg-convert -o a\.png a\.s",
+        "SVG",
     ),
     "doctype.svg": (b'<!DOCTYPE svg PUBLIC "a" [<!ENTITY b "c">]>\n<s:svg xmlns:s="a">', "SVG"),
     "a.pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3", "PDF"),
     "a.ps": (b"%!PS-Adobe-3.0\n", "PostScript"),
     "preview.eps": (b"\xc5\xd0\xd3\xc6" + bytes(range(40)), "PostScript"),
-    "a.mp4": (ftyp(b"isom", b"\0\0\2\0", b"mp41"), r"video.*ffmpeg -i a\.mp4 -frames:v 1 a\.png"),
+    "a.mp4": (ftyp(b"isom", b"\0\0\2\0", b"mp41"), "video"),
     "a.mov": (ftyp(b"qt  ", b"\0\0\0\0", b"qt  "), "video"),
     "a.webm": (b"\x1a\x45\xdf\xa3" + bytes(range(40)), "video"),
     "a.avi": (b"RIFF\x24\0\0\0AVI LIST", "video"),
@@ -454,9 +459,26 @@ def test_other_kinds_of_files_are_named(tmp_path, monkeypatch, name, suffix):
     monkeypatch.chdir(tmp_path)
     content, message = FOREIGN[name]
     (tmp_path / f"{name}{suffix}").write_bytes(content)
-    pattern = message.partition(".*")[0] if suffix else message
-    with pytest.raises(ValueError, match=f"^{name}{suffix}: .*{pattern}.*: "):
+    with pytest.raises(ValueError, match=rf"^{name}{suffix}: .*{message}") as raised:
         read_image(f"{name}{suffix}")
+    assert str(raised.value).count(": ") > 1 or "(" in str(raised.value)  # what to do
+
+
+@pytest.mark.parametrize(
+    ("kind", "command"),
+    [
+        ("a.svg", "rsvg-convert -o 'my file-1.png' 'my file.jpg'"),
+        ("container.jxl", "djxl 'my file.jpg' 'my file-1.png'"),
+        ("a.mp4", "ffmpeg -i 'my file.jpg' -frames:v 1 'my file-1.png'"),
+    ],
+)
+def test_commands_are_ready_to_paste(tmp_path, monkeypatch, kind, command):
+    """With the file's own name, and the name of none that is there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my file.png").touch()
+    (tmp_path / "my file.jpg").write_bytes(FOREIGN[kind][0])
+    with pytest.raises(ValueError, match=re.escape(f"({command})")):
+        read_image("my file.jpg")
 
 
 @pytest.mark.parametrize(
@@ -508,7 +530,7 @@ def test_heic_without_its_package(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, converted in (("a b.heic", "'a b.jpg'"), ("c.jpg", "c-1.jpg"), ("-d.heic", "-d.jpg")):
         (tmp_path / name).write_bytes(HEIC)
-        with pytest.raises(ValueError, match=r"is|HEIC.*pip install pillow-heif") as raised:
+        with pytest.raises(ValueError, match=r"HEIC.*pip install pillow-heif") as raised:
             read_image(name)
         dot = "./" if name.startswith("-") else ""
         source = shlex.quote(f"{dot}{name}")
@@ -560,7 +582,7 @@ def test_real_heic(tmp_path, rgb):
     pillow_heif.register_heif_opener()
     exif = Image.Exif()
     exif[ORIENTATION] = 6
-    Image.fromarray(rgb).save(tmp_path / "a.heic", quality=100, exif=exif)
+    Image.fromarray(rgb).save(tmp_path / "a.heic", quality=100, exif=exif.tobytes())
     assert np.abs(read_image(tmp_path / "a.heic") - scaled(np.rot90(rgb, -1))).mean() < 0.03
     assert read_size(tmp_path / "a.heic") == (HEIGHT, WIDTH)
     alpha = np.linspace(0, 255, WIDTH).astype(np.uint8)[None].repeat(HEIGHT, axis=0)
@@ -568,9 +590,7 @@ def test_real_heic(tmp_path, rgb):
     assert np.abs(read_image(tmp_path / "b.heic") - over_white(rgb, alpha)).mean() < 0.03
     whole = (tmp_path / "a.heic").read_bytes()
     (tmp_path / "cut.heic").write_bytes(whole[:200])
-    with pytest.raises(
-        ValueError, match=r"cut\.heic: (HEIC that pillow-heif cannot|the picture is d)"
-    ):
+    with pytest.raises(ValueError, match=r"cut\.heic: (HEIC that pillow-heif|the picture is dam)"):
         read_image(tmp_path / "cut.heic")
 
 
