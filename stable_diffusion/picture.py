@@ -7,29 +7,27 @@ are tried, sizes are checked before memory is taken, and whatever a decoder rais
 import errno
 import io
 import os
-import re
 import stat
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
-from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image
 
-from .messages import did_you_mean
 from .messages import size as bytes_of
 from .unreadable import (
+    ADDRESS,
     HEAD_BYTES,
     RAW,
+    explain_address,
     explain_heic,
     explain_unreadable,
     is_heic,
     is_raw,
-    quote_for_shell,
+    suggest_name,
 )
 
 Size = tuple[int, int]  # (width, height) in pixels, as in Pillow and the scripts' options
@@ -46,9 +44,6 @@ FORMATS = (
 HEIF = "HEIF"  # as the package pillow-heif calls its format
 SCALED = ("PNG", "PPM")  # whose integers Pillow brings to 16 bits, where it has them in mode I
 STANDARD_INPUT = "-"
-ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://?|data:", re.IGNORECASE)
-LIKENESS = 0.75  # of file names; much of two short ones is the suffix
-MOST_NAMES = 10_000  # of a folder that are compared
 MOST_PIXELS = 120_000_000  # of a file: such as 20,000 x 6,000, which take some 2 GB while read
 MOST_BYTES = 2_000_000_000  # of a file: so many pixels, of the largest kind, with room to spare
 BITS_PER_SAMPLE, SAMPLE_FORMAT = 258, 339  # TIFF tags; the second is 1 for unsigned integers
@@ -177,10 +172,10 @@ def require_file(path: str | os.PathLike) -> None:
         found = os.stat(path)
     except OSError as error:
         if ADDRESS.match(name):
-            raise ValueError(f"{path}: {_explain_address(name)}") from None
+            raise ValueError(f"{path}: {explain_address(name)}") from None
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
             raise
-        what = f"{error.strerror}{_suggest(Path(path))}"
+        what = f"{error.strerror}{suggest_name(Path(path))}"
         raise type(error)(error.errno, what, name or "''") from None
     if stat.S_ISDIR(found.st_mode):
         what = f"{os.strerror(errno.EISDIR)}: name a picture in it"
@@ -189,34 +184,6 @@ def require_file(path: str | os.PathLike) -> None:
         raise ValueError(f"{path}: a pipe or device, not a file: save the picture in one first")
     if found.st_size > MOST_BYTES:
         raise ValueError(f"{path}: {bytes_of(found.st_size)} are too many for a picture")
-
-
-def _explain_address(address: str) -> str:
-    """Say how to come to the picture at an address."""
-    scheme, _, rest = address.partition(":")
-    place = re.split("[?#]", rest)[0].removeprefix("//").partition("/")[2]  # after the host
-    if scheme.lower() == "file":
-        return f"an address, not a file: name the file ({quote_for_shell(unquote(f'/{place}'))})"
-    if scheme.lower() in ("http", "https", "ftp"):
-        name = Path(unquote(place)).name or "picture"
-        command = f"curl -L -o {quote_for_shell(name)} {quote_for_shell(address)}"
-        return f"pictures are not downloaded here: download it first ({command})"
-    return "an address, not a file: save the picture in a file and name that"
-
-
-def _suggest(path: Path) -> str:
-    """Return the end of a message about a file that is not there."""
-    if not path.name:
-        return ": name a picture"
-    if not path.parent.is_dir():
-        return f": there is no folder {path.parent}"
-    try:
-        with os.scandir(path.parent) as entries:
-            names = [entry.name for entry in islice(entries, MOST_NAMES)]
-    except OSError:  # it may be entered, not read
-        return ""
-    files = {name: str(path.with_name(name)) for name in names}
-    return did_you_mean(path.name, (), files, LIKENESS)
 
 
 def _formats(path: str | os.PathLike, file: BinaryIO, head: bytes) -> list[str]:

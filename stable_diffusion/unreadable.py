@@ -1,4 +1,4 @@
-"""Name files that people take for pictures but Pillow does not read, and say what to do.
+"""Say what a file is that is no picture for Pillow, or why there is none, and what to do.
 
 A file is told by its first bytes, never by its suffix: a download that failed keeps the suffix.
 """
@@ -6,9 +6,16 @@ A file is told by its first bytes, never by its suffix: a download that failed k
 import os
 import re
 import shlex
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Literal
+from urllib.parse import unquote
 
+from .messages import did_you_mean
+
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://?|data:", re.IGNORECASE)
+LIKENESS = 0.75  # of file names; much of two short ones is the suffix
+MOST_NAMES = 10_000  # of a folder that are compared
 HEAD_BYTES = 65_536  # of a file that are looked at: comments may come before a drawing begins
 HEIC_BRANDS = frozenset(
     (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
@@ -126,10 +133,32 @@ def explain_unreadable(path: str | os.PathLike, head: bytes) -> str:
     return re.sub(r"{(\w+)}", lambda match: commands[match[1]], text)
 
 
-def quote_for_shell(path: str | os.PathLike) -> str:
-    """Return a file's name as a shell takes it; none is taken for an option."""
-    name = os.fspath(path)
-    return shlex.quote(f"./{name}" if name.startswith("-") else name)
+def explain_address(address: str) -> str:
+    """Say how to come to the picture at an address."""
+    scheme, _, rest = address.partition(":")
+    place = re.split("[?#]", rest)[0].removeprefix("//").partition("/")[2]  # after the host
+    if scheme.lower() == "file":
+        return f"an address, not a file: name the file ({shlex.quote(unquote(f'/{place}'))})"
+    if scheme.lower() in ("http", "https", "ftp"):
+        name = Path(unquote(place)).name or "picture"
+        command = shlex.join(["curl", "-L", "-o", _operand(name), address])
+        return f"pictures are not downloaded here: download it first ({command})"
+    return "an address, not a file: save the picture in a file and name that"
+
+
+def suggest_name(path: Path) -> str:
+    """Return the end of a message about a file that is not there."""
+    if not path.name:
+        return ": name a picture"
+    if not path.parent.is_dir():
+        return f": there is no folder {path.parent}"
+    try:
+        with os.scandir(path.parent) as entries:
+            names = [entry.name for entry in islice(entries, MOST_NAMES)]
+    except OSError:  # it may be entered, not read
+        return ""
+    files = {name: str(path.with_name(name)) for name in names}
+    return did_you_mean(path.name, (), files, LIKENESS)
 
 
 def _explain(path: str | os.PathLike, head: bytes) -> str | None:
@@ -234,18 +263,25 @@ def _tiff_values(head: bytes, file: BinaryIO) -> dict[int, int]:
 
 def _commands(path: str | os.PathLike) -> dict[str, str]:
     """Return the commands that convert a file, ready to paste, by name."""
-    source, png = quote_for_shell(path), quote_for_shell(_converted(path, ".png"))
+    source, png = _operand(path), _operand(_converted(path, ".png"))
     return {
         "sips": _sips(path),
-        "djxl": f"djxl {source} {png}",
-        "ffmpeg": f"ffmpeg -i {source} -frames:v 1 {png}",
-        "rsvg": f"rsvg-convert -o {png} {source}",
+        "djxl": shlex.join(["djxl", source, png]),
+        "ffmpeg": shlex.join(["ffmpeg", "-i", source, "-frames:v", "1", png]),
+        "rsvg": shlex.join(["rsvg-convert", "-o", png, source]),
     }
 
 
 def _sips(path: str | os.PathLike) -> str:
-    jpeg = quote_for_shell(_converted(path, ".jpg"))
-    return f"sips -s format jpeg {quote_for_shell(path)} --out {jpeg}"
+    """Return the command of a Mac that makes a JPEG of a file."""
+    jpeg = _operand(_converted(path, ".jpg"))
+    return shlex.join(["sips", "-s", "format", "jpeg", _operand(path), "--out", jpeg])
+
+
+def _operand(path: str | os.PathLike) -> str:
+    """Return a file's name as no program takes it for an option."""
+    name = os.fspath(path)
+    return f"./{name}" if name.startswith("-") else name
 
 
 def _converted(path: str | os.PathLike, suffix: str) -> Path:

@@ -202,8 +202,8 @@ def start_from(path: Path, size: tuple[int, int], *options: str) -> int:
 @pytest.mark.parametrize(
     ("size", "fitting"),
     [
-        ((1200, 900), "--width 64 --height 48"),
-        ((900, 1200), "--width 48 --height 64"),
+        ((1600, 1200), "--width 64 --height 48"),
+        ((1200, 1600), "--width 48 --height 64"),
         ((5000, 5000), "--width 64 --height 64"),  # more than is started from with any model
     ],
 )
@@ -225,7 +225,7 @@ def test_a_picture_that_is_large_for_the_model(tmp_path, capsys):
     assert start_from(tmp_path, (192, 128)) == 0
     assert (
         "warning: {} has 192x128 pixels, some 6 times as many as the model is made for (64x64): it "
-        "takes long, and things may come out twice; --width 80 --height 56 suits the model"
+        "takes long, and things may come out twice; --width 72 --height 48 suits the model"
     ).format(tmp_path / "start.png") in capsys.readouterr().err.splitlines()
     assert start_from(tmp_path, (192, 128), "--width=192", "--height=128") == 0
     assert start_from(tmp_path, (127, 127)) == 0  # brought down to 64x64
