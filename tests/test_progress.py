@@ -159,6 +159,14 @@ def test_a_picture_that_cannot_be_written_does_not_end_at_100(clock, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_what_is_left_undone_does_not_end_at_100(clock, capsys):
+    with (it := Progress()).of([(1, 2), (1, 2)]):
+        for _ in it.steps(denoising(2, clock), 1):
+            pass
+        it.finished()
+    assert capsys.readouterr().err == ""
+
+
 def test_a_rank_without_pictures_says_nothing(clock, capsys):
     run([], clock)
     assert capsys.readouterr().err == ""
