@@ -1,17 +1,19 @@
 """The command lines of the scripts, and the checks of them that need no model."""
 
 import argparse
+import os
 from pathlib import Path
 
 import numpy as np
 
 from .diffusion_config import require_schedule
 from .from_image import with_recipe
-from .image import MOST_PIXELS, load_image
+from .image import MOST_PIXELS, MULTIPLE, load_image
 from .jobs import Job
 from .messages import said, shown
 from .options import GROUPS, START, add_options, types
 from .parser import Parser
+from .picture import read_size
 from .progress import say
 from .prompts_file import STANDARD_INPUT, read_requests
 
@@ -123,7 +125,15 @@ def _parsed(
         is_prompt = args.prompt is not None and not any(word.startswith("-") for word in rest)
         hint = ": put quotes around a prompt of several words" if is_prompt else ""
         parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
+    for name in ("image", "from_image"):
+        if getattr(args, name, None) is not None:
+            setattr(args, name, _without_tilde(getattr(args, name)))
     return args
+
+
+def _without_tilde(file: str) -> str:
+    """Return the name of a file with the user's folder for a `~` that the shell has left in."""
+    return file if os.path.lexists(file) else os.path.expanduser(file)
 
 
 def _with_recipe(
@@ -181,8 +191,18 @@ def _default_output(prompts_file: str | None) -> str:
 
 
 def _read_image(args: argparse.Namespace) -> np.ndarray:
-    """The picture, [H, W, 3] in [-1, 1], at a size that the networks take."""
+    """The picture, [H, W, 3] in [-1, 1], at a size that the networks take.
+
+    One that is too large for any model is not read, and black in place of it; when the model's own
+    size is known, `jobs.check_start_size` refuses it.
+    """
     size = None if args.width is None else (args.width, args.height)
+    args.image_size = None  # of the file; None if the user says what to bring it to
+    if size is None:
+        args.image_size = width, height = read_size(args.image)
+        if width * height > MOST_PIXELS and min(width, height) >= MULTIPLE:
+            shape = (*(side - side % MULTIPLE for side in (height, width)), 3)
+            return np.broadcast_to(np.float32(-1), shape)  # takes no memory
     image, (width, height) = load_image(args.image, size, fit=args.fit or "stretch")
     new_height, new_width, _ = image.shape
     if (new_width, new_height) != (width, height):

@@ -28,6 +28,8 @@ MOST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}  # pixels that a format, as Pillow 
 MULTIPLE = 64  # the VAE makes 8 pixels one latent, the UNet halves latents three times
 MOST_PIXELS = 4096 * 4096  # that are made, or started from: far beyond what the models draw well
 MOST_BYTES = 220  # of a name; file systems take 255, and what is not finished has a longer one
+LONGEST = 16  # of a side that is suggested: times that of a square of as many pixels
+SHAPE_WEIGHT = 10  # a side that is a tenth longer is as bad as e times the pixels
 GRID_BORDER = 8  # pixels of black around each picture of a grid
 FITS = ("stretch", "crop", "pad")  # how a picture comes to a size of other proportions
 NO_TEXTS: Mapping[str, str] = MappingProxyType({})
@@ -72,13 +74,42 @@ def fitted_size(size: Size, multiple: int = MULTIPLE) -> Size:
     """
     width, height = size
     if min(width, height) < multiple:
-        raise ValueError(f"each side must be at least {multiple} pixels, got {width}x{height}")
+        raise ValueError(
+            f"each side must be at least {multiple} pixels, got {width}x{height}: give the width "
+            "and height to enlarge it to"
+        )
     if width * height > MOST_PIXELS:
         raise ValueError(
             f"{width}x{height} pixels are too many to start from: give the width and height to "
             "bring them down to"
         )
     return width - width % multiple, height - height % multiple
+
+
+def similar_size(size: Size, n_pixels: int, multiple: int = MULTIPLE) -> Size:
+    """Return the (width, height) of some `n_pixels` that is most like a picture's `size`.
+
+    Both sides are multiples of `multiple`. Proportions matter most, unless they are extreme: of
+    sizes that differ little in them, it is the one whose number of pixels is nearest.
+    """
+    proportion = size[0] / size[1]
+    longest = max(int(LONGEST * math.sqrt(n_pixels)) // multiple, 1)
+    found = []
+    for is_lying in (False, True):  # from each height, and from each width
+        ratio = 1 / proportion if is_lying else proportion  # of the second side to the first
+        most = min(int(2 * math.sqrt(n_pixels / ratio)) // multiple + 1, longest)
+        for first in range(1, most + 1):
+            second = min(max(round(first * ratio), 1), longest)
+            found.append((first, second) if is_lying else (second, first))
+
+    def distance(sides: Size) -> tuple[float, Size]:
+        width, height = sides
+        shape = abs(math.log(width / height / proportion))
+        area = abs(math.log(width * height * multiple**2 / n_pixels))
+        return SHAPE_WEIGHT * shape + area, sides
+
+    width, height = min(found, key=distance)
+    return width * multiple, height * multiple
 
 
 def fit_to_size(had: Size, size: Size, fit: str) -> Fit:

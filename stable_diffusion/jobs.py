@@ -9,7 +9,14 @@ from itertools import pairwise
 from typing import Any
 
 from .config import ModelConfig
+from .image import MOST_PIXELS, MULTIPLE, similar_size
 from .sampler import Sampler
+
+# How many times as many pixels as a model is made for a picture to start from may have by itself:
+# from the first on pictures get odd and take long, from the second on steps take minutes, unless
+# there are few pixels in all, as with the embedded model.
+LARGE, TOO_LARGE = 2, 8
+FEW_PIXELS = 1024 * 1024
 
 
 class UsageError(ValueError):
@@ -132,6 +139,38 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
             for i in range(request.n_images)
         ]
     return jobs
+
+
+def check_start_size(args: argparse.Namespace, config: ModelConfig) -> None:
+    """Warn of a picture to start from that is large for the model, and refuse what is too large.
+
+    Nothing is said of a size that the user gives.
+
+    Raises:
+        UsageError: it is too large.
+    """
+    size = getattr(args, "image_size", None)
+    if size is None:
+        return
+    height, width = config.defaults.size
+    usual = width * height
+    n_pixels = math.prod(side - side % MULTIPLE for side in size)  # that are drawn
+    if n_pixels <= LARGE * usual:
+        return
+    # Proportions need steps much smaller than the sides.
+    multiple = MULTIPLE if min(width, height) >= 4 * MULTIPLE else config.autoencoder.factor
+    fitting = similar_size(size, usual, multiple)
+    about = (
+        f"{args.image_file} has {size[0]}x{size[1]} pixels, some {n_pixels / usual:.0f} times as "
+        f"many as the model is made for ({width}x{height})"
+    )
+    options = "--width {} --height {}".format(*fitting)
+    if n_pixels > MOST_PIXELS or n_pixels > max(TOO_LARGE * usual, FEW_PIXELS):
+        raise UsageError(f"{about}: add {options}, or another --width and --height to bring it to")
+    warnings.warn(
+        f"{about}: it takes long, and things may come out twice; {options} suits the model",
+        stacklevel=2,
+    )
 
 
 def warn_of_no_guidance(jobs: Iterable[Job]) -> None:

@@ -4,18 +4,31 @@ Pillow does the decoding. A file may come from anywhere, so only formats that Pi
 are tried, sizes are checked before memory is taken, and whatever a decoder raises is one error.
 """
 
+import errno
 import io
 import os
 import stat
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from .messages import size as bytes_of
+from .unreadable import (
+    ADDRESS,
+    HEAD_BYTES,
+    RAW,
+    explain_address,
+    explain_heic,
+    explain_unreadable,
+    is_heic,
+    is_raw,
+    suggest_name,
+)
 
 Size = tuple[int, int]  # (width, height) in pixels, as in Pillow and the scripts' options
 
@@ -28,8 +41,12 @@ FORMATS = (
     *("PPM", "PSD", "QOI", "SGI", "SPIDER", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM"),
     "XVTHUMB",
 )
+HEIF = "HEIF"  # as the package pillow-heif calls its format
+SCALED = ("PNG", "PPM")  # whose integers Pillow brings to 16 bits, where it has them in mode I
+STANDARD_INPUT = "-"
 MOST_PIXELS = 120_000_000  # of a file: such as 20,000 x 6,000, which take some 2 GB while read
 MOST_BYTES = 2_000_000_000  # of a file: so many pixels, of the largest kind, with room to spare
+BITS_PER_SAMPLE, SAMPLE_FORMAT = 258, 339  # TIFF tags; the second is 1 for unsigned integers
 ORIENTATION = 0x0112  # the EXIF tag
 UPRIGHT = {  # by its value
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -61,11 +78,12 @@ def read_picture(
     """The picture in a file, and the (width, height) it has there.
 
     It stands upright (EXIF), transparency lies over white, and of an animation it is the first
-    frame. Grey with more than 8 bits keeps them. Colour profiles are not applied, nor are they by
-    diffusers.
+    frame. Grey with more than 8 bits keeps them; see `_white_level`. Colour profiles are not
+    applied, nor are they by diffusers.
 
     Args:
-        path: a file in one of `FORMATS`, whatever its suffix.
+        path: a file in one of `FORMATS`, whatever its suffix; or HEIC, if the package pillow-heif
+            is installed.
         fit: from the size it has to what is wanted (default: the same). It is resized by Lanczos'
             filter, a channel at a time, for large pictures take much memory.
 
@@ -117,34 +135,89 @@ def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
     """
     require_file(path)
     Image.init()  # of which formats this Pillow has been built with
-    formats = [name for name in FORMATS if name in Image.OPEN]
-    with (
-        _decoding(path),
-        _Unmapped(io.FileIO(path)) as file,
-        Image.open(file, formats=formats) as image,
-    ):
-        yield image
+    with _Unmapped(io.FileIO(path)) as file:
+        head = file.read(HEAD_BYTES)
+        formats = _formats(path, file, head)
+        file.seek(0)
+        with _decoding(path, head), Image.open(file, formats=formats) as image:
+            yield image
+
+
+def read_size(path: str | os.PathLike) -> Size:
+    """Return the (width, height) of the picture in a file, as it stands upright.
+
+    Only the header is read.
+
+    Raises:
+        ValueError, OSError: see `opened`.
+    """
+    with opened(path) as image:
+        return image.size[::-1] if _orientation(image) in TURNED else image.size
 
 
 def require_file(path: str | os.PathLike) -> None:
-    """Raise ValueError for what may never end, or cannot be gone back in; `OSError` for nothing."""
-    found = os.stat(path)
-    mode = found.st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder says what it is
+    """Check that there is a file, and that it can be read as one.
+
+    Raises:
+        ValueError: it may never end, or cannot be gone back in; or it is no file but an address.
+        OSError: there is none, or it is a folder.
+    """
+    name = os.fspath(path)
+    if name == STANDARD_INPUT:
+        raise ValueError(
+            f"{path}: a picture is not read from standard input: save it in a file and name that "
+            "(a file that is called -: ./-)"
+        )
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        if ADDRESS.match(name):
+            raise ValueError(f"{path}: {explain_address(name)}") from None
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise
+        what = f"{error.strerror}{suggest_name(Path(path))}"
+        raise type(error)(error.errno, what, name or "''") from None
+    if stat.S_ISDIR(found.st_mode):
+        what = f"{os.strerror(errno.EISDIR)}: name a picture in it"
+        raise IsADirectoryError(errno.EISDIR, what, name)
+    if not stat.S_ISREG(found.st_mode):
         raise ValueError(f"{path}: a pipe or device, not a file: save the picture in one first")
     if found.st_size > MOST_BYTES:
         raise ValueError(f"{path}: {bytes_of(found.st_size)} are too many for a picture")
 
 
+def _formats(path: str | os.PathLike, file: BinaryIO, head: bytes) -> list[str]:
+    """Return the formats that a file, which begins with `head`, may be in.
+
+    Raises:
+        ValueError: Pillow would not read it, or something else than the picture in it.
+    """
+    if is_raw(path, file):
+        raise ValueError(f"{path}: {RAW}")
+    if not is_heic(head):
+        return [name for name in FORMATS if name in Image.OPEN]
+    try:
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    except ImportError:  # not installed, or without its library
+        raise ValueError(f"{path}: {explain_heic(path)}") from None
+    return [HEIF]
+
+
 @contextmanager
-def _decoding(path: str | os.PathLike) -> Iterator[None]:
-    """Turn what Pillow raises into one line, and what it warns of into nothing."""
+def _decoding(path: str | os.PathLike, head: bytes | None = None) -> Iterator[None]:
+    """Turn what Pillow raises into one line, and what it warns of into nothing.
+
+    `head` is what the file begins with, to tell of what kind it is if Pillow does not know it.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except Image.UnidentifiedImageError:
-        raise ValueError(f"{path}: not a picture that can be read") from None
+        why = "the picture is damaged" if head is None else explain_unreadable(path, head)
+        raise ValueError(f"{path}: {why}") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: the picture is too large ({error})") from None
     except MemoryError:
@@ -169,6 +242,8 @@ def _load(image: Image.Image) -> None:
 
 def _orientation(image: Image.Image) -> int:
     """How a picture lies (EXIF)."""
+    if image.format == HEIF:  # libheif has turned it by what the container says
+        return 1
     try:
         return int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # damaged notes do not make a damaged picture
@@ -200,12 +275,21 @@ def _has_transparency(image: Image.Image) -> bool:
 
 def _grey(image: Image.Image) -> Image.Image:
     """Grey of more than 8 bits, of mode F, from 0 to 255."""
-    grey = np.array(image, dtype=np.float32)
+    grey = np.asarray(image)
+    if image.mode == "I" and _is_unsigned(image):
+        grey = grey.view(np.uint32)
+    grey = grey.astype(np.float32)
     brightest = np.max(grey, initial=0, where=np.isfinite(grey))
     np.nan_to_num(grey, copy=False, posinf=brightest)
     grey.clip(0, None, out=grey)
-    grey *= 255 / _white_level(image.mode, brightest)
+    grey *= 255 / _white_level(image.mode, image.format, brightest)
     return _from_floats(grey)
+
+
+def _is_unsigned(image: Image.Image) -> bool:
+    """Return whether a file's integers have 32 bits and no sign; Pillow reads them with one."""
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    return tags.get(BITS_PER_SAMPLE) == (32,) and tags.get(SAMPLE_FORMAT, (1,)) == (1,)
 
 
 def _over_white(channel: Image.Image, alpha: Image.Image) -> Image.Image:
@@ -237,10 +321,17 @@ def _from_floats(channel: np.ndarray) -> Image.Image:
     return Image.frombuffer("F", (width, height), channel, "raw", "F", 0, 1)
 
 
-def _white_level(mode: str, brightest: float) -> float:
-    """What counts as white: the least usual level that no pixel exceeds.
+def _white_level(mode: str, file_format: str | None, brightest: float) -> float:
+    """Return what counts as white: the least usual level that no pixel exceeds.
 
-    Integers of a deep mode come from 16-bit files; only floats may be on a scale of 1 or 255.
+    Floats may be on a scale of 1, 255 or 65535. Integers of 16 bits are on that of 65535. Mode I is
+    of 32 bits, and what a file has in them may be bytes, as Pillow's and so diffusers' conversion
+    to RGB takes them, or 16 bits.
     """
-    usual = (1, 255, 65535) if mode == "F" else (65535,)
+    if mode == "F":
+        usual = (1, 255, 65535)
+    elif mode == "I" and file_format not in SCALED:
+        usual = (255, 65535)
+    else:
+        usual = (65535,)
     return next((level for level in usual if brightest <= level), brightest)

@@ -1,7 +1,7 @@
 """What a run says while it works: bars with the time that is left; and its figures at the end.
 
 On a terminal there is one bar for all pictures, and one for each network that takes long to read.
-Elsewhere there are lines, one where a batch begins to be decoded, and one now and then.
+Elsewhere there are lines: one now and then, and one when all pictures are decoded.
 """
 
 import os
@@ -84,7 +84,10 @@ class Progress:
 
     @contextmanager
     def of(self, batches: Sequence[tuple[int, int]]) -> Iterator[None]:
-        """Within, all the pictures are made; of each batch, how many they are and their steps."""
+        """Within, all the pictures are made; of each batch, how many they are and their steps.
+
+        Of several ranks, these are the pictures of this one.
+        """
         self._n_pictures = sum(pictures for pictures, _ in batches)
         self._work = sum(pictures * (steps + DECODING) for pictures, steps in batches)
         self._is_one_batch = len(batches) == 1
@@ -97,6 +100,9 @@ class Progress:
             disable=not self._is_watched,
         ) as self._bar:
             yield
+        if not self._is_watched and 0 < self._n_finished == self._n_pictures:
+            took = tqdm.format_interval(_now() - self._begin)
+            warn(f"Decoded {self._n_finished}/{self._n_pictures}: 100% in {took}")
 
     def steps(self, latents: Denoising, n_pictures: int) -> Iterator[mx.array]:
         """The latents of a batch, evaluated, step after step; given up, none of it is done."""
@@ -111,8 +117,7 @@ class Progress:
                 mx.eval(x_t)
                 self._seconds += _now() - start
                 self._steps += n_pictures
-                text = f"{self._batch}step {i}/{len(latents)}"
-                self._show(text, n_pictures, is_last=i == len(latents))
+                self._show(f"{self._batch}step {i}/{len(latents)}", n_pictures)
                 yield x_t
                 start = _now()
         except GeneratorExit:
@@ -145,7 +150,7 @@ class Progress:
         speed = self._steps / self._seconds
         return f"{speed:.1f} steps/s" if speed >= 1 else f"{1 / speed:.1f} s a step"
 
-    def _show(self, text: str, work: int, is_last: bool = False) -> None:
+    def _show(self, text: str, work: int) -> None:
         """Show what is done, and count the work that was done for it."""
         self._done += work
         text = text[0].upper() + text[1:]
@@ -154,11 +159,11 @@ class Progress:
             if self._steps:
                 self._bar.set_postfix_str(self._speed(), refresh=False)
             self._bar.update(work)
-        elif is_last or (work and _now() - self._last_line > INTERVAL):
+        elif work and self._done < self._work and _now() - self._last_line > INTERVAL:
             self._last_line = _now()
             seconds = (_now() - self._begin) * (self._work - self._done) / self._done
-            left = tqdm.format_interval(seconds)
-            warn(f"{text}: {self._done / self._work:.0%}, {left} left")
+            left = tqdm.format_interval(max(round(seconds), 1))  # there is work left, so time
+            warn(f"{text}: {100 * self._done // self._work}%, {left} left")
 
 
 def _now() -> float:

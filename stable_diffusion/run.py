@@ -20,7 +20,7 @@ from .config import ModelConfig
 from .hub import announcements
 from .image import to_uint8
 from .interrupt import interruptible, status_of
-from .jobs import Batch, UsageError, batches, warn_of_no_guidance
+from .jobs import Batch, UsageError, batches, check_start_size, warn_of_no_guidance
 from .messages import said
 from .model_io import Source
 from .pipeline import Denoising, StableDiffusion, load_model_config, open_model, pipeline_class
@@ -129,6 +129,7 @@ def _make_all(
     if plan.drawn_seed is not None:
         say(f"Seed: {plan.drawn_seed}")
     warn_of_no_guidance(jobs)
+    check_start_size(args, config)
 
     if plan.output is not None:
         plan.output.check_sizes(jobs)

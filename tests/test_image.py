@@ -2,22 +2,38 @@
 
 import contextlib
 import os
+import re
+import shlex
+import struct
+import sys
 import warnings
 import zlib
+from types import ModuleType
 
 import numpy as np
 import pytest
 from attacks.pictures import png
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image, ImageFile, TiffImagePlugin
 
 from stable_diffusion.image import (
     check_output,
+    fitted_size,
     load_image,
     make_grid,
     save_image,
+    similar_size,
     to_uint8,
 )
-from stable_diffusion.picture import ORIENTATION, opened, read_picture
+from stable_diffusion.messages import said
+from stable_diffusion.picture import (
+    HEIF,
+    ORIENTATION,
+    SAMPLE_FORMAT,
+    opened,
+    read_picture,
+    read_size,
+)
+from stable_diffusion.unreadable import RAW, is_heic
 
 HALF_STEP = 0.5 / 127.5  # half of one 8-bit level, on the scale of [-1, 1]
 WIDTH, HEIGHT = 96, 80
@@ -96,13 +112,52 @@ def test_transparent_colour_of_a_plain_picture(tmp_path):
 def test_grey_of_16_bits_keeps_them(tmp_path, brightest):
     grey = np.linspace(0, brightest, 64 * 64).astype(np.uint16).reshape(64, 64)
     expected = (grey[..., None] / 65535 * 2 - 1).astype(np.float32).repeat(3, axis=-1)
-    for name in ("a.png", "a.tif"):
+    for name in ("a.png", "a.tif", "a.pgm"):
         Image.fromarray(grey).save(tmp_path / name)
         assert_close(read_image(tmp_path / name), expected)
     Image.fromarray(grey.astype(np.int32)).save(tmp_path / "i.tif")
     with Image.open(tmp_path / "i.tif") as saved:
         assert saved.mode == "I"
-    assert_close(read_image(tmp_path / "i.tif"), expected)
+    if brightest > 255:
+        assert_close(read_image(tmp_path / "i.tif"), expected)
+
+
+@pytest.mark.parametrize("least", [0, -5])
+def test_bytes_in_integers_of_32_bits(tmp_path, least):
+    """They are as bright as Pillow's conversion to RGB, and so diffusers, makes them."""
+    grey = np.linspace(least, 255, 64 * 64).astype(np.int32).reshape(64, 64)
+    Image.fromarray(grey).save(tmp_path / "a.tif")
+    with Image.open(tmp_path / "a.tif") as saved:
+        expected = scaled(np.asarray(saved.convert("RGB")))
+    assert_close(read_image(tmp_path / "a.tif"), expected)
+    assert expected.max() == 1 and abs(expected.mean()) < 0.1
+
+
+@pytest.mark.parametrize("brightest", [255, 65535, 2**32 - 1])
+def test_integers_without_a_sign(tmp_path, brightest):
+    """Pillow takes the upper half of them for negative."""
+    grey = np.linspace(0, brightest, 64 * 64).astype(np.uint32).reshape(64, 64)
+    Image.fromarray(grey.view(np.int32)).save(tmp_path / "a.tif")
+    signed, unsigned = (struct.pack("<HHLL", SAMPLE_FORMAT, 3, 1, sign) for sign in (2, 1))
+    content = (tmp_path / "a.tif").read_bytes()
+    assert content.count(signed) == 1
+    (tmp_path / "a.tif").write_bytes(content.replace(signed, unsigned))
+    expected = (grey[..., None] / brightest * 2 - 1).astype(np.float32).repeat(3, axis=-1)
+    assert_close(read_image(tmp_path / "a.tif"), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_negative_grey_is_black_also_beside_other_pixels(tmp_path, dtype):
+    """Resizing mixes pixels: what is below black must not darken those around it."""
+    grey = np.full((128, 128), 200, dtype)
+    for name, black in (("negative.tif", -100_000), ("black.tif", 0)):
+        grey[::4, ::4] = black
+        Image.fromarray(grey).save(tmp_path / name)
+    negative, black = (
+        load_image(tmp_path / name, (64, 64))[0] for name in ("negative.tif", "black.tif")
+    )
+    assert_close(negative, black)
+    assert black.mean() > 0.2
 
 
 @pytest.mark.parametrize("white", [1, 255, 65535, 1e6])
@@ -132,6 +187,7 @@ def test_exif_orientation(tmp_path, rgb, orientation):
     Image.fromarray(rgb).save(tmp_path / "a.png", exif=exif)
     expected = scaled(turn(rgb))
     assert_close(read_image(tmp_path / "a.png"), expected)
+    assert read_size(tmp_path / "a.png") == (expected.shape[1], expected.shape[0])
     assert load_image(tmp_path / "a.png")[1] == (expected.shape[1], expected.shape[0])
 
 
@@ -145,7 +201,8 @@ def test_first_frame_of_an_animation(tmp_path):
 def test_what_is_no_picture(tmp_path, rgb):
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty.png").touch()
-    for name in ("text.png", "empty.png"):
+    (tmp_path / "noise.png").write_bytes(np.random.default_rng(0).bytes(3000))
+    for name in ("text.png", "empty.png", "noise.png"):
         with pytest.raises(ValueError, match=rf"{name}: not a picture"):
             read_image(tmp_path / name)
     with pytest.raises(FileNotFoundError, match=r"missing\.png"):
@@ -323,6 +380,260 @@ def test_crop_of_a_picture_that_lies(tmp_path, rgb, orientation):
     upright = np.rot90(rgb, -1) if orientation == 6 else rgb
     size = (upright.shape[1] - 16, upright.shape[0])  # as high as it is, 8 pixels less each side
     assert_close(load_image(tmp_path / "a.png", size, fit="crop")[0], scaled(upright[:, 8:-8]))
+
+
+@pytest.mark.parametrize(
+    ("size", "n_pixels", "multiple", "expected"),
+    [
+        ((4032, 3024), 512 * 512, 64, (512, 384)),  # 4:3 to the pixel
+        ((3024, 4032), 512 * 512, 64, (384, 512)),
+        ((1920, 1080), 1024 * 1024, 64, (1344, 768)),
+        ((6000, 4000), 512 * 512, 64, (576, 384)),
+        ((3000, 3000), 768 * 768, 64, (768, 768)),
+        ((4032, 3024), 64 * 64, 8, (64, 48)),
+    ],
+)
+def test_similar_size(size, n_pixels, multiple, expected):
+    assert similar_size(size, n_pixels, multiple) == expected
+
+
+def test_similar_sizes_of_any_proportions():
+    """Never far from as many pixels, nor longer than an option may be."""
+    for width in (64, 100, 777, 5000, 100_000):
+        for height in (64, 129, 3001, 100_000):
+            for side, multiple in ((64, 8), (512, 64), (1024, 64)):
+                size = similar_size((width, height), side**2, multiple)
+                assert size == fitted_size(size, multiple) and max(size) <= 16 * side
+                assert 1 / 3 < size[0] * size[1] / side**2 < 3
+                if max(width, height) < 10 * min(width, height):
+                    assert 0.7 < size[0] / size[1] / (width / height) < 1.4
+
+
+def ftyp(*brands: bytes) -> bytes:
+    """What an ISO base media file begins with; the second brand is a version."""
+    return (8 + 4 * len(brands)).to_bytes(4, "big") + b"ftyp" + b"".join(brands) + bytes(64)
+
+
+FOREIGN = {  # what files of these kinds begin with, and what is said
+    "codestream.jxl": (
+        b"\xff\x0a" + bytes(range(64)),
+        "JPEG XL",
+    ),
+    "container.jxl": (b"\0\0\0\x0cJXL \r\n\x87\n\0\0\0\x14ftypjxl ", "JPEG XL"),
+    "a.svg": (
+        b'<?xml version="1.0"?><!-- <html> -->\n<svg width="1">',
+        "SVG",
+    ),
+    "doctype.svg": (b'<!DOCTYPE svg PUBLIC "a" [<!ENTITY b "c">]>\n<s:svg xmlns:s="a">', "SVG"),
+    "a.pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3", "PDF"),
+    "a.ps": (b"%!PS-Adobe-3.0\n", "PostScript"),
+    "preview.eps": (b"\xc5\xd0\xd3\xc6" + bytes(range(40)), "PostScript"),
+    "a.mp4": (ftyp(b"isom", b"\0\0\2\0", b"mp41"), "video"),
+    "a.mov": (ftyp(b"qt  ", b"\0\0\0\0", b"qt  "), "video"),
+    "a.webm": (b"\x1a\x45\xdf\xa3" + bytes(range(40)), "video"),
+    "a.avi": (b"RIFF\x24\0\0\0AVI LIST", "video"),
+    "a.cr3": (ftyp(b"crx ", b"\0\0\0\1", b"isom"), "raw"),
+    "a.raf": (b"FUJIFILMCCD-RAW 0201", "raw"),
+    "a.orf": (b"IIRO\x08\0\0\0", "raw"),
+    "404.png": (b"\n<!doctype HTML>\n<title>404", "HTML"),
+    "html.png": (b"<!-- a --><HTML><svg></svg>", "HTML"),
+    "denied.png": (b'<?xml version="1.0"?>\n<Error><Code>AccessDenied', "XML"),
+    "error.png": (b'{"error": "rate limit"}', "JSON"),
+    "list.png": (b'[{"id": 1}]', "JSON"),
+    "utf-16.png": ("<html><p>é".encode("utf-16"), "HTML"),
+    "cut.png": ("é".encode() * 40 + b"\xc3", "but text"),
+    "lfs.png": (b"version https://git-lfs.github.com/spec/v1\noid sha256:a", "git lfs pull"),
+    "annex.png": (b"../.git/annex/objects/aa/bb/MD5E-s1--c.png", "git annex get"),
+    "nothing.png": (b"", "empty file"),
+    "zeros.png": (bytes(70_000), "only zeros"),
+    "a.zip": (b"PK\x03\x04" + bytes(range(40)), "archive"),
+    "a.exr": (b"\x76\x2f\x31\x01" + bytes(range(40)), "OpenEXR"),
+    "a.dcm": (bytes(128) + b"DICM", "DICOM"),
+}
+
+
+@pytest.mark.parametrize("suffix", ["", ".jpg"])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_other_kinds_of_files_are_named(tmp_path, monkeypatch, name, suffix):
+    """By what is in them, not by their suffix."""
+    monkeypatch.chdir(tmp_path)
+    content, message = FOREIGN[name]
+    (tmp_path / f"{name}{suffix}").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^{name}{suffix}: .*{message}") as raised:
+        read_image(f"{name}{suffix}")
+    assert str(raised.value).count(": ") > 1 or "(" in str(raised.value)  # what to do
+
+
+@pytest.mark.parametrize(
+    ("kind", "command"),
+    [
+        ("a.svg", "rsvg-convert -o 'my file-1.png' 'my file.jpg'"),
+        ("container.jxl", "djxl 'my file.jpg' 'my file-1.png'"),
+        ("a.mp4", "ffmpeg -i 'my file.jpg' -frames:v 1 'my file-1.png'"),
+    ],
+)
+def test_commands_are_ready_to_paste(tmp_path, monkeypatch, kind, command):
+    """With the file's own name, and the name of none that is there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my file.png").touch()
+    (tmp_path / "my file.jpg").write_bytes(FOREIGN[kind][0])
+    with pytest.raises(ValueError, match=re.escape(f"({command})")):
+        read_image("my file.jpg")
+
+
+@pytest.mark.parametrize(
+    ("name", "tags"),
+    [
+        ("dng.jpg", {50706: b"\1\4\0\0"}),
+        ("nef.tif", {254: 1, 330: 8}),
+        ("pentax.pef", {}),
+    ],
+)
+def test_raw_files_of_cameras(tmp_path, rgb, name, tags):
+    """They are TIFFs, of which Pillow would read a preview of a few pixels."""
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, value in tags.items():
+        info[tag] = value
+    Image.fromarray(rgb).save(tmp_path / name, "TIFF", tiffinfo=info)
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{tmp_path / name}: {RAW}')}$"):
+        read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("tag", [259, 262])
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_raw_files_that_pillow_does_not_know(tmp_path, tag, order):
+    """Their directory may be anywhere in them."""
+    value = {259: 34713, 262: 32803}[tag]
+    begin = {"little": b"II*\0", "big": b"MM\0*"}[order] + (100_000).to_bytes(4, order)
+    entry = b"".join(n.to_bytes(size, order) for n, size in ((tag, 2), (3, 2), (1, 4), (value, 2)))
+    directory = (1).to_bytes(2, order) + entry + bytes(6)
+    (tmp_path / "a.tif").write_bytes(begin.ljust(100_000, b"\0") + directory)
+    with pytest.raises(ValueError, match=RAW):
+        read_image(tmp_path / "a.tif")
+
+
+HEIC = ftyp(b"heic", b"\0\0\0\0", b"mif1", b"heic")
+
+
+def test_brands_of_heic():
+    for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"):
+        assert is_heic(ftyp(brand, bytes(4), b"miaf"))
+    assert is_heic(ftyp(b"miaf", bytes(4), b"heic"))
+    assert not is_heic(ftyp(b"avif", bytes(4), b"mif1"))
+    assert not is_heic(ftyp(b"mif1", bytes(4), b"miaf", b"avif"))
+    assert not is_heic(ftyp(b"isom", bytes(4))) and not is_heic(b"heic")
+
+
+def test_heic_without_its_package(tmp_path, monkeypatch):
+    """The command has the file's own name, and overwrites none."""
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.chdir(tmp_path)
+    for name, converted in (("a b.heic", "'a b.jpg'"), ("c.jpg", "c-1.jpg"), ("-d.heic", "-d.jpg")):
+        (tmp_path / name).write_bytes(HEIC)
+        with pytest.raises(ValueError, match=r"HEIC.*pip install pillow-heif") as raised:
+            read_image(name)
+        dot = "./" if name.startswith("-") else ""
+        source = shlex.quote(f"{dot}{name}")
+        command = f"sips -s format jpeg {source} --out {dot}{converted}"
+        assert str(raised.value).startswith(f"{name}: HEIC") and command in str(raised.value)
+
+
+@pytest.fixture
+def heif_opener(monkeypatch, rgb):
+    """A stand-in for pillow-heif: it reads this picture, which its container has turned."""
+
+    class HeifImageFile(ImageFile.ImageFile):
+        format = HEIF
+
+        def _open(self) -> None:
+            image = Image.fromarray(rgb)
+            self._size, self._mode = image.size, "RGB"
+            exif = Image.Exif()
+            exif[ORIENTATION] = 6
+            self.info["exif"] = exif.tobytes()
+            self.tile = []
+
+        def load(self):
+            self._im = self.im = Image.fromarray(rgb).im
+            return super().load()
+
+    monkeypatch.setattr(Image, "ID", [*Image.ID])
+    monkeypatch.setattr(Image, "OPEN", {**Image.OPEN})
+    package = ModuleType("pillow_heif")
+    package.register_heif_opener = lambda: Image.register_open(
+        HEIF, HeifImageFile, lambda prefix: prefix[4:8] == b"ftyp"
+    )
+    monkeypatch.setitem(sys.modules, "pillow_heif", package)
+
+
+def test_heic_with_its_package(tmp_path, rgb, heif_opener, monkeypatch):
+    """It is not turned once more, and no larger than other pictures may be."""
+    (tmp_path / "a.jpg").write_bytes(HEIC)
+    assert_close(read_image(tmp_path / "a.jpg"), scaled(rgb))
+    assert read_size(tmp_path / "a.jpg") == (WIDTH, HEIGHT)
+    monkeypatch.setattr("stable_diffusion.picture.MOST_PIXELS", WIDTH * HEIGHT - 1)
+    with pytest.raises(ValueError, match=r"a\.jpg: the picture is too large"):
+        read_image(tmp_path / "a.jpg")
+
+
+def test_real_heic(tmp_path, rgb):
+    """Upright, and over white where it is transparent."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.fromarray(rgb).save(tmp_path / "a.heic", quality=100, exif=exif.tobytes())
+    assert np.abs(read_image(tmp_path / "a.heic") - scaled(np.rot90(rgb, -1))).mean() < 0.03
+    assert read_size(tmp_path / "a.heic") == (HEIGHT, WIDTH)
+    alpha = np.linspace(0, 255, WIDTH).astype(np.uint8)[None].repeat(HEIGHT, axis=0)
+    Image.fromarray(np.dstack([rgb, alpha])).save(tmp_path / "b.heic", quality=100)
+    assert np.abs(read_image(tmp_path / "b.heic") - over_white(rgb, alpha)).mean() < 0.03
+    whole = (tmp_path / "a.heic").read_bytes()
+    (tmp_path / "cut.heic").write_bytes(whole[:200])
+    with pytest.raises(ValueError, match=r"cut\.heic: (HEIC that pillow-heif|the picture is dam)"):
+        read_image(tmp_path / "cut.heic")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("-", "-: a picture is not read from standard input: save it in a file"),
+        (
+            "https://a.org/b/c%20d.jpg?e=1#f",
+            "curl -L -o 'c d.jpg' 'https://a.org/b/c%20d.jpg?e=1#f'",
+        ),
+        ("HTTP://a.org", "curl -L -o picture HTTP://a.org"),
+        ("https:/a.org/b.png", "pictures are not downloaded here: download it first (curl"),
+        ("file:///b/c%20d.jpg", "name the file ('/b/c d.jpg')"),
+        (f"data:image/png;base64,{'A' * 5000}", "an address, not a file"),
+        ("s3://a/b.png", "an address, not a file"),
+    ],
+)
+def test_what_is_no_file(name, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_image(name)
+
+
+def test_files_that_are_not_there(tmp_path, monkeypatch):
+    (tmp_path / "holiday.jpeg").touch()
+    (tmp_path / "notes.txt").touch()
+
+    def complaint(name: os.PathLike | str) -> str:
+        with pytest.raises(OSError) as raised:
+            read_image(name)
+        return said(raised.value)
+
+    missing = "No such file or directory"
+    wrong, right = tmp_path / "Holidays.jpg", tmp_path / "holiday.jpeg"
+    assert complaint(wrong) == f"{wrong}: {missing}: did you mean {right}?"
+    assert complaint(tmp_path / "xyz.png") == f"{tmp_path / 'xyz.png'}: {missing}"
+    nowhere = tmp_path / "nowhere" / "a.png"
+    assert complaint(nowhere) == f"{nowhere}: {missing}: there is no folder {nowhere.parent}"
+    assert complaint(right / "a.png").endswith(f"Not a directory: there is no folder {right}")
+    assert complaint(tmp_path) == f"{tmp_path}: Is a directory: name a picture in it"
+    assert complaint("") == f"'': {missing}: name a picture"
+    monkeypatch.chdir(tmp_path)
+    assert complaint("holidy.jpeg") == f"holidy.jpeg: {missing}: did you mean holiday.jpeg?"
 
 
 def test_to_uint8_rounds_and_clips():

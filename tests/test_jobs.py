@@ -4,8 +4,11 @@ import os
 import subprocess
 import sys
 import time
+import warnings
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +18,8 @@ from PIL import Image
 
 import image2image
 import txt2image
-from stable_diffusion import memory
-from stable_diffusion.jobs import Job, batches, warn_of_no_guidance
+from stable_diffusion import cli, memory, progress
+from stable_diffusion.jobs import Job, UsageError, batches, check_start_size, warn_of_no_guidance
 from stable_diffusion.plan import Plan
 
 SAME = 50  # dB
@@ -187,3 +190,74 @@ def test_killed_and_started_again(tmp_path, capsys):
     assert sorted(os.listdir(folder)) == [f"{i:04}.png" for i in range(1, n + 1)]
     assert all((folder / name).read_bytes() == content for name, content in before.items())
     assert len({read(file).tobytes() for file in folder.iterdir()}) == n
+
+
+def start_from(path: Path, size: tuple[int, int], *options: str) -> int:
+    """Run the script with a picture of this size, and the embedded model."""
+    Image.new("RGB", size, "navy").save(path / "start.png")
+    arguments = [str(path / "start.png"), "a star", "--model=tiny", "--steps=2", "--n_images=1"]
+    return image2image.main([*arguments, f"--output={path / 'o.png'}", *options])
+
+
+@pytest.mark.parametrize(
+    ("size", "fitting"),
+    [
+        ((1600, 1200), "--width 64 --height 48"),
+        ((1200, 1600), "--width 48 --height 64"),
+        ((5000, 5000), "--width 64 --height 64"),  # more than is started from with any model
+    ],
+)
+def test_a_picture_that_is_too_large_for_the_model(tmp_path, capsys, monkeypatch, size, fitting):
+    """It is refused before weights are read, with options that suit it."""
+    monkeypatch.setattr(progress, "read_weights", None)
+    assert start_from(tmp_path, size) == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    about = f"error: {tmp_path / 'start.png'} has {size[0]}x{size[1]} pixels, some "
+    assert line.startswith(about) and " times as many as the model is made for (64x64): " in line
+    assert f": add {fitting}, or another --width and --height" in line
+    monkeypatch.undo()
+    assert start_from(tmp_path, size, *fitting.split()) == 0
+    assert " times as many" not in capsys.readouterr().err
+
+
+def test_a_picture_that_is_large_for_the_model(tmp_path, capsys):
+    """A warning where nobody has said that it shall be so large."""
+    assert start_from(tmp_path, (192, 128)) == 0
+    assert (
+        "warning: {} has 192x128 pixels, some 6 times as many as the model is made for (64x64): it "
+        "takes long, and things may come out twice; --width 72 --height 48 suits the model"
+    ).format(tmp_path / "start.png") in capsys.readouterr().err.splitlines()
+    assert start_from(tmp_path, (192, 128), "--width=192", "--height=128") == 0
+    assert start_from(tmp_path, (127, 127)) == 0  # brought down to 64x64
+    assert "times as many" not in capsys.readouterr().err
+
+
+def test_how_large_a_picture_may_be(tmp_path):
+    """By the pixels of the model, or in all."""
+
+    def check(side: int, usual: int) -> None:
+        defaults = SimpleNamespace(size=(usual, usual))
+        config = SimpleNamespace(defaults=defaults, autoencoder=SimpleNamespace(factor=8))
+        check_start_size(Namespace(image_size=(side, side), image_file="a.png"), config)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(640, 512)
+        check(1408, 1024)
+    for side, usual in ((768, 512), (1408, 512), (2880, 1024), (1024, 64)):
+        with pytest.warns(UserWarning, match=f"--width {usual} --height {usual} suits the model"):
+            check(side, usual)
+    for side, usual in ((1472, 512), (2944, 1024), (1088, 64), (4160, 2048)):
+        with pytest.raises(UsageError, match=f"add --width {usual} --height {usual},"):
+            check(side, usual)
+
+
+def test_a_tilde_that_the_shell_has_left(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Image.new("RGB", (64, 64)).save(tmp_path / "start.png")
+    args = cli.parse(cli.image2image_parser(), ["~/start.png", "a star"])
+    assert args.image_file == str(tmp_path / "start.png")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~").mkdir()
+    (tmp_path / "start.png").rename(tmp_path / "~" / "start.png")
+    assert cli.parse(cli.image2image_parser(), ["~/start.png", "a"]).image_file == "~/start.png"

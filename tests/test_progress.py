@@ -105,24 +105,82 @@ def test_steps_that_are_given_up_are_not_done(clock, terminal, monkeypatch):
     assert terminal.screens[-1].startswith("Decoded 1/1: 100%|")
 
 
-def test_lines_where_there_is_no_terminal(clock, capsys):
-    run([(4, 9), (2, 4)], clock)
-    assert capsys.readouterr().err.splitlines() == [
-        "Pictures 1-4 of 6, step 9/9: 72%, 00:07 left",  # 36 of 50 in 18 s
-        "Pictures 5-6 of 6, step 4/4: 96%, 00:01 left",
-    ]
+def test_a_short_run_is_one_line_where_there_is_no_terminal(clock, capsys):
+    run([(4, 9), (2, 4)], clock)  # 13 steps of 2 s
+    assert capsys.readouterr().err.splitlines() == ["Decoded 6/6: 100% in 00:26"]
 
 
 def test_a_line_now_and_then(clock, capsys):
     run([(1, 40)], clock)
-    steps = [line.split(":")[0] for line in capsys.readouterr().err.splitlines()]
-    assert steps == ["Step 16/40", "Step 32/40", "Step 40/40"]
+    assert capsys.readouterr().err.splitlines() == [
+        "Step 16/40: 39%, 00:50 left",  # 16 of 41 in 32 s
+        "Step 32/40: 78%, 00:18 left",
+        "Decoded 1/1: 100% in 01:20",
+    ]
+
+
+def test_lines_of_several_batches(clock, capsys):
+    run([(1, 10), (2, 10), (1, 10)], clock)
+    assert capsys.readouterr().err.splitlines() == [
+        "Pictures 2-3 of 4, step 6/10: 52%, 00:29 left",  # 10 + 1 + 2 · 6 of 44 in 32 s
+        "Decoded 4/4: 100% in 01:00",
+    ]
+
+
+def test_no_line_says_that_all_is_done_before_it_is(clock, capsys, monkeypatch):
+    """Neither is 99.9 % rounded up, nor the last half second down."""
+    monkeypatch.setattr(progress, "INTERVAL", -1)
+    monkeypatch.setattr(sys.modules[__name__], "SECONDS", 0.001)
+    run([(1, 300), (3, 300)], clock)
+    *lines, last = capsys.readouterr().err.splitlines()
+    assert len(lines) == 300 + 1 + 300 + 2
+    assert all(re.search(r": \d?\d%, 00:01 left", line) for line in lines)
+    assert last == "Decoded 4/4: 100% in 00:00"
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError])
+def test_what_is_stopped_does_not_end_at_100(clock, capsys, stop):
+    with pytest.raises(stop), (it := Progress()).of([(1, 40), (1, 40)]):
+        for _ in it.steps(denoising(40, clock), 1):
+            pass
+        it.finished()
+        raise stop
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and not any("100%" in line for line in lines)
+
+
+def test_a_picture_that_cannot_be_written_does_not_end_at_100(clock, capsys):
+    """All are decoded, but the last is lost."""
+    with pytest.raises(OSError), (it := Progress()).of([(1, 2)]):
+        for _ in it.steps(denoising(2, clock), 1):
+            pass
+        it.finished()
+        raise OSError("disk full")
+    assert capsys.readouterr().err == ""
+
+
+def test_what_is_left_undone_does_not_end_at_100(clock, capsys):
+    with (it := Progress()).of([(1, 2), (1, 2)]):
+        for _ in it.steps(denoising(2, clock), 1):
+            pass
+        it.finished()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_rank_without_pictures_says_nothing(clock, capsys):
+    run([], clock)
+    assert capsys.readouterr().err == ""
+
+
+def test_no_last_line_beside_a_bar(clock, terminal):
+    run([(1, 3)], clock, terminal)
+    assert "100% in" not in terminal.getvalue()
 
 
 def test_a_dumb_terminal_gets_lines(clock, terminal, monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     run([(1, 3)], clock, terminal)
-    assert terminal.getvalue() == "Step 3/3: 75%, 00:02 left\n"
+    assert terminal.getvalue() == "Decoded 1/1: 100% in 00:06\n"
 
 
 def test_no_colour(clock, terminal):
@@ -187,4 +245,5 @@ def test_a_script_ends_with_a_summary(tmp_path, capsys):
     speed = rf"({number} steps/s|{number} s a step)"
     figures = rf"2 pictures in {number} s: {number} s a picture, {speed}, peak memory {memory} "
     assert re.fullmatch(rf"{figures}\(of the process {memory}\)", summary)
-    assert "Step 3/3: 75%" in said.err
+    assert re.search(r"^Decoded 2/2: 100% in 00:\d\d$", said.err, re.MULTILINE)
+    assert " left" not in said.err.splitlines()[-1]
