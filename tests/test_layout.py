@@ -16,10 +16,12 @@ PACKAGE = Path(__file__).parents[1] / "stable_diffusion"
 # Beyond the standard library: modules of the package, and other packages.
 MAY_IMPORT = {
     "__init__": {"blas", "pipeline", "version"},
+    "__main__": {"streams"},
     "about": {
         *("hub", "hub_cache", "messages", "models", "unsupported", "version", "weight_files"),
         "mlx",
     },
+    "arguments": {"conditioning", "config", "hub", "messages", "mlx", "numpy"},
     "blas": set(),
     "bpe": {"regex"},
     "cli": {
@@ -34,7 +36,7 @@ MAY_IMPORT = {
         *("native", "parser", "progress", "quantization", "quantize", "run", "streams"),
         *("weight_files", "mlx", "tqdm"),
     },
-    "denoising": {"config", "cpu", "noise", "sampler", "schedule", "unet", "mlx"},
+    "denoising": {"arguments", "config", "cpu", "noise", "sampler", "schedule", "unet", "mlx"},
     "diffusion_config": {"messages", "strict"},
     "finite": {"denoising", "model_io", "pipeline", "weights", "mlx", "numpy"},
     "from_image": {"messages", "metadata", "parameters", "picture", "recipe", "values"},
@@ -71,7 +73,7 @@ MAY_IMPORT = {
     "parameters": {"models", "recipe"},
     "parser": {"messages", "streams"},
     "pipeline": {
-        *("conditioning", "config", "cpu", "denoising", "lora", "model_io", "noise", "precision"),
+        *("arguments", "conditioning", "config", "cpu", "denoising", "lora", "model_io", "noise", "precision"),
         *("quantize", "sampler", "schedule", "textual_inversion", "tiling", "weights"),
         *("mlx", "numpy"),
     },
