@@ -59,27 +59,31 @@ def check_number(name: str, value: Any, low: float = -math.inf, high: float = ma
     return float(number)
 
 
-def check_words(**words: Any) -> None:
-    """Refuse what can be none of several words; which words there are is checked elsewhere.
+def check_model(model: Any, vae: Any, sampler: Any, schedule: Any, prediction_type: Any) -> None:
+    """Refuse what cannot be a model, another VAE, or a word; which words there are is seen later.
 
     Raises:
-        TypeError: if one is neither text nor None.
+        TypeError: if a model is neither text, nor a path, nor open; if a word is no text.
     """
+    words = {"sampler": sampler, "schedule": schedule, "prediction_type": prediction_type}
     for name, word in words.items():
         if word is not None and not isinstance(word, str):
             raise TypeError(f"{name} must be text or None, got {_describe(word)}")
-
-
-def check_model(model: Any, vae: Any) -> None:
-    """Refuse what cannot be a model, or the source of another VAE than its own.
-
-    Raises:
-        TypeError: if it is neither text, nor a path, nor an open model.
-    """
     if not isinstance(model, Source):
         check_path("model", model)
     if not isinstance(vae, Source | None):
         check_path("vae", vae)
+
+
+def check_lora(path: Any, scale: Any) -> float:
+    """Return the scale of a LoRA, if both can be one's file and its scale.
+
+    Raises:
+        TypeError: if the one is no path, or the other no number.
+        ValueError: if the scale is not finite.
+    """
+    check_path("path", path)
+    return check_number("scale", scale)
 
 
 def check_embedding(name: Any, path: Any) -> None:
@@ -163,7 +167,9 @@ def check_texts(name: str, value: Any, *, is_optional: bool = False) -> str | li
         return value or ""
     wanted = f"{name} must be text, or a list of a text for each picture"
     if _is_pil(value) or (isinstance(value, (np.ndarray, mx.array)) and value.ndim > 1):
-        raise TypeError(f"{wanted}, got {_describe(value)}: {SWAPPED}")
+        raise TypeError(
+            f"{wanted}, got {_describe(value)}: in generate_latents_from_image {SWAPPED}"
+        )
     if isinstance(value, (bytes, mx.array)) or not _is_listed(value):
         raise TypeError(f"{wanted}, got {_describe(value)}")
     texts = _listed(value)
@@ -194,13 +200,14 @@ def check_image(image: Any, factor: int) -> mx.array:
         raise TypeError(
             f'{IMAGE}; got {_describe(image)}: give np.asarray(image.convert("RGB")) / 127.5 - 1'
         )
+    given = image
     if not isinstance(image, mx.array):
         try:
             image = np.asarray(image)
         except (ValueError, TypeError, RuntimeError):  # ragged lists; tensors of a GPU
             raise TypeError(f"{IMAGE}; got {_describe(image)}, which is no array") from None
         if image.dtype.kind not in "biuf":
-            raise TypeError(f"{IMAGE}; got {_describe(image)}, which is no array of real numbers")
+            raise TypeError(f"{IMAGE}; got {_describe(given)}, which is no array of real numbers")
         is_float = image.dtype.kind == "f"
     elif image.dtype == mx.complex64:
         raise TypeError(f"{IMAGE}; got {_describe(image)}")

@@ -15,7 +15,8 @@ from .schedule import Schedule
 from .unet import UNetModel
 
 Predict = Callable[[mx.array, mx.array], mx.array]  # latents, timestep
-Steps = Generator[tuple[mx.array, mx.array], None, None]  # x_t, estimate of x_0
+# x_t, the estimate of x_0, and what the UNet predicted, if it was asked
+Steps = Generator[tuple[mx.array, ...], None, None]
 
 
 class Denoising(Generator[mx.array, None, None]):
@@ -31,6 +32,8 @@ class Denoising(Generator[mx.array, None, None]):
         seed: the seed of the first picture; the others have the ones that follow.
         estimate: what the last step took x_0 for, shaped as x_t: the clearest look at pictures
             still in the making. None before the first step.
+        prediction: what the last step got from the UNet, under guidance, shaped as x_t. None before
+            the first step, or if the UNet is not asked.
     """
 
     def __init__(
@@ -46,15 +49,18 @@ class Denoising(Generator[mx.array, None, None]):
         self.inputs = inputs
         self.seed = seed
         self.estimate: mx.array | None = None
+        self.prediction: mx.array | None = None
 
     def __len__(self) -> int:
         """The number of steps in all."""
         return self._num_steps
 
+    def __next__(self) -> mx.array:
+        return self._keep(*next(self._steps))
+
     def send(self, value: None) -> mx.array:
         """Return the next latents, as `next` does."""
-        x_t, self.estimate = self._steps.send(value)
-        return x_t
+        return self._keep(*self._steps.send(value))
 
     def throw(
         self,
@@ -66,10 +72,9 @@ class Denoising(Generator[mx.array, None, None]):
         error = kind if isinstance(kind, BaseException) else value
         if not isinstance(error, BaseException):
             error = kind() if error is None else kind(error)
-        x_t, self.estimate = self._steps.throw(
-            error if traceback is None else error.with_traceback(traceback)
-        )
-        return x_t
+        if traceback is not None:
+            error = error.with_traceback(traceback)
+        return self._keep(*self._steps.throw(error))
 
     def close(self) -> None:
         """End the steps; `restart` begins them again."""
@@ -78,6 +83,12 @@ class Denoising(Generator[mx.array, None, None]):
     def restart(self) -> None:
         """Begin again, from the same latents and noise, with the UNet that there is now."""
         self._steps = self._start()
+
+    def _keep(
+        self, x_t: mx.array, estimate: mx.array, prediction: mx.array | None = None
+    ) -> mx.array:
+        self.estimate, self.prediction = estimate, prediction
+        return x_t
 
 
 def settled(
@@ -151,11 +162,11 @@ def denoise(
     predict: Predict,
     streams: Sequence[NoiseStream],
 ) -> Steps:
-    """After each step of `schedule` the latents, as the network would see them, and the estimate
-    of x_0 that they come from; in float32."""
+    """Yield after each step of `schedule` the latents, as the network would see them, the estimate
+    of x_0 that they come from, and the prediction; in float32."""
     estimate, streams = None, copy.deepcopy(streams)  # another start gets the same noise
     for step in schedule.steps:
         fresh = mx.array(draw_latents(streams, x.shape[1:])) if sampler.needs_noise else None
         prediction = predict(x, mx.array(step.timestep))
         x, estimate = sampler.step(x, prediction, step, estimate, fresh)
-        yield x, estimate.x_0
+        yield x, estimate.x_0, prediction

@@ -83,11 +83,15 @@ def denoised(
 ) -> mx.array:
     """Return the last of `latents`, [B, h, w, C], which `run` evaluates; if suspect, once more.
 
-    Args and errors: as of `started`. Latents that are constant from the start may stay so.
+    That is, too, if the UNet's last prediction is constant, which leaves noise. Latents that are
+    constant from the start may stay so. Args and errors: as of `started`.
     """
 
     def has_constant(x_0: mx.array) -> bool:
-        return (is_constant(x_0) & ~is_constant(latents.inputs[0])).any().item()
+        found = is_constant(x_0) & ~is_constant(latents.inputs[0])
+        if latents.prediction is not None:
+            found = found | is_constant(latents.prediction)
+        return found.any().item()
 
     x_0 = run(latents)
     fault = _find_fault(is_finite(x_0), lambda: has_constant(x_0))

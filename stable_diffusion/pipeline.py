@@ -13,7 +13,6 @@ import mlx.nn as nn
 import numpy as np
 
 from . import arguments, cpu
-from .arguments import OptionalTexts
 from .conditioning import (
     LAST,
     PENULTIMATE,
@@ -81,8 +80,7 @@ class StableDiffusion:
         vae: Key | None = None,
         prediction_type: str | None = None,
     ):
-        arguments.check_model(model, vae)
-        arguments.check_words(sampler=sampler, schedule=schedule, prediction_type=prediction_type)
+        arguments.check_model(model, vae, sampler, schedule, prediction_type)
         if cpu.is_used():
             cpu.keep_freed_memory()
         self.source = source = open_model(model, vae=vae, prediction_type=prediction_type)
@@ -136,8 +134,7 @@ class StableDiffusion:
 
     def load_lora(self, path: str | os.PathLike[str], scale: float = 1.0) -> None:
         """Add a LoRA file to those that UNet and text encoders have; see `lora.load_lora`."""
-        arguments.check_path("path", path)
-        scale = arguments.check_number("scale", scale)
+        scale = arguments.check_lora(path, scale)
         load_lora(self._lora_networks(), path, scale, self.dtype)
 
     def unload_lora(self) -> None:
@@ -160,7 +157,7 @@ class StableDiffusion:
         n_images: int = 1,
         num_steps: int | None = None,
         cfg_weight: float | None = None,
-        negative_text: OptionalTexts = "",
+        negative_text: arguments.OptionalTexts = "",
         latent_size: tuple[int, int] | None = None,
         seed: int | Sequence[int] | None = None,
         guidance_rescale: float = 0.0,
@@ -192,14 +189,12 @@ class StableDiffusion:
         What is None is as the model's own defaults say.
 
         Raises:
-            TypeError: if an argument is of the wrong kind; the message says which.
-            ValueError: if an argument is out of its range; the message says which.
+            TypeError, ValueError: if an argument is of the wrong kind, or out of its range.
         """
         n_images = arguments.check_integer("n_images", n_images, low=1)
         texts = arguments.check_prompts(text, negative_text, n_images)
         num_steps, guidance = self._settled(num_steps, cfg_weight, guidance_rescale)
         latent_size = arguments.check_size(latent_size, self.config)
-        clip_skip = arguments.check_integer("clip_skip", clip_skip)
         options = TextOptions.of(self.config, long_prompt, prompt_weights, clip_skip)
         seed, streams = picture_streams(arguments.check_seed(seed), n_images)
 
@@ -216,7 +211,7 @@ class StableDiffusion:
         strength: float = 0.8,
         num_steps: int | None = None,
         cfg_weight: float | None = None,
-        negative_text: OptionalTexts = "",
+        negative_text: arguments.OptionalTexts = "",
         seed: int | Sequence[int] | None = None,
         guidance_rescale: float = 0.0,
         *,
@@ -227,8 +222,7 @@ class StableDiffusion:
         """Latents of pictures of `text` that start from `image` (SDEdit, arXiv:2108.01073).
 
         Args:
-            image: [H, W, 3] floats in [-1, 1], which are evaluated; the sides are multiples of the
-                VAE's factor.
+            image: [H, W, 3] floats in [-1, 1], evaluated now; sides are multiples of the factor.
             strength: how much of the schedule is run, in [0, 1]. 0 gives the picture as the VAE
                 renders it. Where `int(num_steps * strength)` is 0 more steps are taken, so that
                 one is run, with a warning.
@@ -236,15 +230,13 @@ class StableDiffusion:
         The others are as in `generate_latents`.
 
         Raises:
-            TypeError: if an argument is of the wrong kind; the message says which.
-            ValueError: if an argument is out of its range; the message says which.
+            TypeError, ValueError: if an argument is of the wrong kind, or out of its range.
         """
         image = arguments.check_image(image, self.config.autoencoder.factor)
         n_images = arguments.check_integer("n_images", n_images, low=1)
         texts = arguments.check_prompts(text, negative_text, n_images)
         num_steps, guidance = self._settled(num_steps, cfg_weight, guidance_rescale)
         strength = arguments.check_number("strength", strength, 0, 1)
-        clip_skip = arguments.check_integer("clip_skip", clip_skip)
         options = TextOptions.of(self.config, long_prompt, prompt_weights, clip_skip)
         seed, streams = picture_streams(arguments.check_seed(seed), n_images)
 
