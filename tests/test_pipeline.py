@@ -380,8 +380,8 @@ def test_wrong_kinds_are_named(model, options, message):
     ("image", "text", "message"),
     [
         (PROMPT, np.zeros((64, 64, 3)), "got text, .* the image comes first, then the text"),
-        (Path("house.png"), PROMPT, r"got text, 'house.png': .* Image.open\(file\)"),
-        (Image.new("RGB", (64, 64)), PROMPT, "a picture of Pillow, .* image.convert"),
+        (Path("house.png"), PROMPT, r"got text, 'house.png': .*Image.open\(file\)"),
+        (Image.new("RGB", (64, 64)), PROMPT, "a picture of Pillow, .*image.convert"),
         (np.zeros((64, 64, 3)), Image.new("RGB", (8, 8)), "text must be .* the image comes first"),
         ([[1.0], [1.0, 2.0]], PROMPT, "which is no array"),
         (None, PROMPT, "got None, .* no array of real numbers"),
