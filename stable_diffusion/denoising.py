@@ -1,12 +1,13 @@
 """Denoising: the UNet's prediction under guidance, and the steps that follow it down a schedule."""
 
 import copy
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from types import TracebackType
 
 import mlx.core as mx
 
 from . import cpu
+from .arguments import check_integer, check_number
 from .config import Defaults
 from .noise import NoiseStream, draw_latents
 from .sampler import Sampler
@@ -14,25 +15,32 @@ from .schedule import Schedule
 from .unet import UNetModel
 
 Predict = Callable[[mx.array, mx.array], mx.array]  # latents, timestep
+# x_t, the estimate of x_0, and what the UNet predicted, if it was asked
+Steps = Generator[tuple[mx.array, ...], None, None]
 
 
-class Denoising(Iterator[mx.array]):
+class Denoising(Generator[mx.array, None, None]):
     """The latents of a call, one step after another: x_t [B, h, w, C], the last one x_0.
 
-    They have the variance that the network sees, so that any of them can be decoded.
+    They have the variance that the network sees, so that any of them can be decoded. It is a
+    generator: `close` ends it, and what the steps hold can go.
 
     Attributes:
-        inputs: the text embeddings and first latents, that all steps start from.
+        inputs: the first latents, [B, h, w, C], and what else the steps start from: text
+            embeddings [R, N, D], pooled ones [R, P], and what the VAE made of a picture
+            [1, h, w, C].
         seed: the seed of the first picture; the others have the ones that follow.
         estimate: what the last step took x_0 for, shaped as x_t: the clearest look at pictures
             still in the making. None before the first step.
+        prediction: what the last step got from the UNet, under guidance, shaped as x_t. None before
+            the first step, or if the UNet is not asked.
     """
 
     def __init__(
         self,
-        start: Callable[[], Iterator[tuple[mx.array, mx.array]]],
+        start: Callable[[], Steps],
         num_steps: int,
-        inputs: Sequence[mx.array],
+        inputs: list[mx.array],
         seed: int,
     ):
         self._start = start
@@ -41,23 +49,50 @@ class Denoising(Iterator[mx.array]):
         self.inputs = inputs
         self.seed = seed
         self.estimate: mx.array | None = None
+        self.prediction: mx.array | None = None
 
     def __len__(self) -> int:
         """The number of steps in all."""
         return self._num_steps
 
     def __next__(self) -> mx.array:
-        x_t, self.estimate = next(self._steps)
-        return x_t
+        return self._keep(*next(self._steps))
+
+    def send(self, value: None) -> mx.array:
+        """Return the next latents, as `next` does."""
+        return self._keep(*self._steps.send(value))
+
+    def throw(
+        self,
+        kind: type[BaseException] | BaseException,
+        value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> mx.array:
+        """Raise an error where the steps are; none come after it."""
+        error = kind if isinstance(kind, BaseException) else value
+        if not isinstance(error, BaseException):
+            error = kind() if error is None else kind(error)
+        if traceback is not None:
+            error = error.with_traceback(traceback)
+        return self._keep(*self._steps.throw(error))
+
+    def close(self) -> None:
+        """End the steps; `restart` begins them again."""
+        self._steps.close()
 
     def restart(self) -> None:
         """Begin again, from the same latents and noise, with the UNet that there is now."""
         self._steps = self._start()
 
+    def _keep(
+        self, x_t: mx.array, estimate: mx.array, prediction: mx.array | None = None
+    ) -> mx.array:
+        self.estimate, self.prediction = estimate, prediction
+        return x_t
+
 
 def settled(
     defaults: Defaults,
-    n_images: int,
     num_steps: int | None,
     cfg_weight: float | None,
     guidance_rescale: float,
@@ -65,16 +100,12 @@ def settled(
     """Steps, and guidance with its rescaling, with a model's defaults for None.
 
     Raises:
-        ValueError: an argument that is out of its range; the message says which.
+        TypeError: if an argument is of the wrong kind; the message says which.
+        ValueError: if an argument is out of its range; the message says which.
     """
-    if n_images < 1:
-        raise ValueError(f"n_images must be at least 1, got {n_images}")
-    num_steps = defaults.steps if num_steps is None else num_steps
-    cfg_weight = defaults.guidance if cfg_weight is None else cfg_weight
-    if not math.isfinite(cfg_weight):
-        raise ValueError(f"cfg_weight must be a finite number, got {cfg_weight}")
-    if not 0 <= guidance_rescale <= 1:
-        raise ValueError(f"guidance_rescale must be in [0, 1], got {guidance_rescale}")
+    num_steps = defaults.steps if num_steps is None else check_integer("num_steps", num_steps)
+    cfg_weight = defaults.guidance if cfg_weight is None else check_number("cfg_weight", cfg_weight)
+    guidance_rescale = check_number("guidance_rescale", guidance_rescale, 0, 1)
     return num_steps, (cfg_weight, guidance_rescale)
 
 
@@ -130,12 +161,12 @@ def denoise(
     sampler: Sampler,
     predict: Predict,
     streams: Sequence[NoiseStream],
-) -> Iterator[tuple[mx.array, mx.array]]:
-    """After each step of `schedule` the latents, as the network would see them, and the estimate
-    of x_0 that they come from; in float32."""
+) -> Steps:
+    """Yield after each step of `schedule` the latents, as the network would see them, the estimate
+    of x_0 that they come from, and the prediction; in float32."""
     estimate, streams = None, copy.deepcopy(streams)  # another start gets the same noise
     for step in schedule.steps:
         fresh = mx.array(draw_latents(streams, x.shape[1:])) if sampler.needs_noise else None
         prediction = predict(x, mx.array(step.timestep))
         x, estimate = sampler.step(x, prediction, step, estimate, fresh)
-        yield x, estimate.x_0
+        yield x, estimate.x_0, prediction

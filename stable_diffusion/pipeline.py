@@ -6,13 +6,13 @@ evaluate `Denoising.inputs` and the text encoders can go, the last latents and t
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from . import cpu
+from . import arguments, cpu
 from .conditioning import (
     LAST,
     PENULTIMATE,
@@ -21,12 +21,11 @@ from .conditioning import (
     TextOptions,
     Texts,
     embed_pairs,
-    for_each,
     require_fit,
     size_ids,
 )
 from .config import ModelConfig
-from .denoising import Denoising, denoise, guided, settled
+from .denoising import Denoising, Steps, denoise, guided, settled
 from .lora import load_lora, unload_lora
 from .model_io import (
     DEFAULT_MODEL,
@@ -81,6 +80,7 @@ class StableDiffusion:
         vae: Key | None = None,
         prediction_type: str | None = None,
     ):
+        arguments.check_model(model, vae, sampler, schedule, prediction_type)
         if cpu.is_used():
             cpu.keep_freed_memory()
         self.source = source = open_model(model, vae=vae, prediction_type=prediction_type)
@@ -134,6 +134,7 @@ class StableDiffusion:
 
     def load_lora(self, path: str | os.PathLike[str], scale: float = 1.0) -> None:
         """Add a LoRA file to those that UNet and text encoders have; see `lora.load_lora`."""
+        scale = arguments.check_lora(path, scale)
         load_lora(self._lora_networks(), path, scale, self.dtype)
 
     def unload_lora(self) -> None:
@@ -142,6 +143,7 @@ class StableDiffusion:
 
     def load_embedding(self, name: str, path: str | os.PathLike[str]) -> None:
         """Let `name` in prompts mean a textual inversion; see `load_embedding` there."""
+        arguments.check_embedding(name, path)
         load_embedding(name, path, self._readers())
 
     def free_text_encoders(self) -> None:
@@ -155,7 +157,7 @@ class StableDiffusion:
         n_images: int = 1,
         num_steps: int | None = None,
         cfg_weight: float | None = None,
-        negative_text: Texts = "",
+        negative_text: arguments.OptionalTexts = "",
         latent_size: tuple[int, int] | None = None,
         seed: int | Sequence[int] | None = None,
         guidance_rescale: float = 0.0,
@@ -174,7 +176,7 @@ class StableDiffusion:
             num_steps: steps of denoising.
             cfg_weight: classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598). At or
                 below 1 there is none, and the negative text is not used.
-            negative_text: what to steer away from; for each picture, too.
+            negative_text: what to steer away from; for each picture, too. None is no text.
             latent_size: height and width in latents.
             seed: drawn where it is None, see `Denoising.seed`; or one for each picture.
             guidance_rescale: how much of the contrast that guidance adds is taken back, in [0, 1]
@@ -187,17 +189,14 @@ class StableDiffusion:
         What is None is as the model's own defaults say.
 
         Raises:
-            ValueError: an argument that is out of its range; the message says which.
+            TypeError, ValueError: if an argument is of the wrong kind, or out of its range.
         """
-        num_steps, guidance = self._settled(n_images, num_steps, cfg_weight, guidance_rescale)
-        if latent_size is None:
-            factor = self.config.autoencoder.factor
-            latent_size = tuple(pixels // factor for pixels in self.config.defaults.size)
-        if len(latent_size) != 2 or min(latent_size) < 1:
-            raise ValueError(f"latent_size must be a height and a width, got {latent_size}")
+        n_images = arguments.check_integer("n_images", n_images, low=1)
+        texts = arguments.check_prompts(text, negative_text, n_images)
+        num_steps, guidance = self._settled(num_steps, cfg_weight, guidance_rescale)
+        latent_size = arguments.check_size(latent_size, self.config)
         options = TextOptions.of(self.config, long_prompt, prompt_weights, clip_skip)
-        texts = for_each(text, n_images, "text"), for_each(negative_text, n_images, "negative_text")
-        seed, streams = picture_streams(seed, n_images)
+        seed, streams = picture_streams(arguments.check_seed(seed), n_images)
 
         schedule = self.sampler.schedule(num_steps)
         shape = (*latent_size, self.config.autoencoder.latent_channels)
@@ -212,7 +211,7 @@ class StableDiffusion:
         strength: float = 0.8,
         num_steps: int | None = None,
         cfg_weight: float | None = None,
-        negative_text: Texts = "",
+        negative_text: arguments.OptionalTexts = "",
         seed: int | Sequence[int] | None = None,
         guidance_rescale: float = 0.0,
         *,
@@ -223,7 +222,7 @@ class StableDiffusion:
         """Latents of pictures of `text` that start from `image` (SDEdit, arXiv:2108.01073).
 
         Args:
-            image: [H, W, 3] in [-1, 1]; the sides are multiples of the VAE's factor.
+            image: [H, W, 3] floats in [-1, 1], evaluated now; sides are multiples of the factor.
             strength: how much of the schedule is run, in [0, 1]. 0 gives the picture as the VAE
                 renders it. Where `int(num_steps * strength)` is 0 more steps are taken, so that
                 one is run, with a warning.
@@ -231,31 +230,27 @@ class StableDiffusion:
         The others are as in `generate_latents`.
 
         Raises:
-            ValueError: an argument that is out of its range; the message says which.
+            TypeError, ValueError: if an argument is of the wrong kind, or out of its range.
         """
-        num_steps, guidance = self._settled(n_images, num_steps, cfg_weight, guidance_rescale)
-        if not 0 <= strength <= 1:
-            raise ValueError(f"strength must be in [0, 1], got {strength}")
-        image = mx.array(image, dtype=mx.float32)
-        factor = self.config.autoencoder.factor
-        if image.ndim != 3 or image.shape[-1] != 3 or any(n % factor for n in image.shape[:2]):
-            raise ValueError(
-                f"image must be [H, W, 3] with sides that are multiples of {factor}, "
-                f"got {list(image.shape)}"
-            )
+        image = arguments.check_image(image, self.config.autoencoder.factor)
+        n_images = arguments.check_integer("n_images", n_images, low=1)
+        texts = arguments.check_prompts(text, negative_text, n_images)
+        num_steps, guidance = self._settled(num_steps, cfg_weight, guidance_rescale)
+        strength = arguments.check_number("strength", strength, 0, 1)
         options = TextOptions.of(self.config, long_prompt, prompt_weights, clip_skip)
-        texts = for_each(text, n_images, "text"), for_each(negative_text, n_images, "negative_text")
-        seed, streams = picture_streams(seed, n_images)
+        seed, streams = picture_streams(arguments.check_seed(seed), n_images)
 
         mean, _ = self.autoencoder.encode(image[None])  # the most likely latents, without noise
         x = mx.repeat(mean, n_images, axis=0)
         if strength == 0:
-            return Denoising(lambda: iter([(x, x)]), 1, [x], seed)
+            return Denoising(lambda: (step for step in [(x, x)]), 1, [x], seed)
         num_steps = enough_steps(num_steps, strength)
         schedule = self.sampler.schedule(num_steps).last(int(num_steps * strength))
         noise = mx.array(draw_latents(streams, mean.shape[1:]))
         x = schedule.steps[0].start.mix(x, noise)
-        return self._denoise(x, schedule, texts, options, guidance, streams, seed)
+        latents = self._denoise(x, schedule, texts, options, guidance, streams, seed)
+        latents.inputs.append(mean)
+        return latents
 
     def decode(self, x_t: mx.array, tiled: bool | None = None) -> mx.array:
         """Pictures [B, f·h, f·w, 3] in [0, 1] of latents [B, h, w, C]; f is the VAE's factor.
@@ -263,9 +258,14 @@ class StableDiffusion:
         `tiled` decodes in strips: the same in less memory, but computed now, not lazily. None
         does so above 768×768 pixels.
         """
-        x = decode(self.autoencoder, x_t.astype(mx.float32), tiled)
+        x = self.decode_unclipped(x_t, tiled)
         # What is infinite must not end up as white or black.
-        return mx.where(mx.isfinite(x), mx.clip(x / 2 + 0.5, 0, 1), mx.nan)
+        return mx.where(mx.isfinite(x), mx.clip(x, 0, 1), mx.nan)
+
+    def decode_unclipped(self, x_t: mx.array, tiled: bool | None = None) -> mx.array:
+        """Return what `decode` does, before what is below 0 or above 1 is cut off."""
+        x_t = arguments.check_latents(x_t, self.config.autoencoder.latent_channels)
+        return decode(self.autoencoder, x_t, tiled) / 2 + 0.5
 
     def _text_encoders(self) -> list[nn.Module]:
         if not all(hasattr(self, attribute) for attribute, _ in self._TEXT_ENCODERS):
@@ -280,8 +280,8 @@ class StableDiffusion:
         components = (*self._TEXT_ENCODERS, ("unet", "unet"))
         return [(attribute, name) for attribute, name in components if hasattr(self, attribute)]
 
-    def _settled(self, *arguments) -> tuple[int, tuple[float, float]]:
-        return settled(self.config.defaults_with(self.sampler.name), *arguments)
+    def _settled(self, *given) -> tuple[int, tuple[float, float]]:
+        return settled(self.config.defaults_with(self.sampler.name), *given)
 
     def _readers(self) -> list[Reader]:
         """Each tokenizer with its text encoder."""
@@ -321,7 +321,7 @@ class StableDiffusion:
 
         sampler = self.sampler
 
-        def start() -> Iterator[mx.array]:
+        def start() -> Steps:
             predict = guided(self.unet, embeddings, text_time, *guidance, self.dtype)
             return denoise(x, schedule, sampler, predict, streams)
 

@@ -103,7 +103,8 @@ def generate(args: argparse.Namespace, start: Start, ranks: Ranks) -> None:
 
     Raises:
         UsageError: an argument does not suit the model, or the files that there are.
-        OSError, ValueError: what the library raises, or results that are not finite.
+        OSError, ValueError: what the library raises, or results that are not finite, or
+            constant.
         RankError: another rank failed.
     """
     plan = make_plan(args, ranks)
@@ -264,7 +265,15 @@ def _start(
     """A batch, with its text and its picture encoded; `others` have begun before."""
     first = batch.jobs[0]
     sd.sampler = Sampler.for_model(sd.diffusion_config, first.sampler, first.schedule)
-    return finite.started(sd, lambda: start(sd, args, batch), others, _added(args))
+    return finite.started(
+        sd, lambda: start(sd, args, batch), others, _added(args), is_flat=_starts_flat(args)
+    )
+
+
+def _starts_flat(args: argparse.Namespace) -> bool:
+    """Return whether the picture to start from is of one colour."""
+    image = getattr(args, "image", None)
+    return image is not None and bool((image == image[0, 0]).all())
 
 
 def _added(args: argparse.Namespace) -> list[Path]:
@@ -286,11 +295,12 @@ def _decode(sd: StableDiffusion, x_0: mx.array, args: argparse.Namespace) -> Ite
     """Pictures, uint8 [H, W, 3], decoded a few at a time."""
     spares_memory = memory.is_short() if args.low_memory is None else args.low_memory
     tiled = True if args.tiled or spares_memory else None  # None: by size
+    is_flat = _starts_flat(args)
     for i in range(0, len(x_0), args.decoding_batch_size):
-        batch = sd.decode(x_0[i : i + args.decoding_batch_size], tiled)
-        finite.require_finite([batch], "pictures", sd, ["vae"])
+        batch = finite.decoded(sd, x_0[i : i + args.decoding_batch_size], tiled, is_flat=is_flat)
         for image in to_uint8(np.array(batch)):
-            finite.warn_of_blank(image)
+            if not is_flat:
+                finite.warn_of_blank(image)
             yield image
 
 

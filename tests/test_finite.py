@@ -1,6 +1,6 @@
-"""Results that are not finite: half precision is given up, or the guilty weights are named."""
+"""Results that are not finite, or constant: computed again, or refused with the reason."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -9,10 +9,15 @@ import pytest
 from checkpoints import UNET_FILE, edit
 from oracle import psnr
 from ours import pictures, same
+from PIL import Image
 
+import image2image
 import txt2image
 from stable_diffusion import StableDiffusion, StableDiffusionXL, cpu, finite, model_io
 from stable_diffusion.denoising import Denoising
+from stable_diffusion.image import to_uint8
+from stable_diffusion.unet import UNetModel
+from stable_diffusion.vae import Autoencoder
 
 TEXT_FILE = "text_encoder/model.safetensors"
 VAE_FILE = "vae/diffusion_pytorch_model.safetensors"
@@ -211,3 +216,176 @@ def test_a_lora_stays_when_float32_takes_over(checkpoint, tmp_path):
         each.load_lora(file)
     sd.use_float32()
     assert same(sd.unet, exact.unet)
+
+
+@pytest.mark.parametrize(
+    ("x", "constant"),
+    [
+        (mx.zeros((2, 4, 4, 3)), [True, True]),
+        (mx.broadcast_to(mx.array([0.1, 0.2, 0.3]), (1, 4, 4, 3)), [True]),  # one colour
+        (mx.concatenate([mx.zeros((1, 4, 4, 3)), mx.arange(48.0).reshape(1, 4, 4, 3)]), [True, 0]),
+        (mx.broadcast_to(mx.arange(5.0), (1, 77, 5)), [True]),  # of every token the same
+        (mx.array([[1.0, 1.0], [1.0, 2.0]]), [True, False]),  # pooled
+        (mx.array([[[[3.0, 1.0]]]]), [False]),  # one latent
+        (mx.full((1, 2, 2, 1), mx.nan), [False]),
+        (mx.zeros((1, 1, 1, 1)), [False]),  # a single number says nothing
+    ],
+)
+def test_what_is_constant(x, constant):
+    assert finite.is_constant(x).tolist() == constant
+
+
+def zero(*ends: str) -> Callable[[dict], None]:
+    """What sets tensors to zero, which is what a convolution makes without memory."""
+
+    def edit_(tensors: dict) -> None:
+        found = [key for key in tensors if key.endswith(ends)]
+        assert found
+        for key in found:
+            tensors[key][:] = 0
+
+    return edit_
+
+
+@pytest.mark.parametrize(
+    ("file", "what", "ends", "kind"),
+    [
+        (UNET_FILE, "latents", ("conv_out.weight", "conv_out.bias"), "sd-1"),
+        (UNET_FILE, "latents", ("conv_out.weight",), "sd-1"),  # constant, not zero
+        (VAE_FILE, "pictures", ("decoder.conv_out.weight", "decoder.conv_out.bias"), "sd-1"),
+        (TEXT_FILE, "embeddings of text and picture", ("final_layer_norm.weight",), "sd-1"),
+        # Of one of two text encoders; the other's are as they should be.
+        (TEXT_FILE, "embeddings of text and picture", ("embedding.weight", "_proj.weight"), "sdxl"),
+    ],
+)
+def test_constant_results_are_not_saved(copy, capsys, tmp_path, file, what, ends, kind):
+    """They are computed once more, and then refused in one line that says what to do."""
+    folder = copy(kind)
+    edit(folder / file, zero(*ends))
+    assert run(folder, "--output", tmp_path / "o.png") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == (
+        f"error: the {what} are constant, when computed again, too: the memory may not be enough: "
+        "try smaller pictures, --low-memory or -q; if that does not help, the model may be damaged"
+    )
+    again = [line for line in lines if line.endswith("are constant: once more")]
+    assert len(again) == (what != "pictures")
+    assert not (tmp_path / "o.png").exists()
+
+
+def test_a_constant_result_is_computed_again(checkpoint, monkeypatch):
+    """What fails once is right the second time: text, latents, and one picture of two."""
+    sd = StableDiffusion(checkpoint("sd-1"))
+    options = OPTIONS | {"n_images": 2}
+    expected = sd.generate_latents("a cat", **options)
+    embed, predict, decode = StableDiffusion._embed_text, UNetModel.__call__, Autoencoder.decode
+    failing = {"text", "latents", "pictures"}
+
+    def zero_once(what: str, function: Callable) -> Callable:
+        def call(*args, **kwargs):
+            result = function(*args, **kwargs)
+            if what not in failing:
+                return result
+            if what == "text":
+                return mx.zeros_like(result[0]), result[1]
+            return mx.concatenate([result[:1], mx.zeros_like(result[1:])])
+
+        return call
+
+    monkeypatch.setattr(StableDiffusion, "_embed_text", zero_once("text", embed))
+    monkeypatch.setattr(UNetModel, "__call__", zero_once("latents", predict))
+    monkeypatch.setattr(Autoencoder, "decode", zero_once("pictures", decode))
+
+    def start() -> Denoising:
+        latents = sd.generate_latents("a cat", **options)
+        failing.discard("text")
+        return latents
+
+    def run_(latents: Denoising) -> mx.array:
+        x_0 = last(latents)
+        failing.discard("latents")
+        return x_0
+
+    with pytest.warns(UserWarning, match="the text embeddings are constant: once more"):
+        latents = finite.started(sd, start)
+    assert mx.array_equal(latents.inputs[1], expected.inputs[1]).item()
+    options["cfg_weight"] = 1.0  # of a prediction and a half of zeros guidance makes no constant
+    latents = sd.generate_latents("a cat", **options)
+    with pytest.warns(UserWarning, match="the latents are constant: once more"):
+        x_0 = finite.denoised(sd, latents, run_)
+    assert mx.array_equal(x_0, last(sd.generate_latents("a cat", **options))).item()
+    assert finite.is_constant(sd.decode(x_0)).tolist() == [False, True]  # the library says so
+    made = finite.decoded(sd, x_0, tiled=None)
+    failing.clear()
+    assert psnr(np.array(made) * 255, np.array(sd.decode(x_0)) * 255) > 50
+
+
+def test_half_precision_is_given_up_for_a_constant(copy, half):
+    """What is too small for it may be zero there."""
+    folder = copy("sd-1")
+
+    def shrink(tensors: dict) -> None:
+        tensors["conv_norm_out.weight"] *= 1e-10
+        tensors["conv_norm_out.bias"] *= 1e-10
+        tensors["conv_out.bias"][:] = 0  # beside which it would be nothing in float32, too
+
+    edit(folder / UNET_FILE, shrink)
+    sd = StableDiffusion(folder, float16=True)
+    latents = sd.generate_latents("a cat", **OPTIONS)
+    with pytest.warns(UserWarning, match="the latents are constant in half precision: once more"):
+        finite.denoised(sd, latents, last)
+    assert not sd.float16
+
+
+def test_white_is_no_constant(copy, tmp_path):
+    """It was cut off at 1: before, no two pixels were the same."""
+    folder = copy("sd-1")
+    edit(folder / VAE_FILE, lambda tensors: tensors["decoder.conv_out.bias"].fill(1000))
+    with pytest.warns(UserWarning, match="of one colour all over"):
+        sd = StableDiffusion(folder)
+        x_0 = last(sd.generate_latents("a cat", **OPTIONS))
+        picture = finite.decoded(sd, x_0, tiled=None)
+        finite.warn_of_blank(to_uint8(np.array(picture))[0])
+    assert (np.array(picture) == 1).all()
+    assert run(folder, "--output", tmp_path / "o.png") == 0
+    assert (tmp_path / "o.png").exists()
+
+
+@pytest.mark.parametrize("strength", [0, 1])
+def test_a_picture_that_starts_from_one_colour_may_be_of_one(copy, tmp_path, capsys, strength):
+    """It is saved, and nothing is said of it."""
+    folder = copy("sd-1")
+    edit(folder / VAE_FILE, zero("decoder.conv_out.weight"))
+    for name, level, status in (("flat", 0, 0), ("varied", 255, 1)):
+        levels = np.full((64, 64, 3), 90, np.uint8)
+        levels[0, 0] += level
+        Image.fromarray(levels).save(tmp_path / f"{name}.png")
+        output = tmp_path / f"made-{name}.png"
+        options = ["--n_images=1", "--steps=1", "--cfg=0", "--seed=5", "--model", str(folder)]
+        options += [f"--strength={strength}", f"--output={output}"]
+        assert image2image.main([str(tmp_path / f"{name}.png"), "a photo", *options]) == status
+        assert output.exists() == (status == 0)
+    assert "all over" not in capsys.readouterr().err
+
+
+def test_the_encoded_picture_is_looked_at(copy):
+    folder = copy("sd-1")
+    edit(folder / VAE_FILE, zero("encoder.conv_out.weight"))
+    image = np.random.RandomState(0).uniform(-1, 1, (64, 64, 3))
+    sd = StableDiffusion(folder)
+    with (
+        pytest.warns(UserWarning, match="constant: once more"),
+        pytest.raises(ValueError, match="embeddings of text and picture are constant"),
+    ):
+        finite.started(sd, lambda: sd.generate_latents_from_image(image, "a cat", **OPTIONS))
+    finite.started(
+        sd, lambda: sd.generate_latents_from_image(0 * image, "a cat", **OPTIONS), is_flat=True
+    )
+
+
+def test_zeros_in_place_of_an_empty_negative_text_are_meant(checkpoint, recwarn):
+    sd = StableDiffusionXL(checkpoint("sdxl-turbo"))
+    assert sd.config.pipeline.force_zeros_for_empty_prompt
+    latents = finite.started(sd, lambda: sd.generate_latents("a cat", **OPTIONS))
+    assert not latents.inputs[1][1:].any().item()
+    assert not [warning for warning in recwarn if "constant" in str(warning.message)]

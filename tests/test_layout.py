@@ -16,10 +16,12 @@ PACKAGE = Path(__file__).parents[1] / "stable_diffusion"
 # Beyond the standard library: modules of the package, and other packages.
 MAY_IMPORT = {
     "__init__": {"blas", "pipeline", "version"},
+    "__main__": {"streams"},
     "about": {
         *("hub", "hub_cache", "messages", "models", "unsupported", "version", "weight_files"),
         "mlx",
     },
+    "arguments": {"conditioning", "config", "hub", "messages", "mlx", "numpy"},
     "blas": set(),
     "bpe": {"regex"},
     "cli": {
@@ -34,7 +36,7 @@ MAY_IMPORT = {
         *("parser", "progress", "quantization", "quantize", "run", "streams", "unfinished"),
         *("weight_files", "mlx", "tqdm"),
     },
-    "denoising": {"config", "cpu", "noise", "sampler", "schedule", "unet", "mlx"},
+    "denoising": {"arguments", "config", "cpu", "noise", "sampler", "schedule", "unet", "mlx"},
     "diffusion_config": {"messages", "strict"},
     "finite": {"denoising", "model_io", "pipeline", "weights", "mlx", "numpy"},
     "from_image": {"messages", "metadata", "parameters", "picture", "recipe", "values"},
@@ -72,7 +74,17 @@ MAY_IMPORT = {
     "parameters": {"models", "recipe"},
     "parser": {"messages", "streams"},
     "pipeline": {
-        *("conditioning", "config", "cpu", "denoising", "lora", "model_io", "noise", "precision"),
+        *(
+            "arguments",
+            "conditioning",
+            "config",
+            "cpu",
+            "denoising",
+            "lora",
+            "model_io",
+            "noise",
+            "precision",
+        ),
         *("quantize", "sampler", "schedule", "textual_inversion", "tiling", "weights"),
         *("mlx", "numpy"),
     },
@@ -171,3 +183,42 @@ def test_the_library_needs_neither_pil_nor_tqdm_nor_the_hub():
     )
     done = python("-c", code)
     assert done.stdout.strip() == "set()"
+
+
+def test_what_the_package_may_do_is_said():
+    """`python -m stable_diffusion` does nothing, but says what does; each of that is there."""
+    done, asked = python("-m", "stable_diffusion"), python("-m", "stable_diffusion", "--help")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", asked.stdout)
+    assert (asked.returncode, asked.stderr) == (0, "")
+    named = re.findall(r"^  python (-m )?([\w.]+)", done.stderr, re.MULTILINE)
+    assert len(named) == 3
+    for is_module, name in named:
+        path = f"{name.replace('.', '/')}.py" if is_module else name
+        assert (PACKAGE.parent / path).is_file()
+
+
+def test_a_source_distribution_takes_everything_along():
+    """Its tests can be run: every folder and file beside the package is in MANIFEST.in."""
+    root = PACKAGE.parent
+    rules = [line.split() for line in (root / "MANIFEST.in").read_text().splitlines()]
+    folders = {rule[1] for rule in rules if rule[0] in ("graft", "recursive-include")}
+    files = {
+        file.name
+        for rule in rules
+        if rule[0] == "include"
+        for p in rule[1:]
+        for file in root.glob(p)
+    }
+    # setuptools takes these by itself.
+    files |= {"LICENSE", "MANIFEST.in", "README.md", "pyproject.toml"}
+    wanted = {"txt2image.py", "image2image.py", "requirements.txt", "SECURITY.md"}
+    assert wanted <= files
+    assert folders >= {".ci", "benchmarks", "images", "stable_diffusion", "tests", "tools"}
+
+
+def test_the_urls_and_classifiers_are_whole():
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    assert all(url.startswith("https://github.com/") for url in project["urls"].values())
+    lowest = project["requires-python"].removeprefix(">=")
+    assert f"Programming Language :: Python :: {lowest}" in project["classifiers"]
+    assert not [each for each in project["classifiers"] if each.startswith("License ::")]

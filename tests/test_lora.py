@@ -3,7 +3,9 @@
 diffusers only warns of keys that it does not know, so each comparison first counts what it took.
 """
 
+import argparse
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -23,7 +25,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import txt2image
-from stable_diffusion import StableDiffusion, StableDiffusionXL, cpu, model_io
+from stable_diffusion import StableDiffusion, StableDiffusionXL, cpu, model_io, values
 from stable_diffusion.lora import load_lora
 from stable_diffusion.lora_names import COMPONENTS
 
@@ -536,3 +538,16 @@ def test_a_file_that_does_not_fit_is_one_line(checkpoint, tmp_path, capsys):
     options = ["--model", str(checkpoint("sd-1")), "--output", str(tmp_path / "o.png")]
     assert txt2image.main(["a photo", "--lora", __file__, *options]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("n_bytes", [10_000_000_000, 10_000_000_001])
+def test_how_large_a_file_may_be(tmp_path, n_bytes):
+    """It is read whole; the file of this test has no blocks on the disk."""
+    file = tmp_path / "lora.safetensors"
+    file.touch()
+    os.truncate(file, n_bytes)
+    if n_bytes == 10_000_000_000:
+        assert values.lora(str(file)) == (file, 1.0)
+        return
+    with pytest.raises(argparse.ArgumentTypeError, match="the most for a LoRA file is 10.0 GB"):
+        values.lora(str(file))

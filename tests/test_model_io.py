@@ -64,3 +64,11 @@ def test_folders_of_users_that_there_are_not(name):
     """`Path.expanduser` would end in a RuntimeError."""
     with pytest.raises(FileNotFoundError, match=f"there is no (folder|file) {name}"):
         model_io.open_model(name)
+
+
+def test_an_open_model_takes_another_prediction_type(checkpoint):
+    """And stays as it is itself."""
+    source = model_io.open_model(checkpoint("sd-1"))
+    other = model_io.open_model(source, prediction_type="sample")
+    assert model_io.load_model_config(other).diffusion.prediction_type == "sample"
+    assert model_io.load_model_config(source).diffusion.prediction_type == "epsilon"

@@ -1,5 +1,9 @@
 """Whole pictures equal diffusers' for the same checkpoint, prompt, seed and scheduler."""
 
+from collections.abc import Generator
+from contextlib import closing
+from pathlib import Path
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -7,8 +11,10 @@ import pytest
 from kinds import KINDS
 from oracle import psnr, relative_l2
 from ours import pictures
+from PIL import Image
 
 from stable_diffusion import StableDiffusion, StableDiffusionXL, cpu
+from stable_diffusion.denoising import rescale
 from stable_diffusion.image import to_uint8
 from stable_diffusion.model_io import load_model_config
 from stable_diffusion.pipeline import pipeline_class
@@ -289,6 +295,9 @@ def test_wrong_class_names_the_right_one(checkpoint):
         ({"cfg_weight": float("nan")}, "cfg_weight must be a finite number, got nan"),
         ({"latent_size": (0, 8)}, "latent_size must be a height and a width"),
         ({"seed": -1}, "seed must be from 0"),
+        ({"latent_size": (8,)}, r"latent_size must be a height and a width .* got \(8,\)"),
+        ({"clip_skip": 0.5}, "clip_skip must be from 0 to .*, got 0.5"),
+        ({"cfg_weight": 10**400}, "cfg_weight must be a finite number"),
         ({"guidance_rescale": 1.5}, r"guidance_rescale must be in \[0, 1\], got 1.5"),
     ],
 )
@@ -303,7 +312,16 @@ def test_arguments_are_checked_when_called(model, options, message):
         (np.zeros((64, 64, 3)), 1.1, r"strength must be in \[0, 1\], got 1.1"),
         (np.zeros((64, 64, 3)), float("nan"), "strength must be"),
         (np.zeros((60, 64, 3)), 0.5, r"multiples of 8, got \[60, 64, 3\]"),
-        (np.zeros((64, 64)), 0.5, r"image must be \[H, W, 3\]"),
+        (np.zeros((64, 64)), 0.5, r"image must be \[H, W, 3\] .* np.stack"),
+        (np.zeros((1, 64, 64, 3)), 0.5, r"got the shape \[1, 64, 64, 3\]: .* image\[0\]"),
+        (np.zeros((3, 64, 64)), 0.5, r"image.transpose\(1, 2, 0\)"),
+        (np.zeros((64, 64, 4)), 0.5, r"image\[..., :3\]"),
+        (np.zeros((64, 64, 1)), 0.5, "np.repeat"),
+        (np.zeros((0, 64, 3)), 0.5, "it is empty"),
+        (np.zeros((64, 64, 3), np.uint8), 0.5, r"\[-1, 1\]: x / 127.5 - 1 .* integers, uint8"),
+        (mx.zeros((64, 64, 3), mx.int32), 0.5, "got integers, int32"),
+        (np.full((64, 64, 3), 255.0), 0.5, "x / 127.5 - 1 .* got values from 255 to 255"),
+        (np.full((64, 64, 3), np.nan), 0.5, "got numbers that are not finite"),
     ],
 )
 def test_image_arguments_are_checked_when_called(model, image, strength, message):
@@ -331,3 +349,119 @@ def test_as_many_prompts_and_seeds_as_pictures(model, name):
     several = {"text": [PROMPT] * 2, "negative_text": [""] * 2, "seed": [1, 2]}[name]
     with pytest.raises(ValueError, match=f"{name}: 2 {name[-4:]}s are not one for each of n_im"):
         model("sd-1").generate_latents(**{"text": PROMPT, "n_images": 3, name: several})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"text": None}, "text must be text, or a list .* got None"),
+        ({"text": ["a", 3], "n_images": 2}, "text must be text, .* a list with 3, an int"),
+        ({"text": np.zeros((64, 64, 3))}, "text must be text, .* the image comes first"),
+        ({"negative_text": 5}, "negative_text must be text, .* got 5"),
+        ({"n_images": "2"}, "n_images must be an integer, got '2', a str"),
+        ({"n_images": 2.0}, "n_images must be an integer, got 2.0"),
+        ({"num_steps": True}, "num_steps must be an integer, got True"),
+        ({"num_steps": 1.5}, "num_steps must be an integer, got 1.5"),
+        ({"cfg_weight": "7"}, "cfg_weight must be a number, got '7'"),
+        ({"guidance_rescale": None}, "guidance_rescale must be a number, got None"),
+        ({"seed": 1.5}, "seed must be an integer, got 1.5"),
+        ({"seed": "7"}, "seed must be an integer, got '7'"),
+        ({"seed": [True]}, "each seed must be an integer, got True"),
+        ({"latent_size": 64}, "latent_size must be a height and a width .* got 64"),
+        ({"latent_size": (8.0, 8)}, "each side of latent_size must be an integer, got 8.0"),
+    ],
+)
+def test_wrong_kinds_are_named(model, options, message):
+    with pytest.raises(TypeError, match=message):
+        model("sd-1").generate_latents(**{"text": PROMPT, **options})
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "message"),
+    [
+        (PROMPT, np.zeros((64, 64, 3)), "got text, .* the image comes first, then the text"),
+        (Path("house.png"), PROMPT, r"got text, 'house.png': .*Image.open\(file\)"),
+        (Image.new("RGB", (64, 64)), PROMPT, "a picture of Pillow, .*image.convert"),
+        (np.zeros((64, 64, 3)), Image.new("RGB", (8, 8)), "text must be .* the image comes first"),
+        ([[1.0], [1.0, 2.0]], PROMPT, "which is no array"),
+        (None, PROMPT, "got None, .* no array of real numbers"),
+    ],
+)
+def test_what_is_no_image_is_told_how_to_become_one(model, image, text, message):
+    with pytest.raises(TypeError, match=message):
+        model("sd-1").generate_latents_from_image(image, text)
+
+
+def test_other_arguments_of_a_wrong_kind(model):
+    sd = model("sd-1")
+    for call, message in (
+        (lambda: StableDiffusion(5), "model must be text or a path, got 5"),
+        (lambda: StableDiffusion("tiny", vae=5), "vae must be text or a path"),
+        (lambda: StableDiffusion("tiny", sampler=5), "sampler must be text or None"),
+        (lambda: sd.load_lora(5), "path must be text or a path"),
+        (lambda: sd.load_lora("a", "1"), "scale must be a number, got '1'"),
+        (lambda: sd.load_embedding(5, "a"), "name must be text, got 5"),
+        (lambda: sd.decode("a"), r"latents must be an array \[B, h, w, 4\]"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+    with pytest.raises(ValueError, match=r"latents must be .* got \[8, 8, 4\]"):
+        sd.decode(mx.zeros((8, 8, 4)))
+
+
+def test_numbers_of_numpy_and_mlx_are_as_good(model):
+    """float32's 0.7 too: of ten steps it takes seven, though it is a little less."""
+    sd, image = model("sd-1"), gradient(64, 64)
+    plain = {"n_images": 2, "num_steps": 10, "cfg_weight": 3.0, "seed": 7, "strength": 0.7}
+    expected = sd.generate_latents_from_image(image, PROMPT, **plain)
+    others = [
+        {"n_images": np.int64(2), "num_steps": np.int32(10), "cfg_weight": np.float64(3)},
+        {"seed": np.uint32(7), "strength": np.float32(0.7)},
+        {"n_images": mx.array(2), "cfg_weight": mx.array(3.0), "strength": mx.array(0.7)},
+        {"seed": np.array([7, 8]), "num_steps": np.array(10)},
+    ]
+    for other in others:
+        latents = sd.generate_latents_from_image(mx.array(image), PROMPT, **{**plain, **other})
+        assert len(latents) == len(expected) == 7
+        assert latents.seed == 7
+        assert mx.array_equal(latents.inputs[0], expected.inputs[0]).item()
+
+
+def test_a_filter_may_overshoot(model):
+    """As Lanczos' does at edges."""
+    image = 1.4 * gradient(64, 64)
+    assert len(model("sd-1").generate_latents_from_image(image, PROMPT, strength=0)) == 1
+
+
+def test_no_negative_text(model):
+    """None is the empty one, for all pictures or for some."""
+    sd, options = model("sd-1"), {"num_steps": 2, "cfg_weight": 3, "seed": 7, "n_images": 2}
+    (*_, empty) = sd.generate_latents(PROMPT, negative_text="", **options)
+    for none in (None, [None, ""], (None, None)):
+        (*_, x_0) = sd.generate_latents(PROMPT, negative_text=none, **options)
+        assert mx.array_equal(x_0, empty).item()
+
+
+def test_latents_are_a_generator(model):
+    latents = model("sd-1").generate_latents(PROMPT, num_steps=3, cfg_weight=1, seed=1)
+    assert isinstance(latents, Generator) and iter(latents) is latents
+    assert latents.send(None).shape == (1, 8, 8, 4)
+    with closing(latents):
+        next(latents)
+    assert next(latents, None) is None and len(latents) == 3
+    latents.restart()
+    with pytest.raises(KeyError, match="why"):
+        latents.throw(KeyError("why"))
+    assert list(latents) == []
+    picture = model("sd-1").generate_latents_from_image(gradient(64, 64), PROMPT, strength=0)
+    picture.close()
+    assert list(picture) == []
+
+
+def test_guidance_is_rescaled_picture_by_picture():
+    """Each to its own contrast, whatever the others' is (arXiv:2305.08891, section 3.4)."""
+    conditional = np.random.RandomState(0).normal(size=(2, 4, 4, 4)).astype(np.float32)
+    conditional *= np.array([1, 10])[:, None, None, None].astype(np.float32)
+    guided = conditional * np.array([3, 5])[:, None, None, None].astype(np.float32)
+    ours = rescale(mx.array(guided), mx.array(conditional), 1.0)
+    assert relative_l2(ours, conditional) < 1e-6
