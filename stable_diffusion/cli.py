@@ -11,6 +11,7 @@ from .image import MOST_PIXELS, load_image
 from .jobs import Job
 from .messages import said, shown
 from .options import GROUPS, START, add_options, types
+from .other_names import explain_option
 from .parser import Parser
 from .progress import say
 from .prompts_file import STANDARD_INPUT, read_requests
@@ -57,7 +58,11 @@ def txt2image_parser() -> argparse.ArgumentParser:
     """What `txt2image.py` takes."""
     elsewhere = {f"--{name}": "image2image.py" for name in types(START.values())}
     parser = Parser(
-        "[prompt]", "Make pictures of a text.", TXT2IMAGE_EXAMPLES + MORE, elsewhere=elsewhere
+        "[prompt]",
+        "Make pictures of a text.",
+        TXT2IMAGE_EXAMPLES + MORE,
+        elsewhere=elsewhere,
+        explain=explain_option,
     )
     add_options(parser, GROUPS)
     return parser
@@ -66,7 +71,8 @@ def txt2image_parser() -> argparse.ArgumentParser:
 def image2image_parser() -> argparse.ArgumentParser:
     """What `image2image.py` takes."""
     description = "Make pictures of a text that start from a picture."
-    parser = Parser("image [prompt]", description, IMAGE2IMAGE_EXAMPLES + MORE)
+    examples = IMAGE2IMAGE_EXAMPLES + MORE
+    parser = Parser("image [prompt]", description, examples, explain=explain_option)
     add_options(parser, START | GROUPS)
     return parser
 

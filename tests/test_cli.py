@@ -16,6 +16,16 @@ from stable_diffusion import cli
 from stable_diffusion.convert import _parser as convert_parser
 from stable_diffusion.metadata import RECIPE, save_options
 from stable_diffusion.options import GROUPS, START
+from stable_diffusion.other_names import (
+    ABSENT,
+    ABSENT_BEGINNINGS,
+    CONTROL,
+    IMAGE,
+    MASKS,
+    SAME,
+    SAME_BEGINNINGS,
+    SENSES,
+)
 from stable_diffusion.recipe import Recipe
 
 PARSERS = {"txt2image.py": cli.txt2image_parser, "image2image.py": cli.image2image_parser}
@@ -140,8 +150,7 @@ def test_an_option_in_the_wrong_is_told_first(capsys):
     [
         (["--step", "3"], "--steps"),
         (["--n-image=3"], "--n_images"),
-        (["--negative", "x"], "--negative_prompt"),
-        (["--guidance_scale", "3"], "--guidance-rescale"),
+        (["--guidance-scaling", "3"], "--guidance-rescale"),
         (["--list_model"], "--list-models"),
         (["--sampler", "euler_a"], "euler-a"),
         (["--schedule", "karas"], "karras"),
@@ -157,6 +166,78 @@ def test_did_you_mean(capsys, words, meant):
     assert error.count("\n") == 2  # usage, and this
     assert error.endswith(f": did you mean {meant}?\n" if meant else "\n")
     assert meant or "did you mean" not in error
+
+
+def explained(script: str, words: list[str], capsys) -> str:
+    """The error for options of other programs, after the word itself."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.parse(PARSERS[script](), words)
+    assert stopped.value.code == 2
+    _, line = capsys.readouterr().err.splitlines()
+    (word,) = {word.partition("=")[0] for word in words if word.startswith("-")}
+    start, _, said = line.partition(f"unrecognized arguments: {word}")
+    assert start == f"{start.split(': ')[0]}: error: "
+    return said
+
+
+def test_each_option_of_another_program_has_one_meaning():
+    names = [name for theirs in [*SAME.values(), *ABSENT.values()] for name in theirs.split()]
+    assert len(names) == len(set(names)) > 250
+    for start in [*SAME_BEGINNINGS, *ABSENT_BEGINNINGS]:
+        assert not any(name.startswith(start) for name in names if len(name) > 2), start
+    assert SENSES.keys() <= set(names)
+
+
+@pytest.mark.parametrize("script", PARSERS)
+def test_what_other_programs_call_the_options(script, capsys):
+    """Whatever the spelling, the answer ends with an option that exists, or says there is none."""
+    known = {name for _, action in options(PARSERS[script]()) for name in action.option_strings}
+    both = PARSERS["image2image.py"]()
+    of_pictures = {name for _, action in options(both) for name in action.option_strings}
+    pairs = [(name, ours) for ours, theirs in SAME.items() for name in theirs.split()]
+    pairs += [(f"{start}xyz", ours) for start, ours in SAME_BEGINNINGS.items()]
+    pairs += [(name, None) for theirs in ABSENT.values() for name in theirs.split()]
+    pairs += [(f"{start}xyz", None) for start in ABSENT_BEGINNINGS]
+    for name, ours in pairs:
+        dashes = "-" if len(name) == 1 else "--"
+        spellings = {f"{dashes}{name}", f"{dashes}{name.replace('-', '_')}", f"{dashes}{name}=x"}
+        assert not {word.partition("=")[0] for word in spellings} & known
+        for word in spellings:
+            said = explained(script, ["a photo", word], capsys)
+            if ours is None:
+                assert said.startswith(": there is no such option: "), word
+            else:
+                assert said.split()[-1] == ours in of_pictures, word
+                assert (ours in known) != (": it is for image2image.py, and" in said), word
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--prompt", "a cat"], "there is no such option: write the prompt alone, in quotes"),
+        (["-n", "blurry"], "here it is --negative_prompt"),
+        (["-W512"], "here it is --width"),
+        (["-H", "64"], "here it is --height"),
+        (["-s42"], "here it is --seed"),
+        (["--Num_Inference-Steps=4"], "here it is --steps"),
+        (["--guidance", "3"], "here it is --cfg"),
+        (["--negative", "x"], "here it is --negative_prompt"),
+        (["--no_half"], "here it is --no-float16"),
+        (["--denoise=.5"], "it is for image2image.py, and here it is --strength"),
+        (["--scheduler=x"], f"{SENSES['scheduler']} --schedule"),
+        (["--controlnet-strength", "1"], f"there is no such option: {CONTROL}"),
+        (["--mask_image", "1"], f"there is no such option: {MASKS}"),
+        (["--image", "a.png"], f"there is no such option: {IMAGE}"),
+    ],
+)
+def test_the_sense_is_right(capsys, words, said):
+    assert explained("txt2image.py", words, capsys) == f": {said}"
+
+
+def test_what_is_behind_the_end_of_options_is_a_prompt(folder):
+    assert parse("txt2image.py", ["--", "--guidance"], folder).prompt == "--guidance"
+    assert parse("txt2image.py", ["-p a cat"], folder).prompt == "-p a cat"
+    assert parse("txt2image.py", ["-qv", "a"], folder).quantize is True
 
 
 def test_messages_spell_options_as_the_help_does():

@@ -23,8 +23,8 @@ MAY_IMPORT = {
     "blas": set(),
     "bpe": {"regex"},
     "cli": {
-        *("diffusion_config", "from_image", "image", "jobs", "messages", "options", "parser"),
-        *("progress", "prompts_file", "numpy"),
+        *("diffusion_config", "from_image", "image", "jobs", "messages", "options"),
+        *("other_names", "parser", "progress", "prompts_file", "numpy"),
     },
     "clip": {"config", "cpu", "layers", "mlx"},
     "conditioning": {"clip", "config", "prompt", "tokenizer", "mlx"},
@@ -67,6 +67,7 @@ MAY_IMPORT = {
     "normalize": {"regex"},
     "options": {"about", "diffusion_config", "image", "models", "parser", "values"},
     "original": {"header", "weights"},
+    "other_names": set(),
     "output": {"image", "jobs", "messages", "picture", "progress", "record", "numpy"},
     "parameters": {"models", "recipe"},
     "parser": {"messages", "streams"},
