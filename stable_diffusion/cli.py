@@ -10,6 +10,7 @@ from .from_image import with_recipe
 from .image import MOST_PIXELS, load_image
 from .jobs import Job
 from .messages import said, shown
+from .noise import MAX_SEED
 from .options import GROUPS, START, add_options, types
 from .other_names import explain_option
 from .parser import Parser
@@ -170,6 +171,12 @@ def _requests(args: argparse.Namespace) -> list[argparse.Namespace]:
             raise ValueError(
                 f"{request.where}--width {request.width} and --height {request.height} make more "
                 f"than {MOST_PIXELS} pixels"
+            )
+        if request.seed is not None and request.seed + request.n_images - 1 > MAX_SEED:
+            raise ValueError(
+                f"{request.where}--seed {request.seed} is too large for {request.n_images} "
+                f"picture{'s' * (request.n_images > 1)}, as seeds end at {MAX_SEED}: take a "
+                "smaller one" + (", or --n_images 1" * (request.n_images > 1 and not request.where))
             )
         if request.sampler is not None:
             try:

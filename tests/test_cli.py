@@ -276,6 +276,87 @@ def test_files_that_cannot_be(capsys, option, name):
     assert "error: argument" in (said := capsys.readouterr().err) and "no such" in said
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--model=https://huggingface.co/org/name", "give org/name"),
+        ("--model=https://huggingface.co/org/name/", "give org/name"),
+        ("--model=http://www.hf.co/org/name/tree/main?x=1#y", "give org/name"),
+        ("--model=https://huggingface.co/org/name/tree/fp16", "give org/name@fp16"),
+        ("--model=https://huggingface.co/org/name/tree/refs%2Fpr%2F1", "give org/name@refs/pr/1"),
+        ("--model=https://huggingface.co/o/n/blob/main/model_index.json", "give o/n"),
+        ("--model=huggingface.co/org/name", "give org/name"),
+        ("--vae=https://huggingface.co/org/name", "give org/name"),
+        ("--model=https://huggingface.co/o/n/blob/main/a/b.safetensors", None),
+        ("--model=https://huggingface.co/o/n/resolve/fp16/b.safetensors?download=true", None),
+        ("--model=https://civitai.com/models/4384/dreamshaper", None),
+        ("--model=civitai.com/models/4384", None),
+        ("--model=HTTPS://example.org", None),
+        ("--lora=https://huggingface.co/o/n", None),
+        ("--lora=https://civitai.com/api/download/models/1:0.8", None),
+        ("--embedding=x=https://example.org/x.safetensors", None),
+    ],
+)
+def test_addresses(capsys, option, said):
+    with pytest.raises(SystemExit) as stopped:
+        cli.parse(cli.txt2image_parser(), ["a", option])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert " is a web address: " in error
+    if said is None:
+        assert error.endswith(", a .safetensors, and give the path of that\n")
+    else:
+        assert error.endswith(f"{said}\n")
+
+
+@pytest.mark.parametrize("model", ["org/name", "org/name@v1", "./http", "hf.co", "a:b", ""])
+def test_what_is_no_address(folder, model):
+    (folder / "hf.co").mkdir()
+    assert parse("txt2image.py", ["a", f"--model={model}"], folder).model == model
+
+
+LAST_SEED = 2**64 - 1
+
+
+def test_seeds(folder, capsys):
+    for seed in (0, LAST_SEED):
+        args = parse("txt2image.py", ["a", "--n_images=1", f"--seed={seed}"], folder)
+        assert args.seed == seed
+    for wrong, said in {
+        "-1": f"must be from 0 to {LAST_SEED}, got -1: leave it out for a random one",
+        str(LAST_SEED + 1): f"must be from 0 to {LAST_SEED}, got {LAST_SEED + 1}",
+        "x": "'x' is not an integer",
+    }.items():
+        assert parse("txt2image.py", ["a", "--seed", wrong], folder) is None
+        assert capsys.readouterr().err.endswith(f": {said}\n")
+
+
+def test_no_picture_has_a_seed_beyond_the_last(folder, capsys):
+    """Those that follow count too: of a call, a recipe, and a prompts file."""
+    last, end = str(LAST_SEED), f"as seeds end at {LAST_SEED}: take a smaller one"
+    assert parse("txt2image.py", ["a", "--n_images=2", "--seed", str(LAST_SEED - 1)], folder)
+    assert parse("txt2image.py", ["a", "--n_images=2", "--seed", last], folder) is None
+    said = f"--seed {last} is too large for 2 pictures, {end}, or --n_images 1\n"
+    assert capsys.readouterr().err.endswith(said)
+
+    recipe = Recipe(prompt="a", model="tiny", seed=LAST_SEED)
+    options = save_options({RECIPE: recipe.to_json()}, "PNG")
+    Image.new("RGB", (64, 64)).save(folder / "r.png", **options)
+    parser = cli.txt2image_parser()
+    with pytest.raises(SystemExit):
+        cli.parse(parser, ["--from-image=r.png"])
+    assert "is too large for 4 pictures" in capsys.readouterr().err
+    assert cli.parse(parser, ["--from-image=r.png", "--n_images=1"]).seed == LAST_SEED
+
+    (folder / "p.jsonl").write_text('{"prompt": "a", "n_images": 2}\n{"prompt": "b"}')
+    with pytest.raises(SystemExit):
+        cli.parse(parser, ["--prompts-file=p.jsonl", f"--seed={LAST_SEED - 1}"])
+    error = capsys.readouterr().err
+    assert error.endswith(f"line 2: --seed {LAST_SEED + 1} is too large for 1 picture, {end}\n")
+    args = cli.parse(parser, ["--prompts-file=p.jsonl", f"--seed={LAST_SEED - 2}"])
+    assert [request.seed for request in args.requests] == [LAST_SEED - 2, LAST_SEED]
+
+
 # --- the README ----------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "blas": set(),
     "bpe": {"regex"},
     "cli": {
-        *("diffusion_config", "from_image", "image", "jobs", "messages", "options"),
+        *("diffusion_config", "from_image", "image", "jobs", "messages", "noise", "options"),
         *("other_names", "parser", "progress", "prompts_file", "numpy"),
     },
     "clip": {"config", "cpu", "layers", "mlx"},
@@ -104,7 +104,7 @@ MAY_IMPORT = {
     "unet": {"config", "layers", "mlx", "numpy"},
     "unsupported": {"config"},
     "vae": {"config", "layers", "mlx"},
-    "values": {"messages"},
+    "values": {"messages", "noise"},
     "version": set(),
     "weight_files": set(),
     "weights": {"header", "mlx", "numpy"},
