@@ -51,8 +51,8 @@ def prompt(add: Add) -> None:
         "--prompts-file",
         by_default="none",
         metavar="FILE",
-        help="in place of the prompt: one a line, or JSON lines with options for each; - is the "
-        "standard input. Pictures that exist are not made again",
+        help="in place of the prompt: one a line, or JSON, in lines or an array, with options for "
+        "each; - is the standard input. Pictures that exist are not made again",
     )
     add(
         "--from-image",
