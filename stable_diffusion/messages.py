@@ -7,6 +7,19 @@ LIKENESS = 0.6  # of two words, 0 to 1: difflib's own default
 MOST_SHOWN = 200  # characters of a value that comes from a file
 
 
+class PromptWarning(UserWarning):
+    """Tells that a part of a prompt is not read as it may be meant.
+
+    Args:
+        message: what is told.
+        topic: what a run needs to hear but once, of whichever prompt; None for the message itself.
+    """
+
+    def __init__(self, message: str, topic: str | None = None):
+        super().__init__(message)
+        self.topic = message if topic is None else topic
+
+
 def did_you_mean(
     word: str,
     known: Iterable[str],
