@@ -11,7 +11,9 @@ from .from_image import with_recipe
 from .image import MOST_PIXELS, MULTIPLE, load_image
 from .jobs import Job
 from .messages import said, shown
+from .noise import MAX_SEED
 from .options import GROUPS, START, add_options, types
+from .other_names import explain_option
 from .parser import Parser
 from .picture import read_size
 from .progress import say
@@ -59,7 +61,11 @@ def txt2image_parser() -> argparse.ArgumentParser:
     """What `txt2image.py` takes."""
     elsewhere = {f"--{name}": "image2image.py" for name in types(START.values())}
     parser = Parser(
-        "[prompt]", "Make pictures of a text.", TXT2IMAGE_EXAMPLES + MORE, elsewhere=elsewhere
+        "[prompt]",
+        "Make pictures of a text.",
+        TXT2IMAGE_EXAMPLES + MORE,
+        elsewhere=elsewhere,
+        explain=explain_option,
     )
     add_options(parser, GROUPS)
     return parser
@@ -68,7 +74,8 @@ def txt2image_parser() -> argparse.ArgumentParser:
 def image2image_parser() -> argparse.ArgumentParser:
     """What `image2image.py` takes."""
     description = "Make pictures of a text that start from a picture."
-    parser = Parser("image [prompt]", description, IMAGE2IMAGE_EXAMPLES + MORE)
+    examples = IMAGE2IMAGE_EXAMPLES + MORE
+    parser = Parser("image [prompt]", description, examples, explain=explain_option)
     add_options(parser, START | GROUPS)
     return parser
 
@@ -174,6 +181,12 @@ def _requests(args: argparse.Namespace) -> list[argparse.Namespace]:
             raise ValueError(
                 f"{request.where}--width {request.width} and --height {request.height} make more "
                 f"than {MOST_PIXELS} pixels"
+            )
+        if request.seed is not None and request.seed + request.n_images - 1 > MAX_SEED:
+            raise ValueError(
+                f"{request.where}--seed {request.seed} is too large for {request.n_images} "
+                f"picture{'s' * (request.n_images > 1)}, as seeds end at {MAX_SEED}: take a "
+                "smaller one" + (", or --n_images 1" * (request.n_images > 1 and not request.where))
             )
         if request.sampler is not None:
             try:

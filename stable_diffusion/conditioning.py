@@ -4,7 +4,8 @@ A text encoder takes one window of 77 tokens. Of a longer prompt every 75 tokens
 start and an end token of their own, and the embeddings of the windows follow each other.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -12,7 +13,8 @@ import mlx.core as mx
 
 from .clip import CLIPOutput, CLIPTextModel
 from .config import ModelConfig
-from .prompt import parse_weights
+from .messages import PromptWarning, shown
+from .prompt import find_networks, find_plain_syntax, parse_weights
 from .tokenizer import Tokenizer
 
 # Here a step attends to about as many tokens of text as a picture of 512x512 has latents.
@@ -98,12 +100,21 @@ def windows(text: str, tokenizer: Tokenizer, options: TextOptions) -> list[Windo
     Raises:
         ValueError: a long prompt needs more than `MOST_WINDOWS`.
     """
+    found, dropped = _read(text, tokenizer, options)
+    if dropped:
+        warnings.warn(tokenizer.tell_dropped(dropped), stacklevel=2)
+    return found
+
+
+def _read(text: str, tokenizer: Tokenizer, options: TextOptions) -> tuple[list[Window], str]:
+    """The windows of a text, and the words that are dropped."""
     parts = parse_weights(text) if options.prompt_weights else [(text, 1.0)]
     words = (
         (word, [(token, weight) for token in ids])
         for part, weight in parts
         for word, ids in tokenizer.words(part)
     )
+    dropped = ""
     if options.long_prompt:
         most = MOST_WINDOWS * tokenizer.room
         tokens = list(islice(chain.from_iterable(tokens for _, tokens in words), most + 1))
@@ -112,20 +123,64 @@ def windows(text: str, tokenizer: Tokenizer, options: TextOptions) -> list[Windo
                 f"a prompt may have up to {most} tokens, this one has more: shorten it"
             )
     else:
-        tokens = tokenizer.fit(words)
+        tokens, dropped = tokenizer.cut(words)
     starts = range(0, max(len(tokens), 1), max(tokenizer.room, 1))
-    return [_window(tokens[i : i + tokenizer.room], tokenizer) for i in starts]
+    return [_window(tokens[i : i + tokenizer.room], tokenizer) for i in starts], dropped
+
+
+def warn_of_syntax(texts: Mapping[str, str], prompt_weights: bool) -> None:
+    """Warn of what other programs read in prompts, and this one takes for words.
+
+    Args:
+        texts: prompts, and what to call each.
+        prompt_weights: whether brackets in them weigh.
+    """
+    tagged = {text: find_networks(text) for text in texts if "<" in text}
+    tagged = {text: found for text, found in tagged.items() if found[0]}
+    for text, (tags, options) in islice(tagged.items(), 1):
+        advice = "take it out"
+        if options:
+            advice += f", and add the file with {' '.join(options)} (load_lora of the library)"
+        else:
+            advice += ", as hypernetworks are not supported"
+        others = f", as are those of {len(tagged) - 1} more" if len(tagged) > 1 else ""
+        message = (
+            f"{texts[text]} has {shown(' '.join(tags))}, which is read as words{others}: {advice}"
+        )
+        warnings.warn(PromptWarning(message, topic="networks"), stacklevel=2)
+    if not prompt_weights:
+        return
+    for text, name in texts.items():
+        if found := find_plain_syntax(text):
+            parts = " and ".join(f"{shown(part)!r} ({kind})" for kind, part in found.items())
+            message = (
+                f"{name} has {parts}, which other programs read, and here is plain text: only "
+                "(more), [less] and (this:1.3) weigh"
+            )
+            warnings.warn(PromptWarning(message, topic="syntax"), stacklevel=2)
+            return
 
 
 def embed(
-    texts: Sequence[str], readers: Sequence[Reader], layer: Layer, options: TextOptions
+    texts: Mapping[str, str], readers: Sequence[Reader], layer: Layer, options: TextOptions
 ) -> tuple[mx.array, mx.array]:
     """Embeddings [R, N, D] of R texts, and the pooled ones [R, P] of the last text encoder.
+
+    `texts` are these with what to call each: of one that is cut a single warning says so.
 
     N is 77 for each window; all texts get as many as the longest, the others' being empty. D is
     the width of all text encoders together. Pooled is the first window.
     """
-    read = [[windows(text, tokenizer, options) for text in texts] for tokenizer, _ in readers]
+    read, is_told = [], set()
+    for tokenizer, _ in readers:
+        of_texts = []
+        for text, name in texts.items():
+            found, dropped = _read(text, tokenizer, options)
+            of_texts.append(found)
+            if dropped and text not in is_told:
+                is_told.add(text)
+                warnings.warn(tokenizer.tell_dropped(dropped, name), stacklevel=2)
+        read.append(of_texts)
     n = max(len(of_text) for of_texts in read for of_text in of_texts)
     embeddings = []
     for (tokenizer, text_encoder), of_texts in zip(readers, read, strict=True):
@@ -156,8 +211,12 @@ def embed_pairs(
     negative_texts = [] if negative_texts is None else _listed(negative_texts)
     zeros = None  # stands for a text that is not encoded
     wanted = [*texts, *(text or zeros if has_zeros else text for text in negative_texts)]
-    different = list(dict.fromkeys(text for text in wanted if text is not zeros))
-    embedded = embed(different, readers, layer, options)
+    names = dict.fromkeys(texts, "prompt")
+    names |= {text: "negative prompt" for text in negative_texts if text not in names}
+    named = {text: names[text] for text in wanted if text is not zeros}
+    warn_of_syntax({text: f"the {name}" for text, name in named.items()}, options.prompt_weights)
+    embedded = embed(named, readers, layer, options)
+    different = list(named)
     if zeros in wanted:
         embedded = [mx.concatenate([x, mx.zeros_like(x[:1])]) for x in embedded]
         different.append(zeros)

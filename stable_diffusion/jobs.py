@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from .conditioning import warn_of_syntax
 from .config import ModelConfig
 from .image import MOST_PIXELS, MULTIPLE, similar_size
 from .sampler import Sampler
@@ -186,6 +187,18 @@ def warn_of_no_guidance(jobs: Iterable[Job]) -> None:
             "than 1",
             stacklevel=2,
         )
+
+
+def warn_of_prompts(jobs: Iterable[Job]) -> None:
+    """Tell of what these jobs' prompts have in them that is only text here, and in which line."""
+    for weigh in (False, True):
+        texts: dict[str, str] = {}
+        for job in jobs:
+            if job.prompt_weights == weigh:
+                texts.setdefault(job.prompt, f"{job.where}the prompt")
+                if job.cfg > 1:
+                    texts.setdefault(job.negative_prompt, f"{job.where}the negative prompt")
+        warn_of_syntax(texts, weigh)
 
 
 def batches(jobs: Iterable[Job], size: Callable[[Job], int], n_shares: int = 1) -> list[Batch]:

@@ -21,6 +21,19 @@ _CONTROLS = re.compile(
 )
 
 
+class PromptWarning(UserWarning):
+    """Tells that a part of a prompt is not read as it may be meant.
+
+    Args:
+        message: what is told.
+        topic: what a run needs to hear but once, of whichever prompt; None for the message itself.
+    """
+
+    def __init__(self, message: str, topic: str | None = None):
+        super().__init__(message)
+        self.topic = message if topic is None else topic
+
+
 def did_you_mean(
     word: str,
     known: Iterable[str],

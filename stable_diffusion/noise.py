@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.random import RandomState  # now: later there may be no memory to read it
 
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**64 - 1  # of a picture, as other programs draw them; PyTorch takes no larger one
 BLOCK = 16  # PyTorch transforms 8 pairs at a time
 
 
@@ -26,7 +26,7 @@ class NoiseStream:
 
     def __init__(self, seed: int) -> None:
         seed = operator.index(seed)
-        if not -(2**63) <= seed < 2**64:
+        if not -(2**63) <= seed <= MAX_SEED:
             raise ValueError(f"seed must be in [-2**63, 2**64 - 1], got {seed}")
         self._generator = RandomState(seed % 2**32)  # PyTorch, too, takes 32 bits only
         self._spare: float | None = None  # the second of a pair, waiting for the next short draw
@@ -111,6 +111,6 @@ def picture_streams(
         seed = secrets.randbits(32) if seed is None else seed
         seeds = list(range(seed, seed + n_images))
     for seed in (min(seeds), max(seeds)):
-        if not 0 <= seed < MAX_SEED:
-            raise ValueError(f"seed must be from 0 to 2^63 - 1, got {seed}")
+        if not 0 <= seed <= MAX_SEED:
+            raise ValueError(f"seed must be from 0 to 2^64 - 1 for each picture, got {seed}")
     return seeds[0], [NoiseStream(seed) for seed in seeds]

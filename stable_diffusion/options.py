@@ -15,7 +15,7 @@ from .diffusion_config import PREDICTION_TYPES, SAMPLERS, SCHEDULES
 from .image import FITS
 from .models import MODELS
 from .parser import Show
-from .values import embedding, lora, number, one_of
+from .values import embedding, lora, model_name, number, one_of, seed
 
 Add = Callable[..., None]
 
@@ -23,7 +23,6 @@ MOST = 100_000  # of anything that is counted: far beyond what makes sense
 POSITIVE = number(int, 1, MOST)
 PIXELS = number(int, 1, 2**14)  # a side; UNets run out of any memory before
 MOST_GUIDANCE = 1000  # more than some 30 makes no picture any more
-MOST_SEED = 2**63 - 2**20  # pictures count up from it
 
 
 def start(add: Add) -> None:
@@ -52,8 +51,8 @@ def prompt(add: Add) -> None:
         "--prompts-file",
         by_default="none",
         metavar="FILE",
-        help="in place of the prompt: one a line, or JSON lines with options for each; - is the "
-        "standard input. Pictures that exist are not made again",
+        help="in place of the prompt: one a line, or JSON, in lines or an array, with options for "
+        "each; - is the standard input. Pictures that exist are not made again",
     )
     add(
         "--from-image",
@@ -120,7 +119,7 @@ def pictures(add: Add) -> None:
     )
     add(
         "--seed",
-        type=number(int, 0, MOST_SEED),
+        type=seed,
         by_default="drawn, and printed; of a prompts file, made of the prompts",
         metavar="N",
         help="of the first picture; the others have the ones that follow",
@@ -169,12 +168,14 @@ def model(add: Add) -> None:
     """Which weights."""
     add(
         "--model",
+        type=model_name,
         default="sdxl",
         help=f"one of {', '.join(MODELS)}; a folder in diffusers' layout; a .safetensors file in "
         "the original one; or a Hugging Face repository, with @revision if wanted",
     )
     add(
         "--vae",
+        type=model_name,
         by_default="by model",
         help="a model, folder, repository or file to take the VAE from",
     )

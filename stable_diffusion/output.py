@@ -32,7 +32,9 @@ from .record import Record
 from .unfinished import remove_abandoned
 
 FIELDS = ("index", "seed", "model")
+NUMBERS = ("index", "seed")  # of these; their digits may be said: {index:06}, {seed:010d}
 DIGITS = 4  # that an index has at least, so that names stand in order
+WIDTH = re.compile(r"0?(?P<digits>[0-9]{0,2})d?")
 IN_A_FOLDER = "{index}.png"
 
 
@@ -187,8 +189,8 @@ class Output:
             pattern = os.path.join(args.output, IN_A_FOLDER) if is_folder else args.output
             if job.file is not None:
                 pattern = os.path.join(folder, _inside(job))
-            index = f"{start + job.index:0{DIGITS}}"
-            path = Path(pattern.format(index=index, seed=job.seed, model=model))
+            index, seed = _Number(start + job.index, DIGITS), _Number(job.seed)
+            path = Path(pattern.format(index=index, seed=seed, model=model))
             other = taken.setdefault(str(path).casefold(), job.index)
             if other != job.index:
                 raise ValueError(
@@ -270,6 +272,17 @@ class Output:
         return path.with_stem(f"{path.stem}-{attempt}")
 
 
+class _Number:
+    """A number in a name, of at least as many digits as the pattern says, or `digits`."""
+
+    def __init__(self, value: int, digits: int = 1):
+        self._value, self._digits = value, digits
+
+    def __format__(self, spec: str) -> str:
+        digits = int(WIDTH.fullmatch(spec)["digits"] or 1) if spec else self._digits
+        return f"{self._value:0{digits}}"
+
+
 def _are_same(path: Path, file: str) -> bool:
     """Whether two names are of one file that is there."""
     return path.exists() and path.samefile(file)
@@ -298,9 +311,13 @@ def _fields(pattern: str, option: str = "--output") -> set[str]:
     except ValueError as error:
         raise ValueError(f"{option} {pattern}: {error}") from None
     for _, field, spec, conversion in parts:
-        if field not in FIELDS or spec or conversion:
+        if field not in FIELDS:
             known = ", ".join(f"{{{name}}}" for name in FIELDS)
             raise ValueError(f"{option} {pattern}: {{{field}}} is none of {known}")
+        if conversion or (spec and not (field in NUMBERS and WIDTH.fullmatch(spec))):
+            wanted = f"how many digits, as {{{field}:06}}" if field in NUMBERS else f"{{{field}}}"
+            given = f"!{conversion}" * bool(conversion) + f":{spec}" * bool(spec)
+            raise ValueError(f"{option} {pattern}: {{{field}{given}}} can only say {wanted}")
     return {field for _, field, _, _ in parts}
 
 

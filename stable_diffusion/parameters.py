@@ -15,6 +15,7 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from .models import MODELS
+from .prompt import EXTRA_NETWORK
 from .recipe import MOST_CHARACTERS, Recipe
 
 SAMPLER_NAMES = {
@@ -43,8 +44,10 @@ KNOWN = MODEL_FILES | REPOSITORIES | {name: name for name in MODELS}
 NEGATIVE = "Negative prompt:"
 FEWEST = 3  # pairs in the last line, lest it be one of the prompt
 PAIR = re.compile(r'([^:,"]+):\s*("(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)')
-EXTRA_NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>")  # files to add, named in the prompt
-WITHOUT_EFFECT = {"Model hash", "VAE hash", "Version", "Emphasis"}
+MAX_WRONG = 10  # values that only begin as JSON: to find out takes as long as all before them
+NEXT = re.compile(r"\s*(?:,|$)")
+KEY = re.compile(r'([^:,"]+):\s*(?=[\[{])')  # of a value that is JSON, with commas in it
+WITHOUT_EFFECT = {"Model hash", "VAE hash", "Hashes", "Civitai metadata", "Version", "Emphasis"}
 WITH_EMPHASIS = "Original"  # how brackets weigh, where the text does not say
 
 
@@ -95,7 +98,7 @@ def read_parameters(text: str) -> Reading:
     starts = [i for i, line in enumerate(lines) if line.startswith(NEGATIVE)]
     split = starts[0] if starts else len(lines)
     prompt, negative_prompt = "\n".join(lines[:split]), "\n".join(lines[split:])
-    networks = EXTRA_NETWORK.findall(prompt)
+    networks = [tag[0] for tag in EXTRA_NETWORK.finditer(prompt)]
 
     options: dict[str, Any] = {
         "prompt": EXTRA_NETWORK.sub("", prompt).strip(),
@@ -111,6 +114,8 @@ def read_parameters(text: str) -> Reading:
         try:
             options |= {} if key in WITHOUT_EFFECT else _READERS[key](value)
         except (KeyError, ValueError):
+            if key == "Civitai resources":
+                value = _list_resources(value)
             rest.append(f"{key}: {value}")
     if any(key.startswith("Hires") for key in said) and "strength" in options:
         rest.append(f"Denoising strength: {options.pop('strength')}")  # of a second pass
@@ -119,11 +124,47 @@ def read_parameters(text: str) -> Reading:
 
 def _pairs(line: str) -> tuple[dict[str, str], list[str]]:
     """The values by key, and what comes after what is none."""
-    found, at = {}, 0
-    while at < len(line) and (match := PAIR.match(line, at)):
-        found[match[1].strip()] = _unquoted(match[2].strip())
-        at = match.end()
+    found, at, n_wrong = {}, 0, 0
+    while at < len(line):
+        nested = None
+        if n_wrong < MAX_WRONG and KEY.match(line, at):
+            nested = _nested_pair(line, at)
+            n_wrong += nested is None
+        if nested is not None:
+            key, found[key], at = nested
+        elif match := PAIR.match(line, at):
+            found[match[1].strip()] = _unquoted(match[2].strip())
+            at = match.end()
+        else:
+            break
     return found, [line[at:].strip()] if line[at:].strip() else []
+
+
+def _nested_pair(line: str, at: int) -> tuple[str, str, int] | None:
+    """Return a key, its value, a JSON list or object, and where the next one is; or None."""
+    match = KEY.match(line, at)
+    if match is None:
+        return None
+    try:
+        _, end = json.JSONDecoder().raw_decode(line, match.end())
+    except (ValueError, RecursionError):
+        return None
+    rest = NEXT.match(line, end)
+    if rest is None:
+        return None
+    return match[1].strip(), line[match.end() : end], rest.end()
+
+
+def _list_resources(text: str) -> str:
+    """Return what a gallery lists as used, in short: kinds, names and weights."""
+    try:
+        resources = json.loads(text)
+        return ", ".join(
+            " ".join(str(each[key]) for key in ("type", "modelName", "weight") if key in each)
+            for each in resources
+        )
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return text
 
 
 def _sampler(name: str) -> dict[str, str]:

@@ -12,6 +12,9 @@ from .streams import one_line
 
 NOWHERE: Mapping[str, str] = MappingProxyType({})
 
+# Our option for a word of another program, or None, and what to say; None for any other word.
+Explain = Callable[[str], tuple[str | None, str] | None]
+
 
 class Parser(argparse.ArgumentParser):
     """argparse's, with `-h` left to a group of options, and no abbreviations.
@@ -22,6 +25,7 @@ class Parser(argparse.ArgumentParser):
         epilog: shown as it is, with its own line breaks.
         prog: the program's name, where it is not the script's.
         elsewhere: options that this program has not, and which one has them.
+        explain: says what an option of another program is called here.
     """
 
     def __init__(
@@ -31,6 +35,7 @@ class Parser(argparse.ArgumentParser):
         epilog: str = "",
         prog: str | None = None,
         elsewhere: Mapping[str, str] = NOWHERE,
+        explain: Explain = lambda word: None,
     ):
         super().__init__(
             prog=prog,
@@ -42,6 +47,7 @@ class Parser(argparse.ArgumentParser):
             add_help=False,
         )
         self._elsewhere = elsewhere
+        self._explain = explain
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
         """As argparse does, but unknown options are told first: before a prompt is missed."""
@@ -49,10 +55,13 @@ class Parser(argparse.ArgumentParser):
         for word in takewhile(lambda word: word != "--", args):
             name = word.partition("=")[0]
             # With a space in it, it is a value to argparse.
-            is_option = word.startswith("--") and " " not in word
-            if is_option and name in self._elsewhere:
+            if not word.startswith("-") or " " in word or name in self._option_string_actions:
+                continue
+            if explained := self._explain(word):
+                self.error(f"unrecognized arguments: {name}: {self._hint(*explained)}")
+            if name in self._elsewhere:
                 self.error(f"unrecognized arguments: {name}, which is for {self._elsewhere[name]}")
-            if is_option and name not in self._option_string_actions:
+            if word.startswith("--"):
                 self.error(f"unrecognized arguments: {name}{self._suggest(name)}")
         return super().parse_known_args(args, namespace)
 
@@ -67,6 +76,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Usage, one line that says what is wrong, and the end."""
         super().error(one_line(message))
+
+    def _hint(self, ours: str | None, sense: str) -> str:
+        """Say what an option of another program is called here."""
+        if ours is None:
+            return f"there is no such option: {sense}"
+        if ours in self._elsewhere:
+            return f"it is for {self._elsewhere[ours]}, and {sense} {ours}"
+        return f"{sense} {ours}"
 
     def _suggest(self, name: str) -> str:
         """The known option that `name` may have been meant to be, in the spelling of the help."""

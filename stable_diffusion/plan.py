@@ -54,7 +54,8 @@ def make_plan(args: argparse.Namespace, ranks: Ranks) -> Plan:
     if args.prompts_file is None:
         seed = secrets.randbits(32) if args.seed is None else args.seed
         drawn_seed = seed if args.seed is None else None
-        (args.seed,) = ranks.share([seed])
+        high, low = ranks.share(divmod(seed, 2**32))  # a seed is larger than what ranks share
+        args.seed = high * 2**32 + low
     jobs = jobs_of(args)
     ranks.require_same(jobs, "asked for other pictures: are the files the same there?")
     output = Output(args, jobs) if ranks.is_first else None

@@ -1,6 +1,8 @@
-"""Prompts with weights, in the syntax of AUTOMATIC1111's web UI."""
+"""Prompts with weights, in the syntax of AUTOMATIC1111's web UI; and what of it is plain text."""
 
 import re
+import shlex
+from collections.abc import Iterator
 from itertools import groupby
 
 ROUND_FACTOR = 1.1  # of (brackets); [these] divide by it
@@ -13,6 +15,92 @@ _PART = re.compile(
 )
 _OPENING = {")": "(", "]": "["}
 _FACTORS = {"(": ROUND_FACTOR, "[": 1 / ROUND_FACTOR}
+
+# Files to add, named in the prompt: <lora:name:0.8>.
+EXTRA_NETWORK = re.compile(r"<(lora|lyco|hypernet):([^<>:]+)((?::[^<>]*)?)>", re.IGNORECASE)
+SCALE = re.compile(r":\s*(-?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*(?::.*)?")
+MAX_OPTIONS = 5  # that are spelt out for the networks of a prompt
+
+# A number that ends prompt editing, [a:b:0.5]; in a few characters, as it is looked for often.
+EDITING = re.compile(r":\s*(?:[0-9]+\.?[0-9]*|\.[0-9]+)\s*")
+MAX_EDITING = 20
+_SYMBOL = re.compile(r"\\.|[()\[\]{}|:]", re.DOTALL)
+_CLOSES = {")": "(", "]": "[", "}": "{"}
+_WORDS = re.compile(r"\S+")
+_WILDCARD = re.compile(r"(?<!\w)__[^\W_](?:[\w/*.~-]{0,60}[^\W_]|\*)?__(?!\w)")
+
+
+def find_networks(prompt: str) -> tuple[list[str], list[str]]:
+    """Return the tags of a prompt that add a network elsewhere, and the options that do here."""
+    tags, options = [], []
+    for tag in EXTRA_NETWORK.finditer(prompt):
+        tags.append(tag[0])
+        if tag[1].lower() == "hypernet":
+            continue  # not supported
+        scale = SCALE.fullmatch(tag[3])
+        file = tag[2].strip().removesuffix(".safetensors") + ".safetensors"
+        option = f"--lora {shlex.quote(f'{file}:{scale[1] if scale else 1}')}"
+        if option not in options and len(options) < MAX_OPTIONS:
+            options.append(option)
+    return tags, options
+
+
+def find_plain_syntax(prompt: str) -> dict[str, str]:
+    """Return what other programs read in a prompt and weights here do not: kind, and the text.
+
+    Any string will do. Each kind once: `[a:b:0.5]`, `[a|b]`, `{a|b}`, `AND`, `BREAK`, `__a__`.
+    """
+    found: dict[str, str] = {}
+    for kind, start, end in _brackets(prompt):
+        found.setdefault(kind, prompt[start:end])
+    words = [word[0].strip(",.;:") for word in _WORDS.finditer(prompt)]
+    for i, word in enumerate(words):
+        if word not in ("AND", "BREAK"):
+            continue
+        around = words[max(i - 1, 0) : i] + words[i + 1 : i + 2]
+        if any(len(other) > 1 and other.isupper() and other != word for other in around):
+            continue  # a title in capitals
+        if word == "AND" and 0 < i < len(words) - 1:
+            found.setdefault("several prompts at once", word)
+        elif word == "BREAK" and len(words) > 1:
+            found.setdefault("a new window of tokens", word)
+    if wildcard := _WILDCARD.search(prompt):
+        found["a wildcard"] = wildcard[0]
+    return found
+
+
+def _brackets(prompt: str) -> Iterator[tuple[str, int, int]]:
+    """The brackets that mean something elsewhere: kind, start and end."""
+    opened: list[tuple[str, int]] = []
+    bars: list[bool] = []  # whether one is in the bracket itself, not in one within
+    colons: list[int] = []  # where the last one is
+    n_open = dict.fromkeys(_CLOSES.values(), 0)
+    for symbol in _SYMBOL.finditer(prompt):
+        text, at = symbol[0], symbol.start()
+        if text in n_open:
+            opened.append((text, at))
+            bars.append(False)
+            colons.append(-1)
+            n_open[text] += 1
+        elif text in _CLOSES:
+            if not n_open[_CLOSES[text]]:
+                continue
+            while True:  # a bracket without its other half is passed over
+                (opening, start), has_bar, colon = opened.pop(), bars.pop(), colons.pop()
+                n_open[opening] -= 1
+                if opening == _CLOSES[text]:
+                    break
+            ends_in_number = colon >= 0 and at - colon <= MAX_EDITING
+            if has_bar and opening == "[":
+                yield "words in turn", start, at + 1
+            elif has_bar and opening == "{":
+                yield "a choice of words", start, at + 1
+            elif opening == "[" and ends_in_number and EDITING.fullmatch(prompt[colon:at]):
+                yield "prompt editing", start, at + 1
+        elif opened and text == "|":
+            bars[-1] = True
+        elif opened and text == ":":
+            colons[-1] = at
 
 
 def parse_weights(prompt: str) -> list[tuple[str, float]]:

@@ -20,8 +20,15 @@ from .config import ModelConfig
 from .hub import announcements
 from .image import to_uint8
 from .interrupt import interruptible, status_of
-from .jobs import Batch, UsageError, batches, check_start_size, warn_of_no_guidance
-from .messages import said
+from .jobs import (
+    Batch,
+    UsageError,
+    batches,
+    check_start_size,
+    warn_of_no_guidance,
+    warn_of_prompts,
+)
+from .messages import PromptWarning, said
 from .model_io import Source
 from .pipeline import Denoising, StableDiffusion, load_model_config, open_model, pipeline_class
 from .plan import Plan, make_plan
@@ -130,6 +137,7 @@ def _make_all(
     if plan.drawn_seed is not None:
         say(f"Seed: {plan.drawn_seed}")
     warn_of_no_guidance(jobs)
+    warn_of_prompts(jobs)
     check_start_size(args, config)
 
     if plan.output is not None:
@@ -306,9 +314,17 @@ def _decode(sd: StableDiffusion, x_0: mx.array, args: argparse.Namespace) -> Ite
 
 @contextmanager
 def _warnings_as_lines() -> Iterator[None]:
-    """Show this package's warnings without the place in the code that they come from."""
+    """Show this package's warnings without the place in the code that they come from.
+
+    Of those of prompts each topic once, however many prompts and batches there are.
+    """
+    topics = set()
 
     def show(message: Warning | str, *_: Any) -> None:
+        if isinstance(message, PromptWarning):
+            if message.topic in topics:
+                return
+            topics.add(message.topic)
         warn(f"warning: {message}")
 
     with warnings.catch_warnings():

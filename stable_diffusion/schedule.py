@@ -245,7 +245,8 @@ def enough_steps(num_steps: int, strength: float) -> int:
     raised = math.ceil(1 / strength)
     raised += int(raised * strength) == 0  # 1 / strength was rounded down
     warnings.warn(
-        f"{num_steps} steps at strength {strength} come to none: taking {raised} steps",
+        f"{num_steps} steps at strength {strength} come to none: 1 step is run, the last of "
+        f"{raised}",
         stacklevel=3,
     )
     return raised

@@ -107,8 +107,10 @@ def read_json(file: Path) -> Any:
     return parse_json(file.read_bytes())
 
 
-def parse_json(content: bytes | str) -> Any:
+def parse_json(content: bytes | str, nan_is_null: bool = False) -> Any:
     """What a JSON text says, where it says one thing.
+
+    With `nan_is_null` a number that is none counts as null, as tables write what is left out.
 
     Raises:
         ValueError: it is no JSON, or not UTF-8, UTF-16 or UTF-32; it is nested too deeply, gives
@@ -121,7 +123,7 @@ def parse_json(content: bytes | str) -> Any:
             object_pairs_hook=_object,
             parse_float=_float,
             parse_int=_integer,
-            parse_constant=_float,
+            parse_constant=_float_or_none if nan_is_null else _float,
         )
     except RecursionError:
         raise ValueError(too_deep) from None
@@ -156,6 +158,10 @@ def _float(text: str) -> float:
     require(math.isfinite(value), f"{text[:50]} is not a finite number")
     require(abs(value) <= LARGEST, f"{text[:50]} is too large a number")
     return value
+
+
+def _float_or_none(text: str) -> float | None:
+    return None if text == "NaN" else _float(text)
 
 
 def _integer(text: str) -> int:

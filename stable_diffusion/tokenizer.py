@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import regex
 
 from .bpe import END_OF_WORD, BytePairs
+from .messages import PromptWarning
 from .normalize import clean, normalize
 from .strict import MAX_JSON, read_json, require
 
@@ -193,6 +194,13 @@ class Tokenizer:
 
         Warns as `tokenize` does; `stacklevel` tells whom of.
         """
+        kept, dropped = self.cut(words)
+        if dropped:
+            warnings.warn(self.tell_dropped(dropped), stacklevel=stacklevel)
+        return kept
+
+    def cut(self, words: Iterable[tuple[str, Sequence[_T]]]) -> tuple[list[_T], str]:
+        """Return what `fit` does, and the words that have no room, as a warning quotes them."""
         kept, dropped = [], ""
         for word, tokens in words:
             kept += tokens
@@ -201,12 +209,13 @@ class Tokenizer:
             if len(dropped) > QUOTED_CHARACTERS:
                 dropped = dropped[:QUOTED_CHARACTERS] + "…"
                 break
-        if dropped:
-            warnings.warn(
-                f"the prompt has more than {self.max_length} tokens; dropped: {dropped[1:]!r}",
-                stacklevel=stacklevel,
-            )
-        return kept[: self.room]
+        return kept[: self.room], dropped[1:]
+
+    def tell_dropped(self, dropped: str, what: str = "prompt") -> PromptWarning:
+        """Return the warning that words of a prompt have no room."""
+        return PromptWarning(
+            f"the {what} has more than {self.max_length} tokens; dropped: {dropped!r}"
+        )
 
     @property
     def room(self) -> int:

@@ -16,6 +16,16 @@ from stable_diffusion import cli
 from stable_diffusion.convert import _parser as convert_parser
 from stable_diffusion.metadata import RECIPE, save_options
 from stable_diffusion.options import GROUPS, START
+from stable_diffusion.other_names import (
+    ABSENT,
+    ABSENT_BEGINNINGS,
+    CONTROL,
+    IMAGE,
+    MASKS,
+    SAME,
+    SAME_BEGINNINGS,
+    SENSES,
+)
 from stable_diffusion.recipe import Recipe
 
 PARSERS = {"txt2image.py": cli.txt2image_parser, "image2image.py": cli.image2image_parser}
@@ -140,8 +150,7 @@ def test_an_option_in_the_wrong_is_told_first(capsys):
     [
         (["--step", "3"], "--steps"),
         (["--n-image=3"], "--n_images"),
-        (["--negative", "x"], "--negative_prompt"),
-        (["--guidance_scale", "3"], "--guidance-rescale"),
+        (["--guidance-scaling", "3"], "--guidance-rescale"),
         (["--list_model"], "--list-models"),
         (["--sampler", "euler_a"], "euler-a"),
         (["--schedule", "karas"], "karras"),
@@ -157,6 +166,78 @@ def test_did_you_mean(capsys, words, meant):
     assert error.count("\n") == 2  # usage, and this
     assert error.endswith(f": did you mean {meant}?\n" if meant else "\n")
     assert meant or "did you mean" not in error
+
+
+def explained(script: str, words: list[str], capsys) -> str:
+    """The error for options of other programs, after the word itself."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.parse(PARSERS[script](), words)
+    assert stopped.value.code == 2
+    _, line = capsys.readouterr().err.splitlines()
+    (word,) = {word.partition("=")[0] for word in words if word.startswith("-")}
+    start, _, said = line.partition(f"unrecognized arguments: {word}")
+    assert start == f"{start.split(': ')[0]}: error: "
+    return said
+
+
+def test_each_option_of_another_program_has_one_meaning():
+    names = [name for theirs in [*SAME.values(), *ABSENT.values()] for name in theirs.split()]
+    assert len(names) == len(set(names)) > 250
+    for start in [*SAME_BEGINNINGS, *ABSENT_BEGINNINGS]:
+        assert not any(name.startswith(start) for name in names if len(name) > 2), start
+    assert SENSES.keys() <= set(names)
+
+
+@pytest.mark.parametrize("script", PARSERS)
+def test_what_other_programs_call_the_options(script, capsys):
+    """Whatever the spelling, the answer ends with an option that exists, or says there is none."""
+    known = {name for _, action in options(PARSERS[script]()) for name in action.option_strings}
+    both = PARSERS["image2image.py"]()
+    of_pictures = {name for _, action in options(both) for name in action.option_strings}
+    pairs = [(name, ours) for ours, theirs in SAME.items() for name in theirs.split()]
+    pairs += [(f"{start}xyz", ours) for start, ours in SAME_BEGINNINGS.items()]
+    pairs += [(name, None) for theirs in ABSENT.values() for name in theirs.split()]
+    pairs += [(f"{start}xyz", None) for start in ABSENT_BEGINNINGS]
+    for name, ours in pairs:
+        dashes = "-" if len(name) == 1 else "--"
+        spellings = {f"{dashes}{name}", f"{dashes}{name.replace('-', '_')}", f"{dashes}{name}=x"}
+        assert not {word.partition("=")[0] for word in spellings} & known
+        for word in spellings:
+            said = explained(script, ["a photo", word], capsys)
+            if ours is None:
+                assert said.startswith(": there is no such option: "), word
+            else:
+                assert said.split()[-1] == ours in of_pictures, word
+                assert (ours in known) != (": it is for image2image.py, and" in said), word
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--prompt", "a cat"], "there is no such option: write the prompt alone, in quotes"),
+        (["-n", "blurry"], "here it is --negative_prompt"),
+        (["-W512"], "here it is --width"),
+        (["-H", "64"], "here it is --height"),
+        (["-s42"], "here it is --seed"),
+        (["--Num_Inference-Steps=4"], "here it is --steps"),
+        (["--guidance", "3"], "here it is --cfg"),
+        (["--negative", "x"], "here it is --negative_prompt"),
+        (["--no_half"], "here it is --no-float16"),
+        (["--denoise=.5"], "it is for image2image.py, and here it is --strength"),
+        (["--scheduler=x"], f"{SENSES['scheduler']} --schedule"),
+        (["--controlnet-strength", "1"], f"there is no such option: {CONTROL}"),
+        (["--mask_image", "1"], f"there is no such option: {MASKS}"),
+        (["--image", "a.png"], f"there is no such option: {IMAGE}"),
+    ],
+)
+def test_the_sense_is_right(capsys, words, said):
+    assert explained("txt2image.py", words, capsys) == f": {said}"
+
+
+def test_what_is_behind_the_end_of_options_is_a_prompt(folder):
+    assert parse("txt2image.py", ["--", "--guidance"], folder).prompt == "--guidance"
+    assert parse("txt2image.py", ["-p a cat"], folder).prompt == "-p a cat"
+    assert parse("txt2image.py", ["-qv", "a"], folder).quantize is True
 
 
 def test_messages_spell_options_as_the_help_does():
@@ -193,6 +274,87 @@ def test_files_that_cannot_be(capsys, option, name):
         cli.parse(cli.txt2image_parser(), ["a", option.format(name)])
     assert stopped.value.code == 2
     assert "error: argument" in (said := capsys.readouterr().err) and "no such" in said
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--model=https://huggingface.co/org/name", "give org/name"),
+        ("--model=https://huggingface.co/org/name/", "give org/name"),
+        ("--model=http://www.hf.co/org/name/tree/main?x=1#y", "give org/name"),
+        ("--model=https://huggingface.co/org/name/tree/fp16", "give org/name@fp16"),
+        ("--model=https://huggingface.co/org/name/tree/refs%2Fpr%2F1", "give org/name@refs/pr/1"),
+        ("--model=https://huggingface.co/o/n/blob/main/model_index.json", "give o/n"),
+        ("--model=huggingface.co/org/name", "give org/name"),
+        ("--vae=https://huggingface.co/org/name", "give org/name"),
+        ("--model=https://huggingface.co/o/n/blob/main/a/b.safetensors", None),
+        ("--model=https://huggingface.co/o/n/resolve/fp16/b.safetensors?download=true", None),
+        ("--model=https://civitai.com/models/4384/dreamshaper", None),
+        ("--model=civitai.com/models/4384", None),
+        ("--model=HTTPS://example.org", None),
+        ("--lora=https://huggingface.co/o/n", None),
+        ("--lora=https://civitai.com/api/download/models/1:0.8", None),
+        ("--embedding=x=https://example.org/x.safetensors", None),
+    ],
+)
+def test_addresses(capsys, option, said):
+    with pytest.raises(SystemExit) as stopped:
+        cli.parse(cli.txt2image_parser(), ["a", option])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert " is a web address: " in error
+    if said is None:
+        assert error.endswith(", a .safetensors, and give the path of that\n")
+    else:
+        assert error.endswith(f"{said}\n")
+
+
+@pytest.mark.parametrize("model", ["org/name", "org/name@v1", "./http", "hf.co", "a:b", ""])
+def test_what_is_no_address(folder, model):
+    (folder / "hf.co").mkdir()
+    assert parse("txt2image.py", ["a", f"--model={model}"], folder).model == model
+
+
+LAST_SEED = 2**64 - 1
+
+
+def test_seeds(folder, capsys):
+    for seed in (0, LAST_SEED):
+        args = parse("txt2image.py", ["a", "--n_images=1", f"--seed={seed}"], folder)
+        assert args.seed == seed
+    for wrong, said in {
+        "-1": f"must be from 0 to {LAST_SEED}, got -1: leave it out for a random one",
+        str(LAST_SEED + 1): f"must be from 0 to {LAST_SEED}, got {LAST_SEED + 1}",
+        "x": "'x' is not an integer",
+    }.items():
+        assert parse("txt2image.py", ["a", "--seed", wrong], folder) is None
+        assert capsys.readouterr().err.endswith(f": {said}\n")
+
+
+def test_no_picture_has_a_seed_beyond_the_last(folder, capsys):
+    """Those that follow count too: of a call, a recipe, and a prompts file."""
+    last, end = str(LAST_SEED), f"as seeds end at {LAST_SEED}: take a smaller one"
+    assert parse("txt2image.py", ["a", "--n_images=2", "--seed", str(LAST_SEED - 1)], folder)
+    assert parse("txt2image.py", ["a", "--n_images=2", "--seed", last], folder) is None
+    said = f"--seed {last} is too large for 2 pictures, {end}, or --n_images 1\n"
+    assert capsys.readouterr().err.endswith(said)
+
+    recipe = Recipe(prompt="a", model="tiny", seed=LAST_SEED)
+    options = save_options({RECIPE: recipe.to_json()}, "PNG")
+    Image.new("RGB", (64, 64)).save(folder / "r.png", **options)
+    parser = cli.txt2image_parser()
+    with pytest.raises(SystemExit):
+        cli.parse(parser, ["--from-image=r.png"])
+    assert "is too large for 4 pictures" in capsys.readouterr().err
+    assert cli.parse(parser, ["--from-image=r.png", "--n_images=1"]).seed == LAST_SEED
+
+    (folder / "p.jsonl").write_text('{"prompt": "a", "n_images": 2}\n{"prompt": "b"}')
+    with pytest.raises(SystemExit):
+        cli.parse(parser, ["--prompts-file=p.jsonl", f"--seed={LAST_SEED - 1}"])
+    error = capsys.readouterr().err
+    assert error.endswith(f"line 2: --seed {LAST_SEED + 1} is too large for 1 picture, {end}\n")
+    args = cli.parse(parser, ["--prompts-file=p.jsonl", f"--seed={LAST_SEED - 2}"])
+    assert [request.seed for request in args.requests] == [LAST_SEED - 2, LAST_SEED]
 
 
 # --- the README ----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 What diffusers has no option for is computed from its text encoders here.
 """
 
+import json
 import warnings
 
 import mlx.core as mx
@@ -121,6 +122,74 @@ def test_windows(checkpoint):
         (cut,) = windows("(cat:2) " * 76 + "dog", tokenizer, TextOptions(prompt_weights=True))
     assert cut.ids == [bos, *[cat] * 75, eos]
     assert cut.weights == [1.0, *[2.0] * 75, 1.0]
+
+
+@pytest.mark.parametrize("kind", ["sd-1", "sdxl"])
+def test_a_cut_prompt_is_told_once_and_by_name(models, kind):
+    """However many tokenizers read it."""
+    with pytest.warns(UserWarning) as caught:
+        models[kind]._embed_text(["cat " * 80 + "end", "short"], ["dog " * 80 + "stop", ""])
+    told = [str(warning.message) for warning in caught]
+    assert len(told) == 2
+    assert told[0].startswith("the prompt has more than 77") and "end" in told[0]
+    assert told[1].startswith("the negative prompt has more than 77") and "stop" in told[1]
+
+
+def test_the_second_tokenizer_alone_cuts(models):
+    with pytest.warns(UserWarning, match="the prompt has more than 77 tokens") as caught:
+        models["sdxl"]._embed_text("wow!! " * 30, "")
+    assert len(caught) == 1
+
+
+def told(prompts, negatives, *, weights=False) -> list[str]:
+    """The warnings of a call of the library."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        StableDiffusion("tiny").generate_latents(
+            prompts,
+            len(prompts),
+            negative_text=negatives,
+            cfg_weight=2,
+            prompt_weights=weights,
+        )
+    return [str(warning.message) for warning in caught]
+
+
+def test_networks_in_prompts_are_told_of():
+    (line,) = told(["a", "b <lora:fur:0.8>", "<lora:c:1>"], ["", "", ""])
+    assert line == (
+        "the prompt has <lora:fur:0.8>, which is read as words, as are those of 1 more: take it "
+        "out, and add the file with --lora fur.safetensors:0.8 (load_lora of the library)"
+    )
+    (line,) = told(["a"], ["<hypernet:h:1>"])
+    assert line.startswith("the negative prompt has <hypernet:h:1>, which is read as words: take")
+    assert line.endswith("as hypernetworks are not supported")
+    assert told(["a <3"], ["b"]) == []
+
+
+def test_syntax_of_other_programs_is_told_of():
+    prompts = ["a", "[cat:dog:0.5] AND (b:1.2)", "[a|b]"]
+    (line,) = told(prompts, [""] * 3, weights=True)
+    assert line == (
+        "the prompt has '[cat:dog:0.5]' (prompt editing) and 'AND' (several prompts at once), "
+        "which other programs read, and here is plain text: only (more), [less] and (this:1.3) "
+        "weigh"
+    )
+    assert told(prompts, [""] * 3) == []
+
+
+def test_a_run_is_told_once(tmp_path, capsys):
+    """Of many batches; with the line of the prompts file."""
+    file = tmp_path / "p.jsonl"
+    lines = [{"prompt": f"a <lora:x{i}:1> [b|c{i}]", "steps": i + 1} for i in range(3)]
+    lines[0] = {"prompt": "a", "negative_prompt": "[d|e]", "steps": 1}
+    file.write_text("\n".join(map(json.dumps, lines)))
+    options = ["--prompts-file", str(file), "--model=tiny", f"--output={tmp_path}/o/"]
+    assert txt2image.main([*options, "--prompt-weights"]) == 0
+    found = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert [line.startswith(f"warning: {file}, line ") for line in found] == [True, True]
+    assert "line 2: the prompt has <lora:x1:1>, which is read as words, as are" in found[0]
+    assert "line 1: the negative prompt has '[d|e]' (words in turn), which" in found[1]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -63,6 +63,24 @@ def test_a_folder_is_made_and_counts_on(tmp_path):
     assert shade(folder / "0001.png") == 1 and shade(folder / "0009.png") == 2
 
 
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("{index:05d}.png", ["00001.png", "00002.png"]),
+        ("{index:02}-{seed:6}.png", ["01-000010.png", "02-000011.png"]),
+        ("{index:d}{seed:03d}.png", ["1010.png", "2011.png"]),
+        ("{index}.png", ["0001.png", "0002.png"]),
+        ("{seed:0}-{index:06}.png", ["10-000001.png", "11-000002.png"]),
+    ],
+)
+def test_digits_of_numbers(tmp_path, pattern, expected):
+    """In the option, and in the names of a prompts file."""
+    write(tmp_path / pattern, jobs(2))
+    assert names(tmp_path) == expected
+    write(f"{tmp_path}/b/", jobs(2, file=pattern))
+    assert names(tmp_path / "b") == expected
+
+
 def test_fields(tmp_path):
     model = "org/My Model: 2@main"
     write(tmp_path / "{model}" / "x{{{index}}}-{seed}.JPG", jobs(2), model=model)
@@ -177,7 +195,12 @@ def test_a_name_that_was_taken_meanwhile(tmp_path):
     ("output", "n", "options", "message"),
     [
         ("{sed}.png", 1, {}, r"\{sed\} is none of \{index\}, \{seed\}, \{model\}$"),
-        ("{index:9}.png", 1, {}, r"\{index\} is none of"),
+        ("{index:x}.png", 1, {}, r"\{index:x\} can only say how many digits, as \{index:06\}$"),
+        ("{seed!r:9}.png", 1, {}, r"\{seed!r:9\} can only say how many digits, as \{seed:06\}$"),
+        ("{index:999}.png", 1, {}, r"\{index:999\} can only say how many digits"),
+        ("{index:{seed}}.png", 1, {}, r"can only say how many digits"),
+        ("{index:+5d}.png", 1, {}, r"can only say how many digits"),
+        ("{model:9}.png", 1, {}, r"\{model:9\} can only say \{model\}$"),
         ("{}.png", 1, {}, r"\{\} is none of"),
         ("{index.png", 1, {}, "expected '}'"),
         ("{model}.png", 2, {}, r"pictures 1 and 2 have one name, .*put \{index\} in it"),

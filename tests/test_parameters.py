@@ -119,6 +119,36 @@ def test_newer_names_and_what_is_not_understood():
     assert rest == ["Sampler: DPM++ SDE", "CFG scale: seven", "Size: 512", "RNG: NV", "and so on"]
 
 
+def test_json_among_the_values_is_read_to_its_end():
+    """As galleries write it: commas, quotes and brackets, and what comes after."""
+    resources = (
+        '[{"type":"checkpoint","modelName":"My, [best] model","modelVersionId":1},'
+        '{"type":"lora","weight":0.8,"modelName":"Fur: \\"soft\\"","modelVersionId":2}]'
+    )
+    recipe, model_name, rest = read_parameters(
+        'a cat\nSteps: 25, Hashes: {"model": "0a, b", "lora:x": "1}"}, Sampler: Euler a, Seed: 7, '
+        f"Civitai resources: {resources}, Civitai metadata: {{}}, CFG scale: 5, Size: 64x72"
+    )
+    assert (recipe.steps, recipe.sampler, recipe.seed, recipe.cfg) == (25, "euler-a", 7, 5)
+    assert (recipe.width, recipe.height) == (64, 72) and model_name is None
+    assert rest == ['Civitai resources: checkpoint My, [best] model, lora Fur: "soft" 0.8']
+
+
+@pytest.mark.parametrize("value", ["[1, 2", "{x}", '{"a": 1} b', "[" * 10_000, "{}}"])
+def test_what_only_begins_as_json_is_text(value):
+    recipe, _, rest = read_parameters(f"a\nSteps: 2, Seed: 3, Odd: {value}, CFG scale: 5")
+    assert (recipe.steps, recipe.seed) == (2, 3)
+    assert any(part.startswith("Odd: ") for part in rest)
+
+
+@pytest.mark.parametrize("value", ["[1]", "[{}, 3]", "{}", '"x"', "[]"])
+def test_odd_lists_of_resources(value):
+    recipe, _, rest = read_parameters(
+        f"a\nSteps: 2, Seed: 3, Civitai resources: {value}, Size: 8x8"
+    )
+    assert recipe.width == 8 and any(part.startswith("Civitai resources") for part in rest)
+
+
 @pytest.mark.parametrize("text", ["", "a cat", "a cat\nSteps: 20, Seed: 1", "\n\n", ":" * 9, ","])
 def test_what_is_no_such_text(text):
     with pytest.raises(ValueError, match="not in the form"):
@@ -130,9 +160,12 @@ def test_what_is_no_such_text(text):
     [
         *("a" * 10**6, "x" * 10**7, " " * 10**6, ' : "' * 250_000, 'a:"\\' * 250_000),
         *("a:" + '"\\"' * 300_000, "a: b, " * 160_000),
+        "a:[" * 300_000,
+        'a:{"b":[1,' * 100_000,
+        'a:[1],b:{"c":2},' * 60_000,
         "<lora:" * 160_000 + "\nSteps: 1, Seed: 1, Size: 1x1",
     ],
-    ids=range(8),
+    ids=range(11),
 )
 def test_hostile_text_is_read_in_no_time(text):
     start = time.perf_counter()

@@ -97,7 +97,7 @@ def test_pictures_have_strength_and_no_size_of_their_own(tmp_path):
         ('{"prompt": ' + "[" * 100_000, "line 1: is no usable JSON"),
         ('{"steps": 3}', 'line 1: there is no "prompt"'),
         ('{"prompt": 3}', "line 1: prompt must be text, got 3"),
-        ('{"prompt": null}', "prompt must be text or a number, got null"),
+        ('{"prompt": null}', 'there is no "prompt"'),
         ('{"prompt": "\\ud800"}', "prompt has half of a character"),
         ('{"prompt": "a", "colour": 1}', "'colour' is none of prompt, "),
         ('{"prompt": "a", "model": "sd"}', "'model' is none of"),
@@ -108,11 +108,31 @@ def test_pictures_have_strength_and_no_size_of_their_own(tmp_path):
         ('{"prompt": "a", "steps": 3.5}', "steps: '3.5' is not an integer"),
         ('{"prompt": "a", "steps": true}', "steps must be text or a number, got true"),
         ('{"prompt": "a", "steps": 0}', "steps: must be from 1 to 100000, got 0"),
-        ('{"prompt": "a", "cfg": NaN}', "NaN is not a finite number"),
+        ('{"prompt": "a", "cfg": Infinity}', "Infinity is not a finite number"),
         ('{"prompt": "a", "seed": -1}', "seed: must be from 0 to"),
         ('{"prompt": "a", "long_prompt": 1}', "long_prompt must be true or false, got 1"),
         ('{"prompt": "a", "sampler": "heun"}', "sampler: invalid choice: 'heun'"),
         ('{"prompt": "a", "sampler": "ddim", "schedule": "karras"}', "line 1: sampler ddim has no"),
+        ('{"prompt": "a", "steps": 1e30}', "steps: '1e+30' is not an integer"),
+        ('{"prompt": "a", "colour": null}', "'colour' is none of prompt, "),
+        ('{"prompt": "a"} b\n{"prompt": "c"}', "line 1: is no usable JSON (Extra data"),
+        ('["a", 3]', "entry 2: is not a JSON object"),
+        ('[{"prompt": "a"}, {"steps": 3}]', 'p.txt, entry 2: there is no "prompt"'),
+        ('[{"prompt": "a"}, ["b"]]', "entry 2: is not a JSON object"),
+        ('[\n{"prompt": "a",}\n]', "p.txt: is no usable JSON"),
+        ('["a", "b",\n]', "p.txt: is no usable JSON"),
+        ('["a"]\n["b"]', "p.txt: is no usable JSON (Extra data"),
+        ('[{"prompt": ' + "[" * 100_000, "p.txt: is no usable JSON"),
+        ("[]", "there is no prompt in it"),
+        ('{\n"prompt": "a"\n}\n{\n"prompt": "b"\n}', "JSON objects on several lines are not"),
+        ("prompt,steps\na cat,3\n", "is CSV, which is not read: write a prompt a line, or JSON"),
+        ('id;"Prompt";seed\n1;"a; cat";3', "is CSV"),
+        ("prompt\tcfg\na cat\t3", "is a table with tabs"),
+        ("- prompt: a cat\n  steps: 3", "is YAML"),
+        ("prompts:\n  - a cat", "is YAML"),
+        ("---\na: b", "is YAML"),
+        ("model: sd\nprompt: a cat", "is YAML"),
+        ('--prompt "a cat" --steps 3', "line 1: options are not read here: write a prompt"),
         ('{"prompt": "a", "width": 64}', "line 1: --width and --height go together"),
     ],
 )
@@ -122,6 +142,75 @@ def test_wrong_lines(tmp_path, capsys, content, message):
         read(tmp_path, content)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["a cat, red, small", "a dog, big, black"],
+        ["prompt, masterpiece, best quality", "a cat"],
+        ["prompt", "a cat"],
+        ["a prompt, with a comma", "a, b"],
+        ["the prompt: a cat", "steps: 3"],
+        ["portrait: a cat", "landscape: a hill"],
+        ["- a cat", "- a dog"],
+        ["--- a cat ---", "a"],
+        ["[a cat] in the [grass]", "[b]"],
+        ["[cat|dog]", "{a|b}"],
+        ['["neon"] on a sign', "a"],
+        ["[1]"],
+        ["a; b", "c"],
+        ["a cat", "prompt: a dog"],
+        ["-- a cat"],
+    ],
+)
+def test_prompts_that_are_no_tables(tmp_path, lines):
+    assert prompts(read(tmp_path, "\n".join(lines))) == lines
+
+
+@pytest.mark.parametrize("indent", [None, 0, 4])
+@pytest.mark.parametrize("start", ["", "\ufeff", "# [\n\n", "\n  "])
+def test_an_array(tmp_path, indent, start):
+    entries = [{"prompt": "a\nb", "steps": 3}, "c, [d]", {"prompt": "e", "output": "e.png"}]
+    found = read(tmp_path, start + json.dumps(entries, indent=indent), "--steps=9", "--seed=7")
+    assert prompts(found) == ["a\nb", "c, [d]", "e"]
+    assert [request.steps for request in found] == [3, 9, 9]
+    assert [request.seed for request in found] == [7, 8, 9] and found[2].file == "e.png"
+    assert found[1].where.endswith("p.txt, entry 2: ")
+
+
+def test_one_object_on_several_lines(tmp_path):
+    (found,) = read(tmp_path, json.dumps({"prompt": "a", "steps": 3}, indent=2))
+    assert (found.prompt, found.steps) == ("a", 3)
+
+
+@pytest.mark.parametrize("nothing", ["null", "NaN"])
+def test_what_tables_write(tmp_path, nothing):
+    """Nothing is left out, and whole numbers are, in a column with gaps."""
+    line = '{"prompt": "a", "steps": 3.0, "cfg": 4.0, "seed": 5.0, "width": %s, "height": %s}'
+    (found,) = read(tmp_path, line % (nothing, nothing))
+    assert (found.steps, found.cfg, found.seed) == (3, 4, 5)
+    assert type(found.steps) is type(found.seed) is int and type(found.cfg) is float
+    assert found.width is found.height is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("p.csv", "a cat\n", "is CSV, which is not read"),
+        ("p.CSV", "a cat\n", "(a file with a prompt a line must not be named .csv)"),
+        ("p.tsv", "a cat\n", "is a table with tabs"),
+        ("p.yml", "- a cat\n", "is YAML"),
+        ("p.json", "a cat\n", "is no list of prompts in JSON, as its name says"),
+        ("p.json", "[1]", "is no list of prompts in JSON, as its name says"),
+    ],
+)
+def test_names_tell_too(tmp_path, capsys, name, content, said):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(SystemExit) as stopped:
+        cli.parse(cli.txt2image_parser(), ["--prompts-file", str(tmp_path / name)])
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_file_that_never_ends(capsys):

@@ -18,7 +18,7 @@ WHOLE = Recipe(
     lora_sha256=("aa", "bb"),
     embedding=("<x>=x.safetensors",),
     embedding_sha256=("cc",),
-    seed=2**63 - 2**20,
+    seed=2**64 - 1,
     n_images=4,
     n_rows=2,
     width=640,

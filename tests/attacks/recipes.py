@@ -17,7 +17,7 @@ from attacks.programs import txt2image_case
 from attacks.texts import any_text
 from stable_diffusion.jobs import Job
 from stable_diffusion.metadata import PARAMETERS, RECIPE, save_options
-from stable_diffusion.options import MOST_SEED
+from stable_diffusion.noise import MAX_SEED
 from stable_diffusion.parameters import SAMPLER_NAMES, SCHEDULE_NAMES
 from stable_diffusion.prompts_file import MOST_PICTURES
 from stable_diffusion.recipe import Recipe
@@ -37,7 +37,7 @@ MEANT += ["1e400", "9" * 5000, "99999x99999", "64x", "x", '"a, b: c"', '"', "٣"
 FINE = {  # what options may be
     "prompt": ["x", "", "(a:1.3) {seed}", "--help", "\n"],
     "negative_prompt": ["", "-q"],
-    "seed": [0, 1, MOST_SEED],
+    "seed": [0, 1, MAX_SEED],
     "n_images": [1, 2, 3, 100_000],
     "n_rows": [1, 2, 3],
     "width": [64, 4096, 16_384, 63],
@@ -118,7 +118,7 @@ def check_jobs(taken: dict[str, Any]) -> None:
     require(1 <= len(jobs) <= MOST_PICTURES, f"{len(jobs)} pictures")
     for job in {jobs[0], jobs[-1]}:
         job.prompt.encode()
-        require(0 <= job.seed <= MOST_SEED + MOST_PICTURES, f"seed {job.seed}")
+        require(0 <= job.seed <= MAX_SEED, f"seed {job.seed}")
         for option, kind in (("steps", int), ("width", int), ("cfg", float)):
             found = getattr(job, option)
             require(found is None or type(found) is kind, f"{option} {found!r}")

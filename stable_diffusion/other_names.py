@@ -1,0 +1,190 @@
+"""What other programs call the options: diffusers, the web UIs, stable-diffusion.cpp, mflux, …
+
+For who types from memory. Long names are written with hyphens, lower case unless a capital tells
+two of them apart; a name of one letter is the short option.
+"""
+
+import re
+
+# Ours, and theirs.
+SAME = {
+    "--n_images": (
+        "b batch-count n-iter n-iters num num-images num-images-per-prompt num-outputs iterations "
+        "count images n-samples samples"
+    ),
+    "--negative_prompt": "n np uc",
+    "--prompts-file": "prompt-file from-file prompts",
+    "--cfg": "cfg-scale guidance guidance-scale cfg-weight scale unconditional-guidance-scale",
+    "--guidance-rescale": "rescale-cfg cfg-rescale rescale",
+    "--steps": (
+        "num-inference-steps inference-steps num-steps n-steps sampling-steps sample-steps "
+        "ddim-steps ddim-step"
+    ),
+    "--sampler": "plms sampler-name sampling-method sample-method sampler-type",
+    "--schedule": "scheduler scheduler-name schedule-type timestep-spacing",
+    "--seed": "s seeds rng-seed manual-seed generator",
+    "--width": "W w",
+    "--height": "H",
+    "--strength": (
+        "denoise denoising denoising-strength denoise-strength image-strength img-strength "
+        "init-image-strength init-strength img2img-strength"
+    ),
+    "--fit": "resize-mode",
+    "--model": (
+        "m ckpt ckpt-name ckpt-path checkpoint model-id model-path model-name sd-model base-model "
+        "diffusion-model pretrained-model-name-or-path sd-model-checkpoint"
+    ),
+    "--vae": "vae-path vae-name sd-vae",
+    "--prediction-type": "prediction parameterization v-prediction",
+    "--lora": (
+        "loras lora-path lora-paths lora-model lora-name lora-weights lora-scale lora-scales "
+        "lora-strength lora-model-dir lora-dir lora-style"
+    ),
+    "--embedding": "embeddings embd-dir embeddings-dir textual-inversion textual-inversions ti",
+    "--clip-skip": "clip-stop-at-last-layers clip-last-layer",
+    "--prompt-weights": "emphasis prompt-weighting compel",
+    "--output": (
+        "o out outdir outfile output-dir output-path output-file out-dir out-file filename "
+        "filename-prefix save-path save-dir"
+    ),
+    "--n_rows": "rows n-row grid-rows",
+    "--force": "overwrite",
+    "--no-metadata": "disable-metadata skip-metadata",
+    "--from-image": "config-from-metadata from-metadata png-info",
+    "--preview": "preview-interval stepwise-image-output-dir live-previews show-progress",
+    "--quantize": "quant bits type int8 q8 q4",
+    "--float16": "fp16 half half-precision",
+    "--no-float16": "no-half precision full-precision fp32 float32 force-fp32 upcast-sampling",
+    "--tiled": (
+        "vae-tiling tiling-vae tile-vae enable-vae-tiling vae-slicing vae-tile-size tiled-vae"
+    ),
+    "--low-memory": (
+        "lowvram medvram lowram low-ram low-vram novram medvram-sdxl cpu-offload offload "
+        "enable-model-cpu-offload enable-sequential-cpu-offload offload-to-cpu vae-on-cpu "
+        "clip-on-cpu"
+    ),
+    "--no-low-memory": "highvram normalvram high-vram gpu-only",
+    "--decoding_batch_size": "decode-batch-size vae-batch-size",
+    "--verbose": "debug log-level stats",
+    "--list-models": "models ls models-list",
+}
+
+# What is said before our option, if it is not simply another name.
+SENSES = {
+    "scheduler": "which sampler is --sampler, and how timesteps are spaced is",
+    "scheduler-name": "which sampler is --sampler, and how timesteps are spaced is",
+    "v-prediction": "say v_prediction with",
+    "lora-scale": "a file and its scale are FILE:SCALE of",
+    "lora-scales": "a file and its scale are FILE:SCALE of",
+    "lora-strength": "a file and its scale are FILE:SCALE of",
+    "lora-dir": "name each file with",
+    "lora-model-dir": "name each file with",
+    "embd-dir": "name each file with",
+    "embeddings-dir": "name each file with",
+    "seeds": "pictures have seeds that follow each other, from",
+}
+USUAL_SENSE = "here it is"
+
+# What has no option here, and why, or what to do without it.
+IMAGE = "the picture to start from is the first argument of image2image.py"
+PROMPT = "write the prompt alone, in quotes"
+CONTROL = "ControlNet and its kind are not supported"
+MASKS = "inpainting and masks are not supported"
+UPSCALERS = "upscaling and second passes are not supported"
+OTHER_MODELS = "only Stable Diffusion 1.x, 2.x and XL are run"
+ALREADY_FAST = "attention is computed the fast way already"
+DEVICES = "the GPU is taken if there is one, else all cores"
+NOISE = "the noise is always that of torch on a CPU"
+PREVIEW_VAE = "previews need no other VAE"
+NO_SERVER = "there is neither a server nor a graphical interface"
+
+ABSENT = {
+    PROMPT: "p prompt text positive positive-prompt",
+    IMAGE: (
+        "i image img images-dir init init-img init-image image-path init-image-path input "
+        "input-image image-paths init-images source-image start-image"
+    ),
+    "the grid is as wide as --n_rows makes it": "columns cols n-cols grid-columns",
+    "every picture has a seed of its own, drawn unless --seed says it": "auto-seeds random-seed",
+    "ancestral noise is always whole; ddim has none": "eta ddim-eta s-churn s-noise s-tmin s-tmax",
+    DEVICES: "t threads device device-id n-threads cpu gpu cuda mps use-cpu num-threads backend",
+    ALREADY_FAST: (
+        "xformers attention-slicing opt-sdp-attention opt-sdp-no-mem-attention diffusion-fa "
+        "opt-split-attention use-pytorch-cross-attention use-split-cross-attention flash-attention "
+        "enable-xformers-memory-efficient-attention enable-attention-slicing compile torch-compile"
+    ),
+    "the VAE always computes in float32": "no-half-vae fp16-vae fp32-vae cpu-vae vae-fp16",
+    NOISE: "rng fixed-code subseed subseed-strength variation variation-seed variation-amount",
+    "recipes are in the pictures themselves": "metadata save-metadata",
+    "config files come with the model": "config original-config model-config",
+    PREVIEW_VAE: "taesd preview-method tae taesd-decoder",
+    OTHER_MODELS: "t5xxl clip-l clip-g llm qwen2vl flow-shift shift max-sequence-length high-noise",
+    "the safety checker is not run": "safety-checker disable-safety-checker nsfw-filter no-nsfw",
+    "pictures do not tile": "tile tiling seamless seamless-x seamless-y circular",
+    "faces are not restored": "restore-faces gfpgan codeformer face-restoration gfpgan-strength",
+    "both scripts say in their names what they do": "mode M task",
+    "pictures are written as they are finished": "skip-grid skip-save display open grid-only",
+    "nothing is ever unpickled": "use-safetensors disable-safe-unpickle allow-pickle",
+    "a model that has an fp16 variant is fetched in it": "variant revision",
+    NO_SERVER: "server share listen port api gradio webui host gui autolaunch ui",
+    "cross-attention is not merged": "tome token-merging-ratio tome-ratio freeu",
+}
+
+# The beginnings of long names.
+ABSENT_BEGINNINGS = {
+    "control": CONTROL,
+    "canny": CONTROL,
+    "t2i-adapter": CONTROL,
+    "ip-adapter": "IP-Adapter is not supported",
+    "redux": OTHER_MODELS,
+    "photo-maker": "PhotoMaker is not supported",
+    "mask": MASKS,
+    "inpaint": MASKS,
+    "outpaint": MASKS,
+    "hires": UPSCALERS,
+    "hr-": UPSCALERS,
+    "enable-hr": UPSCALERS,
+    "upscale": UPSCALERS,
+    "refiner": "the SDXL refiner is not supported",
+    "hypernet": "hypernetworks are not supported",
+    "slg-": OTHER_MODELS,
+    "skip-layer": OTHER_MODELS,
+    "video": "films are not made",
+    "animate": "films are not made",
+}
+SAME_BEGINNINGS = {"neg": "--negative_prompt"}
+
+# An option with a value in one word: `--x=y`, `-x=y`, `-s42`.
+NAME = re.compile(
+    r"(?P<dashes>--?)(?P<name>[^=\s]+?)(?:=.*|(?<=^-[A-Za-z])[0-9][0-9.]*)?", re.DOTALL
+)
+
+_OURS = {each: ours for ours, theirs in SAME.items() for each in theirs.split()}
+_WHY = {each: why for why, theirs in ABSENT.items() for each in theirs.split()}
+
+
+def explain_option(word: str) -> tuple[str | None, str] | None:
+    """Return what a word of another program's command line is here, None if it is not known.
+
+    Returns:
+        Our option and what to say before it; or None and why there is no such option.
+    """
+    found = NAME.fullmatch(word)
+    if found is None:
+        return None
+    name = found["name"].replace("_", "-")
+    is_long = found["dashes"] == "--"
+    if len(name) > 1:
+        name = name.lower()
+    if name in _OURS:
+        return _OURS[name], SENSES.get(name, USUAL_SENSE)
+    if name in _WHY:
+        return None, _WHY[name]
+    if is_long:
+        for start, ours in SAME_BEGINNINGS.items():
+            if name.startswith(start):
+                return ours, USUAL_SENSE
+        for start, why in ABSENT_BEGINNINGS.items():
+            if name.startswith(start):
+                return None, why
+    return None
