@@ -12,27 +12,16 @@ else the kernels cannot do, `by_kernels` takes MLX's own operations.
 import ctypes
 import math
 import sys
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import mlx.core as mx
-import numpy as np
 
 from . import cpu_library
-from .cpu_cores import count_cores
+from .cpu_calls import Unserved, kernels, run
 
 T = TypeVar("T")
-
-PASSED_AS_THEY_ARE = (mx.float32, mx.uint32, mx.uint16)  # types of arrays; others are widened
-
-CORES = count_cores()
-
-
-class Unserved(Exception):
-    """A kernel cannot compute this: MLX's own operations can."""
 
 
 def is_used() -> bool:
@@ -42,20 +31,20 @@ def is_used() -> bool:
 
 def serves(x: mx.array) -> bool:
     """Return whether the kernels are there and can compute with arrays like `x`."""
-    return x.dtype == mx.float32 and is_used() and bool(_kernels())
+    return x.dtype == mx.float32 and is_used() and bool(kernels())
 
 
-def by_kernels(x: mx.array, kernels: Callable[[], T], plain: Callable[[], T]) -> T:
-    """Return `kernels()`, or `plain()` if the kernels cannot compute it.
+def by_kernels(x: mx.array, compute: Callable[[], T], plain: Callable[[], T]) -> T:
+    """Return `compute()`, or `plain()` if the kernels cannot compute it.
 
     Args:
         x: the input of both.
-        kernels: calls functions of this module.
+        compute: calls functions of this module.
         plain: does the same by MLX's own operations.
     """
     if serves(x):
         try:
-            return kernels()
+            return compute()
         except Unserved:
             pass
     return plain()
@@ -110,7 +99,7 @@ class Norm(NamedTuple):
 def activate(x: mx.array, activation: Activation) -> mx.array:
     """Return the activation of every number of x."""
     out = mx.empty(x.shape)
-    _run("activate", x, x.size, activation, out, CORES)
+    run("activate", x, x.size, activation, out)
     return out
 
 
@@ -122,7 +111,7 @@ def group_norm(x: mx.array, groups: int, weight: mx.array, bias: mx.array, eps: 
     _require_shape(bias, (channels,))
     norm = Norm(mx.empty((batch, channels)), mx.empty((batch, channels)))
     arrays = weight, bias, eps, norm.gain, norm.offset
-    _run("group_norm", x, batch, size, channels, groups, *arrays, CORES)
+    run("group_norm", x, batch, size, channels, groups, *arrays)
     return norm
 
 
@@ -132,7 +121,7 @@ def normalise(x: mx.array, norm: Norm) -> mx.array:
     _require_norm(norm, batch, channels, is_layer=False)
     out = mx.empty(x.shape)
     arrays = norm.gain, norm.offset, Activation.NONE, out
-    _run("normalise", x, batch, size, channels, *arrays, CORES)
+    run("normalise", x, batch, size, channels, *arrays)
     return out
 
 
@@ -162,18 +151,11 @@ def linear(
     is_layer = norm is not None and norm.layer_eps is not None
     _require_norm(norm, batch, width, is_layer)
     gain, offset, eps = norm or Norm(None, None)
-    _run(
+    run(
         *("linear", x, batch * size, width, n_outputs, len(weights), weights, biases, outs),
-        *(gain, offset, is_layer, eps or 0.0, size, added, gated, CORES),
+        *(gain, offset, is_layer, eps or 0.0, size, added, gated),
     )
     return outs
-
-
-def widen(x: mx.array) -> mx.array:
-    """Return half precision, of either kind, as float32."""
-    out, halves = mx.empty(x.shape), mx.view(x, mx.uint16)
-    _run("widen", halves, x.size, x.dtype == mx.bfloat16, out, CORES)
-    return out
 
 
 def dequantize(
@@ -189,7 +171,7 @@ def dequantize(
     for one in (scales, offsets):
         _require_shape(one, (rows, columns // group_size))
     out = mx.empty((rows, columns))
-    _run("dequantize", weight, rows, columns, bits, group_size, scales, offsets, out, CORES)
+    run("dequantize", weight, rows, columns, bits, group_size, scales, offsets, out)
     return out
 
 
@@ -237,10 +219,10 @@ def conv3x3(
     _require_shape(added, out.shape)
     _require_norm(norm, batch, channels, is_layer=False)
     gain, offset, _ = norm or Norm(None, None)
-    _run(
+    run(
         *("conv3x3", x, batch, height, width, channels, gain, offset, activation),
         *(factor, stride, padding, weight, len(weight), bias, bias.ndim > 1, added, out),
-        *(*sides, CORES),
+        *sides,
     )
     return out
 
@@ -263,115 +245,14 @@ def attention(
     _require_shape(keys, (batch, *keys.shape[1:2], width))
     _require_shape(values, keys.shape)
     out = mx.empty(queries.shape)
-    _run(
+    run(
         *("attention", queries, keys, values, out, batch, length, keys.shape[1]),
-        *(num_heads, width // num_heads, scale, causal, CORES),
+        *(num_heads, width // num_heads, scale, causal),
     )
     return out
 
 
-# --- calling the kernels --------------------------------------------------------------------------
-
-_ARRAY, _ARRAYS = ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
-_INTEGER, _NUMBER = ctypes.c_long, ctypes.c_float
-
-# The arguments of each kernel, as the C++ sources declare them. A void * may be None.
-_ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "activate": (_ARRAY, *[_INTEGER] * 2, _ARRAY, _INTEGER),
-    "group_norm": (_ARRAY, *[_INTEGER] * 4, _ARRAY, _ARRAY, _NUMBER, _ARRAY, _ARRAY, _INTEGER),
-    "normalise": (_ARRAY, *[_INTEGER] * 3, _ARRAY, _ARRAY, _INTEGER, _ARRAY, _INTEGER),
-    "linear": (
-        *(_ARRAY, *[_INTEGER] * 4, *[_ARRAYS] * 3),
-        *(_ARRAY, _ARRAY, _INTEGER, _NUMBER, _INTEGER, _ARRAY, _INTEGER, _INTEGER),
-    ),
-    "widen": (_ARRAY, *[_INTEGER] * 2, _ARRAY, _INTEGER),
-    "dequantize": (_ARRAY, *[_INTEGER] * 4, *[_ARRAY] * 3, _INTEGER),
-    "conv3x3": (
-        *(_ARRAY, *[_INTEGER] * 4, _ARRAY, _ARRAY, *[_INTEGER] * 4),
-        *(_ARRAY, _INTEGER, _ARRAY, _INTEGER, _ARRAY, _ARRAY, *[_INTEGER] * 3),
-    ),
-    "attention": (*[_ARRAY] * 4, *[_INTEGER] * 5, _NUMBER, *[_INTEGER] * 2),
-}
-
-KERNELS = tuple(_ARGUMENTS)
-Kernels = dict[str, Callable[..., bool]]
-
-_checked: dict[int, tuple[ctypes.CDLL, Kernels]] = {}  # by the identity of the library, kept alive
-_checking = threading.RLock()
-
-
-def declare(library: ctypes.CDLL) -> Kernels:
-    """Return the kernels of a library, by name, which check the types that they are called with."""
-    kernels = {}
-    for name, arguments in _ARGUMENTS.items():
-        kernels[name] = getattr(library, name)
-        kernels[name].argtypes, kernels[name].restype = arguments, ctypes.c_bool
-    return kernels
-
-
-def _kernels() -> Kernels:
-    """Return those that compute what MLX's own operations do, checked once; {} if there are none.
-
-    A library may be wrong without an error: a compiler, or a flag of the processor, can be.
-    """
-    library = cpu_library.load()
-    if library is None:
-        return {}
-    with _checking:
-        if id(library) not in _checked:
-            from . import cpu_check  # which calls this module
-
-            kernels = declare(library)
-            _checked[id(library)] = library, kernels  # all, while they are checked
-            wrong = cpu_check.find_wrong_kernels() if cpu_check.sees_tracing() else list(kernels)
-            if wrong:
-                warnings.warn(
-                    f"kernels that do not agree with this MLX are not used ({', '.join(wrong)}): "
-                    "pictures are right, and take longer",
-                    stacklevel=2,
-                )
-            right = {name: kernel for name, kernel in kernels.items() if name not in wrong}
-            _checked[id(library)] = library, right
-        return _checked[id(library)][1]
-
-
-def _run(name: str, *arguments: mx.array | Sequence | float | None) -> None:
-    """Run a kernel; arrays are passed as float32, or as the words of what is quantized.
-
-    Raises:
-        Unserved: the kernel is not to be used, or not for these arrays: there is nothing in them,
-            or MLX is tracing them.
-        MemoryError: what it needs on the way does not fit the memory.
-    """
-    kernel = _kernels().get(name)
-    arrays = list(_arrays(arguments))
-    if kernel is None or not all(array.size for array in arrays) or is_traced(*arrays):
-        raise Unserved
-    kept: list[np.ndarray] = []  # while the kernel runs
-    if not kernel(*(_passed(_widened(argument), kept) for argument in arguments)):
-        raise MemoryError("the memory is too small")
-
-
-def is_traced(*arrays: mx.array) -> bool:
-    """Return whether a transformation of MLX, as `mx.grad` or `mx.compile`, is tracing an array.
-
-    Evaluates them if not. What is computed from them outside of MLX's graph would be a constant to
-    the transformation: the gradient would be zero.
-    """
-    try:
-        mx.eval(arrays)  # refused within `mx.compile` and `mx.vmap`
-        mx.async_eval(mx.depends([arrays[0]], arrays))  # refused within `mx.grad` and `mx.jvp`, too
-    except ValueError:
-        return True
-    return False
-
-
-def _arrays(arguments: Sequence) -> Iterator[mx.array]:
-    for argument in arguments:
-        if isinstance(argument, mx.array):
-            yield argument
-        elif isinstance(argument, Sequence):
-            yield from _arrays(argument)
+# --- what the kernels rely on ---------------------------------------------------------------------
 
 
 def _pixels(x: mx.array) -> tuple[int, int, int]:
@@ -398,22 +279,3 @@ def _require_norm(norm: Norm | None, batch: int, channels: int, is_layer: bool) 
         _require((norm.layer_eps is not None) == is_layer, "a norm of another kind")
         for one in (norm.gain, norm.offset):
             _require_shape(one, (channels,) if is_layer else (batch, channels))
-
-
-def _widened(argument: Any) -> Any:
-    if isinstance(argument, Sequence):
-        return [_widened(one) for one in argument]
-    if not isinstance(argument, mx.array) or argument.dtype in PASSED_AS_THEY_ARE:
-        return argument
-    is_half = argument.dtype in (mx.float16, mx.bfloat16)
-    return widen(argument) if is_half else argument.astype(mx.float32)
-
-
-def _passed(argument: Any, kept: list[np.ndarray]) -> Any:
-    """Return an argument as C takes it: arrays by their numbers, row after row."""
-    if isinstance(argument, list):
-        return (ctypes.c_void_p * len(argument))(*(_passed(one, kept) for one in argument))
-    if isinstance(argument, mx.array):
-        kept.append(np.ascontiguousarray(np.array(argument, copy=False)))
-        return kept[-1].ctypes.data
-    return argument

@@ -7,7 +7,7 @@ from functools import partial
 import mlx.core as mx
 import mlx.nn as nn
 
-from . import cpu
+from . import cpu, cpu_calls
 
 TOLERANCE = 1e-4  # of the largest number: far above rounding, far below any fault
 
@@ -21,23 +21,23 @@ def find_wrong_kernels() -> list[str]:
 
 
 def sees_tracing() -> bool:
-    """Return whether `cpu.is_traced` notices when MLX differentiates, compiles or maps."""
+    """Return whether `cpu_calls.is_traced` notices when MLX differentiates, compiles or maps."""
     x = mx.ones((2,))
     seen = []
 
     def look(x: mx.array) -> mx.array:
-        seen.append(cpu.is_traced(x))
+        seen.append(cpu_calls.is_traced(x))
         return x.sum()
 
     for transformation in (mx.grad, mx.vmap, mx.compile):
         mx.eval(transformation(look)(x))
-    return all(seen) and len(seen) == 3 and not cpu.is_traced(x)
+    return all(seen) and len(seen) == 3 and not cpu_calls.is_traced(x)
 
 
 def _agree(kernel: Callable[[], Results], plain: Callable[[], Results]) -> bool:
     try:
         ours = kernel()
-    except cpu.Unserved:  # it builds on a kernel that is wrong
+    except cpu_calls.Unserved:  # it builds on a kernel that is wrong
         return False
     return all(_is_close(*pair) for pair in zip(ours, plain(), strict=True))
 
@@ -94,7 +94,11 @@ def _checks() -> Iterator[Check]:
 
     for dtype in (mx.float16, mx.bfloat16):
         halves = (_numbers(70) * 1000).astype(dtype)
-        yield "widen", partial(_list, cpu.widen, halves), partial(_list, halves.astype, mx.float32)
+        yield (
+            "widen",
+            partial(_list, cpu_calls.widen, halves),
+            partial(_list, halves.astype, mx.float32),
+        )
     for bits in (4, 8):
         packed = mx.quantize(_numbers(18, 64), 32, bits)
         yield (

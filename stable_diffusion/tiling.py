@@ -13,7 +13,7 @@ from contextlib import suppress
 import mlx.core as mx
 import mlx.nn as nn
 
-from . import cpu
+from . import cpu, cpu_calls
 from .layers import ACTIVATIONS, Attention, ResnetBlock2D
 from .vae import AttentionBlock, Autoencoder, Decoder
 
@@ -36,7 +36,7 @@ def decode(autoencoder: Autoencoder, z: mx.array, tiled: bool | None = None) -> 
         # MLX's own convolution copies its input nine times on a Linux CPU.
         is_large = n_pixels > LARGEST_WHOLE or (cpu.is_used() and not cpu.serves(z))
         # A transformation keeps everything: strips would save nothing.
-        tiled = is_large and not cpu.is_traced(z)
+        tiled = is_large and not cpu_calls.is_traced(z)
     if not tiled:
         return autoencoder.decode(z)
     z = autoencoder.decoder_input(z)

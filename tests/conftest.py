@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import pytest
 from kinds import KINDS
 
-from stable_diffusion import convert, cpu, cpu_library, pipeline
+from stable_diffusion import convert, cpu, cpu_calls, cpu_library, pipeline
 from stable_diffusion.hub import Source
 from stable_diffusion.tokenizer import Tokenizer
 
@@ -106,15 +106,15 @@ def cores() -> Iterator[int]:
     Others have tests of their own, and networks as tiny as these are twice the work on two.
     """
     with pytest.MonkeyPatch.context() as patch:
-        n = max(2, cpu.CORES)
-        patch.setattr(cpu, "CORES", 1)
+        n = max(2, cpu_calls.CORES)
+        patch.setattr(cpu_calls, "CORES", 1)
         yield n
 
 
 @pytest.fixture
 def all_cores(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test computes on all of them."""
-    monkeypatch.setattr(cpu, "CORES", cores)
+    monkeypatch.setattr(cpu_calls, "CORES", cores)
 
 
 @pytest.fixture(autouse=True, scope="session")

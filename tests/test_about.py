@@ -115,6 +115,6 @@ def test_a_cache_that_cannot_be_read(folder, monkeypatch, capsys):
     assert capsys.readouterr().err == "error: Permission denied: refs/main\n"
 
 
-def test_a_name_in_the_cache_steers_no_terminal(folder, capsys):
+def test_odd_names(folder, capsys):
     cache(folder, "org/a\x1b[2Jb\u202ec", model())
     assert r"org/a\x1b[2Jb\u202ec" in said(capsys, "--list-models")

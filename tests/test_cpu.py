@@ -13,7 +13,7 @@ import pytest
 import torch
 from ours import python
 
-from stable_diffusion import cpu, cpu_library, model_io
+from stable_diffusion import cpu, cpu_calls, cpu_library, model_io
 from stable_diffusion.layers import (
     Conv3x3,
     GroupNorm,
@@ -299,12 +299,12 @@ def broken(name: str):
     return SimpleNamespace(
         **{
             one: (lambda *_: True) if one == name else getattr(cpu_library.load(), one)
-            for one in cpu.KERNELS
+            for one in cpu_calls.KERNELS
         }
     )
 
 
-@pytest.mark.parametrize("name", cpu.KERNELS)
+@pytest.mark.parametrize("name", cpu_calls.KERNELS)
 def test_a_kernel_that_is_wrong_is_not_used(name, monkeypatch, checkpoint):
     library = broken(name)
     monkeypatch.setattr(cpu_library, "load", lambda: library)
@@ -321,7 +321,9 @@ def test_a_kernel_that_is_wrong_is_not_used(name, monkeypatch, checkpoint):
 
 def test_an_mlx_that_cannot_be_told_to_trace(monkeypatch):
     """Kernels whose gradients would be zero without a word are not used."""
-    library = SimpleNamespace(**{name: getattr(cpu_library.load(), name) for name in cpu.KERNELS})
+    library = SimpleNamespace(
+        **{name: getattr(cpu_library.load(), name) for name in cpu_calls.KERNELS}
+    )
     monkeypatch.setattr(cpu_library, "load", lambda: library)
     monkeypatch.setattr(mx, "async_eval", lambda *_: None)
     with pytest.warns(UserWarning, match="are not used"):
@@ -373,7 +375,8 @@ def test_too_little_memory():
     """Also for the threads: then the work is done by fewer, and what does not fit is said."""
     code = (
         "import resource, stable_diffusion, mlx.core as mx;"
-        "from stable_diffusion import cpu; cpu.CORES = 4; x = mx.zeros((1, 64, 64, 32));"
+        "from stable_diffusion import cpu, cpu_calls; cpu_calls.CORES = 4;"
+        "x = mx.zeros((1, 64, 64, 32));"
         "conv = lambda n: mx.eval(cpu.conv3x3(x[..., :8], mx.zeros((n, 3, 3, 8)), mx.zeros(n)));"
         "wide = mx.zeros((1, 64, 64, 2048)); many = mx.zeros((8, 3, 3, 2048)); mx.eval(wide, many);"
         "conv(8); size = int(open('/proc/self/statm').read().split()[0]) * 4096;"
@@ -389,7 +392,7 @@ def test_halves_of_all_kinds():
     """Every float16 and bfloat16 there is, as the kernels widen them."""
     for dtype in (mx.float16, mx.bfloat16):
         halves = mx.view(mx.arange(2**16).astype(mx.uint16), dtype)
-        ours, theirs = np.array(cpu.widen(halves)), np.array(halves.astype(mx.float32))
+        ours, theirs = np.array(cpu_calls.widen(halves)), np.array(halves.astype(mx.float32))
         assert np.array_equal(ours, theirs, equal_nan=True)
         assert np.array_equal(np.signbit(ours), np.signbit(theirs))
 

@@ -111,7 +111,7 @@ def test_json_that_is_too_large(tmp_path):
         ("unet/config.json", {"act_fn": "silu\0"}, "act_fn = 'silu.x00' is not supported"),
         ("unet/config.json", {"auto_map": {"A": "evil.A"}}, "auto_map = .* is not supported"),
         ("vae/config.json", {"in_channels": 1}, "in_channels = 1 is not from 3 to 3"),
-        ("vae/config.json", {"scaling_factor": 0}, "scaling_factor = 0 is not from"),
+        ("vae/config.json", {"scaling_factor": 0}, "scaling_factor = 0.0 is not from"),
         ("vae/config.json", {"norm_num_groups": 0}, "norm_num_groups = 0 is not from 1"),
         ("text_encoder/config.json", {"vocab_size": -1}, "vocab_size = -1 is not from 1"),
         ("text_encoder/config.json", {"num_hidden_layers": 10**9}, "is not from 1 to 1000"),

@@ -36,7 +36,8 @@ MAY_IMPORT = {
         *("parser", "progress", "quantization", "quantize", "run", "streams", "unfinished"),
         *("weight_files", "mlx", "tqdm"),
     },
-    "cpu": {"cpu_check", "cpu_cores", "cpu_library", "mlx", "numpy"},
+    "cpu": {"cpu_calls", "cpu_library", "mlx"},
+    "cpu_calls": {"cpu_check", "cpu_cores", "cpu_library", "mlx", "numpy"},
     "cpu_library": {"own_files"},
     "denoising": {"arguments", "config", "cpu", "noise", "sampler", "schedule", "unet", "mlx"},
     "diffusion_config": {"messages", "strict"},
@@ -102,7 +103,7 @@ MAY_IMPORT = {
     "streams": {"messages"},
     "strict": set(),
     "textual_inversion": {"clip", "header", "hub", "tokenizer", "weights", "mlx"},
-    "tiling": {"cpu", "layers", "vae", "mlx"},
+    "tiling": {"cpu", "cpu_calls", "layers", "vae", "mlx"},
     "tokenizer": {"bpe", "messages", "normalize", "strict", "regex"},
     "unet": {"config", "layers", "mlx", "numpy"},
     "unfinished": set(),
@@ -113,7 +114,7 @@ MAY_IMPORT = {
     "version": set(),
     "weight_files": set(),
     "weights": {"header", "mlx", "numpy"},
-    "cpu_check": {"cpu", "mlx"},
+    "cpu_check": {"cpu", "cpu_calls", "mlx"},
     "cpu_cores": set(),
 }
 MOST_LINES = 360
