@@ -1,7 +1,7 @@
 """`StableDiffusion` and `StableDiffusionXL`: from text, or a picture and text, to latents.
 
-Nothing is computed before the caller evaluates it, so a script decides what is in memory when:
-evaluate `Denoising.inputs` and the text encoders can go, the last latents and the UNet can.
+Nothing is computed before the caller evaluates it (`cpu`: asks for it). So a script decides what is
+in memory: evaluate `Denoising.inputs` and text encoders can go, the last latents and the UNet can.
 """
 
 import os
