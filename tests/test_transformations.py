@@ -53,13 +53,17 @@ def folder(request, checkpoint):
     return checkpoint(request.param)
 
 
-NETWORKS = ["unet", "text encoder", "decode", "encode"]
+# What differs between kinds is the UNet.
+NETWORKS = [
+    *(("sd-2", name) for name in ("unet", "text encoder", "decode", "encode")),
+    ("sdxl", "unet"),
+]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_gradient_against_differences(folder, name):
+@pytest.mark.parametrize(("kind", "name"), NETWORKS)
+def test_gradient_against_differences(checkpoint, kind, name):
     """Of a number that the output makes, along one direction of the input."""
-    _, function, x = network(name, folder)
+    _, function, x = network(name, checkpoint(kind))
     shape = function(x).shape
     weights, direction = mx.array(random_normal(*shape)), mx.array(random_normal(*x.shape)) * STEP
 
@@ -76,10 +80,10 @@ def test_gradient_against_differences(folder, name):
     assert slope == pytest.approx(difference, rel=5e-3)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_mapped_and_compiled(folder, name):
+@pytest.mark.parametrize(("kind", "name"), NETWORKS)
+def test_mapped_and_compiled(checkpoint, kind, name):
     """To evaluate what is compiled takes g++ a minute: so only a block of each kind is, below."""
-    _, function, x = network(name, folder)
+    _, function, x = network(name, checkpoint(kind))
     plain = np.array(function(x))
     scale = abs(plain).max()
     assert mx.compile(function)(x).shape == plain.shape
