@@ -66,15 +66,16 @@ def main() -> int:
 
 def _start_again(sanitizer: str) -> NoReturn:
     """Replace this process by one into which the sanitizer's library is loaded first."""
-    library = subprocess.run(
-        ["g++", f"-print-file-name=lib{sanitizer[0]}san.so"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
+    # The second one, for the first looks in it for what throws exceptions.
+    libraries = [
+        subprocess.run(
+            ["g++", f"-print-file-name={name}"], check=True, capture_output=True, text=True
+        ).stdout.strip()
+        for name in (f"lib{sanitizer[0]}san.so", "libstdc++.so")
+    ]
     os.environ |= {
         SANITIZER: sanitizer,
-        "LD_PRELOAD": library,
+        "LD_PRELOAD": " ".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0",  # those of Python, at its end
     }
     os.execv(sys.executable, [sys.executable, *sys.argv])
