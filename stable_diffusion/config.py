@@ -245,6 +245,7 @@ class CLIPTextConfig(Config):
         for option in (*widths, "projection_dim"):
             require_in(option, getattr(self, option), 1, WIDEST)
         require_in("num_hidden_layers", self.num_hidden_layers, 1, MOST_LAYERS)
+        require_in("eos_token_id", self.eos_token_id, -1, WIDEST)  # some say -1 for none
         require_in("layer_norm_eps", self.layer_norm_eps, 0, 1)
         for name in self.architectures:
             require_known("architectures", name, ("CLIPTextModel", "CLIPTextModelWithProjection"))

@@ -113,6 +113,7 @@ def test_json_that_is_too_large(tmp_path):
         ("vae/config.json", {"in_channels": 1}, "in_channels = 1 is not from 3 to 3"),
         ("vae/config.json", {"scaling_factor": 0}, "scaling_factor = 0.0 is not from"),
         ("vae/config.json", {"norm_num_groups": 0}, "norm_num_groups = 0 is not from 1"),
+        ("text_encoder/config.json", {"eos_token_id": 2**63}, "eos_token_id = .* is not from -1"),
         ("text_encoder/config.json", {"vocab_size": -1}, "vocab_size = -1 is not from 1"),
         ("text_encoder/config.json", {"num_hidden_layers": 10**9}, "is not from 1 to 1000"),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**9}, "is not from 2"),
