@@ -5,17 +5,7 @@ import signal
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while modules are read: no traceback
 
-from stable_diffusion import cli, run
-
-
-def main(argv: list[str] | None = None) -> int:
-    return run.main(
-        lambda: cli.parse(cli.txt2image_parser(), argv),
-        lambda sd, args, batch: sd.generate_latents(
-            latent_size=batch.latent_size(sd.config.autoencoder.factor), **batch.options
-        ),
-    )
-
+from stable_diffusion.cli.main import txt2image as main
 
 if __name__ == "__main__":
     raise SystemExit(main())

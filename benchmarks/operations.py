@@ -16,9 +16,10 @@ from unittest import mock
 import mlx.core as mx
 from tasks import pooled_width
 
-from stable_diffusion import cpu, model_io
 from stable_diffusion.denoising import Predict, guided
-from stable_diffusion.weights import read_weights
+from stable_diffusion.device import cpu_kernels
+from stable_diffusion.model_io import loaders
+from stable_diffusion.model_io.weights import read_weights
 
 # They only look at their input in another way; `Full` are constants.
 VIEWS = {
@@ -43,7 +44,7 @@ def unet_step(folder: Path, *, hoisted: bool, compiled: bool) -> Count:
         hoisted: whether the text's keys and values are there already.
         compiled: whether the step is compiled as a whole.
     """
-    unet = model_io.load_unet(folder, float16=True)
+    unet = loaders.load_unet(folder, float16=True)
     read_weights(unet)
     config = unet.config
     text = mx.zeros((1, 77, config.cross_attention_dim), mx.float16)
@@ -66,7 +67,7 @@ def unet_step(folder: Path, *, hoisted: bool, compiled: bool) -> Count:
 
 def vae_decode(folder: Path) -> Count:
     """One picture of 512×512, in float32."""
-    vae = model_io.load_autoencoder(folder)
+    vae = loaders.load_autoencoder(folder)
     read_weights(vae)
     with _as_on_a_gpu(compiled=False):
         return _count(vae.decode, [mx.zeros((1, 64, 64, vae.config.latent_channels))])
@@ -77,7 +78,7 @@ def _as_on_a_gpu(compiled: bool) -> Iterator[None]:
     """Trace what a GPU would run: sorting stands for what is one launch in `mlx.core.fast`."""
     compile_ = mx.compile if compiled else lambda function, **_: function
     with (
-        mock.patch.object(cpu, "is_used", lambda: False),
+        mock.patch.object(cpu_kernels, "is_used", lambda: False),
         mock.patch.object(mx, "compile", compile_),
         mock.patch.object(mx.fast, "layer_norm", lambda x, *_, **__: mx.sort(x)),
         mock.patch.object(

@@ -18,17 +18,18 @@ from tasks import (
     token_ids,
 )
 
-from stable_diffusion import cpu, model_io
+from stable_diffusion.device import cpu_kernels
+from stable_diffusion.model_io import loaders
+from stable_diffusion.model_io.weights import read_weights
 from stable_diffusion.pipeline import StableDiffusion, pipeline_class
-from stable_diffusion.weights import read_weights
 
 
 def prepare(task: Task, folder: Path) -> Callable[[], np.ndarray]:
     """Load what a task needs, whole; what runs it is returned. Results are channels last."""
     if task.part in ("load", "picture"):
         return _pipeline(task, folder)
-    if cpu.is_used():
-        cpu.keep_freed_memory()
+    if cpu_kernels.is_used():
+        cpu_kernels.keep_freed_memory()
     match task.part:
         case "text":
             run, inputs = _text(folder)
@@ -43,13 +44,13 @@ def prepare(task: Task, folder: Path) -> Callable[[], np.ndarray]:
 
 
 def _text(folder: Path):
-    encoder = model_io.load_text_encoder(folder)
+    encoder = loaders.load_text_encoder(folder)
     read_weights(encoder)
     return (lambda ids: encoder(ids).last_hidden_state), (mx.array(token_ids()),)
 
 
 def _unet(task: Task, folder: Path):
-    unet = model_io.load_unet(folder)
+    unet = loaders.load_unet(folder)
     read_weights(unet)
     x = mx.array(random_normal(task.batch, *LATENTS))
     text = mx.array(random_normal(task.batch, 77, unet.config.cross_attention_dim, seed=1))
@@ -63,13 +64,13 @@ def _unet(task: Task, folder: Path):
 
 
 def _vae(folder: Path):
-    vae = model_io.load_autoencoder(folder)
+    vae = loaders.load_autoencoder(folder)
     read_weights(vae)
     return vae
 
 
 def _pipeline(task: Task, folder: Path) -> Callable[[], np.ndarray]:
-    sd = pipeline_class(model_io.load_model_config(folder))(folder)
+    sd = pipeline_class(loaders.load_model_config(folder))(folder)
     if task.quantized:
         sd.quantize()
     sd.ensure_models_are_loaded()

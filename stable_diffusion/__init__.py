@@ -1,7 +1,7 @@
 """Stable Diffusion in MLX: pictures from text, and from pictures and text."""
 
 # Before anything that imports mlx.
-from .blas import use_fast_blas
+from .device.blas import use_fast_blas
 
 use_fast_blas()
 

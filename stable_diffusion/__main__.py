@@ -2,7 +2,7 @@
 
 import sys
 
-from .streams import with_lasting_streams
+from .cli.terminal.console import with_lasting_streams
 
 COMMANDS = """\
 Stable Diffusion for MLX has these commands; --help after each says more:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from .config import CLIPTextConfig
-from .cpu import compute_dtype
+from .config.networks import CLIPTextConfig
+from .device.cpu_kernels import compute_dtype
 from .layers import ACTIVATIONS, Attention, Linear
 
 

@@ -12,10 +12,10 @@ from itertools import chain, islice
 import mlx.core as mx
 
 from .clip import CLIPOutput, CLIPTextModel
-from .config import ModelConfig
-from .messages import PromptWarning, shown
-from .prompt import find_networks, find_plain_syntax, parse_weights
-from .tokenizer import Tokenizer
+from .config.model import ModelConfig
+from .tokenizer.prompt_weights import find_networks, find_plain_syntax, parse_weights
+from .tokenizer.tokenizer import Tokenizer
+from .utils.wording import PromptWarning, shown
 
 # Here a step attends to about as many tokens of text as a picture of 512x512 has latents.
 MOST_WINDOWS = 50

@@ -6,12 +6,12 @@ from types import TracebackType
 
 import mlx.core as mx
 
-from . import cpu
-from .arguments import check_integer, check_number
-from .config import Defaults
-from .noise import NoiseStream, draw_latents
-from .sampler import Sampler
-from .schedule import Schedule
+from .check_arguments import check_integer, check_number
+from .config.model import Defaults
+from .device import cpu_kernels
+from .sampler.noise import NoiseStream, draw_latents
+from .sampler.sampler import Sampler
+from .sampler.schedule import Schedule
 from .unet import UNetModel
 
 Predict = Callable[[mx.array, mx.array], mx.array]  # latents, timestep
@@ -143,7 +143,7 @@ def guided(
                 prediction = rescale(prediction, conditional, guidance_rescale)
         return prediction
 
-    if cpu.is_used():
+    if cpu_kernels.is_used():
         return predict  # as it is: a CPU's kernels compute at once
     return mx.compile(predict, inputs=[unet.state, text, text_time])
 

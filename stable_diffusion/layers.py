@@ -9,7 +9,7 @@ from functools import partial
 import mlx.core as mx
 import mlx.nn as nn
 
-from . import cpu
+from .device import cpu_kernels
 
 Activation = Callable[[mx.array], mx.array]
 KeysValues = tuple[mx.array, mx.array]  # [B, M, D] each
@@ -18,21 +18,21 @@ Norm = nn.LayerNorm | nn.GroupNorm
 
 def silu(x: mx.array) -> mx.array:
     """Return x times the logistic function of x."""
-    return _activate(x, cpu.Activation.SILU, nn.silu)
+    return _activate(x, cpu_kernels.Activation.SILU, nn.silu)
 
 
 def gelu(x: mx.array) -> mx.array:
     """Return x times the normal distribution function of x."""
-    return _activate(x, cpu.Activation.GELU, nn.gelu)
+    return _activate(x, cpu_kernels.Activation.GELU, nn.gelu)
 
 
 def quick_gelu(x: mx.array) -> mx.array:
     """Return CLIP's approximation of `gelu`."""
-    return _activate(x, cpu.Activation.QUICK_GELU, nn.gelu_fast_approx)
+    return _activate(x, cpu_kernels.Activation.QUICK_GELU, nn.gelu_fast_approx)
 
 
-def _activate(x: mx.array, activation: cpu.Activation, plain: Activation) -> mx.array:
-    return cpu.by_kernels(x, lambda: cpu.activate(x, activation), lambda: plain(x))
+def _activate(x: mx.array, activation: cpu_kernels.Activation, plain: Activation) -> mx.array:
+    return cpu_kernels.by_kernels(x, lambda: cpu_kernels.activate(x, activation), lambda: plain(x))
 
 
 # Keyed by the names in config files; `config.ACTIVATIONS` lists the same.
@@ -62,8 +62,8 @@ def attend(
         attended = mx.fast.scaled_dot_product_attention(*heads, scale=scale, mask=mask)
         return attended.swapaxes(1, 2).flatten(2)
 
-    kernel = partial(cpu.attention, *inputs, num_heads, scale, causal)
-    return cpu.by_kernels(queries, kernel, plain)
+    kernel = partial(cpu_kernels.attention, *inputs, num_heads, scale, causal)
+    return cpu_kernels.by_kernels(queries, kernel, plain)
 
 
 class Linear(nn.Linear):
@@ -95,14 +95,16 @@ class QuantizedLinear(nn.QuantizedLinear):
 
     def wide_weight(self) -> mx.array:
         """The weight as the kernels of a CPU take it."""
-        return cpu.dequantize(self.weight, self.scales, self.biases, self.group_size, self.bits)
+        return cpu_kernels.dequantize(
+            self.weight, self.scales, self.biases, self.group_size, self.bits
+        )
 
 
 def project(x: mx.array, weight: mx.array, added: mx.array | None = None) -> mx.array:
     """x [..., D] times the transpose of a weight [O, D], plus what may be added."""
-    return cpu.by_kernels(
+    return cpu_kernels.by_kernels(
         x,
-        lambda: cpu.linear(x, [weight], [None], added=added)[0],
+        lambda: cpu_kernels.linear(x, [weight], [None], added=added)[0],
         lambda: _with(lambda x: x @ weight.T, x, None, added),
     )
 
@@ -118,7 +120,7 @@ def apply_each(
 
     if not all(map(_is_plain, layers)):
         return one_by_one()
-    return cpu.by_kernels(x, lambda: _by_kernels(layers, x, norm), one_by_one)
+    return cpu_kernels.by_kernels(x, lambda: _by_kernels(layers, x, norm), one_by_one)
 
 
 def geglu(layer: nn.Module, x: mx.array, norm: Norm) -> mx.array:
@@ -131,7 +133,7 @@ def geglu(layer: nn.Module, x: mx.array, norm: Norm) -> mx.array:
 
     if not _is_plain(layer):
         return plain()
-    return cpu.by_kernels(x, lambda: _by_kernels([layer], x, norm, gated=True)[0], plain)
+    return cpu_kernels.by_kernels(x, lambda: _by_kernels([layer], x, norm, gated=True)[0], plain)
 
 
 def _is_plain(layer: nn.Module) -> bool:
@@ -147,7 +149,7 @@ def _apply(
     added: mx.array | None,
 ) -> mx.array:
     """Return layer(norm(x)) + added; `plain` is the layer by MLX's own operations."""
-    return cpu.by_kernels(
+    return cpu_kernels.by_kernels(
         x,
         lambda: _by_kernels([layer], x, norm, added)[0],
         lambda: _with(plain, x, norm, added),
@@ -164,13 +166,13 @@ def _by_kernels(
     weights = [layer.wide_weight() for layer in layers]
     biases = [layer.get("bias") for layer in layers]
     statistics = None if norm is None else _statistics(norm, x)
-    return cpu.linear(x, weights, biases, statistics, added, gated)
+    return cpu_kernels.linear(x, weights, biases, statistics, added, gated)
 
 
-def _statistics(norm: Norm, x: mx.array) -> cpu.Norm:
+def _statistics(norm: Norm, x: mx.array) -> cpu_kernels.Norm:
     if isinstance(norm, nn.GroupNorm):
-        return cpu.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
-    return cpu.Norm(norm.weight, norm.bias, norm.eps)
+        return cpu_kernels.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    return cpu_kernels.Norm(norm.weight, norm.bias, norm.eps)
 
 
 def _with(function: Activation, x: mx.array, norm: Norm | None, added: mx.array | None) -> mx.array:
@@ -187,8 +189,8 @@ class GroupNorm(nn.GroupNorm):
 
     def __call__(self, x: mx.array) -> mx.array:
         plain = super().__call__
-        kernel = lambda: cpu.normalise(x, _statistics(self, x))  # noqa: E731
-        return cpu.by_kernels(x, kernel, lambda: plain(x))
+        kernel = lambda: cpu_kernels.normalise(x, _statistics(self, x))  # noqa: E731
+        return cpu_kernels.by_kernels(x, kernel, lambda: plain(x))
 
 
 class Conv3x3(nn.Conv2d):
@@ -227,25 +229,25 @@ class Conv3x3(nn.Conv2d):
             return y if added is None else added + y
 
         kernels = partial(self._by_kernels, x, norm, activation, added, bias)
-        return cpu.by_kernels(x, kernels, plain)
+        return cpu_kernels.by_kernels(x, kernels, plain)
 
     def of_upsampled(self, x: mx.array) -> mx.array:
         """The convolution of `x` with every pixel doubled along both sides: [B, 2H, 2W, O]."""
-        return cpu.by_kernels(
+        return cpu_kernels.by_kernels(
             x,
-            lambda: cpu.conv3x3(x, self.weight, self.bias, upsample=True),
+            lambda: cpu_kernels.conv3x3(x, self.weight, self.bias, upsample=True),
             lambda: self(upsample_nearest(x)),
         )
 
     def _by_kernels(self, x, norm, activation, added, bias) -> mx.array:
         if activation is not None and activation is not silu:
             x, norm, activation = activation(norm(x)), None, None
-        return cpu.conv3x3(
+        return cpu_kernels.conv3x3(
             x,
             self.weight,
             self.bias if bias is None else bias + self.bias,
             None if norm is None else _statistics(norm, x),
-            cpu.Activation.NONE if activation is None else cpu.Activation.SILU,
+            cpu_kernels.Activation.NONE if activation is None else cpu_kernels.Activation.SILU,
             added,
             stride=self.stride[0],
             padding=self.padding[0],

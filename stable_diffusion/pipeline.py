@@ -12,7 +12,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from . import arguments, cpu
+from . import check_arguments
+from .adapters.lora import load_lora, unload_lora
+from .adapters.textual_inversion import load_embedding
 from .conditioning import (
     LAST,
     PENULTIMATE,
@@ -24,10 +26,10 @@ from .conditioning import (
     require_fit,
     size_ids,
 )
-from .config import ModelConfig
+from .config.model import ModelConfig
 from .denoising import Denoising, Steps, denoise, guided, settled
-from .lora import load_lora, unload_lora
-from .model_io import (
+from .device import cpu_kernels
+from .model_io.loaders import (
     DEFAULT_MODEL,
     Key,
     load_autoencoder,
@@ -37,14 +39,13 @@ from .model_io import (
     load_unet,
     open_model,
 )
-from .noise import NoiseStream, draw_latents, picture_streams
+from .model_io.weights import read_weights
 from .precision import in_float32
 from .quantize import is_quantized, quantize_text_encoder, quantize_unet
-from .sampler import Sampler
-from .schedule import Schedule, enough_steps
-from .textual_inversion import load_embedding
-from .tiling import decode
-from .weights import read_weights
+from .sampler.noise import NoiseStream, draw_latents, picture_streams
+from .sampler.sampler import Sampler
+from .sampler.schedule import Schedule, enough_steps
+from .vae_strips import decode
 
 
 class StableDiffusion:
@@ -80,16 +81,16 @@ class StableDiffusion:
         vae: Key | None = None,
         prediction_type: str | None = None,
     ):
-        arguments.check_model(model, vae, sampler, schedule, prediction_type)
-        if cpu.is_used():
-            cpu.keep_freed_memory()
+        check_arguments.check_model(model, vae, sampler, schedule, prediction_type)
+        if cpu_kernels.is_used():
+            cpu_kernels.keep_freed_memory()
         self.source = source = open_model(model, vae=vae, prediction_type=prediction_type)
         self.float16 = float16
         self.config = load_model_config(source)
         if isinstance(self, StableDiffusionXL) is not self.config.is_xl:
             right = pipeline_class(self.config).__name__
             raise ValueError(f"{source.name} is a {right} model: use the class {right}")
-        self.dtype = cpu.compute_dtype(mx.float16 if float16 else mx.float32)
+        self.dtype = cpu_kernels.compute_dtype(mx.float16 if float16 else mx.float32)
         self.diffusion_config = self.config.diffusion
         self.sampler = Sampler.for_model(self.diffusion_config, sampler, schedule)
         for attribute, name in self._TOKENIZERS:
@@ -134,7 +135,7 @@ class StableDiffusion:
 
     def load_lora(self, path: str | os.PathLike[str], scale: float = 1.0) -> None:
         """Add a LoRA file to those that UNet and text encoders have; see `lora.load_lora`."""
-        scale = arguments.check_lora(path, scale)
+        scale = check_arguments.check_lora(path, scale)
         load_lora(self._lora_networks(), path, scale, self.dtype)
 
     def unload_lora(self) -> None:
@@ -143,7 +144,7 @@ class StableDiffusion:
 
     def load_embedding(self, name: str, path: str | os.PathLike[str]) -> None:
         """Let `name` in prompts mean a textual inversion; see `load_embedding` there."""
-        arguments.check_embedding(name, path)
+        check_arguments.check_embedding(name, path)
         load_embedding(name, path, self._readers())
 
     def free_text_encoders(self) -> None:
@@ -157,7 +158,7 @@ class StableDiffusion:
         n_images: int = 1,
         num_steps: int | None = None,
         cfg_weight: float | None = None,
-        negative_text: arguments.OptionalTexts = "",
+        negative_text: check_arguments.OptionalTexts = "",
         latent_size: tuple[int, int] | None = None,
         seed: int | Sequence[int] | None = None,
         guidance_rescale: float = 0.0,
@@ -191,12 +192,12 @@ class StableDiffusion:
         Raises:
             TypeError, ValueError: if an argument is of the wrong kind, or out of its range.
         """
-        n_images = arguments.check_integer("n_images", n_images, low=1)
-        texts = arguments.check_prompts(text, negative_text, n_images)
+        n_images = check_arguments.check_integer("n_images", n_images, low=1)
+        texts = check_arguments.check_prompts(text, negative_text, n_images)
         num_steps, guidance = self._settled(num_steps, cfg_weight, guidance_rescale)
-        latent_size = arguments.check_size(latent_size, self.config)
+        latent_size = check_arguments.check_size(latent_size, self.config)
         options = TextOptions.of(self.config, long_prompt, prompt_weights, clip_skip)
-        seed, streams = picture_streams(arguments.check_seed(seed), n_images)
+        seed, streams = picture_streams(check_arguments.check_seed(seed), n_images)
 
         schedule = self.sampler.schedule(num_steps)
         shape = (*latent_size, self.config.autoencoder.latent_channels)
@@ -211,7 +212,7 @@ class StableDiffusion:
         strength: float = 0.8,
         num_steps: int | None = None,
         cfg_weight: float | None = None,
-        negative_text: arguments.OptionalTexts = "",
+        negative_text: check_arguments.OptionalTexts = "",
         seed: int | Sequence[int] | None = None,
         guidance_rescale: float = 0.0,
         *,
@@ -232,13 +233,13 @@ class StableDiffusion:
         Raises:
             TypeError, ValueError: if an argument is of the wrong kind, or out of its range.
         """
-        image = arguments.check_image(image, self.config.autoencoder.factor)
-        n_images = arguments.check_integer("n_images", n_images, low=1)
-        texts = arguments.check_prompts(text, negative_text, n_images)
+        image = check_arguments.check_image(image, self.config.autoencoder.factor)
+        n_images = check_arguments.check_integer("n_images", n_images, low=1)
+        texts = check_arguments.check_prompts(text, negative_text, n_images)
         num_steps, guidance = self._settled(num_steps, cfg_weight, guidance_rescale)
-        strength = arguments.check_number("strength", strength, 0, 1)
+        strength = check_arguments.check_number("strength", strength, 0, 1)
         options = TextOptions.of(self.config, long_prompt, prompt_weights, clip_skip)
-        seed, streams = picture_streams(arguments.check_seed(seed), n_images)
+        seed, streams = picture_streams(check_arguments.check_seed(seed), n_images)
 
         mean, _ = self.autoencoder.encode(image[None])  # the most likely latents, without noise
         x = mx.repeat(mean, n_images, axis=0)
@@ -264,7 +265,7 @@ class StableDiffusion:
 
     def decode_unclipped(self, x_t: mx.array, tiled: bool | None = None) -> mx.array:
         """Return what `decode` does, before what is below 0 or above 1 is cut off."""
-        x_t = arguments.check_latents(x_t, self.config.autoencoder.latent_channels)
+        x_t = check_arguments.check_latents(x_t, self.config.autoencoder.latent_channels)
         return decode(self.autoencoder, x_t, tiled) / 2 + 0.5
 
     def _text_encoders(self) -> list[nn.Module]:

@@ -3,9 +3,9 @@
 import mlx.core as mx
 import mlx.nn as nn
 
-from .hub import Source
-from .lora import copy_lora
-from .model_io import load_text_encoder, load_unet
+from .adapters.lora import copy_lora
+from .model_io.loaders import load_text_encoder, load_unet
+from .model_io.sources import Source
 from .quantize import is_quantized, quantize_text_encoder, quantize_unet
 
 

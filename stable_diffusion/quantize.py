@@ -7,7 +7,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map_with_path
 
-from .quantization import Quantization
+from .config.networks import Quantization
 
 
 def quantize_text_encoder(

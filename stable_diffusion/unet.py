@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .config import UNetConfig
+from .config.networks import UNetConfig
 from .layers import (
     ACTIVATIONS,
     Attention,

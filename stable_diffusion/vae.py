@@ -5,7 +5,7 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
-from .config import AutoencoderConfig
+from .config.networks import AutoencoderConfig
 from .layers import Attention, Conv3x3, GroupNorm, Linear, ResnetBlock2D, silu
 
 NORM_EPS = 1e-6  # diffusers' value for every norm of the VAE; no config says it

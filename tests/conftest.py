@@ -25,9 +25,11 @@ from typing import TYPE_CHECKING
 import pytest
 from kinds import KINDS
 
-from stable_diffusion import convert, cpu, cpu_calls, cpu_library, pipeline
-from stable_diffusion.hub import Source
-from stable_diffusion.tokenizer import Tokenizer
+from stable_diffusion import pipeline
+from stable_diffusion.device import compile_kernels, cpu_kernels, kernel_calls
+from stable_diffusion.model_io import convert
+from stable_diffusion.model_io.sources import Source
+from stable_diffusion.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from oracle import Oracle
@@ -38,8 +40,8 @@ def pytest_configure() -> None:
 
     Collect no garbage while modules are read; `pytest_collection_finish` ends that.
     """
-    if cpu.is_used():
-        cpu_library.load()
+    if cpu_kernels.is_used():
+        compile_kernels.load()
     gc.disable()
 
 
@@ -106,15 +108,15 @@ def cores() -> Iterator[int]:
     Others have tests of their own, and networks as tiny as these are twice the work on two.
     """
     with pytest.MonkeyPatch.context() as patch:
-        n = max(2, cpu_calls.CORES)
-        patch.setattr(cpu_calls, "CORES", 1)
+        n = max(2, kernel_calls.CORES)
+        patch.setattr(kernel_calls, "CORES", 1)
         yield n
 
 
 @pytest.fixture
 def all_cores(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test computes on all of them."""
-    monkeypatch.setattr(cpu_calls, "CORES", cores)
+    monkeypatch.setattr(kernel_calls, "CORES", cores)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -25,7 +25,7 @@ from typing import NoReturn
 from attacks import load
 from attacks.harness import ATTACKS, DEFECTS, Attack, Outcome, judge
 
-from stable_diffusion import cpu_library
+from stable_diffusion.device import compile_kernels
 
 SANITIZER = "KERNEL_SANITIZER"  # the environment variable that tells workers of it
 
@@ -84,8 +84,8 @@ def _start_again(sanitizer: str) -> NoReturn:
 def _use_sanitizer() -> None:
     if sanitizer := os.environ.get(SANITIZER):
         options = f"-fsanitize={sanitizer}", "-fno-omit-frame-pointer"
-        cpu_library.FLAGS = (*cpu_library.FLAGS, *options)
-        if cpu_library.load() is None:
+        compile_kernels.FLAGS = (*compile_kernels.FLAGS, *options)
+        if compile_kernels.load() is None:
             raise SystemExit("the kernels cannot be compiled for the sanitizer")
 
 

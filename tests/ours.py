@@ -11,8 +11,8 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from stable_diffusion import StableDiffusion
-from stable_diffusion.image import to_uint8
-from stable_diffusion.pipeline import Denoising
+from stable_diffusion.denoising import Denoising
+from stable_diffusion.images.arrays import to_uint8
 
 ROOT = Path(__file__).parents[1]
 

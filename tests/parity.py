@@ -25,10 +25,10 @@ from oracle import (
     scheduler_options,
 )
 
-from stable_diffusion import model_io
-from stable_diffusion.diffusion_config import PREDICTION_TYPES, SAMPLERS, DiffusionConfig
-from stable_diffusion.noise import NoiseStream, draw_latents
-from stable_diffusion.sampler import Sampler
+from stable_diffusion.config.diffusion import PREDICTION_TYPES, DiffusionConfig
+from stable_diffusion.model_io import loaders
+from stable_diffusion.sampler.noise import NoiseStream, draw_latents
+from stable_diffusion.sampler.sampler import SAMPLERS, Sampler
 
 UNET_SIZES = ((8, 8), (7, 13), (1, 2))  # in latents; also such as do not halve evenly
 # (sampler, schedule, steps, prediction type) of everything that diffusers has.
@@ -67,7 +67,7 @@ def text_errors(oracle: Oracle) -> Iterator[float]:
         if theirs is None:
             continue
         expected = theirs(torch.from_numpy(tokens), output_hidden_states=True)
-        ours = model_io.load_text_encoder(oracle.folder, model_key=name)(mx.array(tokens))
+        ours = loaders.load_text_encoder(oracle.folder, model_key=name)(mx.array(tokens))
         yield relative_l2(ours.last_hidden_state, expected.last_hidden_state)
         for state, expected_state in zip(ours.hidden_states, expected.hidden_states, strict=True):
             yield relative_l2(state, expected_state)
@@ -96,7 +96,7 @@ def unet_error(oracle: Oracle, size: tuple[int, int]) -> float:
         torch.from_numpy(text).double(),
         added_cond_kwargs=added,
     ).sample
-    unet = model_io.load_unet(oracle.folder)
+    unet = loaders.load_unet(oracle.folder)
     ours = unet(mx.array(x), mx.array(times), encoder_x=mx.array(text), text_time=text_time)
     return relative_l2(ours, channels_last(expected))
 
@@ -106,7 +106,7 @@ def decode_error(oracle: Oracle) -> float:
     theirs = oracle.exact.vae
     z = random_normal(2, 5, 6, theirs.config.latent_channels)
     expected = theirs.decode(channels_first(z) / theirs.config.scaling_factor).sample
-    ours = model_io.load_autoencoder(oracle.folder).decode(mx.array(z))
+    ours = loaders.load_autoencoder(oracle.folder).decode(mx.array(z))
     return relative_l2(ours, channels_last(expected))
 
 
@@ -117,7 +117,7 @@ def encode_errors(oracle: Oracle) -> tuple[float, float]:
     x = random_normal(2, 64, 96, 3).clip(-1, 1)
     expected = theirs.encode(channels_first(x)).latent_dist
     scale = theirs.config.scaling_factor
-    mean, logvar = model_io.load_autoencoder(oracle.folder).encode(mx.array(x))
+    mean, logvar = loaders.load_autoencoder(oracle.folder).encode(mx.array(x))
     return (
         relative_l2(mean, channels_last(expected.mean * scale)),
         relative_l2(mx.exp(logvar), channels_last(expected.var * scale**2)),

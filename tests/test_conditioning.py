@@ -18,7 +18,7 @@ import image2image
 import txt2image
 from stable_diffusion import StableDiffusion, StableDiffusionXL
 from stable_diffusion.conditioning import PLAIN, TextOptions, weigh, windows
-from stable_diffusion.model_io import load_tokenizer
+from stable_diffusion.model_io.loaders import load_tokenizer
 
 ERROR = 2e-6
 SAME = 50  # dB

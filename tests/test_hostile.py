@@ -15,12 +15,14 @@ from ours import python
 from safetensors.numpy import load_file, save_file
 
 import txt2image
-from stable_diffusion import StableDiffusion, hub, model_io
-from stable_diffusion.lora import load_lora
-from stable_diffusion.model_io import load_model_config, load_unet
-from stable_diffusion.strict import parse_json, read_json
+from stable_diffusion import StableDiffusion
+from stable_diffusion.adapters.lora import load_lora
+from stable_diffusion.config.known_models import PACKAGE
+from stable_diffusion.model_io import loaders
+from stable_diffusion.model_io.loaders import load_model_config, load_unet
+from stable_diffusion.utils.strict_json import parse_json, read_json
 
-TINY = Path(hub.__file__).parent / "tiny"
+TINY = PACKAGE / "tiny"
 UNET, VAE = (f"{name}/diffusion_pytorch_model.safetensors" for name in ("unet", "vae"))
 
 
@@ -169,7 +171,7 @@ def test_weights_that_are_no_floats(model, kind):
     key = "decoder.conv_in.weight"
     save_file(tensors | {key: tensors[key].astype(kind)}, model / VAE)
     with pytest.raises(ValueError, match=f"wrong shape: {key} of (I8|BOOL|I64), not floats"):
-        model_io.load_autoencoder(model)
+        loaders.load_autoencoder(model)
 
 
 def in_shards(model: Path, *shards: dict, index: dict | None = None) -> Path:
@@ -187,7 +189,7 @@ def test_one_tensor_in_two_shards(model):
     tensors = load_file(TINY / VAE)
     in_shards(model, tensors, {"decoder.conv_in.weight": tensors["decoder.conv_in.weight"]})
     with pytest.raises(ValueError, match=r"there twice: decoder.conv_in.weight$"):
-        model_io.load_autoencoder(model)
+        loaders.load_autoencoder(model)
 
 
 def test_index_that_names_what_is_not_there(model):
@@ -196,7 +198,7 @@ def test_index_that_names_what_is_not_there(model):
     assert missing is not None
     in_shards(model, tensors, index={"decoder.conv_in.weight": "0.safetensors"})
     with pytest.raises(ValueError, match=r"missing: decoder.conv_in.weight$"):
-        model_io.load_autoencoder(model)
+        loaders.load_autoencoder(model)
 
 
 def test_links_into_a_cache_work(tmp_path):

@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,144 +14,113 @@ import stable_diffusion
 
 PACKAGE = Path(__file__).parents[1] / "stable_diffusion"
 
-# Beyond the standard library: modules of the package, and other packages.
-MAY_IMPORT = {
-    "__init__": {"blas", "pipeline", "version"},
-    "__main__": {"streams"},
-    "about": {
-        *("hub", "hub_cache", "messages", "models", "unsupported", "version", "weight_files"),
-        *("mlx",),
-    },
-    "arguments": {"conditioning", "config", "hub", "messages", "mlx", "numpy"},
-    "blas": set(),
-    "bpe": {"regex"},
-    "cli": {
-        *("diffusion_config", "from_image", "image", "jobs", "messages", "noise", "options"),
-        *("other_names", "parser", "picture", "progress", "prompts_file", "numpy"),
-    },
-    "clip": {"config", "cpu", "layers", "mlx"},
-    "conditioning": {"clip", "config", "messages", "prompt", "tokenizer", "mlx"},
-    "config": {"diffusion_config", "models", "quantization", "strict"},
-    "convert": {
-        *("config", "diffusion_config", "hub", "memory", "messages", "model_io", "native"),
-        *("parser", "progress", "quantization", "quantize", "run", "streams", "unfinished"),
-        *("weight_files", "mlx", "tqdm"),
-    },
-    "cpu": {"cpu_calls", "cpu_library", "mlx"},
-    "cpu_calls": {"cpu_check", "cpu_cores", "cpu_library", "mlx", "numpy"},
-    "cpu_library": {"own_files"},
-    "denoising": {"arguments", "config", "cpu", "noise", "sampler", "schedule", "unet", "mlx"},
-    "diffusion_config": {"messages", "strict"},
-    "finite": {"denoising", "model_io", "pipeline", "weights", "mlx", "numpy"},
-    "from_image": {"messages", "metadata", "parameters", "picture", "recipe", "values"},
-    "header": {"strict"},
-    "hub": {
-        *("hub_cache", "hub_errors", "messages", "models", "strict", "unfinished"),
-        *("weight_files", "huggingface_hub"),
-    },
-    "hub_cache": {"huggingface_hub"},
-    "hub_errors": {"huggingface_hub"},
-    "image": {"metadata", "picture", "unfinished", "numpy", "PIL"},
-    "interrupt": set(),
-    "jobs": {"conditioning", "config", "image", "sampler"},
-    "layers": {"cpu", "mlx"},
-    "lora": {"layers", "lora_names", "strict", "weights", "mlx", "regex"},
-    "lora_names": {"config", "original", "weights", "mlx"},
-    "memory": {"mlx"},
-    "messages": set(),
-    "metadata": {"picture", "PIL"},
-    "model_io": {
-        *("clip", "config", "hub", "memory", "models", "native", "quantization", "quantize"),
-        *("single_file", "tokenizer", "unet", "unsupported", "vae", "weight_files", "weights"),
-        *("mlx",),
-    },
-    "models": set(),
-    "native": {"quantize", "weights", "mlx"},
-    "noise": {"numpy"},
-    "normalize": {"regex"},
-    "options": {"about", "diffusion_config", "image", "models", "parser", "values"},
-    "original": {"header", "weights"},
-    "other_names": set(),
-    "output": {"image", "jobs", "messages", "picture", "progress", "record", "unfinished", "numpy"},
-    "own_files": set(),
-    "parameters": {"models", "prompt", "recipe"},
-    "parser": {"messages", "streams"},
-    "picture": {"messages", "pillow_heif", "unreadable", "numpy", "PIL"},
-    "pipeline": {
-        *("arguments", "conditioning", "config", "cpu", "denoising", "lora", "model_io"),
-        *("noise", "precision", "quantize", "sampler", "schedule", "textual_inversion"),
-        *("tiling", "weights", "mlx", "numpy"),
-    },
-    "plan": {"jobs", "memory", "output", "progress", "ranks", "record"},
-    "precision": {"hub", "lora", "model_io", "quantize", "mlx"},
-    "preview": {"image", "mlx", "numpy"},
-    "progress": {"denoising", "memory", "messages", "streams", "weights", "mlx", "tqdm"},
-    "prompt": set(),
-    "prompts_file": {"messages", "strict"},
-    "quantization": {"strict"},
-    "quantize": {"quantization", "mlx"},
-    "ranks": {"mlx", "numpy"},
-    "recipe": {"messages", "strict"},
-    "record": {"hub", "jobs", "metadata", "models", "parameters", "recipe", "version"},
-    "run": {
-        *("config", "cpu", "finite", "hub", "image", "interrupt", "jobs", "memory", "messages"),
-        *("model_io", "pipeline", "plan", "preview", "progress", "ranks", "record", "sampler"),
-        *("streams", "weight_files", "mlx", "numpy"),
-    },
-    "sampler": {"diffusion_config", "schedule", "mlx"},
-    "schedule": {"diffusion_config", "mlx", "numpy"},
-    "single_file": {"header", "hub", "original", "unsupported", "weights"},
-    "streams": {"messages"},
-    "strict": set(),
-    "textual_inversion": {"clip", "header", "hub", "tokenizer", "weights", "mlx"},
-    "tiling": {"cpu", "cpu_calls", "layers", "vae", "mlx"},
-    "tokenizer": {"bpe", "messages", "normalize", "strict", "regex"},
-    "unet": {"config", "layers", "mlx", "numpy"},
-    "unfinished": set(),
-    "unreadable": {"messages"},
-    "unsupported": {"config"},
-    "vae": {"config", "layers", "mlx"},
-    "values": {"messages", "noise"},
+# A part of the package is a folder or a file in it. What each may import of the others; `cli` is
+# below. Nobody else imports `cli` but the entries.
+LOWER = {"config", "device", "sampler", "tokenizer", "utils"}
+NETWORKS = {"clip", "layers", "unet", "vae"}
+BELOW_PIPELINE = {
+    *(LOWER | NETWORKS),
+    *("adapters", "check_arguments", "conditioning", "denoising", "model_io", "quantize"),
+    "vae_strips",
+}
+MAY_IMPORT: dict[str, set[str]] = {
+    "utils": set(),
+    "device": set(),
+    "config": {"utils"},
+    "tokenizer": {"utils"},
+    "images": {"utils"},
+    "sampler": {"config", "utils"},
+    "layers": {"device"},
+    "clip": {"config", "device", "layers"},
+    "unet": {"config", "device", "layers"},
+    "vae": {"config", "device", "layers"},
+    "quantize": {"config", "device", "layers"},
+    "latent_preview": {"images"},
+    "vae_strips": {"device", "layers", "vae"},
+    "conditioning": {"clip", "config", "tokenizer", "utils"},
+    "denoising": {"config", "device", "sampler", "unet", "utils"},
+    "model_io": LOWER | NETWORKS | {"quantize"},
+    "adapters": LOWER | NETWORKS | {"model_io"},
+    "check_arguments": {"conditioning", "config", "model_io", "utils"},
+    "pipeline": BELOW_PIPELINE,
+    "overflow": BELOW_PIPELINE | {"pipeline"},
     "version": set(),
-    "weight_files": set(),
-    "weights": {"header", "mlx", "numpy"},
-    "cpu_check": {"cpu", "cpu_calls", "mlx"},
-    "cpu_cores": set(),
+    "__init__": {"device", "pipeline", "version"},
+    "__main__": {"cli"},
+    "convert": {"cli"},
+}
+# Inside `cli`, from the bottom up: each may import those before it, and itself.
+CLI = (
+    *({"settings", "terminal"}, {"job", "ranks"}, {"recipe"}, {"arguments", "output"}),
+    *({"plan"}, {"generate"}, {"main"}, {"convert"}),
+)
+# Packages outside of the standard library, and who may import them.
+OTHERS = {
+    "PIL": {"cli", "images"},
+    "pillow_heif": {"images"},
+    "tqdm": {"cli"},
+    "huggingface_hub": {"model_io"},
+    "regex": {"adapters", "tokenizer"},
+    "mlx": {*MAY_IMPORT, "cli"} - {"config", "images", "tokenizer", "utils"},
+    "numpy": {*MAY_IMPORT, "cli"} - {"config", "tokenizer", "utils"},
 }
 MOST_LINES = 360
 
+FILES = sorted(file for file in PACKAGE.rglob("*.py") if "tiny" not in file.parts)
 
-def imports(file: Path) -> set[str]:
-    """Modules of the package, and other packages, that a file imports, anywhere in it."""
-    names = set()
+
+def name_of(file: Path) -> tuple[str, ...]:
+    """Return the parts of a module's name within the package."""
+    return file.relative_to(PACKAGE).with_suffix("").parts
+
+
+def imports(file: Path) -> Iterator[tuple[int, tuple[str, ...], bool]]:
+    """Yield the line, the parts of the name, and whether it is of the package, of each import."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            for alias in node.names:
+                yield node.lineno, tuple(alias.name.split(".")), False
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names.add(node.module.split(".")[0])
-        elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            names.add(node.module)
+            yield node.lineno, tuple(node.module.split(".")), False
         elif isinstance(node, ast.ImportFrom):
-            names |= {alias.name for alias in node.names}
-    return names - set(sys.stdlib_module_names)
+            folder = name_of(file)[: -node.level]
+            module = tuple(node.module.split(".")) if node.module else ()
+            for alias in node.names if len(folder + module) < 2 else node.names[:1]:
+                name = (*folder, *module) if module else (*folder, alias.name)
+                yield node.lineno, name, True
 
 
-@pytest.mark.parametrize("file", sorted(PACKAGE.glob("*.py")), ids=lambda file: file.stem)
+def may_import(importer: tuple[str, ...], imported: tuple[str, ...]) -> bool:
+    """Return whether one module of the package may import another."""
+    part, other = importer[0], imported[0]
+    if part == "cli" and other == "cli":
+        if len(imported) < 2 or len(importer) < 2 or importer[1] == "__init__":
+            return True
+        floors = {name: floor for floor, names in enumerate(CLI) for name in names}
+        is_same = importer[1] == imported[1]
+        return is_same or floors[importer[1]] > floors[imported[1]]
+    return part in ("cli", other) or other in MAY_IMPORT[part]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: "/".join(name_of(file)))
 def test_imports(file):
-    assert imports(file) <= MAY_IMPORT[file.stem]
+    """Each line that imports what it may not."""
+    wrong = []
+    for line, imported, is_own in imports(file):
+        if is_own:
+            is_allowed = may_import(name_of(file), imported)
+        elif imported[0] in sys.stdlib_module_names:
+            is_allowed = True
+        else:
+            is_allowed = name_of(file)[0] in OTHERS.get(imported[0], set())
+        if not is_allowed:
+            wrong.append(f"{file.relative_to(PACKAGE.parent)}:{line}: {'.'.join(imported)}")
+    assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("file", sorted(PACKAGE.glob("*.py")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: "/".join(name_of(file)))
 def test_no_file_is_too_long(file):
     assert len(file.read_text().splitlines()) <= MOST_LINES
-
-
-def test_the_readme_maps_the_code():
-    """Every module stands there once, and what stands there is a module."""
-    _, text = (PACKAGE.parent / "README.md").read_text().split("\n## The code\n")
-    table = [line.split("|")[1] for line in text.splitlines() if line.startswith("|")]
-    named = re.findall(r"`(\w+)\.py`", " ".join(table[1:]))  # but for the head of the table
-    assert sorted(named) == sorted(file.stem for file in PACKAGE.glob("*.py"))
 
 
 def test_the_scripts_are_thin():
@@ -161,7 +131,7 @@ def test_the_scripts_are_thin():
 def test_installing_takes_everything_along():
     """`pip install .`: every module and all of `tiny`; the version, read without an import."""
     settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
-    patterns = ["*.py", *settings["package-data"]["stable_diffusion"]]
+    patterns = ["**/*.py", *settings["package-data"]["stable_diffusion"]]
     taken = {file for pattern in patterns for file in PACKAGE.glob(pattern)}
     files = {file for file in PACKAGE.rglob("*") if file.is_file()}
     assert {file for file in files if "__pycache__" not in file.parts} <= taken

@@ -6,7 +6,8 @@ import pytest
 from oracle import relative_l2
 from parity import POOLED_WIDTH, TIME_IDS, random_normal, random_tokens
 
-from stable_diffusion import cpu, model_io
+from stable_diffusion.device import cpu_kernels
+from stable_diffusion.model_io import loaders
 
 TEXT_ERROR = 2e-6
 NETWORK_ERROR = 1e-5
@@ -33,19 +34,19 @@ def test_vae_encode(oracle, kind):
 
 def test_float16_stays_float16(checkpoint, monkeypatch):
     """No layer computes in, or returns, another precision than its weights'."""
-    monkeypatch.setattr(cpu, "is_used", lambda: False)
+    monkeypatch.setattr(cpu_kernels, "is_used", lambda: False)
     folder = checkpoint("sdxl")
-    text_encoder = model_io.load_text_encoder(folder, float16=True, model_key="text_encoder_2")
+    text_encoder = loaders.load_text_encoder(folder, float16=True, model_key="text_encoder_2")
     output = text_encoder(mx.array(random_tokens()))
     assert output.last_hidden_state.dtype == output.pooled_output.dtype == mx.float16
 
-    unet = model_io.load_unet(folder, float16=True)
+    unet = loaders.load_unet(folder, float16=True)
     x = mx.array(random_normal(2, 8, 8, 4)).astype(mx.float16)
     text = mx.array(random_normal(2, 77, 80)).astype(mx.float16)
     pooled = mx.array(random_normal(2, POOLED_WIDTH)).astype(mx.float16)
     half = unet(x, mx.array(500), text, (pooled, mx.array(TIME_IDS)))
     assert half.dtype == mx.float16
-    exact = model_io.load_unet(folder)(
+    exact = loaders.load_unet(folder)(
         x.astype(mx.float32),
         mx.array(500),
         text.astype(mx.float32),

@@ -13,10 +13,11 @@ from oracle import psnr, relative_l2
 from ours import pictures
 from PIL import Image
 
-from stable_diffusion import StableDiffusion, StableDiffusionXL, cpu
+from stable_diffusion import StableDiffusion, StableDiffusionXL
 from stable_diffusion.denoising import rescale
-from stable_diffusion.image import to_uint8
-from stable_diffusion.model_io import load_model_config
+from stable_diffusion.device import cpu_kernels
+from stable_diffusion.images.arrays import to_uint8
+from stable_diffusion.model_io.loaders import load_model_config
 from stable_diffusion.pipeline import pipeline_class
 from stable_diffusion.unet import UNetModel
 
@@ -150,8 +151,8 @@ def test_compiled_steps(model, kind, monkeypatch):
     sd = model(kind)
     options = {"n_images": 2, "cfg_weight": 3.0, "latent_size": (1, 1)}
     usual = generate(sd, **options)
-    monkeypatch.setattr(cpu, "is_used", lambda: False)
-    monkeypatch.setattr(cpu, "serves", lambda x: False)
+    monkeypatch.setattr(cpu_kernels, "is_used", lambda: False)
+    monkeypatch.setattr(cpu_kernels, "serves", lambda x: False)
     compiled = []
     compile_ = mx.compile
     monkeypatch.setattr(

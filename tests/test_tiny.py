@@ -7,8 +7,9 @@ from ours import pictures
 from PIL import Image
 
 import txt2image
-from stable_diffusion import StableDiffusion, hub
-from stable_diffusion.models import MODELS
+from stable_diffusion import StableDiffusion
+from stable_diffusion.config.known_models import MODELS
+from stable_diffusion.model_io import hub
 from tools.check_shapes import ASPECTS, judge
 from tools.shapes import COLOURS, Item, Scene, render
 from tools.tiny_scores import prompts, score

@@ -10,8 +10,9 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 from parity import POOLED_WIDTH, TIME_IDS, random_normal
 
-from stable_diffusion import StableDiffusion, layers, model_io
-from stable_diffusion.lora import LoRALinear
+from stable_diffusion import StableDiffusion, layers
+from stable_diffusion.adapters.lora import LoRALinear
+from stable_diffusion.model_io import loaders
 
 STEP = 0.02  # of differences: smaller ones drown in float32's rounding
 Function = Callable[[mx.array], mx.array]
@@ -24,14 +25,14 @@ def text(tokens: mx.array, encoder: nn.Module) -> mx.array:
 def network(name: str, folder) -> tuple[nn.Module, Function, mx.array]:
     """A network, what is differentiated of it, and an input."""
     if name == "unet":
-        unet = model_io.load_unet(folder)
+        unet = loaders.load_unet(folder)
         embeddings = mx.array(random_normal(2, 77, unet.config.cross_attention_dim))
         is_xl = unet.config.addition_embed_type is not None
         added = (mx.array(random_normal(2, POOLED_WIDTH)), mx.array(TIME_IDS)) if is_xl else None
         x = mx.array(random_normal(2, 16, 16, unet.config.in_channels))
         return unet, lambda x: unet(x, mx.array([999.0, 3.5]), embeddings, added), x
     if name == "text encoder":
-        encoder = model_io.load_text_encoder(folder)
+        encoder = loaders.load_text_encoder(folder)
         rows = mx.array(random_normal(2, 12, encoder.position_embedding.weight.shape[1]))
 
         def encode(x: mx.array) -> mx.array:  # embeddings, where `encoder` takes ids
@@ -40,7 +41,7 @@ def network(name: str, folder) -> tuple[nn.Module, Function, mx.array]:
             return encoder.final_layer_norm(x)
 
         return encoder, encode, rows
-    autoencoder = model_io.load_autoencoder(folder)
+    autoencoder = loaders.load_autoencoder(folder)
     if name == "decode":
         channels = autoencoder.config.latent_channels
         return autoencoder, autoencoder.decode, mx.array(random_normal(1, 4, 6, channels))
@@ -133,7 +134,7 @@ def test_every_parameter_of_the_unet_learns(folder):
 
 def test_every_parameter_of_the_text_encoder_learns(checkpoint):
     """All rows but those of words that are not in the text."""
-    encoder = model_io.load_text_encoder(checkpoint("sd-2"))
+    encoder = loaders.load_text_encoder(checkpoint("sd-2"))
     tokens = mx.array([[49406, 320, 49407]])
     assert without_gradient(encoder, lambda _: text(tokens, encoder).square().sum()) == set()
 

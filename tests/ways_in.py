@@ -16,8 +16,8 @@ from oracle import Oracle, psnr
 from original_layout import write_single_file
 from ours import pictures
 
-from stable_diffusion import convert
-from stable_diffusion.model_io import load_model_config, open_model
+from stable_diffusion.cli import convert
+from stable_diffusion.model_io.loaders import load_model_config, open_model
 from stable_diffusion.pipeline import pipeline_class
 
 PROMPT = "a photo of a café, at night!"

@@ -19,8 +19,10 @@ from PIL import Image
 import image2image
 import txt2image
 from attacks.harness import Case, Refused, attack, require
-from stable_diffusion import cli, convert, run
-from stable_diffusion.plan import Plan
+from stable_diffusion.cli import convert, generate
+from stable_diffusion.cli.arguments import parse
+from stable_diffusion.cli.plan import Plan
+from stable_diffusion.model_io import convert as convert_library
 
 WRONG_USAGE = 2
 SMALLEST = Decimal(math.ulp(0.0))  # number: what is smaller is 0
@@ -53,8 +55,8 @@ class Program:
 
 
 PROGRAMS = (
-    Program(txt2image.main, cli.txt2image_parser, ("a star",)),
-    Program(image2image.main, cli.image2image_parser, ("{folder}/i.png", "a star")),
+    Program(txt2image.main, parse.txt2image_parser, ("a star",)),
+    Program(image2image.main, parse.image2image_parser, ("{folder}/i.png", "a star")),
     Program(convert.main, convert._parser, ("/nowhere", "{folder}/new")),
 )
 
@@ -103,8 +105,8 @@ def reach(case: Case, program: Program, *arguments: str) -> dict[str, Any]:
     usual = [word.format(folder=case.folder) for word in program.usual]
     before = {*case.folder.rglob("*")}
     with (
-        patch.object(run, "_make_all", make_all),
-        patch.object(convert, "open_model", open_model),
+        patch.object(generate, "_make_all", make_all),
+        patch.object(convert_library, "open_model", open_model),
         patch.object(constants, "HF_HUB_OFFLINE", True),
     ):
         try:

@@ -18,10 +18,10 @@ from safetensors.numpy import load, save
 import txt2image
 from attacks.harness import Case, attack, require
 from attacks.hostile import TINY, WEIGHTS, damaged, tiny, value
-from stable_diffusion import StableDiffusion, model_io
-from stable_diffusion.header import BYTES
-from stable_diffusion.lora import load_lora
-from stable_diffusion.weights import read_safetensors
+from stable_diffusion import StableDiffusion
+from stable_diffusion.adapters.lora import load_lora
+from stable_diffusion.model_io import loaders
+from stable_diffusion.model_io.safetensors_file import BYTES, read_safetensors
 
 KINDS = [*BYTES, "F4", "Q8_0", "", 7, None]
 
@@ -125,9 +125,9 @@ def bytes_of_files(case: Case) -> None:
         content = original[: case.rng.randrange(len(original))]
     model = tiny(case.folder, WEIGHTS["vae"])
     file = case.keep(model / WEIGHTS["vae"], content)
-    sd = model_io.load_autoencoder(model)
+    sd = loaders.load_autoencoder(model)
     check_reading(file)
-    exact = dict(tree_flatten(model_io.load_autoencoder("tiny").parameters()))
+    exact = dict(tree_flatten(loaders.load_autoencoder("tiny").parameters()))
     for name, found in tree_flatten(sd.parameters()):
         require(mx.array_equal(found, exact[name]).item(), f"{name} is another one")
 
@@ -159,9 +159,9 @@ def tensors(case: Case) -> None:
         case _:
             weights[f"{key} "] = weights.pop(key)
     case.keep(model / WEIGHTS[network], save(weights))
-    loaders = {"vae": model_io.load_autoencoder, "unet": model_io.load_unet}
+    load_network = {"vae": loaders.load_autoencoder, "unet": loaders.load_unet}[network]
     try:
-        mx.eval(loaders[network](model).parameters())
+        mx.eval(load_network(model).parameters())
     except ValueError as error:
         require(not is_fine and key in str(error), f"does not name {key}: {error}")
         raise
@@ -211,7 +211,7 @@ def shards(case: Case) -> None:
     file = model / "vae/diffusion_pytorch_model.safetensors.index.json"
     text = json.dumps(content, default=str).encode()
     case.keep(file, text)
-    mx.eval(model_io.load_autoencoder(model).parameters())
+    mx.eval(loaders.load_autoencoder(model).parameters())
     require(is_fine, "accepted")
 
 
@@ -301,7 +301,7 @@ def loras(case: Case) -> None:
         text = text[: case.rng.randrange(1 + len(text))]
     file = case.folder / "lora.safetensors"
     case.keep(file, save(tensors, metadata={"lora_adapter_metadata": text}))
-    unet = model_io.load_unet("tiny")
+    unet = loaders.load_unet("tiny")
     load_lora({"unet": unet}, file, 1.0, mx.float32)
     layer = unet.mid_block.attentions[0].proj_in
     require(mx.isfinite(layer.up).all().item(), "not finite")

@@ -12,9 +12,9 @@ import numpy as np
 from attacks.harness import Case, attack, require
 from attacks.hostile import TINY, damaged, json_text, tiny, value
 from stable_diffusion import StableDiffusion
-from stable_diffusion.config import AutoencoderConfig, CLIPTextConfig, UNetConfig
-from stable_diffusion.diffusion_config import DiffusionConfig
-from stable_diffusion.model_io import load_model_config
+from stable_diffusion.config.diffusion import DiffusionConfig
+from stable_diffusion.config.networks import AutoencoderConfig, CLIPTextConfig, UNetConfig
+from stable_diffusion.model_io.loaders import load_model_config
 
 CONFIGS = (
     "unet/config.json",

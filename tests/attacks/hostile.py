@@ -9,9 +9,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from stable_diffusion import hub
+from stable_diffusion.config.known_models import PACKAGE
 
-TINY = Path(hub.__file__).parent / "tiny"
+TINY = PACKAGE / "tiny"
 WEIGHTS = {
     "unet": "unet/diffusion_pytorch_model.safetensors",
     "vae": "vae/diffusion_pytorch_model.safetensors",

@@ -11,7 +11,7 @@ from hub_server import Bad, HubServer
 
 from attacks.harness import Case, attack, require
 from attacks.hostile import damaged, json_text
-from stable_diffusion import hub
+from stable_diffusion.model_io import hub
 
 REPO = "org/model"
 UNET = "unet/diffusion_pytorch_model.safetensors"

@@ -15,8 +15,7 @@ from attacks.harness import Case, attack, require
 from attacks.hostile import NO_FILES
 from attacks.pictures import LOSSLESS, MAGIC, any_file, any_image, bomb, damage, huge, pixels
 from attacks.programs import image2image_case, program
-from stable_diffusion.image import load_image
-from stable_diffusion.picture import FORMATS, MOST_PIXELS, read_picture
+from stable_diffusion.images.reading import FORMATS, MOST_PIXELS, load_image, read_picture
 
 SUFFIXES = (".png", ".jpg", ".webp", ".eps", ".txt", "", ".safetensors", ".PNG", ".tif")
 

@@ -11,7 +11,7 @@ from ours import ROOT
 import txt2image
 from attacks.harness import Case, Defect, Outcome, Refused, attack, require
 from attacks.system import USUAL, old_picture, outputs, pictures
-from stable_diffusion import convert
+from stable_diffusion.cli import convert
 
 MOST_LINES = 9  # that a run is let say before the kill
 PAUSE = 0.2  # seconds: about the longest between two lines, but for the first

@@ -18,8 +18,9 @@ from attacks.configs import CONFIGS, TOKENIZER, check_model
 from attacks.harness import Case, Refused, attack, require
 from attacks.hostile import NO_FILES, WEIGHTS, tiny, value
 from attacks.programs import USUAL, txt2image_case
-from stable_diffusion import StableDiffusion, model_io
-from stable_diffusion.single_file import open_vae_file
+from stable_diffusion import StableDiffusion
+from stable_diffusion.model_io import loaders
+from stable_diffusion.model_io.single_file import open_vae_file
 
 SECONDS = 10  # of processor time, for whatever a header says
 BAD = [np.nan, np.inf, -np.inf, 3e38, -3e38, 1e30, 1e10, 7e4, 1e-44, 0.0]
@@ -118,7 +119,7 @@ def single_files(case: Case) -> None:
     start = process_time()
     try:
         if rng.random() < 0.2:
-            mx.eval(model_io.load_autoencoder(open_vae_file("a", file)).parameters())
+            mx.eval(loaders.load_autoencoder(open_vae_file("a", file)).parameters())
         else:
             check_model(case, file)
     finally:

@@ -7,8 +7,8 @@ import image2image
 import txt2image
 from attacks.harness import Case, Defect, Outcome, attack
 from attacks.system import USUAL, old_picture, require_whole
-from stable_diffusion.metadata import RECIPE, save_options
-from stable_diffusion.recipe import Recipe
+from stable_diffusion.cli.recipe.recipe import Recipe
+from stable_diffusion.images.text_chunks import RECIPE, save_options
 
 NAMES = ["a.png", "a.preview.png", "now.preview.png", "Now.Preview.png", "d/now.preview.png"]
 NAMES += ["d/0001.png", "d/a.png", "link.png", "d/../a.png", "d/0001.preview.png"]

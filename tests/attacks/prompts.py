@@ -14,8 +14,8 @@ from attacks.programs import program, txt2image_case
 from attacks.texts import OPTIONS, any_text, huge_text
 from stable_diffusion import StableDiffusion
 from stable_diffusion.conditioning import MOST_WINDOWS, TextOptions, windows
-from stable_diffusion.prompt import MOST_WEIGHT, parse_weights
-from stable_diffusion.tokenizer import Tokenizer
+from stable_diffusion.tokenizer.prompt_weights import MOST_WEIGHT, parse_weights
+from stable_diffusion.tokenizer.tokenizer import Tokenizer
 
 SECONDS = 10  # of processor time, for a million characters
 

@@ -15,12 +15,12 @@ from attacks.hostile import damaged, json_text, value
 from attacks.pictures import damage
 from attacks.programs import txt2image_case
 from attacks.texts import any_text
-from stable_diffusion.jobs import Job
-from stable_diffusion.metadata import PARAMETERS, RECIPE, save_options
-from stable_diffusion.noise import MAX_SEED
-from stable_diffusion.parameters import SAMPLER_NAMES, SCHEDULE_NAMES
-from stable_diffusion.prompts_file import MOST_PICTURES
-from stable_diffusion.recipe import Recipe
+from stable_diffusion.cli.arguments.prompts_file import MOST_PICTURES
+from stable_diffusion.cli.job import Job
+from stable_diffusion.cli.recipe.recipe import Recipe
+from stable_diffusion.cli.recipe.webui_text import SAMPLER_NAMES, SCHEDULE_NAMES
+from stable_diffusion.images.text_chunks import PARAMETERS, RECIPE, save_options
+from stable_diffusion.sampler.noise import MAX_SEED
 
 TXT2IMAGE, IMAGE2IMAGE = (
     replace(program, usual=usual)

@@ -19,8 +19,8 @@ from PIL import Image
 import txt2image
 from attacks.harness import Case, Defect, Outcome, Refused, attack, check_ending, require
 from attacks.programs import SECONDS, completed
-from stable_diffusion import interrupt
-from stable_diffusion.streams import FAILED
+from stable_diffusion.cli.terminal import signals
+from stable_diffusion.cli.terminal.console import FAILED
 
 USUAL = ("--model=tiny", "--steps=2", "--seed=1", "--low-memory")
 SUFFIXES = (".png", ".jpg", ".webp", ".bmp", ".tif")
@@ -85,7 +85,7 @@ class _At:
     def __call__(self, frame, event: str, _: object) -> None:
         if event != "call" or "stable_diffusion" not in frame.f_code.co_filename:
             return
-        if signal.getsignal(signal.SIGTERM) is interrupt._terminate:
+        if signal.getsignal(signal.SIGTERM) is signals._terminate:
             self.count += 1
             if self.count == self._n:
                 signal.raise_signal(self._number)

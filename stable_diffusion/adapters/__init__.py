@@ -1,0 +1,1 @@
+"""What changes a model from a file beside it: LoRA, textual inversion."""

@@ -1,0 +1,92 @@
+"""What LoRA files call the layers of the networks.
+
+Names are looked up, not parsed: each layer of a network is listed under every name that files have
+for it. There is no other way to tell kohya's names apart, which put underscores for dots.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import mlx.nn as nn
+
+from ..config.networks import UNetConfig
+from ..model_io.layouts import TEXT_ENCODER, UNET, Layout, rename
+from ..model_io.original_layout import RESNET, UNET_PARTS
+
+
+class Component(NamedTuple):
+    """How files name the layers of one network; in diffusers' and PEFT's, after `COMPONENT.`"""
+
+    layout: Layout
+    kohya: tuple[str, ...]  # what stands before the name, whose dots are underscores then
+
+
+COMPONENTS = {
+    "unet": Component(UNET, ("lora_unet_",)),
+    "text_encoder": Component(TEXT_ENCODER, ("lora_te_", "lora_te1_")),
+    "text_encoder_2": Component(TEXT_ENCODER, ("lora_te2_",)),
+}
+
+# What follows a layer's name in any file → `lora.down.weight`, `lora.up.weight`, `alpha`.
+_SPELLINGS = {
+    "lora_down": "lora.down",  # kohya
+    "lora_up": "lora.up",
+    "lora_A": "lora.down",  # PEFT and today's diffusers
+    "lora_B": "lora.up",
+    "lora_linear_layer": "lora",  # older diffusers: text encoders
+    **{f"processor.to_{name}_lora": f"to_{name}.lora" for name in "qkv"},  # and attention
+    "processor.to_out_lora": "to_out.0.lora",
+    **{f"self_attn.to_{name}_lora": f"self_attn.{name}_proj.lora" for name in "qkv"},
+    "self_attn.to_out_lora": "self_attn.out_proj.lora",
+}
+DOWN, UP, ALPHA = "lora.down.weight", "lora.up.weight", "alpha"
+_KEY = re.compile(rf"(.+)\.({DOWN}|{UP}|{ALPHA})")
+
+# Parts of the UNet, and layers in its residual blocks → what Stability AI's code calls them.
+_ORIGINAL = {ours: theirs for theirs, ours in (UNET_PARTS | RESNET).items()} | {
+    "mid_block.resnets.0": "middle_block.0",
+    "mid_block.resnets.1": "middle_block.2",
+}
+
+
+def split_key(key: str) -> tuple[str, str] | None:
+    """The layer and which of its tensors, `DOWN`, `UP` or `ALPHA`, that a key names; or None."""
+    match = _KEY.fullmatch(rename(key, _SPELLINGS))
+    return None if match is None else (match[1], match[2])
+
+
+def layer_names(component: str, network: nn.Module, paths: Iterable[str]) -> dict[str, str]:
+    """Every name that files have for the layers at `paths` of a network → the path."""
+    layout, kohya = COMPONENTS[component]
+    original = _original_names(network.config) if component == "unet" else {}
+    names = {}
+    for path in paths:
+        name = layout.key(path)
+        for spelling in {name, layout.prefix + name, rename(name, original)}:
+            names[f"{component}.{spelling}"] = path
+            names |= {prefix + spelling.replace(".", "_"): path for prefix in kohya}
+    return names
+
+
+def _original_names(config: UNetConfig) -> dict[str, str]:
+    """Names of a UNet's blocks in diffusers, and of layers in blocks → the original code's."""
+    names = dict(_ORIGINAL)
+    number = 1
+    for level, n_layers in enumerate(config.layers):
+        for i in range(n_layers):
+            names[f"down_blocks.{level}.resnets.{i}"] = f"input_blocks.{number}.0"
+            names[f"down_blocks.{level}.attentions.{i}"] = f"input_blocks.{number}.1"
+            number += 1
+        names[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{number}.0.op"
+        number += 1
+    number = 0
+    for block, n_layers in enumerate(reversed(config.layers)):
+        for i in range(n_layers + 1):
+            names[f"up_blocks.{block}.resnets.{i}"] = f"output_blocks.{number}.0"
+            names[f"up_blocks.{block}.attentions.{i}"] = f"output_blocks.{number}.1"
+            number += 1
+        attends = config.up_block_types[block] == "CrossAttnUpBlock2D"
+        last = f"output_blocks.{number - 1}.{2 if attends else 1}"
+        names[f"up_blocks.{block}.upsamplers.0.conv"] = f"{last}.conv"
+    return names

@@ -1,0 +1,1 @@
+"""The programs: the two scripts and `python -m stable_diffusion.convert`."""

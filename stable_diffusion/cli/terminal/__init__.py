@@ -1,0 +1,1 @@
+"""What a program prints, and the signals that it gets."""

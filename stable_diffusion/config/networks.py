@@ -1,0 +1,271 @@
+"""What a model's config files say, as frozen dataclasses.
+
+Every key of a file is read, ignored by name, or an error: a model whose config asks for something
+that this package does not compute is refused instead of drawn wrongly. Field names and defaults
+are those of diffusers and transformers, for an absent key means their default.
+"""
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from ..utils.strict_json import require, require_in, require_known
+from .known_models import MODELS as MODELS  # the public place of the table
+from .strict_config import Config
+
+pass
+
+
+PerBlock = int | tuple[int, ...]  # one number for all blocks of a network, or one for each
+
+# What is beyond these is a mistake, or meant to harm: they are far from any model that there is.
+MOST_BLOCKS = 8
+MOST_LAYERS = 1000  # residual blocks, or transformer blocks, of a network in all
+WIDEST = 2**20  # numbers a layer takes or gives
+LARGEST_SAMPLE = 4096  # latents a side
+
+
+def _per_block(option: str, value: PerBlock, n_blocks: int) -> tuple[int, ...]:
+    """`value` as one number for each of the blocks."""
+    values = (value,) * n_blocks if isinstance(value, int) else value
+    require(len(values) == n_blocks, f"{option} = {value!r} is not for {n_blocks} blocks")
+    require_in(option, values, 0, WIDEST)
+    return values
+
+
+BITS = (4, 6, 8)
+GROUP_SIZES = (32, 64, 128)
+
+
+@dataclass(frozen=True)
+class Quantization(Config):
+    """`quantization` in a config.json: the weights of linear layers are kept in few bits."""
+
+    bits: int | None = None
+    group_size: int | None = None  # how many numbers of a row share a scale and an offset
+    unquantized: tuple[str, ...] = ()  # linear layers that are not, by their paths in the network
+
+    def __post_init__(self) -> None:
+        for option, known in (("bits", BITS), ("group_size", GROUP_SIZES)):
+            value = getattr(self, option)
+            listed = ", ".join(map(str, known))
+            require(value in known, f"{option} = {value!r} is not supported, only {listed}")
+
+
+# The activations of diffusers and transformers that `layers.py` implements.
+ACTIVATIONS = ("silu", "swish", "mish", "gelu", "relu", "quick_gelu")
+
+
+@dataclass(frozen=True)
+class UNetConfig(Config):
+    """`unet/config.json`, of diffusers' UNet2DConditionModel."""
+
+    in_channels: int = 4
+    out_channels: int = 4
+    sample_size: PerBlock | None = None  # in latents
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    down_block_types: tuple[str, ...] = (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D")
+    up_block_types: tuple[str, ...] = ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3)
+    layers_per_block: PerBlock = 2
+    transformer_layers_per_block: PerBlock = 1
+    attention_head_dim: PerBlock = 8  # a misnomer: diffusers reads the number of heads from it
+    num_attention_heads: PerBlock | None = None  # the number of heads under its own name
+    cross_attention_dim: int = 1280
+    use_linear_projection: bool = False  # a matter of the files alone: see `weights.py`
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    act_fn: str = "silu"
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    addition_embed_type: str | None = None
+    addition_time_embed_dim: int | None = None
+    projection_class_embeddings_input_dim: int | None = None
+    quantization: Quantization | None = None  # of converted networks
+
+    CLASS_NAMES = ("UNet2DConditionModel",)
+    FIXED = MappingProxyType(
+        {
+            "attention_type": "default",
+            "conv_in_kernel": 3,
+            "conv_out_kernel": 3,
+            "downsample_padding": 1,
+            "mid_block_scale_factor": 1,
+            "mid_block_type": "UNetMidBlock2DCrossAttn",
+            "resnet_out_scale_factor": 1,
+            "resnet_time_scale_shift": "default",
+            "time_embedding_type": "positional",
+        }
+    )
+    # Attention adds up in float32 here whatever `upcast_attention` says; `dropout` is for
+    # training; the last belongs to a kind of added embedding that is refused.
+    IGNORED = frozenset({"upcast_attention", "dropout", "addition_embed_type_num_heads"})
+
+    def __post_init__(self) -> None:
+        n_blocks = len(self.block_out_channels)
+        require(n_blocks > 0, "block_out_channels is empty")
+        require_in("the number of blocks", n_blocks, 1, MOST_BLOCKS)
+        widths = ("in_channels", "out_channels", "norm_num_groups", "cross_attention_dim")
+        for option in (*widths, "addition_time_embed_dim", "projection_class_embeddings_input_dim"):
+            require_in(option, getattr(self, option), 1, WIDEST)
+        require_in("block_out_channels", self.block_out_channels, 1, WIDEST)
+        require_in("sample_size", self.sample_size, 1, LARGEST_SAMPLE)
+        require_in("norm_eps", self.norm_eps, 0, 1)
+        require_in("freq_shift", self.freq_shift, 0, 1)
+        first = self.block_out_channels[0]
+        require(
+            first % 2 == 0 and first // 2 > self.freq_shift,
+            f"block_out_channels begins with {first}, which does not embed the time",
+        )
+        for option in ("down_block_types", "up_block_types"):
+            n = len(getattr(self, option))
+            require(n == n_blocks, f"{option} names {n} blocks, block_out_channels {n_blocks}")
+        for name in self.down_block_types:
+            require_known("down_block_types", name, ("CrossAttnDownBlock2D", "DownBlock2D"))
+        for name in self.up_block_types:
+            require_known("up_block_types", name, ("CrossAttnUpBlock2D", "UpBlock2D"))
+        require_known("act_fn", self.act_fn, ACTIVATIONS)
+        require(min(self.layers) > 0, f"layers_per_block = {self.layers_per_block} has a zero")
+        for channels, heads in zip(self.block_out_channels, self.heads, strict=True):
+            require(
+                channels % self.norm_num_groups == 0,
+                f"norm_num_groups = {self.norm_num_groups} does not divide {channels} channels",
+            )
+            require(
+                heads > 0 and channels % heads == 0,
+                f"attention_head_dim: {heads} heads do not divide {channels} channels",
+            )
+        transformers = sum((n + 1) * d for n, d in zip(self.layers, self.depths, strict=True))
+        for what, count in (("residual", sum(self.layers)), ("transformer", transformers)):
+            require(count <= MOST_LAYERS, f"{count} {what} blocks are more than {MOST_LAYERS}")
+        if self.addition_embed_type is not None:
+            require_known("addition_embed_type", self.addition_embed_type, ("text_time",))
+            for option in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
+                require(getattr(self, option) is not None, f"text_time needs {option}")
+            dims = self.addition_time_embed_dim
+            require(
+                dims % 2 == 0 and dims // 2 > self.freq_shift,
+                f"addition_time_embed_dim = {dims} does not embed sizes",
+            )
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """Attention heads of each block."""
+        heads = self.num_attention_heads
+        if heads is None:
+            heads = self.attention_head_dim
+        return _per_block("attention_head_dim", heads, len(self.block_out_channels))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Residual blocks of each down block."""
+        return _per_block("layers_per_block", self.layers_per_block, len(self.block_out_channels))
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Transformer blocks behind each residual block, for each block that has attention."""
+        option = "transformer_layers_per_block"
+        return _per_block(option, getattr(self, option), len(self.block_out_channels))
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig(Config):
+    """`vae/config.json`, of diffusers' AutoencoderKL."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    block_out_channels: tuple[int, ...] = (64,)
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
+    layers_per_block: int = 1
+    norm_num_groups: int = 32
+    act_fn: str = "silu"
+    scaling_factor: float = 0.18215  # absent from the configs of SD 1.x and 2.x
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+
+    CLASS_NAMES = ("AutoencoderKL",)
+    FIXED = MappingProxyType({"shift_factor": 0})  # diffusers' pipelines of SD pass it over
+    # `sample_size` bounds diffusers' tiles; `force_upcast` is how this VAE always runs.
+    IGNORED = frozenset({"sample_size", "force_upcast"})
+
+    def __post_init__(self) -> None:
+        n_blocks = len(self.block_out_channels)
+        require_in("the number of blocks", n_blocks, 1, MOST_BLOCKS)
+        for option in ("in_channels", "out_channels"):
+            require_in(option, getattr(self, option), 3, 3)  # pictures
+        for option in ("latent_channels", "norm_num_groups", "block_out_channels"):
+            require_in(option, getattr(self, option), 1, WIDEST)
+        require_in("layers_per_block", self.layers_per_block, 1, MOST_LAYERS // MOST_BLOCKS)
+        for option, known in (
+            ("down_block_types", "DownEncoderBlock2D"),
+            ("up_block_types", "UpDecoderBlock2D"),
+        ):
+            names = getattr(self, option)
+            require(
+                len(names) == n_blocks,
+                f"{option} names {len(names)} blocks, block_out_channels {n_blocks}",
+            )
+            for name in names:
+                require_known(option, name, (known,))
+        require_known("act_fn", self.act_fn, ACTIVATIONS)
+        require_in("scaling_factor", abs(self.scaling_factor), 1e-4, 1e4)
+        for channels in self.block_out_channels:
+            require(
+                channels % self.norm_num_groups == 0,
+                f"norm_num_groups = {self.norm_num_groups} does not divide {channels} channels",
+            )
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent, along a side: every block but the last halves the picture."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+@dataclass(frozen=True)
+class CLIPTextConfig(Config):
+    """`text_encoder/config.json`, of transformers' CLIPTextModel (or …WithProjection)."""
+
+    architectures: tuple[str, ...] = ("CLIPTextModel",)
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    projection_dim: int = 512
+    eos_token_id: int = 49407
+    quantization: Quantization | None = None  # of converted networks
+
+    # Training, the tokenizer's affair, or how transformers stores and runs the model.
+    IGNORED = frozenset(
+        {
+            *("attention_dropout", "dropout", "initializer_factor", "initializer_range"),
+            *("bos_token_id", "pad_token_id", "dtype", "torch_dtype", "transformers_version"),
+            *("model_type", "return_dict", "tie_word_embeddings", "use_cache"),
+            *("chunk_size_feed_forward", "id2label", "label2id", "problem_type"),
+        }
+    )
+
+    def __post_init__(self) -> None:
+        widths = ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings")
+        for option in (*widths, "projection_dim"):
+            require_in(option, getattr(self, option), 1, WIDEST)
+        require_in("num_hidden_layers", self.num_hidden_layers, 1, MOST_LAYERS)
+        require_in("eos_token_id", self.eos_token_id, -1, WIDEST)  # some say -1 for none
+        require_in("layer_norm_eps", self.layer_norm_eps, 0, 1)
+        for name in self.architectures:
+            require_known("architectures", name, ("CLIPTextModel", "CLIPTextModelWithProjection"))
+        require_known("hidden_act", self.hidden_act, ACTIVATIONS)
+        require(
+            self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads == 0,
+            f"num_attention_heads = {self.num_attention_heads} does not divide "
+            f"hidden_size = {self.hidden_size}",
+        )
+
+    @property
+    def has_projection(self) -> bool:
+        """Whether the pooled output goes through a last linear layer."""
+        return "CLIPTextModelWithProjection" in self.architectures

@@ -1,0 +1,281 @@
+"""What MLX does slowly on a Linux CPU, by kernels of our own.
+
+There MLX computes everything but matrix products on one core, an exponential costs as much as 60
+additions, and a convolution copies its input nine times. The kernels, `kernels/*.cpp`, share the
+work out over the cores and keep what they make on the way in the processor's cache.
+
+They compute in float32, whatever type the weights are stored in, and at once, not lazily. So they
+cannot be part of a graph: where MLX differentiates, compiles or maps a function, and for whatever
+else the kernels cannot do, `by_kernels` takes MLX's own operations.
+"""
+
+import ctypes
+import math
+import sys
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from typing import NamedTuple, TypeVar
+
+import mlx.core as mx
+
+from . import compile_kernels
+from .kernel_calls import Unserved, kernels, run
+
+T = TypeVar("T")
+
+
+def is_used() -> bool:
+    """Return whether the default device is a Linux CPU."""
+    return sys.platform == "linux" and mx.default_device().type == mx.cpu
+
+
+def serves(x: mx.array) -> bool:
+    """Return whether the kernels are there and can compute with arrays like `x`."""
+    return x.dtype == mx.float32 and is_used() and bool(kernels())
+
+
+def by_kernels(x: mx.array, compute: Callable[[], T], plain: Callable[[], T]) -> T:
+    """Return `compute()`, or `plain()` if the kernels cannot compute it.
+
+    Args:
+        x: the input of both.
+        compute: calls functions of this module.
+        plain: does the same by MLX's own operations.
+    """
+    if serves(x):
+        try:
+            return compute()
+        except Unserved:
+            pass
+    return plain()
+
+
+def is_to_be_compiled() -> bool:
+    """Return whether the kernels will be compiled at their first use, which takes some seconds."""
+    return is_used() and compile_kernels.is_to_be_compiled()
+
+
+def compute_dtype(stored: mx.Dtype) -> mx.Dtype:
+    """Return the type to compute in with weights of type `stored`.
+
+    A Linux CPU multiplies half precision 50 times slower than single: there the weights are
+    widened as they are used.
+    """
+    return mx.float32 if is_used() else stored
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep large buffers for the next operation, not return them to the system.
+
+    Each would be faulted in again page by page, which costs as much as the arithmetic.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+        mallopt(m_mmap_threshold, 2**30)
+        mallopt(m_trim_threshold, 2**31 - 1)
+
+
+class Activation(IntEnum):
+    """As `kernels/activations.h` numbers them."""
+
+    NONE, SILU, GELU, QUICK_GELU = range(4)
+
+
+class Norm(NamedTuple):
+    """What normalises when multiplied and added.
+
+    Attributes:
+        gain, offset: [B, C] each, of a GroupNorm; of a LayerNorm [C] each.
+        layer_eps: of a LayerNorm, which first gives each row mean 0 and variance 1; None for a
+            GroupNorm, whose statistics are in gain and offset already.
+    """
+
+    gain: mx.array
+    offset: mx.array
+    layer_eps: float | None = None
+
+
+def activate(x: mx.array, activation: Activation) -> mx.array:
+    """Return the activation of every number of x."""
+    out = mx.empty(x.shape)
+    run("activate", x, x.size, activation, out)
+    return out
+
+
+def group_norm(x: mx.array, groups: int, weight: mx.array, bias: mx.array, eps: float) -> Norm:
+    """Return the GroupNorm (PyTorch's grouping) of x [B, ..., C]: its statistics, to be applied."""
+    batch, size, channels = _pixels(x)
+    _require(groups > 0 and channels % groups == 0, f"{groups} groups of {channels} channels")
+    _require_shape(weight, (channels,))
+    _require_shape(bias, (channels,))
+    norm = Norm(mx.empty((batch, channels)), mx.empty((batch, channels)))
+    arrays = weight, bias, eps, norm.gain, norm.offset
+    run("group_norm", x, batch, size, channels, groups, *arrays)
+    return norm
+
+
+def normalise(x: mx.array, norm: Norm) -> mx.array:
+    """Return x [B, ..., C] after a GroupNorm."""
+    batch, size, channels = _pixels(x)
+    _require_norm(norm, batch, channels, is_layer=False)
+    out = mx.empty(x.shape)
+    arrays = norm.gain, norm.offset, Activation.NONE, out
+    run("normalise", x, batch, size, channels, *arrays)
+    return out
+
+
+def linear(
+    x: mx.array,
+    weights: Sequence[mx.array],
+    biases: Sequence[mx.array | None],
+    norm: Norm | None = None,
+    added: mx.array | None = None,
+    gated: bool = False,
+) -> list[mx.array]:
+    """Return norm(x) [B, ..., D] times the transpose of each weight [O, D], plus its bias [O].
+
+    Args:
+        added: what is added to the results, of their shape.
+        gated: whether half of the outputs are multiplied by the GELU of the other half.
+    """
+    batch, size, width = _pixels(x)
+    n_rows = len(weights[0])
+    _require(not gated or n_rows % 2 == 0, f"{n_rows} outputs have no half")
+    for weight, bias in zip(weights, biases, strict=True):
+        _require_shape(weight, (n_rows, width))
+        _require_shape(bias, (n_rows,))
+    n_outputs = n_rows // 2 if gated else n_rows
+    outs = [mx.empty((*x.shape[:-1], n_outputs)) for _ in weights]
+    _require_shape(added, outs[0].shape)
+    is_layer = norm is not None and norm.layer_eps is not None
+    _require_norm(norm, batch, width, is_layer)
+    gain, offset, eps = norm or Norm(None, None)
+    run(
+        *("linear", x, batch * size, width, n_outputs, len(weights), weights, biases, outs),
+        *(gain, offset, is_layer, eps or 0.0, size, added, gated),
+    )
+    return outs
+
+
+def dequantize(
+    weight: mx.array, scales: mx.array, offsets: mx.array, group_size: int, bits: int
+) -> mx.array:
+    """Return packed weights [O, D · bits / 32] as [O, D] in float32."""
+    if bits < 1 or 32 % bits:  # a number may lie in two words
+        raise Unserved
+    _require(weight.dtype == mx.uint32 and weight.ndim == 2, "weights that are not packed")
+    rows, columns = len(weight), weight.shape[1] * 32 // bits
+    fits = group_size > 0 and columns % group_size == 0 and group_size % (32 // bits) == 0
+    _require(fits, f"{columns} weights of {bits} bits in groups of {group_size}")
+    for one in (scales, offsets):
+        _require_shape(one, (rows, columns // group_size))
+    out = mx.empty((rows, columns))
+    run("dequantize", weight, rows, columns, bits, group_size, scales, offsets, out)
+    return out
+
+
+def conv3x3(
+    x: mx.array,
+    weight: mx.array,
+    bias: mx.array,
+    norm: Norm | None = None,
+    activation: Activation = Activation.NONE,
+    added: mx.array | None = None,
+    upsample: bool = False,
+    stride: int = 1,
+    padding: int = 1,
+) -> mx.array:
+    """Return the 3×3 convolution of activation(norm(x)), x [B, H, W, C] padded with zeros.
+
+    Args:
+        weight, bias: [O, 3, 3, C], and [O] or, of each picture, [B or 1, O].
+        activation: needs a norm.
+        added: what is added to the result.
+        upsample: whether every pixel is doubled along both sides before.
+        stride: 2 for half of the size; without `upsample`.
+        padding: rows above and columns to the left, 0 or 1; below and to the right there is 1.
+
+    Returns:
+        [B, h, w, O].
+    """
+    _require(x.ndim == 4, f"{x.ndim} axes of pictures")
+    known = (stride, padding, upsample) in (
+        (1, 1, False),
+        (1, 1, True),
+        (2, 1, False),
+        (2, 0, False),
+    )
+    _require(known, f"a stride of {stride}, with {padding} before")
+    _require(norm is not None or activation == Activation.NONE, "an activation without a norm")
+    batch, height, width, channels = x.shape
+    factor = 2 if upsample else 1
+    sides = [(factor * side + padding - 2) // stride + 1 for side in (height, width)]
+    out = mx.empty((batch, *sides, len(weight)))
+    if bias.ndim > 1 and len(bias) == 1:
+        bias = bias[0]  # the same for all
+    _require_shape(weight, (len(weight), 3, 3, channels))
+    _require_shape(bias, (batch, len(weight))[2 - bias.ndim :])
+    _require_shape(added, out.shape)
+    _require_norm(norm, batch, channels, is_layer=False)
+    gain, offset, _ = norm or Norm(None, None)
+    run(
+        *("conv3x3", x, batch, height, width, channels, gain, offset, activation),
+        *(factor, stride, padding, weight, len(weight), bias, bias.ndim > 1, added, out),
+        *sides,
+    )
+    return out
+
+
+def attention(
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    num_heads: int,
+    scale: float,
+    causal: bool = False,
+) -> mx.array:
+    """Return the softmax attention of queries [B, L, D] to keys and values [B, M, D]: [B, L, D].
+
+    Every head has its part of D. If it is causal, position i attends to those up to i.
+    """
+    _require(queries.ndim == 3, f"{queries.ndim} axes of queries")
+    batch, length, width = queries.shape
+    _require(num_heads > 0 and width % num_heads == 0, f"{num_heads} heads of {width} numbers")
+    _require_shape(keys, (batch, *keys.shape[1:2], width))
+    _require_shape(values, keys.shape)
+    out = mx.empty(queries.shape)
+    run(
+        *("attention", queries, keys, values, out, batch, length, keys.shape[1]),
+        *(num_heads, width // num_heads, scale, causal),
+    )
+    return out
+
+
+# --- what the kernels rely on ---------------------------------------------------------------------
+
+
+def _pixels(x: mx.array) -> tuple[int, int, int]:
+    """Return the sizes of x [B, ..., C]: B, all between, C."""
+    if x.ndim < 2:
+        raise Unserved
+    return len(x), math.prod(x.shape[1:-1]), x.shape[-1]
+
+
+def _require(condition: bool, what: str) -> None:
+    """Raise ValueError for what no layer asks for."""
+    if not condition:
+        raise ValueError(f"{what}: this cannot be computed")
+
+
+def _require_shape(x: mx.array | None, shape: Sequence[int]) -> None:
+    """Raise ValueError for another shape: kernels read what is there, right or wrong."""
+    if x is not None and x.shape != tuple(shape):
+        raise ValueError(f"an array of shape {x.shape} came where {tuple(shape)} was expected")
+
+
+def _require_norm(norm: Norm | None, batch: int, channels: int, is_layer: bool) -> None:
+    if norm is not None:
+        _require((norm.layer_eps is not None) == is_layer, "a norm of another kind")
+        for one in (norm.gain, norm.offset):
+            _require_shape(one, (channels,) if is_layer else (batch, channels))

@@ -1,0 +1,1 @@
+"""Between picture files and arrays. Needs Pillow and NumPy, but not MLX."""

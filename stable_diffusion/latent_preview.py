@@ -1,0 +1,81 @@
+"""A look at pictures in the making: latents → RGB by a cheap linear map.
+
+What a latent's patch of pixels looks like is, to a first approximation, a linear function of that
+latent and its eight neighbours. The function is fitted to the model's own decoder by least squares,
+so that there are no numbers to ship and any VAE will do. That costs the decoding of some small
+pictures, once; a preview then costs one product of matrices.
+"""
+
+from collections.abc import Callable
+
+import mlx.core as mx
+import numpy as np
+from numpy import fft
+from numpy.random import default_rng
+
+from .images.arrays import to_uint8
+
+SIDE = 16  # of the square of latents that is decoded for every two channels to fit the function to
+RIDGE = 1e-3  # of the variance of a latent, which is 1
+
+Decode = Callable[[mx.array], mx.array]  # [B, h, w, C] → [B, f·h, f·w, 3] in [0, 1]
+
+
+class LinearDecoder:
+    """Pictures of latents as a linear function makes them.
+
+    Args:
+        decode: what it is fitted to, `StableDiffusion.decode`.
+        channels: of the latents, C.
+        factor: pixels that a latent stands for a side, f.
+    """
+
+    def __init__(self, decode: Decode, channels: int, factor: int):
+        self._factor = factor
+        inputs, targets = [], []
+        n_fields = max(1, channels // 2)
+        for field in np.split(pink_noise((n_fields, SIDE, SIDE, channels)), n_fields):
+            inputs.append(_neighbours(field))
+            targets.append(_patches(np.array(decode(mx.array(field))), factor))
+        a, b = (np.concatenate(rows).astype(np.float64) for rows in (inputs, targets))
+        penalty = RIDGE * len(a) * np.eye(a.shape[1])
+        penalty[-1, -1] = 0  # the mean colour is free
+        self._weights = np.linalg.solve(a.T @ a + penalty, a.T @ b).astype(np.float32)
+
+    def __call__(self, latents: mx.array) -> np.ndarray:
+        """Pictures, uint8 [B, f·h, f·w, 3], of latents [B, h, w, C]."""
+        b, h, w, _ = latents.shape
+        f = self._factor
+        patches = _neighbours(np.array(latents)) @ self._weights  # [B·h·w, f·f·3]
+        patches = patches.reshape(b, h, w, f, f, 3).swapaxes(2, 3)
+        return to_uint8(np.nan_to_num(patches.reshape(b, h * f, w * f, 3)))
+
+
+def pink_noise(shape: tuple[int, int, int, int]) -> np.ndarray:
+    """Noise [B, h, w, C] of unit variance, always the same.
+
+    Its amplitude falls with the frequency, as it does in pictures (Field 1987,
+    doi:10.1364/JOSAA.4.002379), so that there is as much of the large in it as of the small.
+    """
+    b, h, w, c = shape
+    frequency = np.hypot(fft.fftfreq(h)[:, None], fft.fftfreq(w)[None])
+    frequency[0, 0] = 1 / max(h, w)  # as much of the constant as of the slowest wave
+    white = default_rng(0).standard_normal((b, c, h, w))
+    pink = fft.ifft2(fft.fft2(white) / frequency).real.transpose(0, 2, 3, 1)
+    return (pink / pink.std()).astype(np.float32)
+
+
+def _neighbours(latents: np.ndarray) -> np.ndarray:
+    """Each latent of [B, h, w, C] with its eight neighbours and a 1: [B·h·w, 9·C + 1]."""
+    b, h, w, c = latents.shape
+    padded = np.pad(latents, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    shifted = [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
+    rows = np.concatenate([*shifted, np.ones((b, h, w, 1), latents.dtype)], axis=-1)
+    return rows.reshape(-1, 9 * c + 1)
+
+
+def _patches(pictures: np.ndarray, factor: int) -> np.ndarray:
+    """Pictures [B, f·h, f·w, 3] in patches of f×f pixels: [B·h·w, f·f·3]."""
+    b, height, width, _ = pictures.shape
+    shape = (b, height // factor, factor, width // factor, factor, 3)
+    return pictures.reshape(shape).swapaxes(2, 3).reshape(-1, factor * factor * 3)

@@ -1,0 +1,21 @@
+"""From a model's name to its components: files, configs and weights."""
+
+from .loaders import (
+    load_autoencoder,
+    load_diffusion_config,
+    load_model_config,
+    load_text_encoder,
+    load_tokenizer,
+    load_unet,
+    open_model,
+)
+
+__all__ = [
+    "load_autoencoder",
+    "load_diffusion_config",
+    "load_model_config",
+    "load_text_encoder",
+    "load_tokenizer",
+    "load_unet",
+    "open_model",
+]

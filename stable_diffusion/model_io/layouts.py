@@ -1,0 +1,88 @@
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the files of one network name its tensors."""
+
+    renames: Mapping[str, str]  # one to one, so that errors can speak of the file's names
+    old_renames: Mapping[str, str] = field(default_factory=dict)  # names of older files
+    prefix: str = ""  # stands before every key in some files and in others not
+    ignored: frozenset[str] = frozenset()  # keys that are no weights, by their last segment
+    # What follows is for files that hold several networks: see `single_file.py`.
+    root: str = ""  # stands before every key of this network
+    unused: tuple[str, ...] = ()  # what the keys of tensors that nobody needs begin with
+    # Parameters that lie in one tensor, one below the other, by the ends of their renamed paths.
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    transposed: frozenset[str] = frozenset()  # parameters that are stored [in, out]
+
+    def has(self, key: str) -> bool:
+        """Whether the tensor `key` of a file holds weights of this network."""
+        path = key.removeprefix(self.root)
+        is_weight = key.rsplit(".", 1)[-1] not in self.ignored
+        return key.startswith(self.root) and is_weight and not path.startswith(self.unused)
+
+    def parameters(self, key: str) -> tuple[str, ...]:
+        """The parameters of the network that the tensor `key` of a file holds."""
+        path = key.removeprefix(self.root).removeprefix(self.prefix)
+        path = rename(rename(path, self.old_renames), self.renames)
+        for end, parts in self.fused.items():
+            if path.endswith(end):
+                return tuple(path.removesuffix(end) + part for part in parts)
+        return (path,)
+
+    def key(self, parameter: str) -> str:
+        """The key, without prefix, of `parameter` in a file as it is written today."""
+        for end, parts in self.fused.items():
+            for part in parts:
+                if parameter.endswith(part):
+                    parameter = parameter.removesuffix(part) + end
+        renames = {ours: theirs for theirs, ours in self.renames.items()}
+        return self.root + rename(parameter, renames)
+
+
+def rename(path: str, table: Mapping[str, str]) -> str:
+    """`path` with every run of whole segments that `table` has renamed, the longest ones first."""
+    return _pattern(tuple(table)).sub(lambda match: table[match[1]], path) if table else path
+
+
+@cache
+def _pattern(runs: tuple[str, ...]) -> re.Pattern[str]:
+    longest_first = "|".join(re.escape(run) for run in sorted(runs, key=len, reverse=True))
+    return re.compile(rf"(?<![^.])({longest_first})(?![^.])")
+
+
+_ATTENTION = {
+    "to_q": "query_proj",
+    "to_k": "key_proj",
+    "to_v": "value_proj",
+    "to_out.0": "out_proj",
+}
+_RESAMPLERS = {"downsamplers.0": "downsample", "upsamplers.0": "upsample"}
+
+UNET = Layout(
+    renames={**_ATTENTION, **_RESAMPLERS, "ff.net.0.proj": "ff.proj_in", "ff.net.2": "ff.proj_out"},
+)
+AUTOENCODER = Layout(
+    renames={**_ATTENTION, **_RESAMPLERS},
+    # Before diffusers 0.18.
+    old_renames={"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"},
+)
+TEXT_ENCODER = Layout(
+    renames={
+        "embeddings.token_embedding": "token_embedding",
+        "embeddings.position_embedding": "position_embedding",
+        "encoder.layers": "layers",
+        "self_attn.q_proj": "attention.query_proj",
+        "self_attn.k_proj": "attention.key_proj",
+        "self_attn.v_proj": "attention.value_proj",
+        "self_attn.out_proj": "attention.out_proj",
+        "mlp.fc1": "linear1",
+        "mlp.fc2": "linear2",
+    },
+    prefix="text_model.",  # absent from what transformers 5 writes of a CLIPTextModel
+    ignored=frozenset({"position_ids"}),
+)

@@ -1,0 +1,114 @@
+"""Models that are not for this package, told by what their files show, to be refused by name.
+
+They would not fit the networks here, or worse, fit and be run wrongly.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+from ..config.networks import UNetConfig
+
+REFINER = "the SDXL refiner"
+REFINER_CONTEXT = 1280  # width of its text embeddings, which are of SDXL's second encoder only
+
+# By what the class of diffusers' pipeline is called, in `model_index.json`; the first that fits.
+PIPELINES = {
+    "StableDiffusion3": "Stable Diffusion 3",
+    "Flux": "FLUX",
+    "Kandinsky": "Kandinsky",
+    "Inpaint": "an inpainting model",
+    "Pix2Pix": "an editing model, InstructPix2Pix",
+    "Depth2Img": "a depth-to-image model",
+    "Upscale": "an upscaler",
+    "UnCLIP": "Stable unCLIP",
+    "ControlNet": "a pipeline with a ControlNet",
+    "StableVideo": "Stable Video Diffusion",
+    "AnimateDiff": "AnimateDiff",
+    "StableCascade": "Stable Cascade",
+    "Wuerstchen": "Würstchen",
+    "PixArt": "PixArt",
+    "QwenImage": "Qwen-Image",
+    "LTX": "LTX-Video",
+}
+
+# By the channels that the UNet takes where it gives four: what it sees beside the latents.
+INPUTS = {
+    5: "a depth-to-image model",
+    7: "an upscaler",
+    8: "an editing model, InstructPix2Pix",
+    9: "an inpainting model",
+}
+
+# By a part of a key that no other checkpoint has; the first that fits.
+KEYS = {
+    "lora_": "a LoRA, not a model",
+    "string_to_param": "a textual-inversion embedding, not a model",
+    "emb_params": "a textual-inversion embedding, not a model",
+    "control_model.": "a ControlNet",
+    "controlnet_cond_embedding.": "a ControlNet",
+    "motion_modules.": "a motion module of AnimateDiff",
+    "time_stack.": "Stable Video Diffusion",
+    "edm_vpred.": "CosXL",
+    "edm_mean": "Playground v2.5",
+    "conditioner.embedders.0.model.": REFINER,
+    "noise_augmentor.": "Stable unCLIP",
+    "joint_blocks.": "Stable Diffusion 3",
+    "distilled_guidance_layer.": "Chroma",
+    "individual_token_refiner.": "HunyuanVideo",
+    "single_stream_modulation.": "FLUX.2",
+    "double_blocks.": "FLUX",
+    "single_transformer_blocks.": "FLUX",
+    "double_layers.": "AuraFlow",
+    "clip_txt_mapper.": "Stable Cascade",
+    ".channelwise.": "Stable Cascade",
+    "patchify_proj.": "LTX-Video",
+    "cap_embedder.": "Lumina 2 or Z-Image",
+    "cross_attn.kv_linear.": "Sana or PixArt",
+    "txt_norm.": "Qwen-Image",
+    "head.modulation": "Wan",
+}
+
+
+def refuse_pipeline(index: Any, where: str) -> None:
+    """Refuse, by the content of a `model_index.json`.
+
+    Raises:
+        ValueError: it is another kind of model, and this is its name. What is not known at all
+            passes: the strict configs refuse that.
+    """
+    if not isinstance(index, dict):
+        return
+    class_name = str(index.get("_class_name"))
+    # `requires_aesthetics_score` is for what the refiner takes in place of the target size.
+    if index.get("requires_aesthetics_score") is True:
+        raise _refusal(where, REFINER)
+    for part, model in PIPELINES.items():
+        if part in class_name:
+            raise _refusal(where, model)
+
+
+def refuse_unet(name: str, unet: UNetConfig) -> None:
+    """Refuse, by what a UNet takes.
+
+    Raises:
+        ValueError: as `refuse_pipeline`.
+    """
+    if unet.in_channels != unet.out_channels and unet.in_channels in INPUTS:
+        raise _refusal(name, INPUTS[unet.in_channels])
+    if unet.addition_embed_type is not None and unet.cross_attention_dim == REFINER_CONTEXT:
+        raise _refusal(name, REFINER)
+
+
+def refuse_keys(name: str, keys: Collection[str]) -> None:
+    """Refuse, by the keys of a single file.
+
+    Raises:
+        ValueError: as `refuse_pipeline`.
+    """
+    for part, model in KEYS.items():
+        if any(part in key for key in keys):
+            raise _refusal(name, model)
+
+
+def _refusal(where: str, model: str) -> ValueError:
+    return ValueError(f"{where}: this is {model}; only Stable Diffusion 1.x, 2.x and XL are run")

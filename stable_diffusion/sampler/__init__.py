@@ -1,0 +1,5 @@
+"""Samplers: from noise to a picture, step by step down a schedule of noise levels."""
+
+from .sampler import Sampler
+
+__all__ = ["Sampler"]

@@ -1,0 +1,277 @@
+"""`--from-image`: pictures made again from the recipes in them, and recipes that cannot be."""
+
+import json
+import shlex
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from PIL import Image
+
+import image2image
+import txt2image
+from stable_diffusion.cli.recipe.recipe import Recipe
+from stable_diffusion.images.text_chunks import PARAMETERS, RECIPE, read_texts
+from stable_diffusion.images.writing import save_image
+
+TINY = ["--model", "tiny", "--steps", "3", "--n_images", "1", "--seed", "5"]
+CIRCLE = "a red circle on a blue background"
+LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_{}.lora_{}.weight"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a LoRA, a learned word and a picture to start from."""
+    folder = tmp_path_factory.mktemp("files")
+    generator = np.random.default_rng(0)
+
+    def write(name: str, shapes: dict[str, tuple[int, ...]]) -> None:
+        tensors = {key: mx.array(generator.normal(size=shape)) for key, shape in shapes.items()}
+        mx.save_safetensors(str(folder / name), tensors)
+
+    names = [(to, way) for to in "kv" for way in ("down", "up")]
+    shapes = {"down": (2, 128), "up": (128, 2)}
+    write("a.safetensors", {LAYER.format(to, way): shapes[way] for to, way in names})
+    write("word.safetensors", {"emb_params": (2, 128)})
+    picture = generator.integers(0, 256, (80, 112, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(folder / "start.png")
+    return folder
+
+
+def run(*arguments: object, start: Path | None = None) -> int:
+    """Either script; `start` is the picture to start from, if there is one."""
+    if start is None:
+        return txt2image.main([str(a) for a in arguments])
+    return image2image.main([str(start), *(str(a) for a in arguments)])
+
+
+def usage_error(
+    capsys: pytest.CaptureFixture, *arguments: object, start: Path | None = None
+) -> str:
+    """The one line that a wrong command line is answered with."""
+    with pytest.raises(SystemExit) as stopped:
+        run(*arguments, start=start)
+    assert stopped.value.code == 2
+    *_, usage, line = capsys.readouterr().err.splitlines()
+    assert usage.startswith("usage:") and len(line) < 500
+    return line
+
+
+def read(file: Path) -> np.ndarray:
+    return np.asarray(Image.open(file)).astype(int)
+
+
+def recipe_of(file: Path) -> Recipe:
+    return Recipe.from_json(read_texts(file)[RECIPE], str(file))
+
+
+def with_recipe(file: Path, **changes: object) -> Path:
+    """A picture with the recipe of another, changed."""
+    recipe = {"schema": 1, "prompt": CIRCLE, "model": "tiny", "n_images": 1, "steps": 2} | changes
+    recipe = {name: value for name, value in recipe.items() if value is not None}
+    save_image(file, np.zeros((64, 64, 3), np.uint8), {RECIPE: json.dumps(recipe)})
+    return file
+
+
+START = "from a picture"
+RECIPES = {  # where to write, and options
+    "plain": "o.png",
+    "ancestral": "o.png --sampler=euler-a --width=96 --height=72 --cfg=4 --negative_prompt='a\nb'",
+    "ddim": "o.webp --sampler=ddim --schedule=linspace --guidance-rescale=0.7",
+    "weights": "o.png --sampler=dpm++2m --schedule=karras --prompt-weights --negative-prompt=(a:2)",
+    "lcm": "o.tif --sampler=lcm --clip-skip=1 --cfg=0 --seed=123456789012",
+    "files": "o.png --lora=a.safetensors:0.7 --lora=a.safetensors:-0.2 "
+    "--embedding='<ring>=word.safetensors' --negative-prompt='a <ring>'",
+    "quantized": "o.webp -q --width=64 --height=96",
+    "half": f"o.png --float16 --long-prompt --negative-prompt='{'a star, ' * 30}'",
+    "one of three": "made/ --n_images=3",
+    "grid": "o.jpg --n_images=4 --n_rows=2",
+    START: "o.webp --strength=0.7 --fit=crop --width=96 --height=64",
+    f"{START}, as it is": "o.png --strength=0.9",
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_made_again(folder, tmp_path, monkeypatch, name):
+    """No pixel is off by more than one level."""
+    monkeypatch.chdir(folder)
+    output, *options = shlex.split(RECIPES[name])
+    start = folder / "start.png" if name.startswith(START) else None
+    assert run(*TINY, CIRCLE, *options, "--output", f"{tmp_path}/{output}", start=start) == 0
+    file = tmp_path / output
+    if file.is_dir():
+        file = file / "0003.png"
+        assert recipe_of(file).seed == 7
+    again = tmp_path / f"again{file.suffix}"
+    assert run("--from-image", file, "--output", again, start=start) == 0
+    assert np.abs(read(file) - read(again)).max() <= 1
+    assert read_texts(file) == read_texts(again)
+    assert read(file).std() > 10
+
+
+def test_the_recipes_say_what_was_asked(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    options = ["--lora", "a.safetensors", "--embedding", f"<x>={folder}/word.safetensors"]
+    options += ["--clip-skip", "1", "--output", tmp_path / "o.png", "--strength", "0.6"]
+    assert run(*TINY, "\udcff (circle)", *options, start=folder / "start.png") == 0
+    recipe = recipe_of(tmp_path / "o.png")
+    assert recipe.prompt == "\udcff (circle)" and recipe.image == "start.png"
+    assert (recipe.model, recipe.revision, recipe.steps, recipe.cfg) == ("tiny", None, 3, 2.0)
+    assert (recipe.sampler, recipe.schedule, recipe.strength) == ("euler", "trailing", 0.6)
+    assert (recipe.width, recipe.height, recipe.fit) == (64, 64, "stretch")
+    assert recipe.lora == ("a.safetensors:1.0",)
+    assert recipe.embedding == (f"<x>={folder}/word.safetensors",)
+    assert all(len(sum) == 64 for sum in (*recipe.lora_sha256, recipe.image_sha256))
+    text = read_texts(tmp_path / "o.png")[PARAMETERS]
+    assert text.startswith("? (circle)\nSteps: 3, Sampler: Euler, ") and str(folder) not in text
+
+
+def test_options_override(folder, tmp_path, capsys):
+    """Also those that are off by default, lists, and what goes with an option."""
+    made = with_recipe(
+        tmp_path / "made.png",
+        **{"sampler": "dpm++2m", "schedule": "karras", "n_images": 2, "n_rows": 2, "cfg": 3.0},
+        **{"quantize": True, "prompt_weights": True, "negative_prompt": "a star", "seed": 9},
+        lora=["nowhere.safetensors:1"],
+        width=96,
+        height=64,
+    )
+    options = ["--no-quantize", "--no-prompt-weights", "--lora", f"{folder}/a.safetensors:0.5"]
+    options += ["--sampler", "ddim", "--n_images", "1", "--negative-prompt", "", "--height", "96"]
+    again = tmp_path / "again.png"
+    assert run("--from-image", made, "a star", *options, "--output", again) == 0
+    recipe = recipe_of(again)
+    assert recipe == Recipe(
+        **{"prompt": "a star", "negative_prompt": "", "model": "tiny", "seed": 9, "cfg": 3.0},
+        **{"steps": 2, "sampler": "ddim", "schedule": "trailing", "width": 96, "height": 96},
+        **{"n_images": 1, "n_rows": 1, "guidance_rescale": 0.0, "clip_skip": 0, "float16": False},
+        **{"quantize": False, "prompt_weights": False, "long_prompt": False},
+        lora=(f"{folder}/a.safetensors:0.5",),
+        lora_sha256=recipe.lora_sha256,
+        version=recipe.version,
+    )
+
+
+def test_without_metadata(tmp_path, capsys):
+    file = tmp_path / "o.png"
+    assert run(*TINY, CIRCLE, "--output", file, "--no-metadata") == 0
+    assert read_texts(file) == {} and not Image.open(file).info
+    assert f"{file} has no recipe in it" in usage_error(capsys, "--from-image", file)
+
+
+def test_a_grid_of_several_recipes_has_none(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red star\na blue star\n")
+    options = ["--prompts-file", tmp_path / "prompts.txt", "--output", f"{tmp_path}/o/"]
+    assert run("--model", "tiny", "--steps", "2", *options, "--grid", tmp_path / "grid.png") == 0
+    assert read_texts(tmp_path / "grid.png") == {}
+    prompts = [recipe_of(file).prompt for file in sorted((tmp_path / "o").glob("*.png"))]
+    assert prompts == ["a red star", "a blue star"]
+
+
+def test_files_that_have_changed(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.safetensors").write_bytes((folder / "a.safetensors").read_bytes())
+    start = tmp_path / "start.png"
+    Image.open(folder / "start.png").save(start)
+    lora = ["--lora", "a.safetensors:0.5"]
+    assert run(*TINY, CIRCLE, *lora, "--output", "made.png", start=start) == 0
+    capsys.readouterr()
+    Image.new("RGB", (80, 112)).save(start)
+    tensors = mx.load("a.safetensors")
+    mx.save_safetensors("a.safetensors", {key: 2 * value for key, value in tensors.items()})
+    assert run("--from-image", "made.png", start=start) == 0
+    warned = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert warned == [
+        "warning: a.safetensors is not what made.png was made with",
+        f"warning: {start} is not what made.png was made with",
+    ]
+    (tmp_path / "a.safetensors").unlink()
+    line = usage_error(capsys, "--from-image", "made.png", start=start)
+    assert "made.png: the recipe's lora: no such LoRA file: a.safetensors" in line
+    line = usage_error(capsys, "--from-image", "made.png")
+    assert line.endswith(
+        "made.png was made from a picture, start.png: run image2image.py start.png "
+        "--from-image made.png"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "picture", "says"),
+    [
+        ("house.png;curl x|sh", "'house.png;curl x|sh'", "house.png;curl x|sh"),
+        ("$(touch x).png", "'$(touch x).png'", "$(touch x).png"),
+        ("--output=x", "./--output=x", "--output=x"),
+        ("a\u202egnp.exe", "PICTURE", r"a\u202egnp.exe"),
+        ("a\nb\x1b[2J", "PICTURE", r"a b\x1b[2J"),
+        ("", "PICTURE", ""),
+    ],
+)
+def test_a_command_that_may_be_pasted(tmp_path, monkeypatch, capsys, name, picture, says):
+    """Names are the file's, not to be run by a shell, nor taken for options or other names."""
+    monkeypatch.chdir(tmp_path)
+    with_recipe(Path("a b.png"), strength=0.5, image=name)
+    assert usage_error(capsys, "--from-image", "a b.png").endswith(
+        f"a b.png was made from a picture, {says}: run image2image.py {picture} "
+        "--from-image 'a b.png'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "the recipe's steps: must be from 1 to 100000, got 0"),
+        ({"steps": 10**5}, "steps must be from 1 to 1000, got 100000"),
+        ({"width": 10**9, "height": 64}, "the recipe's width: must be from 1 to 16384"),
+        ({"n_images": 10**9}, "the recipe's n_images: must be from 1 to 100000"),
+        ({"width": 64}, "--width and --height go together"),
+        ({"cfg": 10**400}, "the recipe is damaged: 1000"),
+        ({"cfg": -1}, "the recipe's cfg: must be from 0 to 1000"),
+        ({"seed": -1}, "the recipe's seed: must be from 0 to"),
+        ({"sampler": "\n" * 999}, "the recipe's sampler: invalid choice"),
+        ({"sampler": "ddim", "schedule": "karras"}, "sampler ddim has no schedule 'karras'"),
+        ({"clip_skip": 99}, "--clip-skip must be from 0 to 2 for this model"),
+        ({"lora": ["a.safetensors:nan"]}, "the recipe's lora: no such LoRA file"),
+        ({"embedding": ["x"]}, "the recipe's embedding: must be NAME=FILE, got 'x'"),
+        ({"fit": "crop", "model": "/nowhere"}, "there is no folder /nowhere"),
+        ({"model": None}, "does not say which model made it: give --model"),
+        ({"prompt": None}, "a prompt is required"),
+        ({"output": "/tmp/o.png"}, "the recipe is damaged: it: output = '/tmp/o.png' is not"),
+    ],
+)
+def test_recipes_that_cannot_be(tmp_path, capsys, changes, message):
+    """One line, before weights are read."""
+    file = with_recipe(tmp_path / "made.png", **changes)
+    try:
+        assert run("--from-image", file, "--output", tmp_path / "o.png") in (1, 2)
+    except SystemExit as stopped:
+        assert stopped.code == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    assert message in line and len(line) < 600
+    assert not (tmp_path / "o.png").exists()
+
+
+def test_what_does_not_go_together(tmp_path, capsys):
+    file = with_recipe(tmp_path / "made.png")
+    line = usage_error(capsys, "--from-image", file, "--prompts-file", "x.txt")
+    assert "--from-image and --prompts-file: leave one out" in line
+    assert "No such file" in usage_error(capsys, "--from-image", tmp_path / "nothing.png")
+    assert "--fit needs --width and --height" in usage_error(capsys, "x", "--fit=pad", start=file)
+
+
+def test_a_picture_of_automatic1111(tmp_path, capsys):
+    text = (
+        f"{CIRCLE} <lora:fur:1>\nSteps: 2, Sampler: Euler a, CFG scale: 3, Seed: 7, Size: 64x64, "
+        "Model: someones-model, Version: v1.7.0"
+    )
+    file = tmp_path / "made.png"
+    save_image(file, np.zeros((64, 64, 3), np.uint8), {PARAMETERS: text})
+    assert "does not say which model made it" in usage_error(capsys, "--from-image", file)
+    output = tmp_path / "o.png"
+    assert run("--from-image", file, "--model=tiny", "--n_images=1", "--output", output) == 0
+    recipe = recipe_of(output)
+    assert (recipe.prompt, recipe.sampler, recipe.seed) == (CIRCLE, "euler-a", 7)
+    assert recipe.prompt_weights and recipe.long_prompt and recipe.cfg == 3.0
+    warned = capsys.readouterr().err
+    assert f"warning: {file} was made with the model someones-model" in warned
+    assert f"warning: {file}: not understood: <lora:fur:1>" in warned

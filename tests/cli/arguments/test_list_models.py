@@ -1,0 +1,121 @@
+"""What `--version` and `--list-models` say, without a network and whatever is in the cache."""
+
+import json
+from pathlib import Path
+
+import huggingface_hub.constants
+import mlx.core as mx
+import pytest
+from hub_server import Files, cache, write
+
+import txt2image
+from stable_diffusion import __version__
+from stable_diffusion.config.known_models import MODELS
+from stable_diffusion.model_io import hub_cache
+
+MEGABYTE = bytes(10**6)
+CONFIGS = ("unet/config.json", "vae/config.json", "text_encoder/config.json")
+WEIGHTS = (
+    "unet/diffusion_pytorch_model.fp16.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors",
+)
+SDXL_TURBO = "stabilityai/sdxl-turbo"
+
+
+def model(pipeline: str = "StableDiffusionPipeline", *without: str) -> Files:
+    """A model of 3 MB, or what an interrupted download left of it."""
+    index = {"model_index.json": json.dumps({"_class_name": pipeline}).encode()}
+    weights = {path: MEGABYTE for path in WEIGHTS if path not in without}
+    return index | dict.fromkeys(CONFIGS, b"{}") | weights
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The Hub's cache, which is not there."""
+    folder = tmp_path / "cache"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
+    return folder
+
+
+def said(capsys: pytest.CaptureFixture[str], option: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        txt2image.main([option])
+    output = capsys.readouterr()
+    assert (stopped.value.code, output.err) == (0, "")
+    assert all(len(line) <= 80 or " " not in line.strip() for line in output.out.splitlines())
+    return output.out
+
+
+def entry(text: str, title: str) -> str:
+    """The paragraph of a model, in one line."""
+    (found,) = [part for part in text.split("\n\n") if part.split()[0] == title]
+    return " ".join(found.split()[1:])
+
+
+def test_version(capsys):
+    line = said(capsys, "--version")
+    device = mx.default_device().type.name
+    assert line == f"Stable Diffusion for MLX {__version__} (MLX {mx.__version__}, {device})\n"
+
+
+def test_without_a_cache(folder, capsys):
+    text = said(capsys, "--list-models")
+    for name, spec in MODELS.items():
+        facts = entry(text, name)
+        assert f"{spec.size}x{spec.size} pixels, {spec.steps} steps" in facts
+        assert f"licence: {spec.licence}" in facts
+        assert (spec.repo is None) or f"{spec.repo}, not in the cache" in facts
+    assert "in this package" in entry(text, "tiny")
+    assert "Others" not in text
+    assert not folder.exists()
+
+
+def test_what_is_cached(folder, capsys):
+    """Known, withdrawn and other models; what are no models is left out."""
+    cache(folder, SDXL_TURBO, model())
+    cache(folder, SDXL_TURBO, {"vae/config.json": MEGABYTE}, commit="d" * 40)  # in the same size
+    cache(folder, *MODELS["sd"].former_repos, model("StableDiffusionPipeline", *WEIGHTS[1:]))
+    cache(folder, "org/fine-tune", model())
+    cache(folder, "org/flux", model("FluxPipeline"))
+    cache(folder, "org/language-model", {"config.json": b"{}", "model.safetensors": MEGABYTE})
+    text = said(capsys, "--list-models")
+    assert f"{SDXL_TURBO}, 4.0 MB in the cache" in entry(text, "sdxl")
+    former = f"{MODELS['sd'].former_repos[0]}, 1.0 MB in the cache"
+    assert f"{former}, without the weights of vae, text_encoder" in entry(text, "sd")
+    assert entry(text, "org/fine-tune") == "3.0 MB in the cache"
+    assert entry(text, "org/flux").startswith("3.0 MB in the cache, but not to be run")
+    assert "this is FLUX" in entry(text, "org/flux")
+    assert "language-model" not in text
+    assert str(folder) in text
+
+
+def test_damaged_caches(folder, capsys):
+    """Links that lead nowhere, folders without a commit, files where folders should be."""
+    cache(folder, SDXL_TURBO, model())
+    unet = folder / "models--stabilityai--sdxl-turbo/snapshots" / ("c" * 40) / WEIGHTS[0]
+    unet.unlink()
+    unet.symlink_to(folder / "nowhere")
+    cache(folder, "org/index", model() | {"model_index.json": b"no JSON"})
+    write(folder, {"models--org--file": b"", "models--org--refs/refs/main": b"c" * 40})
+    write(folder, {"models--org--index/refs/main": b"\xff"})
+    text = said(capsys, "--list-models")
+    assert entry(text, "sdxl").count("without the weights of unet") == 1
+    assert "is not a JSON file" in entry(text, "org/index")
+    assert "org/file" not in text and "org/refs" not in text
+
+
+def test_a_cache_that_cannot_be_read(folder, monkeypatch, capsys):
+    def refuse(_: Path) -> int:
+        raise PermissionError("Permission denied: refs/main")
+
+    monkeypatch.setattr(hub_cache, "size", refuse)
+    with pytest.raises(SystemExit) as stopped:
+        txt2image.main(["--list-models"])
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == "error: Permission denied: refs/main\n"
+
+
+def test_odd_names(folder, capsys):
+    cache(folder, "org/a\x1b[2Jb\u202ec", model())
+    assert r"org/a\x1b[2Jb\u202ec" in said(capsys, "--list-models")

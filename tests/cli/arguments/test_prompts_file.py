@@ -1,0 +1,251 @@
+"""Prompts files: what counts, what a line may say, and seeds that stay."""
+
+import io
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from stable_diffusion.cli.arguments import parse
+
+
+def read(tmp_path, content: str | bytes, *options: str, script: str = "txt2image"):
+    """The requests of a prompts file; wrong ones end the program as wrong usage does."""
+    file = tmp_path / "p.txt"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    parser = getattr(parse, f"{script}_parser")()
+    return parse.parse(parser, ["--prompts-file", str(file), *options]).requests
+
+
+def prompts(requests) -> list[str]:
+    return [request.prompt for request in requests]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_prompt_a_line(tmp_path, end, mark):
+    lines = ["a café", "", "# no", "  a\u2028house \x0c ", "   ", "#", "a # b", '{"no": "JSON"}']
+    requests = read(tmp_path, mark + end.join(lines).encode())
+    assert prompts(requests) == ["a café", "a\u2028house", "a # b", '{"no": "JSON"}']
+    assert [request.where.split()[-1] for request in requests] == ["1:", "4:", "7:", "8:"]
+    assert {request.n_images for request in requests} == {1}
+
+
+def test_the_standard_input(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"a\nb")))
+    args = parse.parse(parse.txt2image_parser(), ["--prompts-file=-"])
+    assert prompts(args.requests) == ["a", "b"] and args.output == "out/"
+
+
+def test_lines_override_the_command_line(tmp_path):
+    said = {"negative-prompt": "x", "steps": 3, "cfg": 4, "width": 64, "height": 72, "seed": 5}
+    said |= {"sampler": "dpm++2m", "schedule": "karras", "n_images": 2, "clip_skip": 1}
+    said |= {"long_prompt": False, "prompt_weights": True, "guidance_rescale": 0.5}
+    said |= {"output": "cat.png"}
+    lines = [{"prompt": "a"} | said, {"prompt": "b"}]
+    options = ["--steps=9", "--long-prompt", "--negative-prompt=y", "--cfg=1.5"]
+    one, other = read(tmp_path, "\n".join(map(json.dumps, lines)), *options)
+    assert (
+        vars(one).items()
+        >= {
+            **{name.replace("-", "_"): value for name, value in said.items() if name != "output"},
+            "prompt": "a",
+            "file": "cat.png",
+            "output": "p/",
+        }.items()
+    )
+    assert (other.steps, other.long_prompt, other.negative_prompt, other.cfg) == (9, True, "y", 1.5)
+    assert isinstance(one.cfg, float) and isinstance(one.steps, int)
+
+
+def test_seeds_follow_the_one_given(tmp_path):
+    content = '{"prompt": "a", "n_images": 3}\n{"prompt": "a", "seed": 50}\n{"prompt": "c"}'
+    assert [request.seed for request in read(tmp_path, content, "--seed=7")] == [7, 50, 11]
+
+
+def test_seeds_stay_where_the_file_changes_elsewhere(tmp_path):
+    """They are of the prompt and of how often it came before."""
+    before = read(tmp_path, "a\nb\na\n")
+    after = read(tmp_path, "new\nb\na\n\na\n")
+    assert [r.seed for r in after[1:]] == [before[i].seed for i in (1, 0, 2)]
+    assert len({request.seed for request in after}) == 4
+    assert before[0].seed == 3480064611  # what a later version must make of it, too
+
+
+def test_pictures_have_strength_and_no_size_of_their_own(tmp_path):
+    from PIL import Image
+
+    picture = str(tmp_path / "i.png")
+    Image.new("RGB", (64, 64)).save(picture)
+    content = '{"prompt": "a", "strength": 0.25}\n{"prompt": "b"}'
+    requests = read(tmp_path, content, picture, script="image2image")
+    assert [request.strength for request in requests] == [0.25, 0.9]
+    with pytest.raises(SystemExit):
+        read(tmp_path, '{"prompt": "a", "width": 64, "height": 64}', picture, script="image2image")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "p.txt: there is no prompt in it"),
+        ("\n# a\n", "there is no prompt in it"),
+        (b"a\xff", r"p.txt: is not UTF-8 text (byte 1)"),
+        ('{"prompt": "a"}\n\n{"prompt": }', "line 3: is no usable JSON (Expecting value"),
+        ('{"prompt": "a"}\na', "line 2: is no usable JSON"),
+        ('{"prompt": "a"}\n["a"]', "line 2: is not a JSON object"),
+        ('{"prompt": ' + "[" * 100_000, "line 1: is no usable JSON"),
+        ('{"steps": 3}', 'line 1: there is no "prompt"'),
+        ('{"prompt": 3}', "line 1: prompt must be text, got 3"),
+        ('{"prompt": null}', 'there is no "prompt"'),
+        ('{"prompt": "\\ud800"}', "prompt has half of a character"),
+        ('{"prompt": "a", "colour": 1}', "'colour' is none of prompt, "),
+        ('{"prompt": "a", "model": "sd"}', "'model' is none of"),
+        ('{"prompt": "a", "where": "x"}', "'where' is none of"),
+        ('{"prompt": "a", "steps": 1, "steps": 2}', "gives 'steps' twice"),
+        ('{"prompt": "a", "clip-skip": 1, "clip_skip": 1}', "comes twice, spelt in two ways"),
+        ('{"prompt": "a", "steps": "3"}', 'steps must be a number, got "3"'),
+        ('{"prompt": "a", "steps": 3.5}', "steps: '3.5' is not an integer"),
+        ('{"prompt": "a", "steps": true}', "steps must be text or a number, got true"),
+        ('{"prompt": "a", "steps": 0}', "steps: must be from 1 to 100000, got 0"),
+        ('{"prompt": "a", "cfg": Infinity}', "Infinity is not a finite number"),
+        ('{"prompt": "a", "seed": -1}', "seed: must be from 0 to"),
+        ('{"prompt": "a", "long_prompt": 1}', "long_prompt must be true or false, got 1"),
+        ('{"prompt": "a", "sampler": "heun"}', "sampler: invalid choice: 'heun'"),
+        ('{"prompt": "a", "sampler": "ddim", "schedule": "karras"}', "line 1: sampler ddim has no"),
+        ('{"prompt": "a", "steps": 1e30}', "steps: '1e+30' is not an integer"),
+        ('{"prompt": "a", "colour": null}', "'colour' is none of prompt, "),
+        ('{"prompt": "a"} b\n{"prompt": "c"}', "line 1: is no usable JSON (Extra data"),
+        ('["a", 3]', "entry 2: is not a JSON object"),
+        ('[{"prompt": "a"}, {"steps": 3}]', 'p.txt, entry 2: there is no "prompt"'),
+        ('[{"prompt": "a"}, ["b"]]', "entry 2: is not a JSON object"),
+        ('[\n{"prompt": "a",}\n]', "p.txt: is no usable JSON"),
+        ('["a", "b",\n]', "p.txt: is no usable JSON"),
+        ('["a"]\n["b"]', "p.txt: is no usable JSON (Extra data"),
+        ('[{"prompt": ' + "[" * 100_000, "p.txt: is no usable JSON"),
+        ("[]", "there is no prompt in it"),
+        ('{\n"prompt": "a"\n}\n{\n"prompt": "b"\n}', "JSON objects on several lines are not"),
+        ("prompt,steps\na cat,3\n", "is CSV, which is not read: write a prompt a line, or JSON"),
+        ('id;"Prompt";seed\n1;"a; cat";3', "is CSV"),
+        ("prompt\tcfg\na cat\t3", "is a table with tabs"),
+        ("- prompt: a cat\n  steps: 3", "is YAML"),
+        ("prompts:\n  - a cat", "is YAML"),
+        ("---\na: b", "is YAML"),
+        ("model: sd\nprompt: a cat", "is YAML"),
+        ('--prompt "a cat" --steps 3', "line 1: options are not read here: write a prompt"),
+        ('{"prompt": "a", "width": 64}', "line 1: --width and --height go together"),
+    ],
+)
+def test_wrong_lines(tmp_path, capsys, content, message):
+    """Status 2, with the number of the line, before anything is loaded."""
+    with pytest.raises(SystemExit) as stopped:
+        read(tmp_path, content)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["a cat, red, small", "a dog, big, black"],
+        ["prompt, masterpiece, best quality", "a cat"],
+        ["prompt", "a cat"],
+        ["a prompt, with a comma", "a, b"],
+        ["the prompt: a cat", "steps: 3"],
+        ["portrait: a cat", "landscape: a hill"],
+        ["- a cat", "- a dog"],
+        ["--- a cat ---", "a"],
+        ["[a cat] in the [grass]", "[b]"],
+        ["[cat|dog]", "{a|b}"],
+        ['["neon"] on a sign', "a"],
+        ["[1]"],
+        ["a; b", "c"],
+        ["a cat", "prompt: a dog"],
+        ["-- a cat"],
+    ],
+)
+def test_prompts_that_are_no_tables(tmp_path, lines):
+    assert prompts(read(tmp_path, "\n".join(lines))) == lines
+
+
+@pytest.mark.parametrize("indent", [None, 0, 4])
+@pytest.mark.parametrize("start", ["", "\ufeff", "# [\n\n", "\n  "])
+def test_an_array(tmp_path, indent, start):
+    entries = [{"prompt": "a\nb", "steps": 3}, "c, [d]", {"prompt": "e", "output": "e.png"}]
+    found = read(tmp_path, start + json.dumps(entries, indent=indent), "--steps=9", "--seed=7")
+    assert prompts(found) == ["a\nb", "c, [d]", "e"]
+    assert [request.steps for request in found] == [3, 9, 9]
+    assert [request.seed for request in found] == [7, 8, 9] and found[2].file == "e.png"
+    assert found[1].where.endswith("p.txt, entry 2: ")
+
+
+def test_one_object_on_several_lines(tmp_path):
+    (found,) = read(tmp_path, json.dumps({"prompt": "a", "steps": 3}, indent=2))
+    assert (found.prompt, found.steps) == ("a", 3)
+
+
+@pytest.mark.parametrize("nothing", ["null", "NaN"])
+def test_what_tables_write(tmp_path, nothing):
+    """Nothing is left out, and whole numbers are, in a column with gaps."""
+    line = '{"prompt": "a", "steps": 3.0, "cfg": 4.0, "seed": 5.0, "width": %s, "height": %s}'
+    (found,) = read(tmp_path, line % (nothing, nothing))
+    assert (found.steps, found.cfg, found.seed) == (3, 4, 5)
+    assert type(found.steps) is type(found.seed) is int and type(found.cfg) is float
+    assert found.width is found.height is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("p.csv", "a cat\n", "is CSV, which is not read"),
+        ("p.CSV", "a cat\n", "(a file with a prompt a line must not be named .csv)"),
+        ("p.tsv", "a cat\n", "is a table with tabs"),
+        ("p.yml", "- a cat\n", "is YAML"),
+        ("p.json", "a cat\n", "is no list of prompts in JSON, as its name says"),
+        ("p.json", "[1]", "is no list of prompts in JSON, as its name says"),
+    ],
+)
+def test_names_tell_too(tmp_path, capsys, name, content, said):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(SystemExit) as stopped:
+        parse.parse(parse.txt2image_parser(), ["--prompts-file", str(tmp_path / name)])
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_file_that_never_ends(capsys):
+    with pytest.raises(SystemExit):
+        parse.parse(parse.txt2image_parser(), ["--prompts-file", "/dev/zero"])
+    assert "error: /dev/zero: is longer than 100 MB" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [
+        ("a\n" * 100_001, "line 100001"),
+        ('{"prompt": "a", "n_images": 60000}\n' * 9, "line 2"),
+        ('{"prompt": "a", "n_images": 100000}\n' * 100_000, "line 2"),  # 10 billion
+    ],
+    ids=["lines", "pictures", "both"],
+)
+def test_more_pictures_than_can_be_meant(tmp_path, capsys, content, where):
+    """Refused before there is a list of them all."""
+    with pytest.raises(SystemExit):
+        read(tmp_path, content)
+    assert f"{where}: more than 100000 pictures are asked for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "a prompt is required, or --prompts-file, or --from-image"),
+        (["a", "--prompts-file", "p.txt"], "the prompt 'a' and --prompts-file: leave one out"),
+        (["--prompts-file", "nowhere.txt"], "error: nowhere.txt: No such file or directory"),
+        (["--prompts-file", "."], "error: .: Is a directory"),
+    ],
+)
+def test_wrong_usage(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        parse.parse(parse.txt2image_parser(), arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,171 @@
+"""`record.py`: which model and files a picture says it was made with."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import image2image
+import txt2image
+from stable_diffusion.cli.arguments import parse
+from stable_diffusion.cli.job import Job
+from stable_diffusion.cli.recipe.recipe import Recipe
+from stable_diffusion.cli.recipe.record import Asked, Record, Texts
+from stable_diffusion.images.text_chunks import PARAMETERS, RECIPE
+from stable_diffusion.images.writing import save_image
+from stable_diffusion.model_io.hub import Repository
+from stable_diffusion.model_io.sources import BareVae, Source
+
+COMMIT = "0123456789abcdef"
+JOB = Job("a cat", seed=3, width=64, height=64, steps=2, cfg=2.0, sampler="ddim")
+
+
+def record(source: Source, *options: str) -> Record:
+    args = parse.txt2image_parser().parse_args(["a cat", *options])
+    args.float16 = False
+    return Record(args, source)
+
+
+def read(texts: Texts) -> Recipe:
+    return Recipe.from_json(texts[RECIPE], "a.png")
+
+
+def on_the_hub(repo: str) -> Repository:
+    return Repository(repo, f"{repo}@main", Path("snapshots") / COMMIT, None, "")
+
+
+def test_a_model_on_the_hub_is_pinned_to_its_commit():
+    source = on_the_hub("org/model")
+    source.vae = BareVae(on_the_hub("org/vae"))
+    recipe = read(record(source, "--model", "org/model@main", "--vae", "org/vae").of(JOB))
+    assert (recipe.model, recipe.revision) == ("org/model", COMMIT)
+    assert recipe.options["model"] == f"org/model@{COMMIT}"
+    assert recipe.vae == f"org/vae@{COMMIT}"
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [("models/mine", "models/mine"), ("/disk/mine", "/disk/mine"), ("/home/me/mine", "~/mine")],
+)
+def test_paths_are_as_they_were_given_but_for_the_users_own_folder(monkeypatch, given, written):
+    monkeypatch.setenv("HOME", "/home/me")
+    texts = record(Source(given, Path(given)), "--model", given, "--vae", given).of(JOB)
+    recipe = read(texts)
+    assert (recipe.model, recipe.vae, recipe.revision) == (written, written, None)
+    assert "Model: mine, VAE: mine" in texts[PARAMETERS] and "/" not in texts[PARAMETERS]
+
+
+def test_a_user_without_a_folder(monkeypatch):
+    """As in containers: no `HOME`, and an account that the system does not know."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does then
+    texts = record(Source("tiny", Path("tiny")), "--model", "/disk/mine").of(JOB)
+    assert read(texts).model == "/disk/mine"
+
+
+def test_grids():
+    """Of one recipe, or of several."""
+    jobs = [replace(JOB, seed=3 + i, index=1 + i) for i in range(4)]
+    source = Source("tiny", Path("tiny"))
+    recipe = read(record(source).of_grid(jobs, 2))
+    assert (recipe.n_images, recipe.n_rows, recipe.seed) == (4, 2, 3)
+    assert record(source).of_grid([*jobs[:3], replace(jobs[3], prompt="a dog")], 2) == {}
+    assert record(source).of_grid([*jobs[:3], replace(jobs[3], seed=9)], 2) == {}
+    assert record(source, "--no-metadata").of_grid(jobs, 2) == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "is_other"),
+    [
+        ([], False),
+        (["--model=sdxl@main", "--model=sdxl"], False),
+        (["--model=stabilityai/sdxl-turbo@main"], False),
+        (["--vae=org/vae"], False),
+        (["--lora=./a.safetensors:0.5"], False),
+        (["--no-float16"], False),
+        (["--model=sd"], True),
+        (["--model=./sdxl"], True),
+        (["--vae=org/other"], True),
+        (["--lora=a.safetensors:1"], True),
+        (["--lora=a.safetensors:0.5", "--lora=a.safetensors:0.5"], True),
+        (["--embedding=<a>=a.safetensors"], True),
+        (["--quantize"], True),
+        (["--float16"], True),
+        (["--prediction-type=epsilon"], True),
+    ],
+)
+def test_pictures_that_are_made_otherwise(tmp_path, monkeypatch, options, is_other):
+    """Than is asked for: by the command line, or by the job."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.safetensors").write_bytes(b"a")
+    source = on_the_hub("stabilityai/sdxl-turbo")
+    source.vae = BareVae(on_the_hub("org/vae"))
+    usual = ["--model=sdxl", "--vae=org/vae", "--lora=a.safetensors:0.5"]
+    save_image("made.png", np.zeros((64, 64, 3), np.uint8), record(source, *usual).of(JOB))
+
+    parser = parse.txt2image_parser()
+    if any(option.startswith("--lora") for option in options):
+        usual.pop()  # they add up
+    asked = Asked(parser.parse_args(["a cat", *usual, *options]))
+    assert asked.is_other(Path("made.png"), JOB) is is_other
+    if not is_other:
+        assert asked.is_other(Path("made.png"), replace(JOB, prompt="a dog"))
+        assert not asked.is_other(Path("made.png"), replace(JOB, steps=None, sampler=None))
+        Path("a.safetensors").write_bytes(b"b")  # trained on, under the same name
+        assert Asked(parser.parse_args(["a cat", *usual, *options])).is_other(Path("made.png"), JOB)
+
+
+def test_files_are_read_once_to_be_known_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.safetensors").write_bytes(b"a")
+    read: list[str] = []
+    digest = hashlib.file_digest
+
+    def counted(file, name: str):
+        read.append(file.name)
+        return digest(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    for _ in range(2):
+        record(Source("tiny", Path("tiny")), "--lora=a.safetensors", "--lora=./a.safetensors:2")
+    Asked(parse.txt2image_parser().parse_args(["a cat", "--lora=a.safetensors"]))
+    assert len(read) == 1
+
+
+@pytest.mark.parametrize(
+    ("main", "option"),
+    [
+        (txt2image.main, "--lora={}"),
+        (txt2image.main, "--embedding=x={}"),
+        (image2image.main, "{}"),
+        (image2image.main, "--from-image=made.png {}"),
+    ],
+)
+def test_a_terabyte_is_refused_unread(
+    tmp_path, monkeypatch, capsys, main: Callable[[list[str]], int], option: str
+):
+    """Also where there are pictures made with such a file before, and its content is compared."""
+    monkeypatch.chdir(tmp_path)
+    file = Path("large.safetensors")
+    file.write_bytes(b"BM")
+    os.truncate(file, 1 << 40)
+    Path("p.txt").write_text("a cat\n")
+    recipe = Recipe(
+        prompt="a cat", model="tiny", strength=0.9, image=file.name, image_sha256="0" * 64
+    )
+    made = np.zeros((64, 64, 3), np.uint8)
+    for path in ("made.png", "p/0001.png"):
+        Path(path).parent.mkdir(exist_ok=True)
+        save_image(path, made, {RECIPE: recipe.to_json()})
+    words = option.format(file).split()
+    if not option.startswith("--from-image"):
+        words.append("--prompts-file=p.txt")
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, "--model=tiny"])
+    assert stopped.value.code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "large.safetensors" in line and "1099.5 GB" in line

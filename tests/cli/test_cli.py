@@ -1,0 +1,435 @@
+"""`--help`: grouped, with defaults and examples that work; and the README says the same."""
+
+import argparse
+import ast
+import contextlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ours import ROOT
+from PIL import Image
+
+from stable_diffusion.cli.arguments import parse
+from stable_diffusion.cli.arguments.options import GROUPS, START
+from stable_diffusion.cli.arguments.other_names import (
+    ABSENT,
+    ABSENT_BEGINNINGS,
+    CONTROL,
+    IMAGE,
+    MASKS,
+    SAME,
+    SAME_BEGINNINGS,
+    SENSES,
+)
+from stable_diffusion.cli.convert import _parser as convert_parser
+from stable_diffusion.cli.recipe.recipe import Recipe
+from stable_diffusion.images.text_chunks import RECIPE, save_options
+
+PARSERS = {"txt2image.py": parse.txt2image_parser, "image2image.py": parse.image2image_parser}
+A_RECIPE = Recipe(prompt="a photo", model="tiny")
+README = (ROOT / "README.md").read_text()
+FILE = re.compile(r"[\w./-]+\.(?:png|jpg|webp|safetensors|txt|jsonl)\b")
+WITHOUT_DEFAULT = {"help", argparse.SUPPRESS}  # they end the program
+
+
+def hyphened(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def section(title: str) -> str:
+    """What the README says under a heading, up to the next of its level."""
+    level, _ = title.split(" ", 1)
+    _, text = README.split(f"\n{title}\n")
+    return re.split(rf"^#{{2,{len(level)}}} ", text, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def commands(text: str) -> Iterator[tuple[str, list[str]]]:
+    """The calls of the scripts in a text, each with its arguments."""
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True) if "python " in line else []
+        if "python" in words and words[words.index("python") + 1] in PARSERS:
+            script, *arguments = words[words.index("python") + 1 :]
+            yield script, arguments
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, which is the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def parse(script: str, arguments: list[str], folder: Path) -> argparse.Namespace | None:
+    """As the script does, where the files that are named exist; None where it ends the program."""
+    for name in FILE.findall(" ".join(arguments)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("txt"):
+            (folder / name).write_text("a photo\n")
+        elif name.endswith("jsonl"):
+            (folder / name).write_text('{"prompt": "a photo"}\n')
+        else:
+            options = save_options({RECIPE: A_RECIPE.to_json()}, "PNG")
+            Image.new("RGB", (64, 64)).save(folder / name, "PNG", **options)
+    with contextlib.suppress(SystemExit):
+        return parse.parse(PARSERS[script](), arguments)
+    return None
+
+
+def said_default(action: argparse.Action, parser: argparse.ArgumentParser) -> str | None:
+    """What the help of an option says that holds where it is left out."""
+    text = parser._get_formatter()._expand_help(action)
+    found = re.fullmatch(r".* \(default: (.+)\)", text)
+    return found and found[1]
+
+
+def options(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action]]:
+    """The parser's options, each with the title of its group."""
+    for group in parser._action_groups:
+        yield from ((group.title, action) for action in group._group_actions)
+
+
+# --- --help --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", PARSERS)
+@pytest.mark.parametrize("columns", [80, 200])
+def test_help_fits_the_screen(script, columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = PARSERS[script]().format_help().splitlines()
+    assert max(map(len, lines)) <= columns
+    assert len(lines[0]) <= 60  # not all options in brackets
+
+
+@pytest.mark.parametrize("script", PARSERS)
+def test_help_is_grouped(script):
+    text = PARSERS[script]().format_help()
+    groups = GROUPS if script == "txt2image.py" else START | GROUPS
+    places = [text.index(f"\n{title}:\n") for title in [*groups, "examples"]]
+    assert places == sorted(places)
+    assert "optional arguments:" not in text and "\noptions:" not in text
+    assert "README.md" in text
+
+
+@pytest.mark.parametrize("script", PARSERS)
+def test_every_option_says_its_default(script):
+    """And a default that is a value is said as it is."""
+    parser = PARSERS[script]()
+    said = {}
+    for _, action in options(parser):
+        if action.option_strings and action.dest not in WITHOUT_DEFAULT:
+            said.setdefault(action.dest, said_default(action, parser))
+            if action.default not in (None, "", [], 0, argparse.SUPPRESS):
+                assert said[action.dest] == str(action.default)
+    assert all(said.values()), [dest for dest in said if not said[dest]]
+
+
+@pytest.mark.parametrize("script", PARSERS)
+def test_examples_work(script, folder):
+    found = list(commands(PARSERS[script]().epilog))
+    assert len(found) >= 3
+    for of_script, arguments in found:
+        assert of_script == script
+        args = parse(script, arguments, folder)
+        assert args is not None or arguments == ["--list-models"], arguments
+
+
+def test_an_option_in_the_wrong_is_told_first(capsys):
+    """Not the prompt that it swallowed."""
+    for words in (["--step", "3"], ["--list-model"], ["a", "--no-such-thing=1"]):
+        with pytest.raises(SystemExit) as stopped:
+            parse.parse(parse.txt2image_parser(), words)
+        assert stopped.value.code == 2
+        assert "unrecognized arguments: --" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["--step", "3"], "--steps"),
+        (["--n-image=3"], "--n_images"),
+        (["--guidance-scaling", "3"], "--guidance-rescale"),
+        (["--list_model"], "--list-models"),
+        (["--sampler", "euler_a"], "euler-a"),
+        (["--schedule", "karas"], "karras"),
+        (["--prediction-type", "v"], None),
+        (["--xyz"], None),
+    ],
+)
+def test_did_you_mean(capsys, words, meant):
+    with pytest.raises(SystemExit) as stopped:
+        parse.parse(parse.txt2image_parser(), ["a photo", *words])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 2  # usage, and this
+    assert error.endswith(f": did you mean {meant}?\n" if meant else "\n")
+    assert meant or "did you mean" not in error
+
+
+def explained(script: str, words: list[str], capsys) -> str:
+    """The error for options of other programs, after the word itself."""
+    with pytest.raises(SystemExit) as stopped:
+        parse.parse(PARSERS[script](), words)
+    assert stopped.value.code == 2
+    _, line = capsys.readouterr().err.splitlines()
+    (word,) = {word.partition("=")[0] for word in words if word.startswith("-")}
+    start, _, said = line.partition(f"unrecognized arguments: {word}")
+    assert start == f"{start.split(': ')[0]}: error: "
+    return said
+
+
+def test_each_option_of_another_program_has_one_meaning():
+    names = [name for theirs in [*SAME.values(), *ABSENT.values()] for name in theirs.split()]
+    assert len(names) == len(set(names)) > 250
+    for start in [*SAME_BEGINNINGS, *ABSENT_BEGINNINGS]:
+        assert not any(name.startswith(start) for name in names if len(name) > 2), start
+    assert SENSES.keys() <= set(names)
+
+
+@pytest.mark.parametrize("script", PARSERS)
+def test_what_other_programs_call_the_options(script, capsys):
+    """Whatever the spelling, the answer ends with an option that exists, or says there is none."""
+    known = {name for _, action in options(PARSERS[script]()) for name in action.option_strings}
+    both = PARSERS["image2image.py"]()
+    of_pictures = {name for _, action in options(both) for name in action.option_strings}
+    pairs = [(name, ours) for ours, theirs in SAME.items() for name in theirs.split()]
+    pairs += [(f"{start}xyz", ours) for start, ours in SAME_BEGINNINGS.items()]
+    pairs += [(name, None) for theirs in ABSENT.values() for name in theirs.split()]
+    pairs += [(f"{start}xyz", None) for start in ABSENT_BEGINNINGS]
+    for name, ours in pairs:
+        dashes = "-" if len(name) == 1 else "--"
+        spellings = {f"{dashes}{name}", f"{dashes}{name.replace('-', '_')}", f"{dashes}{name}=x"}
+        assert not {word.partition("=")[0] for word in spellings} & known
+        for word in spellings:
+            said = explained(script, ["a photo", word], capsys)
+            if ours is None:
+                assert said.startswith(": there is no such option: "), word
+            else:
+                assert said.split()[-1] == ours in of_pictures, word
+                assert (ours in known) != (": it is for image2image.py, and" in said), word
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--prompt", "a cat"], "there is no such option: write the prompt alone, in quotes"),
+        (["-n", "blurry"], "here it is --negative_prompt"),
+        (["-W512"], "here it is --width"),
+        (["-H", "64"], "here it is --height"),
+        (["-s42"], "here it is --seed"),
+        (["--Num_Inference-Steps=4"], "here it is --steps"),
+        (["--guidance", "3"], "here it is --cfg"),
+        (["--negative", "x"], "here it is --negative_prompt"),
+        (["--no_half"], "here it is --no-float16"),
+        (["--denoise=.5"], "it is for image2image.py, and here it is --strength"),
+        (["--scheduler=x"], f"{SENSES['scheduler']} --schedule"),
+        (["--controlnet-strength", "1"], f"there is no such option: {CONTROL}"),
+        (["--mask_image", "1"], f"there is no such option: {MASKS}"),
+        (["--image", "a.png"], f"there is no such option: {IMAGE}"),
+    ],
+)
+def test_the_sense_is_right(capsys, words, said):
+    assert explained("txt2image.py", words, capsys) == f": {said}"
+
+
+def test_what_is_behind_the_end_of_options_is_a_prompt(folder):
+    assert parse("txt2image.py", ["--", "--guidance"], folder).prompt == "--guidance"
+    assert parse("txt2image.py", ["-p a cat"], folder).prompt == "-p a cat"
+    assert parse("txt2image.py", ["-qv", "a"], folder).quantize is True
+
+
+def test_messages_spell_options_as_the_help_does():
+    known = set()
+    for parser in (*(make() for make in PARSERS.values()), convert_parser()):
+        known |= {
+            next(name for name in action.option_strings if name.startswith("--"))
+            for _, action in options(parser)
+            if action.option_strings
+        }
+    sentences = "\n".join(line for line in templates().splitlines() if " " in line)
+    spelt = set(re.findall(r"(?<![\w-])--[a-z][\w-]*[a-z0-9](?![\w-])", sentences))
+    assert spelt >= {"--from-image", "--n_rows", "--unet-bits"}
+    others = {"--like_this", "--like-this", "--force-reinstall"}  # of a docstring; pip's
+    assert spelt - known == others
+
+
+def test_prompts_are_no_options(folder):
+    assert parse("txt2image.py", ["--a photo of it"], folder).prompt == "--a photo of it"
+    assert parse("txt2image.py", ["--", "--step"], folder).prompt == "--step"
+
+
+def test_values_that_look_like_the_end_of_options(folder):
+    """Python's own parser loses them before 3.13."""
+    args = parse("txt2image.py", ["--negative_prompt=--", "--output=--", "a"], folder)
+    assert (args.prompt, args.negative_prompt) == ("a", "--")
+    with pytest.raises(SystemExit):
+        parse.parse(parse.txt2image_parser(), ["--steps=--", "a"])
+
+
+@pytest.mark.parametrize("option", ["--lora={}", "--embedding=x={}", "--lora={}:1"])
+@pytest.mark.parametrize("name", ["x" * 999, "~nosuch/x", "a\0b", "/dev/zero"])
+def test_files_that_cannot_be(capsys, option, name):
+    with pytest.raises(SystemExit) as stopped:
+        parse.parse(parse.txt2image_parser(), ["a", option.format(name)])
+    assert stopped.value.code == 2
+    assert "error: argument" in (said := capsys.readouterr().err) and "no such" in said
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--model=https://huggingface.co/org/name", "give org/name"),
+        ("--model=https://huggingface.co/org/name/", "give org/name"),
+        ("--model=http://www.hf.co/org/name/tree/main?x=1#y", "give org/name"),
+        ("--model=https://huggingface.co/org/name/tree/fp16", "give org/name@fp16"),
+        ("--model=https://huggingface.co/org/name/tree/refs%2Fpr%2F1", "give org/name@refs/pr/1"),
+        ("--model=https://huggingface.co/o/n/blob/main/model_index.json", "give o/n"),
+        ("--model=huggingface.co/org/name", "give org/name"),
+        ("--vae=https://huggingface.co/org/name", "give org/name"),
+        ("--model=https://huggingface.co/o/n/blob/main/a/b.safetensors", None),
+        ("--model=https://huggingface.co/o/n/resolve/fp16/b.safetensors?download=true", None),
+        ("--model=https://civitai.com/models/4384/dreamshaper", None),
+        ("--model=civitai.com/models/4384", None),
+        ("--model=HTTPS://example.org", None),
+        ("--lora=https://huggingface.co/o/n", None),
+        ("--lora=https://civitai.com/api/download/models/1:0.8", None),
+        ("--embedding=x=https://example.org/x.safetensors", None),
+    ],
+)
+def test_addresses(capsys, option, said):
+    with pytest.raises(SystemExit) as stopped:
+        parse.parse(parse.txt2image_parser(), ["a", option])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert " is a web address: " in error
+    if said is None:
+        assert error.endswith(", a .safetensors, and give the path of that\n")
+    else:
+        assert error.endswith(f"{said}\n")
+
+
+@pytest.mark.parametrize("model", ["org/name", "org/name@v1", "./http", "hf.co", "a:b", ""])
+def test_what_is_no_address(folder, model):
+    (folder / "hf.co").mkdir()
+    assert parse("txt2image.py", ["a", f"--model={model}"], folder).model == model
+
+
+LAST_SEED = 2**64 - 1
+
+
+def test_seeds(folder, capsys):
+    for seed in (0, LAST_SEED):
+        args = parse("txt2image.py", ["a", "--n_images=1", f"--seed={seed}"], folder)
+        assert args.seed == seed
+    for wrong, said in {
+        "-1": f"must be from 0 to {LAST_SEED}, got -1: leave it out for a random one",
+        str(LAST_SEED + 1): f"must be from 0 to {LAST_SEED}, got {LAST_SEED + 1}",
+        "x": "'x' is not an integer",
+    }.items():
+        assert parse("txt2image.py", ["a", "--seed", wrong], folder) is None
+        assert capsys.readouterr().err.endswith(f": {said}\n")
+
+
+def test_no_picture_has_a_seed_beyond_the_last(folder, capsys):
+    """Those that follow count too: of a call, a recipe, and a prompts file."""
+    last, end = str(LAST_SEED), f"as seeds end at {LAST_SEED}: take a smaller one"
+    assert parse("txt2image.py", ["a", "--n_images=2", "--seed", str(LAST_SEED - 1)], folder)
+    assert parse("txt2image.py", ["a", "--n_images=2", "--seed", last], folder) is None
+    said = f"--seed {last} is too large for 2 pictures, {end}, or --n_images 1\n"
+    assert capsys.readouterr().err.endswith(said)
+
+    recipe = Recipe(prompt="a", model="tiny", seed=LAST_SEED)
+    options = save_options({RECIPE: recipe.to_json()}, "PNG")
+    Image.new("RGB", (64, 64)).save(folder / "r.png", **options)
+    parser = parse.txt2image_parser()
+    with pytest.raises(SystemExit):
+        parse.parse(parser, ["--from-image=r.png"])
+    assert "is too large for 4 pictures" in capsys.readouterr().err
+    assert parse.parse(parser, ["--from-image=r.png", "--n_images=1"]).seed == LAST_SEED
+
+    (folder / "p.jsonl").write_text('{"prompt": "a", "n_images": 2}\n{"prompt": "b"}')
+    with pytest.raises(SystemExit):
+        parse.parse(parser, ["--prompts-file=p.jsonl", f"--seed={LAST_SEED - 1}"])
+    error = capsys.readouterr().err
+    assert error.endswith(f"line 2: --seed {LAST_SEED + 1} is too large for 1 picture, {end}\n")
+    args = parse.parse(parser, ["--prompts-file=p.jsonl", f"--seed={LAST_SEED - 2}"])
+    assert [request.seed for request in args.requests] == [LAST_SEED - 2, LAST_SEED]
+
+
+# --- the README ----------------------------------------------------------------------------------
+
+
+def readme_options() -> dict[str, tuple[str, str]]:
+    """By option: the group and the default that the README's table has for it."""
+    found, group = {}, ""
+    for line in section("## Options").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if title := re.fullmatch(r"\*\*(.+)\*\*", cells[0]):
+            group = title[1]
+        elif cells[0].startswith("`-"):
+            for name in re.findall(r"`(--[\w-]+)`", cells[0]):
+                found[hyphened(name)] = group, cells[2].strip("`") if len(cells) > 2 else ""
+    return found
+
+
+def test_readme_has_every_option_and_its_default():
+    parser = parse.image2image_parser()
+    has = {}
+    for group, action in options(parser):
+        if action.option_strings:
+            name = next(name for name in action.option_strings if name.startswith("--"))
+            has[hyphened(name)] = group, said_default(action, parser)
+    listed = readme_options()
+    assert listed.keys() == has.keys()
+    for name, (group, default) in has.items():
+        assert listed[name][0] == group, name
+        assert default is None or listed[name][1] == default, name
+
+
+def test_readme_calls_the_scripts_as_they_are(folder):
+    text = "\n".join(re.findall(r"```shell\n(.*?)```", README, flags=re.DOTALL))
+    found = list(commands(text.replace("$strength", "0.5")))
+    assert len(found) >= 10
+    for script, arguments in found:
+        ends = {"--list-models", "--version", "--help"} & {*arguments}
+        assert parse(script, arguments, folder) is not None or ends, arguments
+
+
+def templates() -> str:
+    """All texts in the package's source, one a line, with … for what is put into them."""
+    texts = []
+    for file in (ROOT / "stable_diffusion").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                parts = (
+                    part.value if isinstance(part, ast.Constant) else "…" for part in node.values
+                )
+                texts.append("".join(parts))
+    return "\n".join(texts)
+
+
+def test_readme_quotes_our_messages():
+    known = templates()
+    spans = re.findall(r"``(.+?)``", section("## Troubleshooting"), flags=re.DOTALL)
+    quoted = [" ".join(span.split()) for span in spans]
+    assert len(quoted) >= 15
+    for message in quoted:
+        fixed = [part.strip() for part in message.split("…")]
+        assert max(map(len, fixed)) >= 15, f"hardly anything of this is fixed: {message}"
+        assert all(part in known for part in fixed), message
+
+
+def test_readme_links_lead_somewhere():
+    headings = re.findall(r"^#+ (.+)$", README, flags=re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    assert len(links) >= 30
+    for link in links:
+        if link.startswith("#"):
+            assert link[1:] in anchors, link
+        elif not link.startswith("https://"):
+            assert (ROOT / link).is_file(), link

@@ -1,0 +1,412 @@
+"""Converted models give the pictures of what they were made of, and come whole or not at all."""
+
+import json
+import shutil
+import signal
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from diffusers import DiffusionPipeline
+from kinds import PUBLISHED_KINDS
+from mlx.utils import tree_flatten
+from oracle import psnr
+from original_layout import write_single_file
+from ours import pictures, python, same
+from safetensors.numpy import load_file, save_file
+
+import txt2image
+from stable_diffusion import StableDiffusion
+from stable_diffusion.cli.convert import main as convert_main
+from stable_diffusion.model_io import convert, loaders
+from stable_diffusion.model_io.loaders import load_model_config
+from stable_diffusion.model_io.weight_files import NATIVE
+from stable_diffusion.pipeline import pipeline_class
+from stable_diffusion.quantize import quantize_unet
+
+PROMPT = "a photo of a café, at night!"
+SAME = 50  # dB
+SD_1, SD_2, SD_2_V, SDXL = PUBLISHED_KINDS
+UNET, TEXT = f"unet/{NATIVE}", f"text_encoder/{NATIVE}"
+AS_SCRIPTS = ("--text-encoder-bits", "4", "--unet-bits", "8")  # as their -q
+
+
+@pytest.fixture(scope="module")
+def converted(checkpoint, tmp_path_factory, unchanged) -> Callable[..., Path]:
+    """The folder of a kind, converted with some options. Not to be changed."""
+
+    @cache
+    def make(kind: str, *options: str) -> Path:
+        folder = tmp_path_factory.mktemp("converted") / kind
+        assert convert_main([str(checkpoint(kind)), str(folder), *options]) == 0
+        unchanged.add(str(folder))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def spoilt(converted, tmp_path) -> Path:
+    """A copy of a quantized folder, that may be changed."""
+    return shutil.copytree(converted(SD_1, *AS_SCRIPTS), tmp_path / "spoilt")
+
+
+def load(model: loaders.Key, **options) -> StableDiffusion:
+    return pipeline_class(load_model_config(model))(model, **options)
+
+
+def drawn(sd: StableDiffusion, steps: int = 1) -> np.ndarray:
+    options = {"num_steps": steps, "cfg_weight": 5, "latent_size": (8, 8), "seed": 7}
+    return pictures(sd, sd.generate_latents(PROMPT, **options))
+
+
+def identical(one: StableDiffusion, other: StableDiffusion) -> bool:
+    """Whether UNet and text encoders have the same weights, to the bit and of the same types."""
+
+    def weights(sd: StableDiffusion) -> dict[str, mx.array]:
+        networks = [*sd._text_encoders(), sd.unet]
+        return dict(tree_flatten([network.parameters() for network in networks]))
+
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(
+        a[key].dtype == b[key].dtype and mx.array_equal(a[key], b[key]).item() for key in a
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "at_least"),
+    [
+        *((kind, (), SAME) for kind in (SD_1, SDXL)),
+        (SD_1, ("--fp16",), SAME),
+        (SDXL, ("-q8", "--group-size=32"), 30),
+    ],
+)
+def test_pictures_equal_diffusers(converted, oracle, kind, options, at_least):
+    theirs = oracle(kind).pictures(
+        PROMPT, seeds=[7], num_inference_steps=2, guidance_scale=5, height=64, width=64
+    )
+    assert theirs.std() >= 30  # of 255: it shows something
+    assert psnr(drawn(load(converted(kind, *options)), steps=2), theirs) >= at_least
+
+
+@pytest.mark.parametrize(("kind", "half"), [(SD_1, True), (SDXL, False)])
+def test_equals_quantizing_while_loading(converted, checkpoint, kind, half):
+    """To the bit: where half precision is asked for, with what is stored so."""
+    folder = converted(kind, *AS_SCRIPTS, *["--fp16"] * half)
+    ours, usual = load(folder, float16=half), load(checkpoint(kind), float16=half)
+    usual.quantize()
+    assert identical(ours, usual)
+    assert ours.unet.mid_block.attentions[0].proj_in.bits == 8
+    if half:  # rounds the VAE, which otherwise is never in half precision
+        assert not same(ours.autoencoder, usual.autoencoder)
+        usual.autoencoder.set_dtype(mx.float16)
+        usual.autoencoder.set_dtype(mx.float32)
+    assert same(ours.autoencoder, usual.autoencoder)
+    assert np.array_equal(drawn(ours), drawn(usual))
+
+
+@pytest.mark.parametrize(("bits", "group_size"), [(4, 128), (6, 32)])
+def test_bits_and_group_sizes(converted, checkpoint, bits, group_size):
+    """All of them load as they are stored, and 6 bits are better than 4."""
+    folder = converted(SD_1, f"-q{bits}", f"--group-size={group_size}")
+    layer = load(folder).text_encoder.layers[0].linear1
+    assert (layer.bits, layer.group_size) == (bits, group_size)
+    whole = load(checkpoint(SD_1)).text_encoder.layers[0].linear1.weight
+    packed = (layer.weight, layer.scales, layer.biases)
+    error = mx.abs(mx.dequantize(*packed, group_size, bits) - whole).max() / mx.abs(whole).max()
+    assert 2 ** -(bits + 1) < error.item() < 2 ** -(bits - 1)
+
+
+def test_what_does_not_divide_stays_whole(converted, checkpoint, capsys):
+    """The config says which; and what -q does while loading is the same."""
+    folder = converted("sdxl", "-q8", "--group-size=32")
+    config = json.loads((folder / "unet/config.json").read_text())
+    unquantized = config["quantization"]["unquantized"]
+    text_layer = "mid_block.attentions.0.transformer_blocks.0.attn2.key_proj"  # of 80 inputs
+    assert text_layer in unquantized
+    unet, whole = load(folder).unet, loaders.load_unet(checkpoint("sdxl"))
+    layers, whole_layers = dict(unet.named_modules()), dict(whole.named_modules())
+    for path, layer in whole_layers.items():
+        if isinstance(layer, nn.Linear):
+            assert isinstance(layers[path], nn.Linear) == (path in unquantized)
+            assert (layer.weight.shape[1] % 32 != 0) == (path in unquantized)
+
+
+@pytest.mark.parametrize("kind", [SD_2_V, SDXL])
+def test_single_file(checkpoint, tmp_path, kind):
+    """What a file does not say, and was told or given otherwise, the folder knows."""
+    file = str(write_single_file(checkpoint(kind), tmp_path / "x.safetensors"))
+    prediction = "v_prediction" if kind == SD_2_V else "epsilon"
+    told = ["--prediction-type", prediction]
+    assert convert_main([file, str(tmp_path / "whole"), *told]) == 0
+    ours = load(tmp_path / "whole")
+    usual = load(loaders.open_model(file, prediction_type=prediction))
+    assert identical(ours, usual)
+    assert same(ours.autoencoder, usual.autoencoder)
+    assert ours.diffusion_config == usual.diffusion_config
+    assert ours.config.defaults == usual.config.defaults
+    assert np.array_equal(drawn(ours), drawn(usual))  # also as the pad tokens are the same
+
+
+def test_vae_from_elsewhere(converted, checkpoint, tmp_path):
+    """Of a converted model, for one, and into one."""
+    other, vae = checkpoint("sd-1"), loaders.load_autoencoder
+    for i, where in enumerate((converted(SD_1), converted(SD_1) / "vae")):
+        source = loaders.open_model(other, vae=where)
+        assert same(vae(source), vae(checkpoint(SD_1)))
+        assert convert_main([str(other), str(tmp_path / str(i)), "--vae", str(where)]) == 0
+        assert same(vae(tmp_path / str(i)), vae(checkpoint(SD_1)))
+    ours = loaders.open_model(converted(SD_1), vae=other)
+    assert same(vae(ours), vae(other))
+
+
+def test_known_models_keep_their_defaults(tmp_path):
+    for name, model in (("one", "tiny"), ("two", str(tmp_path / "one"))):
+        assert convert_main([model, str(tmp_path / name), "--fp16"]) == 0
+        assert load_model_config(tmp_path / name).defaults == load_model_config("tiny").defaults
+
+
+def test_converting_again(converted, tmp_path, capsys):
+    """What is not quantized yet can be; what is goes on as it is, or is refused."""
+    args = [str(converted(SD_1)), str(tmp_path / "late"), *AS_SCRIPTS]
+    assert convert_main(args) == 0
+    once = converted(SD_1, *AS_SCRIPTS)
+    assert identical(load(tmp_path / "late"), load(once))
+
+    assert convert_main([str(once), str(tmp_path / "half"), "--fp16"]) == 0
+    half = load(tmp_path / "half", float16=True)
+    assert identical(half, load(once, float16=True))
+    assert (tmp_path / "half" / TEXT).stat().st_size < 0.6 * (once / TEXT).stat().st_size
+
+    assert convert_main([str(once), str(tmp_path / "twice"), "-q4"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "the UNet has 8 bits already" in error and "convert what it was made of" in error
+    assert not (tmp_path / "twice").exists()
+
+
+def test_a_download_is_announced(monkeypatch, capsys, tmp_path):
+    """Before it begins, as the scripts do."""
+
+    def announcements(source, components, float16):
+        assert set(components) >= {"unet", "vae", "text_encoder"} and not any(tmp_path.iterdir())
+        return [f"Downloading {source.name}, {'half' if float16 else 'whole'}"]
+
+    monkeypatch.setattr(convert, "announcements", announcements)
+    assert convert_main(["tiny", str(tmp_path / "half"), "--fp16"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "Downloading tiny, half"
+
+
+def test_in_the_scripts(converted, tmp_path, capsys):
+    """With what else they take; -q has nothing left to do, and says so."""
+    folder = converted(SD_1, *AS_SCRIPTS, "--fp16")
+    arguments = ["a photo", "--model", str(folder), "--n_images=1", "--steps=1", "--seed=1"]
+    arguments += ["--width=64", "--height=64", "--output", str(tmp_path / "o.png")]
+    for options in (["-q"], ["--float16", "--preload-models"], ["--low-memory"]):
+        assert txt2image.main([*arguments, *options]) == 0
+        is_warned = f"{folder} is quantized already" in capsys.readouterr().err
+        assert is_warned == (options == ["-q"])
+
+
+def test_lora(converted, checkpoint, tmp_path):
+    """Kept beside the quantized weights, as where they are quantized while loading."""
+    rng = np.random.default_rng(0)
+    lora = {}
+    for layer, (out, rest) in {
+        "unet.mid_block.attentions.0.proj_out": (128, (128,)),
+        "unet.mid_block.resnets.0.conv1": (128, (128, 3, 3)),
+        "text_encoder.text_model.encoder.layers.0.mlp.fc1": (64, (128,)),
+    }.items():
+        lora[f"{layer}.lora_A.weight"] = rng.standard_normal((4, *rest)).astype(np.float32)
+        up = rng.standard_normal((out, 4, *[1] * (len(rest) - 1))).astype(np.float32)
+        lora[f"{layer}.lora_B.weight"] = up
+    save_file(lora, tmp_path / "lora.safetensors")
+    ours, usual = load(converted(SD_1, *AS_SCRIPTS)), load(checkpoint(SD_1))
+    usual.quantize()
+    before = drawn(ours)
+    for sd in (ours, usual):
+        sd.load_lora(tmp_path / "lora.safetensors", 0.5)
+    after = drawn(ours)
+    assert np.array_equal(after, drawn(usual))
+    assert psnr(after, before) < 40
+    ours.unload_lora()
+    assert np.array_equal(drawn(ours), before)
+
+
+@pytest.mark.parametrize("quantize", [None, quantize_unet])
+def test_memory_to_convert(checkpoint, tmp_path, quantize):
+    """That of a tensor in its versions, not of the network."""
+    shutil.copytree(checkpoint(SD_1) / "unet", tmp_path / "unet")
+    mx.synchronize()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    source = loaders.open_model(checkpoint(SD_1))
+    convert._write_network(source, "unet", loaders.load_unet, quantize, False, tmp_path)
+    assert mx.get_peak_memory() - before < 0.4 * (tmp_path / UNET).stat().st_size
+
+
+def test_memory_to_load(tmp_path):
+    """Opening holds nothing, and each tensor is read once."""
+    assert convert_main(["tiny", str(tmp_path / "t"), *AS_SCRIPTS]) == 0
+    sizes = [file.stat().st_size for file in (tmp_path / "t").glob(f"*/{NATIVE}")]
+    mx.synchronize()
+    before = mx.get_active_memory()
+    sd = StableDiffusion(str(tmp_path / "t"))
+    assert mx.get_active_memory() - before < 1e5
+    mx.reset_peak_memory()
+    sd.ensure_models_are_loaded()
+    kept, peak = mx.get_active_memory() - before, mx.get_peak_memory() - before
+    assert abs(kept - sum(sizes)) < 0.01 * sum(sizes)
+    assert peak < 1.01 * kept
+
+
+@pytest.mark.parametrize("options", [(), AS_SCRIPTS])
+def test_diffusers_does_not_run_it(converted, options):
+    """Not wrongly, with random weights."""
+    with pytest.raises(OSError):
+        DiffusionPipeline.from_pretrained(converted(SD_1, *options), safety_checker=None)
+
+
+@pytest.mark.parametrize("component", ["unet", "vae", "text_encoder"])
+def test_strict_loading(spoilt, component):
+    """Tensors that are missing, surplus, of another shape or kind: all in one line."""
+    file = spoilt / component / NATIVE
+    tensors = load_file(file)
+    missing, misshapen = [key for key in tensors if "norm1." in key][:2]
+    del tensors[missing]
+    tensors[misshapen] = tensors[misshapen][1:]
+    tensors["surplus"] = np.zeros(1, np.float32)
+    save_file(tensors, file)
+    with pytest.raises(ValueError) as caught:
+        load(spoilt)
+    message = str(caught.value)
+    assert f"{component}/{NATIVE} does not hold what the model asks for" in message
+    assert f"missing: {missing}; not expected: surplus; wrong shape: {misshapen} [" in message
+    assert "\n" not in message
+
+
+def test_other_kinds_of_numbers(spoilt):
+    tensors = load_file(spoilt / UNET)
+    packed = "mid_block.attentions.0.proj_in.weight"
+    tensors[packed] = tensors[packed].astype(np.float32)
+    tensors["conv_in.bias"] = tensors["conv_in.bias"].astype(np.int32)
+    save_file(tensors, spoilt / UNET)
+    with pytest.raises(ValueError) as caught:
+        loaders.load_unet(spoilt)
+    assert f"{packed} [128, 32], not [128, 32] of packed bits" in str(caught.value)
+    assert "conv_in.bias [64] of mlx.core.int32, not [64]" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "message"),
+    [
+        (8, "quantization = 8 is of the wrong type"),
+        ({}, "quantization: bits = None is not supported, only 4, 6, 8"),
+        ({"bits": 3, "group_size": 32}, "quantization: bits = 3 is not supported"),
+        ({"bits": 8.0, "group_size": 32}, "quantization: bits = 8.0 is of the wrong type"),
+        ({"bits": 8, "group_size": 7}, "group_size = 7 is not supported, only 32, 64, 128"),
+        ({"bits": 8, "group_size": 32, "mode": "mxfp8"}, "mode = 'mxfp8' is not supported"),
+        ({"bits": 8, "group_size": 32, "unquantized": [1]}, "unquantized = .* wrong type"),
+        ({"bits": 8, "group_size": 32, "unquantized": ["x.y"]}, "unquantized names x.y"),
+        ({"bits": 8, "group_size": 128}, "the 64 inputs of .* are no groups of 128"),
+        ({"bits": 4, "group_size": 32}, r"\[64, 16\] of packed bits, not \[64, 8\]"),
+        (None, "not expected: .*scales"),
+    ],
+)
+def test_absurd_configs(spoilt, quantization, message):
+    file = spoilt / "unet/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization": quantization}))
+    with pytest.raises(ValueError, match=message) as caught:
+        load(spoilt)
+    assert "unet/" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_quantized_by_the_config_only(copy):
+    folder = copy("sd-1")
+    file = folder / "unet/config.json"
+    quantization = {"bits": 8, "group_size": 32}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization": quantization}))
+    with pytest.raises(FileNotFoundError, match=f"has no unet/{NATIVE}"):
+        loaders.load_unet(folder)
+
+
+@pytest.mark.parametrize(
+    ("model", "folder", "options", "status", "message"),
+    [
+        ("tiny", "there", [], 1, "there is there already: give the name of a new folder"),
+        ("tiny", "no/x", [], 1, "no to make x in"),
+        ("/nowhere", "x", [], 1, "there is no folder /nowhere"),
+        ("tiny", "x", ["--group-size=32"], 2, "say how many bits (-q)"),
+        ("tiny", "x", ["-q5"], 2, "invalid choice: 5"),
+        ("tiny", "x", ["--unet-bits=8", "--group-size=16"], 2, "invalid choice: 16"),
+    ],
+)
+def test_refusals(tmp_path, capsys, model, folder, options, status, message):
+    (tmp_path / "there").mkdir()
+    try:
+        got = convert_main([model, str(tmp_path / folder), *options])
+    except SystemExit as stopped:
+        got = stopped.code
+    assert got == status
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_broken_model(copy, tmp_path, capsys):
+    """Nothing is left of what was written before it showed."""
+    folder = copy("sd-1")
+    (folder / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"?")
+    assert convert_main([str(folder), str(tmp_path / "x")]) == 1
+    assert "is not a readable safetensors file" in capsys.readouterr().err.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["sd-1"]
+
+
+def test_warnings_are_lines(tmp_path, monkeypatch, capsys):
+    """With what files say escaped, as by the scripts."""
+
+    def load(*_: object, **__: object) -> None:
+        warnings.warn("the file says a\u202eb\x1b[2J", stacklevel=1)
+        raise ValueError("no\u2066t")
+
+    monkeypatch.setattr(convert, "open_model", load)
+    assert convert_main(["tiny", str(tmp_path / "x")]) == 1
+    lines = [r"warning: the file says a\u202eb\x1b[2J", r"error: no\u2066t"]
+    assert capsys.readouterr().err.splitlines() == lines
+
+
+STOP = """
+import os, signal, sys
+from stable_diffusion.cli.convert import main
+from stable_diffusion.model_io import convert
+
+def stop(tensors, file, on_written, save=convert.save_native):
+    if "unet" in str(file):
+        on_written = lambda size: os.kill(os.getpid(), int(sys.argv[2]))
+    save(tensors, file, on_written)
+
+convert.save_native = stop
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+sys.exit(main(["tiny", sys.argv[1]]))
+"""
+
+
+def test_killed_in_the_middle(tmp_path):
+    """Nothing has the name that was asked for; after Ctrl-C nothing is left at all."""
+    folder = tmp_path / "x"
+    done = python("-c", STOP, str(folder), str(int(signal.SIGKILL)))
+    assert done.returncode == -signal.SIGKILL
+    (unfinished,) = tmp_path.iterdir()
+    assert unfinished.name.startswith("x.unfinished-")
+    assert (unfinished / TEXT).stat().st_size > 1e6
+    with pytest.raises(ValueError, match=UNET):
+        load(unfinished)
+    shutil.rmtree(unfinished)
+
+    done = python("-c", STOP, str(folder), str(int(signal.SIGINT)))
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1] == "error: interrupted"
+    assert not list(tmp_path.iterdir())

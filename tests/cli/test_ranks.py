@@ -1,0 +1,126 @@
+"""Ranks that `mlx.launch` starts: pictures as of one process, and one message where one fails."""
+
+import os
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from ours import ROOT
+from PIL import Image
+
+import txt2image
+from stable_diffusion.cli.ranks import launched_ranks
+
+
+def free_ports() -> int:
+    """The first of two that nothing listens on, below those that the system hands out."""
+    for port in range(20_000 + os.getpid() % 5_000, 32_000, 2):
+        with suppress(OSError), socket.socket() as first, socket.socket() as second:
+            first.bind(("", port))
+            second.bind(("", port + 1))
+            return port
+    raise OSError("no free ports")
+
+
+def launch(*command: str) -> tuple[str, str]:
+    """What two ranks of a Python program print."""
+    port = free_ports()
+    launcher = Path(sys.executable).parent / "mlx.launch"
+    done = subprocess.run(
+        [launcher, "-n", "2", "--starting-port", str(port), sys.executable, *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+    )
+    return done.stdout, done.stderr
+
+
+def test_one_process_is_a_rank_of_its_own():
+    ranks = launched_ranks()
+    images = np.zeros((2, 4, 4, 3), np.uint8)
+    assert ranks.is_first and ranks.size == 1
+    assert ranks.share([2**62, 0]) == [2**62, 0] and ranks.least(3) == 3
+    assert ranks.gather(images)[0] is images
+    assert ranks.together(lambda: 5) == 5
+
+
+def test_two_ranks_make_what_one_process_makes(tmp_path):
+    """Also of several sizes, and where one of them has more to make than the other."""
+    (tmp_path / "p.jsonl").write_text(
+        '{"prompt": "a red circle", "n_images": 3}\n'
+        '{"prompt": "a blue star", "width": 32, "height": 64}\n'
+    )
+    arguments = ["--model=tiny", "--steps=2", f"--prompts-file={tmp_path / 'p.jsonl'}"]
+    out, err = launch("txt2image.py", *arguments, f"--output={tmp_path / 'two'}/")
+    names = sorted(os.listdir(tmp_path / "two"))
+    assert out.count("Wrote ") == len(names) == 4 and out.count("Computing in float32") == 1, err
+    assert "WARN" not in err
+    assert txt2image.main([*arguments, f"--output={tmp_path / 'one'}/"]) == 0
+    assert names == sorted(os.listdir(tmp_path / "one"))
+    for name in names:
+        one, two = (np.asarray(Image.open(tmp_path / n / name)).astype(int) for n in ("one", "two"))
+        assert np.abs(one - two).max() <= 1
+
+
+# What ranks exchange, and how they end: rank 1 fails in the middle, in one way after another.
+PROGRAM = """
+import argparse, os, sys, traceback
+import numpy as np
+from stable_diffusion.cli.ranks import Ranks, launched_ranks
+from stable_diffusion.cli.generate import exit_status
+
+def fail(how):
+    if how == "usage":
+        argparse.ArgumentParser(prog="p").error("no such file here")
+    if how == "error":
+        raise ValueError("the disk is full")
+    if how == "bug":
+        raise TypeError("a bug")
+    if how == "kill":
+        os.kill(os.getpid(), 9)
+
+def work(ranks, how):
+    print("rank", ranks.rank, "of", ranks.size)
+    print(ranks.share([2**62 + ranks.rank, ranks.rank]), ranks.least(5 - ranks.rank))
+    made = ranks.gather(np.full((ranks.rank, 2, 3, 3), 7, np.uint8))
+    print([images.shape for images in made], made[1].min())
+    if how == "different":
+        ranks.require_same(ranks.rank, "asked for something else")
+    if ranks.rank == 1:
+        fail(how)
+    ranks.share([0])
+
+first = launched_ranks()
+for how in ("well", "error", "usage", "different", "bug", "kill"):
+    ranks = Ranks(first.rank, first.size)
+    try:
+        status = ranks.together(lambda: exit_status(lambda: work(ranks, how)))
+    except TypeError as error:
+        status = 1
+        print(f"TypeError: {error}", file=sys.stderr)
+    if ranks.is_first:
+        print("status", status, flush=True)
+"""
+
+
+def test_how_ranks_end():
+    """With the status of the one that failed, and its message alone."""
+    out, err = launch("-c", PROGRAM)
+    exchange = f"rank 0 of 2\n[{2**62}, 0] 4\n[(0, 0, 0, 3), (1, 2, 3, 3)] 7\n"
+    ends = [f"{exchange}status {status}\n" for status in (0, 1, 2, 1, 1)]
+    assert out.startswith("".join(ends))
+    # Of the one that was killed the other speaks, where mlx.launch has not ended it before.
+    lost = "error: the connection to another rank is lost"
+    said = {line for line in err.splitlines() if "rror: " in line} - {lost}
+    assert said == {
+        "rank 1: error: the disk is full",
+        "rank 1: p: error: no such file here",
+        "error: rank 1 was asked for something else",
+        "TypeError: a bug",
+    }
+    assert err.count("error: ") <= 4 and "exited with code -" in err

@@ -1,0 +1,177 @@
+"""Hostile safetensors files end in one line; none of them reaches MLX's reader."""
+
+import json
+import os
+import struct
+from pathlib import Path
+from time import process_time
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from ours import python
+from safetensors.numpy import save
+
+from stable_diffusion.model_io import hub
+from stable_diffusion.model_io.loaders import load_autoencoder
+from stable_diffusion.model_io.safetensors_file import (
+    MAX_HEADER,
+    MOST_COUNTED,
+    Header,
+    not_finite,
+    read_safetensors,
+)
+
+
+def file_of(header: object, data: bytes = b"\0" * 8, length: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def one(**changes: object) -> dict:
+    """A header with one tensor of two numbers, changed."""
+    return {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} | changes}
+
+
+GOOD = one()
+TWICE = json.dumps(GOOD)[:-1].encode() + b"," + json.dumps(GOOD)[1:].encode()
+CASES = {
+    "empty": (b"", "no header's length is at its beginning"),
+    "two bytes": (b"\1\2", "no header's length"),
+    "longest length": (file_of(GOOD, length=2**64 - 1), "no header's length"),
+    "length 2^63": (file_of(GOOD, length=2**63), "no header's length"),
+    "length too large": (file_of(GOOD, length=MAX_HEADER + 1), "no header's length"),
+    "length beyond the end": (file_of(GOOD, length=MAX_HEADER), "is cut short"),
+    "zipped pickle": (b"PK\3\4\x14\0\x08\x08" + b"\0" * 100, "it is a pickle"),
+    "pickle": (b"\x80\x04\x95\x20\0\0\0\0" + b"\0" * 100, "it is a pickle"),
+    "no JSON": (file_of(b"{aaaa}"), "Expecting property name"),
+    "no UTF-8": (file_of(b'{"\xff": 1}'), "codec can't decode"),
+    "a list": (file_of([]), "its header is no JSON object"),
+    "null": (file_of(None), "its header is no JSON object"),
+    "name twice": (file_of(TWICE), "it gives 'a' twice"),
+    "key twice": (file_of(b'{"a":{"dtype":"F32","dtype":"F16"}}'), "it gives 'dtype' twice"),
+    "nested": (file_of(b"[" * 100_000), "nested too deeply"),
+    "NaN": (file_of(b'{"a": NaN}'), "NaN is not a finite number"),
+    "long number": (file_of(b'{"a": 1' + b"0" * 5000 + b"}"), "is too large a number"),
+    "no entry": (file_of({"a": 3}), "of a it does not say dtype, shape and data_offsets"),
+    "no dtype": (file_of({"a": {"shape": [2], "data_offsets": [0, 8]}}), "does not say dtype"),
+    "unknown dtype": (file_of(one(dtype="Q7")), "is of the type 'Q7'"),
+    "dtype 7": (file_of(one(dtype=7)), "is of the type '7'"),
+    "negative": (file_of(one(shape=[-2])), r"a has the shape \[-2\]"),
+    "shape 2^62": (file_of(one(shape=[2**62])), "a has the shape"),
+    "overflow": (file_of(one(shape=[2**31 - 1] * 3)), "takes 39614.* bytes, not 8"),
+    "fraction": (file_of(one(shape=[2.0])), "a has the shape"),
+    "true": (file_of(one(shape=[True, 2])), "a has the shape"),
+    "text": (file_of(one(shape="2")), "a has the shape 2"),
+    "too many": (file_of(one(shape=[3])), "takes 12 bytes, not 8"),
+    "too few": (file_of(one(shape=[1])), "takes 4 bytes, not 8"),
+    "backwards": (file_of(one(data_offsets=[8, 0])), "takes 8 bytes, not -8"),
+    "one offset": (file_of(one(data_offsets=[8])), "a has the data_offsets"),
+    "negative offset": (file_of(one(data_offsets=[-8, 0])), "a has the data_offsets"),
+    "beyond": (file_of(one(data_offsets=[2**40, 2**40 + 8])), "begins at byte 1099511627776"),
+    "overlapping": (file_of({**GOOD, "b": GOOD["a"]}), "begins at byte 0, not at 8"),
+    "a gap": (file_of(one(data_offsets=[8, 16]), b"\0" * 16), "begins at byte 8, not at 0"),
+    "cut": (file_of(GOOD, b"\0" * 4), "is cut short: it has 73 of 77 bytes"),
+    "garbage": (file_of(GOOD, b"\0" * 8 + b"garbage"), "7 bytes at its end belong to no tensor"),
+    "NUL in a name": (file_of({"a\0b": GOOD["a"]}), "is no tensor's name"),
+    "line in a name": (file_of({"a\nb": GOOD["a"]}), "is no tensor's name"),
+    "surrogate": (file_of(b'{"\\ud800": {}}'), "is no tensor's name"),
+    "long name": (file_of({"a" * 501: GOOD["a"]}), "is no tensor's name"),
+    "metadata": (file_of({"__metadata__": {"a": 1}, **GOOD}), "its metadata are not texts"),
+    "metadata text": (file_of({"__metadata__": "a", **GOOD}), "its metadata are not texts"),
+    "tensors": (file_of({str(i): {} for i in range(50_001)}), "50001 tensors, more than"),
+    "float64": (file_of(one(dtype="F64", shape=[1])), "has float64"),
+    "8 bits": (file_of(one(dtype="F8_E5M2", shape=[8])), "8-bit floats"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_hostile_files(tmp_path, name, monkeypatch):
+    content, message = CASES[name]
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(content)
+    monkeypatch.setattr(mx, "load", None)  # which is not to see it
+    with pytest.raises(ValueError, match=message) as caught:
+        read_safetensors(file)
+    assert str(file) in str(caught.value) and len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < len(str(file)) + 300
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "I64", "U8", "BOOL", "I8", "U32"])
+def test_files_in_order(tmp_path, kind):
+    """Every kind of number, empty tensors, scalars, in any order of names; metadata."""
+    size = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U32": 4}.get(kind, 1)
+    header = {
+        "__metadata__": {"format": "pt"},
+        "b": {"dtype": kind, "shape": [2, 3], "data_offsets": [0, 6 * size]},
+        "empty": {"dtype": kind, "shape": [0, 5], "data_offsets": [6 * size, 6 * size]},
+        "a": {"dtype": kind, "shape": [], "data_offsets": [6 * size, 7 * size]},
+    }
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(file_of(header, bytes(7 * size)))
+    header, tensors = read_safetensors(file)
+    assert header.metadata == {"format": "pt"}
+    assert {key: value.shape for key, value in tensors.items()} == header.shapes
+    mx.eval(tensors)
+
+
+def test_what_is_no_file(tmp_path):
+    """A pipe would be waited for; a folder cannot be read."""
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    for file in (tmp_path / "pipe.safetensors", tmp_path):
+        with pytest.raises(ValueError, match="is not a file"):
+            Header(str(file), file)
+
+
+def test_file_that_is_cut_after_it_was_opened(tmp_path):
+    """In a process of its own, which lives on: MLX reads late, and says so."""
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(save({"a": np.ones((1000, 1000), np.float32)}))
+    code = (
+        "import os, sys; from pathlib import Path; import stable_diffusion; import mlx.core as mx\n"
+        "from stable_diffusion.model_io.weights import read_safetensors\n"
+        "from stable_diffusion.cli.generate import exit_status\n"
+        "_, tensors = read_safetensors(Path(sys.argv[1]))\n"
+        "os.truncate(sys.argv[1], 5000)\n"
+        "sys.exit(exit_status(lambda: mx.eval(tensors)))"
+    )
+    done = python("-c", code, str(file))
+    assert done.returncode == 1
+    assert done.stderr == "error: a weight file changed while it was read: get it again\n"
+
+
+def test_tensors_that_are_not_finite(tmp_path):
+    file = tmp_path / "a.safetensors"
+    numbers = {"fine": 1.0, "large": 1e5, "nan": np.nan, "inf": -np.inf}
+    file.write_bytes(save({key: np.full(3, x, np.float32) for key, x in numbers.items()}))
+    assert not_finite(file, mx.float32) == ["inf", "nan"]
+    assert not_finite(file, mx.float16) == ["inf", "large", "nan"]
+
+
+def test_very_many_tensors(tmp_path):
+    """A model refuses them in a short line."""
+    n = 50_000
+    header = {f"t{i}": {"dtype": "U8", "shape": [1], "data_offsets": [i, i + 1]} for i in range(n)}
+    file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    file.parent.mkdir()
+    file.write_bytes(file_of(header, bytes(n)))
+    config = Path(hub.__file__).parent / "tiny/vae/config.json"
+    (tmp_path / "vae/config.json").write_bytes(config.read_bytes())
+    with pytest.raises(ValueError, match=f"not expected: t0, .* and {n - 10:d} more") as caught:
+        load_autoencoder(tmp_path)
+    assert len(str(caught.value)) < 2000
+
+
+def test_what_is_counted_has_an_end(tmp_path):
+    """Of keys, some 40,000; in time, and no more of them than configs may ask for."""
+    keys = [f"{start}.{i}.x" for start in ("a", "a.b", "ab") for i in range(13_000)]
+    header = {key: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for key in keys}
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(file_of(header, b""))
+    header = Header("a", file)
+    start = process_time()
+    assert all(header.has(f"a.b.{i}.") for i in range(13_000))
+    assert process_time() - start < 5  # looking at all keys each time takes minutes
+    assert header.has("ab") and header.has("a.b.1299") and header.has("")
+    assert not any(header.has(no) for no in ("a.c", "a.b.13000", "abc", "zz"))
+    assert header.count("a.{}.x") == MOST_COUNTED and header.count("c.{}") == 0

@@ -1,0 +1,388 @@
+"""`tokenizer.py` against transformers' `CLIPTokenizer`, live."""
+
+import json
+import random
+import shutil
+import unicodedata
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from clip_vocabulary import BOS, EOS, vocabulary, write_tokenizer
+from transformers import CLIPTokenizer
+
+from stable_diffusion.tokenizer.tokenizer import AddedToken, Tokenizer
+
+RANDOM_STRINGS = 10_000
+LAYOUTS = [(layout, pad) for layout in ("slow", "decoder", "json") for pad in (EOS, "!")]
+
+NASTY = [
+    *["", " ", "\n\t ", "a", "!", "!!", "a!b ! c!", "hello, world!", "Hello   World\u00a0\u3000x"],
+    *["it's they're I've I'm we'll he'd don't", "'sun 'S 'LL ''s '''t", "CAN'T  can' t", "a'sb"],
+    *[
+        "café",
+        "cafe\u0301",
+        "CAFÉ",
+        "naïve “quotes” — dashes…",
+        "ß ẞ ﬁ Ǆ ŉ İstanbul ıI",
+        "ΣΑΣ ΟΔΟΣ Σ",
+    ],
+    *["\u212b \u2126 \u1e9b\u0323", "e\u0301\u0323\u0301", "\u0301start", "a\u0301\u0301\u0301"],
+    *[
+        "日本語のテキスト",
+        "한국어 각",
+        "中文字符，标点。",
+        "ไทย หมวก",
+        "हिन्दी क्षि",
+        "עִבְרִית",
+        "العربية",
+    ],
+    *["😀", "👩‍👩‍👧‍👦", "🏳️‍🌈🇩🇪", "👍🏽 ok", "❤️", "a😀b😀", "\U0001f9d1\u200d\U0001f3a4!"],
+    *["3.14159", "12 345", "x2y3", "Ⅷ ½ ² ٣ ५ 一二", "1,000,000%", "$5.00 (50% off)", "#hash @at"],
+    *[
+        "\x00",
+        "a\x00b",
+        "\x1c\x1d\x1e\x1f",
+        "\x7f\x80\x85\x9f",
+        "\u200b\u200c\u200d\ufeff",
+        "\u180e",
+    ],
+    *["\ufffd\ufffe\uffff", "\ue000\U000f0000\U0010fffd", "\u2028\u2029\u202f\u205f", "\u1680x"],
+    *[BOS, EOS, f"a {EOS} b", f"a{EOS}b", f"{EOS}{EOS}", f"{BOS}x{EOS}!", f"!{EOS}'s", f"<{EOS}>"],
+    *[EOS.upper(), f"A{EOS.upper()}B", f".{EOS.upper()}'s", "<|EndOfText|>!<|STARTOFTEXT|>"],
+    *[
+        "<|endoftext|",
+        "|endoftext|>",
+        "<| endoftext |>",
+        f"{EOS}\u0338",
+        f"e{EOS}\u0301",
+        "<|\u212aeep|>",
+    ],
+    *["</w>", "a</w> b", "Ġword", "ĠĊ", "\\n \\u0041", "<|>", "___", "a_b__c", "-" * 50, "/" * 33],
+    *["(masterpiece:1.2), [x|y], {z}", "https://a.b/c?d=e&f#g", "C++ / C#", "~`^*+=<>;:\"'\\"],
+    *["a" * 500, "ab" * 300, "é" * 200, "word " * 100, "! " * 100, "!" * 100, "😀" * 60, "9" * 100],
+    *["antidisestablishmentarianism pneumonoultramicroscopicsilicovolcanoconiosis", "zzzzqqqqxxxx"],
+]
+
+# (share, first, last): where to draw characters from, the interesting more often
+RANGES = [
+    *[(30, 0x20, 0x7E), (3, 0x00, 0x1F), (8, 0x80, 0x24F), (5, 0x300, 0x36F), (6, 0x370, 0x52F)],
+    *[(6, 0x590, 0x10FF), (4, 0x1E00, 0x1FFF), (8, 0x2000, 0x2BFF), (6, 0x3000, 0x30FF)],
+    *[(5, 0x4E00, 0x9FFF), (4, 0xAC00, 0xD7A3), (4, 0x1100, 0x11FF), (4, 0xF900, 0xFFFD)],
+    *[(8, 0x1F000, 0x1FAFF), (3, 0x10000, 0x1EFFF), (2, 0x20000, 0x3FFFF), (3, 0xE0000, 0x10FFFF)],
+    *[(6, 0x0000, 0xFFFF), (2, 0x0000, 0x10FFFF)],
+]
+FRAGMENTS = [*" !'.,", BOS, EOS, EOS.upper(), "'s", "'ll", "\u0301", "\u200d", "  ", "cat", "Photo"]
+
+
+def assigned_character(rng: random.Random) -> str:
+    (_, first, last), *_ = rng.choices(RANGES, weights=[share for share, *_ in RANGES])
+    while True:
+        character = chr(rng.randint(first, last))
+        if unicodedata.category(character) not in ("Cn", "Cs"):
+            return character
+
+
+def random_text(rng: random.Random) -> str:
+    length = rng.choice([3, 10, 30, 80])
+    fragments = (
+        rng.choice(FRAGMENTS) if rng.random() < 0.2 else assigned_character(rng)
+        for _ in range(rng.randint(1, length))
+    )
+    return "".join(fragments)
+
+
+@cache
+def random_texts() -> list[str]:
+    rng = random.Random(0)
+    return [random_text(rng) for _ in range(RANDOM_STRINGS)]
+
+
+def load(folder: Path) -> Tokenizer:
+    """Our tokenizer of a folder, with every file that is there."""
+    config, special = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
+    beside = {
+        "config_file": config if config.exists() else None,
+        "special_tokens_file": special if special.exists() else None,
+    }
+    if (folder / "tokenizer.json").exists():
+        return Tokenizer.from_json(folder / "tokenizer.json", **beside)
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
+    return Tokenizer.from_files(vocab_file=vocab, merges_file=merges, **beside)
+
+
+@pytest.fixture(scope="module", params=LAYOUTS, ids=lambda case: f"{case[0]}-{case[1]}")
+def folder(request, tmp_path_factory) -> Path:
+    layout, pad_token = request.param
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder, pad_token, layout)
+    return folder
+
+
+@pytest.fixture
+def slow(tmp_path) -> Path:
+    write_tokenizer(tmp_path, "!", "slow")
+    return tmp_path
+
+
+def assert_equal_ids(folder: Path, texts: list[str]) -> None:
+    ours = load(folder)
+    theirs = CLIPTokenizer.from_pretrained(folder)
+    assert (ours.pad_id, ours.bos_id, ours.eos_id) == (
+        *(theirs.pad_token_id, theirs.bos_token_id, theirs.eos_token_id),
+    )
+    expected = theirs(texts, padding="max_length", max_length=77, truncation=True).input_ids
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrong = [t for t, ids in zip(texts, expected, strict=True) if ours.encode(t) != ids]
+    assert not wrong, f"{len(wrong)} of {len(texts)} differ, such as {wrong[:5]!r}"
+
+
+def test_random_strings(folder):
+    assert_equal_ids(folder, random_texts()[:1000])
+
+
+def test_ten_thousand_random_strings(slow):
+    assert_equal_ids(slow, random_texts())
+
+
+def test_nasty_strings(folder):
+    assert_equal_ids(folder, NASTY)
+
+
+def test_every_assigned_code_point_of_the_first_plane(slow):
+    characters = [
+        c for c in map(chr, range(0x10000)) if unicodedata.category(c) not in ("Cn", "Cs")
+    ]
+    lines = ["".join(f"a{c}1" for c in characters[i : i + 8]) for i in range(0, len(characters), 8)]
+    assert_equal_ids(slow, lines)
+
+
+def test_combining_marks_in_every_order(slow):
+    """The oracle's NFC neither reorders nor composes what is younger than its Unicode."""
+    marks = [c for c in map(chr, range(0x110000)) if unicodedata.combining(c)]
+    texts = [f"a\u0345{c}\u0316\u0301 e{c}\u0301\u0323" for c in marks]
+    assert_equal_ids(slow, [*texts, "\U00011935\U00011930", "\U00011938"])
+
+
+@pytest.mark.parametrize("eos", [EOS, True, False])
+@pytest.mark.parametrize("unk", [EOS, True, False])
+@pytest.mark.parametrize("pad", [EOS, True, False])
+def test_flags_of_a_token_with_several_entries(tmp_path, eos, unk, pad):
+    """Whether `<|ENDOFTEXT|>` is special hangs on which entry for the token decides."""
+    write_tokenizer(tmp_path)
+    shrink(tmp_path)
+    named = {"eos_token": eos, "unk_token": unk, "pad_token": pad}
+    entries = {
+        key: {"content": EOS, "normalized": n} if isinstance(n, bool) else n
+        for key, n in named.items()
+    }
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(entries))
+    assert_equal_ids(tmp_path, [EOS.upper(), f"{EOS}\u0338"])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{}, *({flag: True} for flag in ("normalized", "lstrip", "rstrip", "single_word"))],
+    ids=str,
+)
+def test_flags_of_added_tokens(tmp_path, flags):
+    write_tokenizer(tmp_path, "!", "decoder")
+    shrink(tmp_path)
+    edit(tmp_path / "tokenizer_config.json", added_tokens=[{"content": "<Cat>", **flags}])
+    assert_equal_ids(
+        tmp_path,
+        [
+            "a <Cat> b",
+            "a <cat> b",
+            "a<Cat>b",
+            " <Cat> !<Cat> ",
+            "a_<Cat>",
+            "<Cat>\u0338",
+            "<Cat>é<Cat>",
+        ],
+    )
+
+
+def test_the_longest_added_token_is_found(tmp_path):
+    write_tokenizer(tmp_path, "!", "decoder")
+    shrink(tmp_path)
+    tokens = [{"content": content} for content in ("<a", "<a>", "<a>>", "a>b")]
+    edit(tmp_path / "tokenizer_config.json", added_tokens=tokens)
+    assert_equal_ids(tmp_path, ["<a", "<a>", "<a>>", "<a>b", "a>b", "<aa>b"])
+
+
+def edit(config_file: Path, added_tokens: list[dict] = (), **changes) -> None:
+    """Change keys of a config (None removes one) and append to its added tokens."""
+    config = json.loads(config_file.read_text()) | changes
+    for i, token in enumerate(added_tokens, start=len(vocabulary())):
+        flags = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized", "special"), False)
+        config["added_tokens_decoder"][str(i)] = flags | token
+    config = {key: value for key, value in config.items() if value is not None}
+    config_file.write_text(json.dumps(config))
+
+
+def shrink(folder: Path) -> None:
+    """Leave only the bytes in the vocabulary: loading takes a hundredth of the time."""
+    tokens = [*list(vocabulary())[:512], BOS, EOS]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    if (folder / "tokenizer.json").exists():
+        content = json.loads((folder / "tokenizer.json").read_text())
+        content["model"] |= {"vocab": vocab, "merges": []}
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+    else:
+        (folder / "vocab.json").write_text(json.dumps(vocab))
+        (folder / "merges.txt").write_text("#version: 0.2\n")
+
+
+@pytest.fixture(scope="module")
+def small_folder(tmp_path_factory) -> Callable[[str], Path]:
+    """Folders of each layout with a shrunken vocabulary, to be copied."""
+
+    @cache
+    def write(layout: str) -> Path:
+        folder = tmp_path_factory.mktemp("small")
+        write_tokenizer(folder, EOS, layout)
+        shrink(folder)
+        return folder
+
+    return write
+
+
+PADS = [None, "!", EOS, {"content": "!", "normalized": True}, "<pad>"]
+
+
+@pytest.mark.parametrize("layout", ["slow", "decoder", "json"])
+@pytest.mark.parametrize("in_config", PADS, ids=str)
+@pytest.mark.parametrize("in_map", [*PADS[:3], "no file"], ids=str)
+def test_precedence_of_the_pad_token(tmp_path, small_folder, layout, in_config, in_map):
+    shutil.copytree(small_folder(layout), tmp_path, dirs_exist_ok=True)
+    if isinstance(in_config, dict):
+        in_config = in_config | {"__type": "AddedToken"}
+    edit(tmp_path / "tokenizer_config.json", pad_token=in_config)
+    special = tmp_path / "special_tokens_map.json"
+    special.write_text(json.dumps({} if in_map is None else {"pad_token": in_map}))
+    if in_map == "no file":
+        special.unlink()
+    assert_equal_ids(tmp_path, ["a! b", "", "<pad>a"])
+
+
+@pytest.mark.parametrize("layout", ["slow", "json"])
+def test_without_the_small_files(tmp_path, layout):
+    write_tokenizer(tmp_path, "!", layout)
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "special_tokens_map.json").unlink(missing_ok=True)
+    assert_equal_ids(tmp_path, ["a! b", f"a{EOS}", EOS.upper()])
+    assert load(tmp_path).max_length == 77
+
+
+def test_merges_written_as_strings(tmp_path):
+    """As transformers 4 wrote tokenizer.json."""
+    write_tokenizer(tmp_path, "!", "json")
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert_equal_ids(tmp_path, NASTY[:30])
+
+
+def test_vocabulary_without_some_bytes(tmp_path):
+    tokens = ["l", "o", "w", "l</w>", "o</w>", "w</w>", "lo", "low</w>", "ow</w>", BOS, EOS]
+    (tmp_path / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\r\nl o\r\nlo w</w>\r\no w</w>\r\n")
+    assert_equal_ids(tmp_path, ["low", "lower", "LOW lol ow xow", "日本", "!low"])
+
+
+@pytest.mark.parametrize(
+    ("written", "length"), [(10**30, 77), (None, 77), (64, 64), (77, 77), (1e30, 77)]
+)
+def test_max_length(slow, written, length):
+    shrink(slow)
+    edit(slow / "tokenizer_config.json", model_max_length=written)
+    tokenizer = load(slow)
+    assert tokenizer.max_length == length == len(tokenizer.encode("a cat"))
+
+
+def test_tokenize_does_not_pad(slow):
+    tokenizer = load(slow)
+    assert tokenizer.tokenize("a cat!") == [49406, 320, 2368, 0, 49407]
+    assert tokenizer.pad([49406, 320, 49407]) == [49406, 320, 49407, *[0] * 74]
+
+
+def test_cutting_warns_and_quotes_what_is_dropped(slow):
+    tokenizer = load(slow)
+    fits = " ".join(["cat"] * 75)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(tokenizer.tokenize(fits)) == 77
+    with pytest.warns(UserWarning, match=r"more than 77 tokens; dropped: 'purple dog !'") as caught:
+        ids = tokenizer.tokenize(f"{fits} Purple DOG!")
+    assert caught[0].filename == __file__
+    assert len(ids) == 77 and ids[-1] == 49407
+    with pytest.warns(UserWarning) as caught:
+        tokenizer.tokenize("dog " * 10_000)
+    assert len(str(caught[0].message)) < 300
+
+
+def test_lone_surrogates_count_as_question_marks(slow):
+    tokenizer = load(slow)
+    assert tokenizer.encode("a\ud800b \udfff") == tokenizer.encode("a?b ?")
+
+
+def test_very_long_prompts(slow):
+    """Seconds; merges in quadratic time would take hours."""
+    tokenizer = load(slow)
+    for text in ("a" * 200_000, "!" * 1_000_000, "cat " * 300_000):
+        with pytest.warns(UserWarning):
+            assert len(tokenizer.encode(text)) == 77
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("vocab.json", "{", "Expecting property name"),
+        ("vocab.json", "[1]", "wants a JSON object, got list"),
+        ("vocab.json", "{}", "the token '<|startoftext|>' is not in the vocabulary"),
+        (
+            "vocab.json",
+            json.dumps({BOS: 0, EOS: 1}),
+            "a merge needs 'i', which the vocabulary lacks",
+        ),
+        ("merges.txt", "#version: 0.2\ni n\nt h e\n", "a merge wants two tokens, got 't h e'"),
+        ("merges.txt", b"\xff\xfe", "can't decode"),
+        ("merges.txt", "", "No merge makes 48894 of the tokens"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"0": {}}}', "lacks 'content'"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {}}}', "invalid literal"),
+        ("tokenizer_config.json", "", "Expecting value"),
+        ("special_tokens_map.json", "nonsense", "Expecting value"),
+    ],
+)
+def test_errors_name_the_file(slow, name, content, reason):
+    (slow / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError) as caught:
+        load(slow)
+    assert str(caught.value).startswith(f"{slow / name}: ") and reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [("{}", "lacks 'model'"), ('{"model": {"vocab": {}}}', "lacks 'merges'"), ("x", "Expecting")],
+)
+def test_errors_name_tokenizer_json(tmp_path, content, reason):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"tokenizer\.json: .*{reason}"):
+        load(tmp_path)
+
+
+def test_a_length_with_no_room(slow):
+    edit(slow / "tokenizer_config.json", model_max_length=1)
+    with pytest.raises(ValueError, match="max_length must be at least 2, got 1"):
+        load(slow)
+
+
+def test_tokens_given_directly():
+    merges = [("a", "b</w>")]
+    vocab = {token: i for i, token in enumerate(["a", "b</w>", "ab</w>", BOS, EOS])}
+    tokenizer = Tokenizer(vocab, merges, added_tokens=[AddedToken("<x>")], max_length=6)
+    assert tokenizer.encode("AB<x>") == [3, 2, 5, 4, 4, 4]

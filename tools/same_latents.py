@@ -1,0 +1,145 @@
+"""Print a digest of the latents of every kind of model, to compare two versions of this program.
+
+    python tools/same_latents.py CHECKPOINTS > after.txt
+    diff before.txt after.txt
+
+`CHECKPOINTS` is a folder; the tiny checkpoints of `tests/checkpoints.py` are written there if they
+are missing, which needs the tests' requirements. To compare with another commit, run this file with
+`PYTHONPATH` set to a checkout of it, and with the same folder.
+"""
+
+import hashlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path += [str(ROOT), str(ROOT / "tests")]
+
+import stable_diffusion  # noqa: E402, F401  isort: skip  # before mlx
+
+import mlx.core as mx  # noqa: E402
+import numpy as np  # noqa: E402
+from kinds import KINDS, PUBLISHED_KINDS  # noqa: E402
+
+from stable_diffusion import StableDiffusion, StableDiffusionXL  # noqa: E402
+
+SAMPLERS = (
+    *(("euler", None), ("euler", "karras"), ("euler-a", None), ("ddim", None)),
+    *(("dpm++2m", None), ("dpm++2m", "karras"), ("lcm", None)),
+)
+PROMPT = "a red circle on (blue:1.3), the [sky], a lighthouse at dusk"
+LONG_PROMPT = ", ".join([PROMPT] * 12)
+# What else can be asked for: options of the generators, or what is done to the model before.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "long prompt": {"text": LONG_PROMPT, "long_prompt": True, "prompt_weights": True},
+    "clip skip": {"clip_skip": 1},
+    "rescale": {"guidance_rescale": 0.7, "cfg_weight": 6.0},
+    "LoRA": {"lora": True},
+    "quantized": {"quantize": True},
+    "quantized, LoRA": {"lora": True, "quantize": True},
+    "float16": {"float16": True},
+}
+
+
+def main(folder: Path) -> None:
+    """Print a line a case: the case, and the digest of its latents."""
+    warnings.simplefilter("ignore")
+    models = {"tiny": "tiny"} | {kind: write(kind, folder / kind) for kind in _all_kinds()}
+    for kind, model in models.items():
+        for case, latents in cases(kind, model, folder):
+            print(f"{kind}, {case}: {digest(latents)}", flush=True)
+
+
+def _all_kinds() -> tuple[str, ...]:
+    return (*KINDS, *PUBLISHED_KINDS)
+
+
+def write(kind: str, folder: Path) -> str:
+    """Write the tiny checkpoint of a kind, unless it is there; return its name."""
+    if not folder.exists():
+        from checkpoints import write_checkpoint
+
+        write_checkpoint(kind, folder)
+    return str(folder)
+
+
+def cases(kind: str, model: str, folder: Path) -> Iterator[tuple[str, mx.array]]:
+    """Yield what is made of a model, and the last latents [B, h, w, C] of it."""
+    for sampler, schedule in SAMPLERS:
+        try:
+            sd = load(kind, model, sampler=sampler, schedule=schedule)
+        except ValueError as error:
+            print(f"{kind}, {sampler}: refused: {error}")
+            continue
+        for way, generate in ways_to_generate(sd).items():
+            yield f"{sampler} {schedule}, {way}", last(generate(cfg_weight=3.0))
+    for name, options in VARIANTS.items():
+        options = dict(options)
+        lora, quantize = options.pop("lora", False), options.pop("quantize", False)
+        sd = load(kind, model, float16=options.pop("float16", False))
+        if quantize:
+            sd.quantize()
+        if lora:
+            sd.load_lora(write_lora(kind, sd, folder), 0.8)
+        for way, generate in ways_to_generate(sd).items():
+            yield f"{name}, {way}", last(generate(**options))
+
+
+def load(kind: str, model: str, **options: Any) -> StableDiffusion:
+    """Return the model, as the class that runs it."""
+    return (StableDiffusionXL if "xl" in kind else StableDiffusion)(model, **options)
+
+
+def ways_to_generate(sd: StableDiffusion) -> dict[str, Callable]:
+    """Return both generators, each with a small picture and few steps."""
+    factor = sd.config.autoencoder.factor
+    side = 8 * factor
+    image = np.random.default_rng(0).random((side, side, 3), np.float32) * 2 - 1
+
+    def from_text(text: str = PROMPT, **options: Any) -> Iterator[mx.array]:
+        return sd.generate_latents(
+            text, n_images=2, num_steps=4, latent_size=(8, 8), seed=3, **options
+        )
+
+    def from_image(text: str = PROMPT, **options: Any) -> Iterator[mx.array]:
+        return sd.generate_latents_from_image(
+            image, text, n_images=2, strength=0.6, num_steps=5, seed=3, **options
+        )
+
+    return {"text": from_text, "picture": from_image}
+
+
+def last(latents: Iterator[mx.array]) -> mx.array:
+    """Return the last latents, computed step by step."""
+    for x_t in latents:
+        mx.eval(x_t)
+    return x_t
+
+
+def digest(x: mx.array) -> str:
+    """Return the SHA-256 of the numbers, in short."""
+    return hashlib.sha256(np.array(x.astype(mx.float32)).tobytes()).hexdigest()[:16]
+
+
+def write_lora(kind: str, sd: StableDiffusion, folder: Path) -> str:
+    """Write a LoRA of every attention of the UNet, in kohya's names, unless it is there."""
+    file = folder / f"{kind}-lora.safetensors"
+    if not file.exists():
+        generator = np.random.default_rng(1)
+        tensors = {}
+        for path, module in sd.unet.named_modules():
+            if path.endswith("query_proj"):
+                name = "lora_unet_" + path.replace("query_proj", "to_q").replace(".", "_")
+                width = len(module.weight)
+                for part, shape in (("lora_down", (4, width)), ("lora_up", (width, 4))):
+                    values = generator.standard_normal(shape, np.float32) * 0.1
+                    tensors[f"{name}.{part}.weight"] = mx.array(values)
+        mx.save_safetensors(str(file), tensors)
+    return str(file)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
