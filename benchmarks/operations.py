@@ -16,7 +16,7 @@ from unittest import mock
 import mlx.core as mx
 from tasks import pooled_width
 
-from stable_diffusion.denoising import Predict, guided
+from stable_diffusion.denoising import Predict, make_predict
 from stable_diffusion.device import cpu_kernels
 from stable_diffusion.model_io import loaders
 from stable_diffusion.model_io.weights import read_weights
@@ -55,7 +55,7 @@ def unet_step(folder: Path, *, hoisted: bool, compiled: bool) -> Count:
     inputs = [x, mx.array(1.0), text]
 
     def predict(text: mx.array) -> Predict:
-        return guided(unet, text, text_time, 1.0, 0.0, mx.float16)
+        return make_predict(unet, text, text_time, 1.0, 0.0, mx.float16)
 
     with _as_on_a_gpu(compiled):
         if not hoisted:

@@ -15,7 +15,7 @@ import numpy as np
 from .conditioning import Texts, for_each
 from .config.model import ModelConfig
 from .model_io.sources import Source
-from .utils.wording import shown
+from .utils.wording import abbreviate
 
 OptionalTexts = Texts | Sequence[str | None] | None
 
@@ -55,7 +55,7 @@ def check_number(name: str, value: Any, low: float = -math.inf, high: float = ma
         if not low <= number <= high:  # nor is NaN
             raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {number}")
     elif not _is_finite(number):
-        raise ValueError(f"{name} must be a finite number, got {shown(number)}")
+        raise ValueError(f"{name} must be a finite number, got {abbreviate(number)}")
     return float(number)
 
 
@@ -115,17 +115,17 @@ def check_size(value: Any, config: ModelConfig) -> tuple[int, int]:
         ValueError: if it has other than two parts, or one below 1.
     """
     if value is None:
-        height, width = config.defaults.size
+        width, height = config.defaults.size
         return height // config.autoencoder.factor, width // config.autoencoder.factor
     wanted = "latent_size must be a height and a width in latents, such as (64, 64)"
     if not isinstance(value, (Sequence, np.ndarray, mx.array)) or isinstance(value, (str, bytes)):
         raise TypeError(f"{wanted}, got {_describe(value)}")
     parts = _listed(value)
     if len(parts) != 2:
-        raise ValueError(f"{wanted}, got {shown(value)}")
+        raise ValueError(f"{wanted}, got {abbreviate(value)}")
     size = tuple(check_integer("each side of latent_size", part) for part in parts)
     if min(size) < 1:
-        raise ValueError(f"{wanted}, got {shown(value)}")
+        raise ValueError(f"{wanted}, got {abbreviate(value)}")
     return size
 
 
@@ -193,7 +193,7 @@ def check_image(image: Any, factor: int) -> mx.array:
         isinstance(image, Sequence) and image and all(isinstance(each, str) for each in image)
     ):
         raise TypeError(
-            f"{IMAGE}; got text, {shown(image)!r}: {SWAPPED}, and a file is read first, "
+            f"{IMAGE}; got text, {abbreviate(image)!r}: {SWAPPED}, and a file is read first, "
             'np.asarray(Image.open(file).convert("RGB")) / 127.5 - 1'
         )
     if _is_pil(image):
@@ -289,7 +289,7 @@ def _describe(value: Any) -> str:
         return f"a picture of Pillow, {name}"
     if getattr(value, "ndim", 0) > 0 and hasattr(value, "shape"):
         return f"an array {list(value.shape)} of {str(value.dtype).removeprefix('mlx.core.')}"
-    return f"{shown(repr(value))}, {_with_article(name)}"
+    return f"{abbreviate(repr(value))}, {_with_article(name)}"
 
 
 def _with_article(name: str) -> str:

@@ -15,10 +15,10 @@ from .clip import CLIPOutput, CLIPTextModel
 from .config.model import ModelConfig
 from .tokenizer.prompt_weights import find_networks, find_plain_syntax, parse_weights
 from .tokenizer.tokenizer import Tokenizer
-from .utils.wording import PromptWarning, shown
+from .utils.wording import PromptWarning, abbreviate
 
 # Here a step attends to about as many tokens of text as a picture of 512x512 has latents.
-MOST_WINDOWS = 50
+MAX_WINDOWS = 50
 
 Reader = tuple[Tokenizer, CLIPTextModel]
 Texts = str | Sequence[str]  # one for all pictures, or one for each
@@ -98,7 +98,7 @@ def windows(text: str, tokenizer: Tokenizer, options: TextOptions) -> list[Windo
     Else what does not fit is dropped, with a warning.
 
     Raises:
-        ValueError: a long prompt needs more than `MOST_WINDOWS`.
+        ValueError: a long prompt needs more than `MAX_WINDOWS`.
     """
     found, dropped = _read(text, tokenizer, options)
     if dropped:
@@ -116,7 +116,7 @@ def _read(text: str, tokenizer: Tokenizer, options: TextOptions) -> tuple[list[W
     )
     dropped = ""
     if options.long_prompt:
-        most = MOST_WINDOWS * tokenizer.room
+        most = MAX_WINDOWS * tokenizer.room
         tokens = list(islice(chain.from_iterable(tokens for _, tokens in words), most + 1))
         if len(tokens) > most:
             raise ValueError(
@@ -144,15 +144,13 @@ def warn_of_syntax(texts: Mapping[str, str], prompt_weights: bool) -> None:
         else:
             advice += ", as hypernetworks are not supported"
         others = f", as are those of {len(tagged) - 1} more" if len(tagged) > 1 else ""
-        message = (
-            f"{texts[text]} has {shown(' '.join(tags))}, which is read as words{others}: {advice}"
-        )
+        message = f"{texts[text]} has {abbreviate(' '.join(tags))}, which is read as words{others}: {advice}"
         warnings.warn(PromptWarning(message, topic="networks"), stacklevel=2)
     if not prompt_weights:
         return
     for text, name in texts.items():
         if found := find_plain_syntax(text):
-            parts = " and ".join(f"{shown(part)!r} ({kind})" for kind, part in found.items())
+            parts = " and ".join(f"{abbreviate(part)!r} ({kind})" for kind, part in found.items())
             message = (
                 f"{name} has {parts}, which other programs read, and here is plain text: only "
                 "(more), [less] and (this:1.3) weigh"

@@ -91,7 +91,7 @@ class Denoising(Generator[mx.array, None, None]):
         return x_t
 
 
-def settled(
+def resolve_defaults(
     defaults: Defaults,
     num_steps: int | None,
     cfg_weight: float | None,
@@ -109,7 +109,7 @@ def settled(
     return num_steps, (cfg_weight, guidance_rescale)
 
 
-def guided(
+def make_predict(
     unet: UNetModel,
     embeddings: mx.array,
     text_time: tuple[mx.array, mx.array] | None,

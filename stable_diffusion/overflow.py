@@ -17,7 +17,7 @@ from .denoising import Denoising
 from .model_io.loaders import damaged_weights
 from .model_io.safetensors_file import not_finite
 from .pipeline import StableDiffusion
-from .utils.wording import listed
+from .utils.wording import join_names
 
 NOT_FINITE, CONSTANT = "not finite numbers", "constant"  # what can be wrong with a result
 EMBEDDINGS = "embeddings of text and picture"
@@ -151,7 +151,7 @@ def require_finite(
     damaged += [f"{file}: {key}" for file in added for key in not_finite(file, mx.float32)]
     if damaged:
         raise ValueError(
-            f"the {what} are not finite numbers, for these weights are not: {listed(damaged)}; "
+            f"the {what} are not finite numbers, for these weights are not: {join_names(damaged)}; "
             "get the file again"
         )
     raise ValueError(

@@ -27,7 +27,7 @@ from .conditioning import (
     size_ids,
 )
 from .config.model import ModelConfig
-from .denoising import Denoising, Steps, denoise, guided, settled
+from .denoising import Denoising, Steps, denoise, make_predict, resolve_defaults
 from .device import cpu_kernels
 from .model_io.loaders import (
     DEFAULT_MODEL,
@@ -282,7 +282,7 @@ class StableDiffusion:
         return [(attribute, name) for attribute, name in components if hasattr(self, attribute)]
 
     def _settled(self, *given) -> tuple[int, tuple[float, float]]:
-        return settled(self.config.defaults_with(self.sampler.name), *given)
+        return resolve_defaults(self.config.defaults_with(self.sampler.name), *given)
 
     def _readers(self) -> list[Reader]:
         """Each tokenizer with its text encoder."""
@@ -323,7 +323,7 @@ class StableDiffusion:
         sampler = self.sampler
 
         def start() -> Steps:
-            predict = guided(self.unet, embeddings, text_time, *guidance, self.dtype)
+            predict = make_predict(self.unet, embeddings, text_time, *guidance, self.dtype)
             return denoise(x, schedule, sampler, predict, streams)
 
         return Denoising(start, len(schedule), inputs, seed)

@@ -17,7 +17,7 @@ from .device import cpu_kernels, kernel_calls
 from .layers import ACTIVATIONS, Attention, ResnetBlock2D
 from .vae import AttentionBlock, Autoencoder, Decoder
 
-LARGEST_WHOLE = 768 * 768  # pixels of a picture: larger ones are decoded in strips
+MAX_WHOLE_PIXELS = 768 * 768  # pixels of a picture: larger ones are decoded in strips
 STRIP = 2**15  # pixels of a strip: 32 MB in float32 at the 256 channels of the widest layer
 SCORES = 2**25  # attention scores held at once: 128 MB
 
@@ -34,7 +34,9 @@ def decode(autoencoder: Autoencoder, z: mx.array, tiled: bool | None = None) -> 
     if tiled is None:
         n_pixels = math.prod(z.shape[1:3]) * autoencoder.config.factor**2
         # MLX's own convolution copies its input nine times on a Linux CPU.
-        is_large = n_pixels > LARGEST_WHOLE or (cpu_kernels.is_used() and not cpu_kernels.serves(z))
+        is_large = n_pixels > MAX_WHOLE_PIXELS or (
+            cpu_kernels.is_used() and not cpu_kernels.serves(z)
+        )
         # A transformation keeps everything: strips would save nothing.
         tiled = is_large and not kernel_calls.is_traced(z)
     if not tiled:

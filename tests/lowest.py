@@ -27,7 +27,7 @@ PICTURES = {
 }
 # Those that import diffusers.
 WITHOUT = "not diffusers and not libraries_write"
-MOST_DIFFERENT = 2  # of 255 levels, in any pixel
+MAX_DIFFERENT = 2  # of 255 levels, in any pixel
 
 
 def main() -> int:
@@ -44,7 +44,7 @@ def main() -> int:
             pictures = (np.asarray(Image.open(file)).astype(int) for file in (made, shown))
             difference = np.abs(np.subtract(*pictures)).max()
         print(f"{name}: pixels differ from the README's by at most {difference} of 255 levels")
-        if difference > MOST_DIFFERENT:
+        if difference > MAX_DIFFERENT:
             return 1
     return 0
 

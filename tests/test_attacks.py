@@ -67,14 +67,14 @@ def test_outcomes(tmp_path):
 
 
 def test_memory_is_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(harness, "MOST_MEMORY", 100_000_000)
+    monkeypatch.setattr(harness, "MAX_MEMORY", 100_000_000)
     assert outcome(lambda case: bytes(10), tmp_path) == Outcome.DONE
     grown = outcome(lambda case: b"x" * 200_000_000, tmp_path)
     assert grown == (Outcome.WRONG if Memory.STATUS.exists() else Outcome.DONE)
 
 
 def test_time_is_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(harness, "MOST_SECONDS", 0.2)
+    monkeypatch.setattr(harness, "MAX_SECONDS", 0.2)
 
     def work(case: Case) -> None:
         start = process_time()

@@ -105,7 +105,7 @@ def test_large_pictures_are_decoded_in_strips_unasked(monkeypatch):
     in_strips = []
     decode = vae_strips._decode
     monkeypatch.setattr(vae_strips, "_decode", lambda *args: in_strips.append(1) or decode(*args))
-    monkeypatch.setattr(vae_strips, "LARGEST_WHOLE", 64 * 64)
+    monkeypatch.setattr(vae_strips, "MAX_WHOLE_PIXELS", 64 * 64)
     small, large = latents(sd.autoencoder, 1, 8, 8), latents(sd.autoencoder, 1, 8, 9)
     for x, tiled, expected in (
         (small, None, 0),

@@ -21,7 +21,7 @@ from ..layers import Norm, project
 from ..model_io.safetensors_file import read_safetensors
 from ..model_io.weights import channels_last
 from ..utils.strict_json import parse_json, require
-from ..utils.wording import listed
+from ..utils.wording import join_names
 from .lora_keys import ALPHA, COMPONENTS, DOWN, UP, layer_names, split_key
 
 PATTERN_SECONDS = 1.0  # to match a file's regular expression, which may be made to take for ever
@@ -185,7 +185,7 @@ def load_lora(
 
     problems = {"not layers there": unexpected, "missing": missing, "wrong shape": misshapen}
     if any(problems.values()):
-        found = "; ".join(f"{what}: {listed(keys)}" for what, keys in problems.items() if keys)
+        found = "; ".join(f"{what}: {join_names(keys)}" for what, keys in problems.items() if keys)
         raise ValueError(f"the LoRA {file} does not fit {', '.join(networks)}: {found}")
     if not adapters:
         raise ValueError(f"{file} holds no LoRA")

@@ -34,7 +34,7 @@ def _run(args: argparse.Namespace) -> None:
         prediction_type=args.prediction_type,
     )
     size = sum(file.stat().st_size for file in args.folder.glob("*/*"))
-    say(f"Wrote {args.folder}, {wording.size(size)}")
+    say(f"Wrote {args.folder}, {wording.format_bytes(size)}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -244,7 +244,7 @@ def _use_float16(args: argparse.Namespace) -> bool:
 
 def _decode(sd: StableDiffusion, x_0: mx.array, args: argparse.Namespace) -> Iterator[np.ndarray]:
     """Pictures, uint8 [H, W, 3], decoded a few at a time."""
-    spares_memory = memory.is_short() if args.low_memory is None else args.low_memory
+    spares_memory = memory.is_memory_short() if args.low_memory is None else args.low_memory
     tiled = True if args.tiled or spares_memory else None  # None: by size
     is_flat = _starts_flat(args)
     for i in range(0, len(x_0), args.decoding_batch_size):

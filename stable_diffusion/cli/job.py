@@ -9,7 +9,7 @@ from typing import Any
 
 from ..conditioning import warn_of_syntax
 from ..config.model import ModelConfig
-from ..images.arrays import MOST_PIXELS, MULTIPLE, similar_size
+from ..images.arrays import MAX_PIXELS, MULTIPLE, similar_size
 from ..sampler.sampler import Sampler
 
 # How many times as many pixels as a model is made for a picture to start from may have by itself:
@@ -79,7 +79,7 @@ class Job:
             sampler.schedule(steps)
         except ValueError as error:
             raise UsageError(f"{self.where}{error}") from None
-        height, width = defaults.size if self.width is None else (self.height, self.width)
+        width, height = defaults.size if self.width is None else (self.width, self.height)
         cfg = defaults.guidance if self.cfg is None else self.cfg
         return replace(
             self,
@@ -152,7 +152,7 @@ def check_start_size(args: argparse.Namespace, config: ModelConfig) -> None:
     size = getattr(args, "image_size", None)
     if size is None:
         return
-    height, width = config.defaults.size
+    width, height = config.defaults.size
     usual = width * height
     n_pixels = math.prod(side - side % MULTIPLE for side in size)  # that are drawn
     if n_pixels <= LARGE * usual:
@@ -165,7 +165,7 @@ def check_start_size(args: argparse.Namespace, config: ModelConfig) -> None:
         f"many as the model is made for ({width}x{height})"
     )
     options = "--width {} --height {}".format(*fitting)
-    if n_pixels > MOST_PIXELS or n_pixels > max(TOO_LARGE * usual, FEW_PIXELS):
+    if n_pixels > MAX_PIXELS or n_pixels > max(TOO_LARGE * usual, FEW_PIXELS):
         raise UsageError(f"{about}: add {options}, or another --width and --height to bring it to")
     warnings.warn(
         f"{about}: it takes long, and things may come out twice; {options} suits the model",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..utils.wording import PromptWarning, said
+from ..utils.wording import PromptWarning, describe_error
 from .arguments import parse
 from .generate import Start, generate
 from .job import UsageError
@@ -71,7 +71,7 @@ def exit_status(work: Callable[[], None]) -> int:
     except UsageError as error:
         return _fail(error, WRONG_USAGE)
     except (ValueError, OSError) as error:
-        return _fail(said(error), FAILED)
+        return _fail(describe_error(error), FAILED)
     except RankError as error:
         return error.status  # that rank says why
     except MemoryError:

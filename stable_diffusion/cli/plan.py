@@ -15,7 +15,7 @@ from .ranks import Ranks
 from .recipe.record import Asked
 from .terminal.console import say
 
-MOST_AT_ONCE = 8  # pictures, where the user does not say; more keep no GPU busier
+MAX_AT_ONCE = 8  # pictures, where the user does not say; more keep no GPU busier
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Plan:
         """How many pictures like this one, of a known size, to denoise at once."""
         if self.batch_size > 0:
             return self.batch_size
-        return min(max(self.pixels_at_once // (job.width * job.height), 1), MOST_AT_ONCE)
+        return min(max(self.pixels_at_once // (job.width * job.height), 1), MAX_AT_ONCE)
 
 
 def make_plan(args: argparse.Namespace, ranks: Ranks) -> Plan:
@@ -67,7 +67,7 @@ def make_plan(args: argparse.Namespace, ranks: Ranks) -> Plan:
     is_missing = [output is None or not output.has(job) for job in jobs]
     batch_size = args.batch_size or 0
     if output is not None and output.is_grid and args.batch_size is None:
-        batch_size = min(len(jobs), MOST_AT_ONCE)
+        batch_size = min(len(jobs), MAX_AT_ONCE)
     batch_size, *is_missing = ranks.share([batch_size, *is_missing])
     missing = [job for job, is_it in zip(jobs, is_missing, strict=True) if is_it]
     if len(missing) < len(jobs):

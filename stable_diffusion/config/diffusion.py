@@ -10,7 +10,7 @@ from .strict_config import Config
 
 SPACINGS = ("trailing", "leading", "linspace")  # of timesteps (arXiv:2305.08891, table 2)
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-MOST_TIMESTEPS = 100_000  # of the training; all known models have 1,000
+MAX_TIMESTEPS = 100_000  # of the training; all known models have 1,000
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class DiffusionConfig(Config):
         return key not in cls.FIXED or super()._is_without_effect(key, value)
 
     def __post_init__(self) -> None:
-        require_in("num_train_timesteps", self.num_train_timesteps, 2, MOST_TIMESTEPS)
+        require_in("num_train_timesteps", self.num_train_timesteps, 2, MAX_TIMESTEPS)
         require_in("beta_start", self.beta_start, 1e-6, 1)  # smaller ones are lost beside 1
         require(
             0 < self.beta_start <= self.beta_end < 1,
@@ -76,7 +76,7 @@ class DiffusionConfig(Config):
         require_known("beta_schedule", self.beta_schedule, ("linear", "scaled_linear"))
         require_known("prediction_type", self.prediction_type, PREDICTION_TYPES)
         require_known("timestep_spacing", self.timestep_spacing, SPACINGS)
-        require_in("original_inference_steps", self.original_inference_steps, 1, MOST_TIMESTEPS)
+        require_in("original_inference_steps", self.original_inference_steps, 1, MAX_TIMESTEPS)
 
     @property
     def sampler(self) -> str:

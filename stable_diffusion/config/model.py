@@ -1,6 +1,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from ..utils.size import Size
 from .diffusion import DiffusionConfig
 from .known_models import MODELS as MODELS  # the public place of the table
 from .known_models import ModelSpec
@@ -14,7 +15,7 @@ class Defaults:
 
     steps: int
     guidance: float
-    size: tuple[int, int]  # height and width in pixels
+    size: Size
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,9 @@ class ModelConfig:
             return Defaults(steps=2, guidance=0.0, size=size)
         return Defaults(steps=50, guidance=5.0 if self.is_xl else 7.5, size=size)
 
-    def _size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
+    def _size(self) -> Size:
         if self.spec is not None:
-            return self.spec.size, self.spec.size
+            return Size(self.spec.size, self.spec.size)
         sample_size = 64 if self.unet.sample_size is None else self.unet.sample_size
         height, width = _per_block("sample_size", sample_size, 2)
-        return height * self.autoencoder.factor, width * self.autoencoder.factor
+        return Size(width * self.autoencoder.factor, height * self.autoencoder.factor)

@@ -18,17 +18,17 @@ pass
 PerBlock = int | tuple[int, ...]  # one number for all blocks of a network, or one for each
 
 # What is beyond these is a mistake, or meant to harm: they are far from any model that there is.
-MOST_BLOCKS = 8
-MOST_LAYERS = 1000  # residual blocks, or transformer blocks, of a network in all
-WIDEST = 2**20  # numbers a layer takes or gives
-LARGEST_SAMPLE = 4096  # latents a side
+MAX_BLOCKS = 8
+MAX_LAYERS = 1000  # residual blocks, or transformer blocks, of a network in all
+MAX_WIDTH = 2**20  # numbers a layer takes or gives
+MAX_SAMPLE_SIZE = 4096  # latents a side
 
 
 def _per_block(option: str, value: PerBlock, n_blocks: int) -> tuple[int, ...]:
     """`value` as one number for each of the blocks."""
     values = (value,) * n_blocks if isinstance(value, int) else value
     require(len(values) == n_blocks, f"{option} = {value!r} is not for {n_blocks} blocks")
-    require_in(option, values, 0, WIDEST)
+    require_in(option, values, 0, MAX_WIDTH)
     return values
 
 
@@ -102,12 +102,12 @@ class UNetConfig(Config):
     def __post_init__(self) -> None:
         n_blocks = len(self.block_out_channels)
         require(n_blocks > 0, "block_out_channels is empty")
-        require_in("the number of blocks", n_blocks, 1, MOST_BLOCKS)
+        require_in("the number of blocks", n_blocks, 1, MAX_BLOCKS)
         widths = ("in_channels", "out_channels", "norm_num_groups", "cross_attention_dim")
         for option in (*widths, "addition_time_embed_dim", "projection_class_embeddings_input_dim"):
-            require_in(option, getattr(self, option), 1, WIDEST)
-        require_in("block_out_channels", self.block_out_channels, 1, WIDEST)
-        require_in("sample_size", self.sample_size, 1, LARGEST_SAMPLE)
+            require_in(option, getattr(self, option), 1, MAX_WIDTH)
+        require_in("block_out_channels", self.block_out_channels, 1, MAX_WIDTH)
+        require_in("sample_size", self.sample_size, 1, MAX_SAMPLE_SIZE)
         require_in("norm_eps", self.norm_eps, 0, 1)
         require_in("freq_shift", self.freq_shift, 0, 1)
         first = self.block_out_channels[0]
@@ -135,7 +135,7 @@ class UNetConfig(Config):
             )
         transformers = sum((n + 1) * d for n, d in zip(self.layers, self.depths, strict=True))
         for what, count in (("residual", sum(self.layers)), ("transformer", transformers)):
-            require(count <= MOST_LAYERS, f"{count} {what} blocks are more than {MOST_LAYERS}")
+            require(count <= MAX_LAYERS, f"{count} {what} blocks are more than {MAX_LAYERS}")
         if self.addition_embed_type is not None:
             require_known("addition_embed_type", self.addition_embed_type, ("text_time",))
             for option in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
@@ -191,12 +191,12 @@ class AutoencoderConfig(Config):
 
     def __post_init__(self) -> None:
         n_blocks = len(self.block_out_channels)
-        require_in("the number of blocks", n_blocks, 1, MOST_BLOCKS)
+        require_in("the number of blocks", n_blocks, 1, MAX_BLOCKS)
         for option in ("in_channels", "out_channels"):
             require_in(option, getattr(self, option), 3, 3)  # pictures
         for option in ("latent_channels", "norm_num_groups", "block_out_channels"):
-            require_in(option, getattr(self, option), 1, WIDEST)
-        require_in("layers_per_block", self.layers_per_block, 1, MOST_LAYERS // MOST_BLOCKS)
+            require_in(option, getattr(self, option), 1, MAX_WIDTH)
+        require_in("layers_per_block", self.layers_per_block, 1, MAX_LAYERS // MAX_BLOCKS)
         for option, known in (
             ("down_block_types", "DownEncoderBlock2D"),
             ("up_block_types", "UpDecoderBlock2D"),
@@ -252,9 +252,9 @@ class CLIPTextConfig(Config):
     def __post_init__(self) -> None:
         widths = ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings")
         for option in (*widths, "projection_dim"):
-            require_in(option, getattr(self, option), 1, WIDEST)
-        require_in("num_hidden_layers", self.num_hidden_layers, 1, MOST_LAYERS)
-        require_in("eos_token_id", self.eos_token_id, -1, WIDEST)  # some say -1 for none
+            require_in(option, getattr(self, option), 1, MAX_WIDTH)
+        require_in("num_hidden_layers", self.num_hidden_layers, 1, MAX_LAYERS)
+        require_in("eos_token_id", self.eos_token_id, -1, MAX_WIDTH)  # some say -1 for none
         require_in("layer_norm_eps", self.layer_norm_eps, 0, 1)
         for name in self.architectures:
             require_known("architectures", name, ("CLIPTextModel", "CLIPTextModelWithProjection"))

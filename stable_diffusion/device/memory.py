@@ -12,7 +12,7 @@ SHORT = 12e9  # bytes: with less, as Macs of 8 GB have, memory is spared without
 STEP = 3_000
 STEP_SHARE = 1 / 8  # of the memory, for the pictures that are denoised at once
 CPU_PIXELS = 512 * 512  # that keep a CPU busy
-LEAST_BYTES = 0.5  # of a weight: 4 bits
+MIN_BYTES_PER_WEIGHT = 0.5  # of a weight: 4 bits
 
 CACHE_SHARE = 1 / 16  # of the memory, for buffers that MLX keeps for the next step
 
@@ -33,7 +33,7 @@ def peak_of_process() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in kilobytes
 
 
-def is_short() -> bool:
+def is_memory_short() -> bool:
     """Whether there is so little memory that time should be given for it."""
     return total_memory() < SHORT
 
@@ -52,7 +52,7 @@ def require_room(n_weights: int, where: str) -> None:
         ValueError: so it is; `where` says who asks for it.
     """
     memory = total_memory()
-    if n_weights * LEAST_BYTES > memory:
+    if n_weights * MIN_BYTES_PER_WEIGHT > memory:
         raise ValueError(
             f"{where} asks for {n_weights:,} weights, {4 * n_weights / 1e9:,.0f} GB in float32; "
             f"this machine has {memory / 1e9:.0f} GB: the file is damaged, or the model too large"

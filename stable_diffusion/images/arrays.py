@@ -5,15 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..utils.size import Size
+
 MULTIPLE = 64  # the VAE makes 8 pixels one latent, the UNet halves latents three times
-MOST_PIXELS = 4096 * 4096  # that are made, or started from: far beyond what the models draw well
-LONGEST = 16  # of a side that is suggested: times that of a square of as many pixels
+MAX_PIXELS = 4096 * 4096  # that are made, or started from: far beyond what the models draw well
+MAX_ASPECT = 16  # of a side that is suggested: times that of a square of as many pixels
 SHAPE_WEIGHT = 10  # a side that is a tenth longer is as bad as e times the pixels
 GRID_BORDER = 8  # pixels of black around each picture of a grid
 FITS = ("stretch", "crop", "pad")  # how a picture comes to a size of other proportions
-
-
-Size = tuple[int, int]  # (width, height) in pixels, as in Pillow and the scripts' options
 
 
 class Fit(NamedTuple):
@@ -31,7 +30,7 @@ def fitted_size(size: Size, multiple: int = MULTIPLE) -> Size:
     """Both sides brought down to multiples of `multiple`.
 
     Raises:
-        ValueError: a side is shorter than `multiple`, or there are more than `MOST_PIXELS`.
+        ValueError: a side is shorter than `multiple`, or there are more than `MAX_PIXELS`.
     """
     width, height = size
     if min(width, height) < multiple:
@@ -39,12 +38,12 @@ def fitted_size(size: Size, multiple: int = MULTIPLE) -> Size:
             f"each side must be at least {multiple} pixels, got {width}x{height}: give the width "
             "and height to enlarge it to"
         )
-    if width * height > MOST_PIXELS:
+    if width * height > MAX_PIXELS:
         raise ValueError(
             f"{width}x{height} pixels are too many to start from: give the width and height to "
             "bring them down to"
         )
-    return width - width % multiple, height - height % multiple
+    return Size(width - width % multiple, height - height % multiple)
 
 
 def similar_size(size: Size, n_pixels: int, multiple: int = MULTIPLE) -> Size:
@@ -54,7 +53,7 @@ def similar_size(size: Size, n_pixels: int, multiple: int = MULTIPLE) -> Size:
     sizes that differ little in them, it is the one whose number of pixels is nearest.
     """
     proportion = size[0] / size[1]
-    longest = max(int(LONGEST * math.sqrt(n_pixels)) // multiple, 1)
+    longest = max(int(MAX_ASPECT * math.sqrt(n_pixels)) // multiple, 1)
     found = []
     for is_lying in (False, True):  # from each height, and from each width
         ratio = 1 / proportion if is_lying else proportion  # of the second side to the first
@@ -70,7 +69,7 @@ def similar_size(size: Size, n_pixels: int, multiple: int = MULTIPLE) -> Size:
         return SHAPE_WEIGHT * shape + area, sides
 
     width, height = min(found, key=distance)
-    return width * multiple, height * multiple
+    return Size(width * multiple, height * multiple)
 
 
 def fit_to_size(had: Size, size: Size, fit: str) -> Fit:
@@ -132,4 +131,4 @@ def grid_size(n: int, size: Size, n_rows: int) -> Size:
     if n == 1:
         return size
     width, height = (side + 2 * GRID_BORDER for side in size)
-    return n // n_rows * width, n_rows * height
+    return Size(n // n_rows * width, n_rows * height)

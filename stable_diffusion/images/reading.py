@@ -17,8 +17,9 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from ..utils.wording import size as bytes_of
-from .arrays import FITS, MULTIPLE, Fit, Size, fit_to_size, fitted_size, pad
+from ..utils.size import Size
+from ..utils.wording import format_bytes as bytes_of
+from .arrays import FITS, MULTIPLE, Fit, fit_to_size, fitted_size, pad
 from .unreadable import (
     ADDRESS,
     HEAD_BYTES,
@@ -43,8 +44,8 @@ FORMATS = (
 HEIF = "HEIF"  # as the package pillow-heif calls its format
 SCALED = ("PNG", "PPM")  # whose integers Pillow brings to 16 bits, where it has them in mode I
 STANDARD_INPUT = "-"
-MOST_PIXELS = 120_000_000  # of a file: such as 20,000 x 6,000, which take some 2 GB while read
-MOST_BYTES = 2_000_000_000  # of a file: so many pixels, of the largest kind, with room to spare
+MAX_PIXELS = 120_000_000  # of a file: such as 20,000 x 6,000, which take some 2 GB while read
+MAX_BYTES = 2_000_000_000  # of a file: so many pixels, of the largest kind, with room to spare
 BITS_PER_SAMPLE, SAMPLE_FORMAT = 258, 339  # TIFF tags; the second is 1 for unsigned integers
 ORIENTATION = 0x0112  # the EXIF tag
 UPRIGHT = {  # by its value
@@ -79,11 +80,11 @@ def read_picture(
         float32 [height, width, 3] in [-1, 1].
 
     Raises:
-        ValueError: it is no picture, a damaged one, one of more than `MOST_PIXELS`, or no file but
+        ValueError: it is no picture, a damaged one, one of more than `MAX_PIXELS`, or no file but
             a pipe or device; or what `fit` raises.
         OSError: the file cannot be read.
     """
-    with opened(path) as image:
+    with open_picture(path) as image:
         _load(image)
         orientation = _orientation(image)
         size = image.size[::-1] if orientation in TURNED else image.size
@@ -112,7 +113,7 @@ class _Unmapped(io.BufferedReader):
 
 
 @contextmanager
-def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
+def open_picture(path: str | os.PathLike) -> Iterator[Image.Image]:
     """A picture file of which nothing but the header has been read.
 
     What Pillow raises within is turned into one line.
@@ -139,7 +140,7 @@ def read_size(path: str | os.PathLike) -> Size:
     Raises:
         ValueError, OSError: see `opened`.
     """
-    with opened(path) as image:
+    with open_picture(path) as image:
         return image.size[::-1] if _orientation(image) in TURNED else image.size
 
 
@@ -170,7 +171,7 @@ def require_file(path: str | os.PathLike) -> None:
         raise IsADirectoryError(errno.EISDIR, what, name)
     if not stat.S_ISREG(found.st_mode):
         raise ValueError(f"{path}: a pipe or device, not a file: save the picture in one first")
-    if found.st_size > MOST_BYTES:
+    if found.st_size > MAX_BYTES:
         raise ValueError(f"{path}: {bytes_of(found.st_size)} are too many for a picture")
 
 
@@ -220,8 +221,8 @@ def _decoding(path: str | os.PathLike, head: bytes | None = None) -> Iterator[No
 def _load(image: Image.Image) -> None:
     """Decode all of a picture, if that takes no more memory than it may."""
     width, height = image.size
-    if width * height > MOST_PIXELS:
-        most = f"{MOST_PIXELS // 10**6} million"
+    if width * height > MAX_PIXELS:
+        most = f"{MAX_PIXELS // 10**6} million"
         raise Image.DecompressionBombError(f"{width}x{height} pixels, at most {most}")
     if width * height == 0:
         raise ValueError("it has no pixels")

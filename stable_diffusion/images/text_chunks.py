@@ -13,14 +13,14 @@ from typing import Any
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
-from .reading import opened
+from .reading import open_picture
 
 PARAMETERS = "parameters"  # the keyword that galleries look for
 RECIPE = "stable-diffusion-mlx"  # JSON, ASCII
 KEYWORDS = (PARAMETERS, RECIPE)
 UNICODE, ASCII = b"UNICODE\0", b"ASCII\0\0\0"  # how a UserComment may begin
 NOTE = f"{RECIPE}\0".encode()  # how our MakerNote begins
-MOST_EXIF = 65_533  # bytes, of one segment of a JPEG
+MAX_EXIF = 65_533  # bytes, of one segment of a JPEG
 
 
 def save_options(texts: Mapping[str, str], file_format: str) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def _exif(texts: Mapping[str, str]) -> bytes:
     while tags:
         exif = Image.Exif()
         exif[ExifTags.IFD.Exif] = tags  # what `get_ifd` gives, Pillow before 11.3 does not write
-        if len(content := exif.tobytes()) <= MOST_EXIF:
+        if len(content := exif.tobytes()) <= MAX_EXIF:
             return content
         tags.popitem()
     warnings.warn("the recipe is too long for this kind of file: it is left out", stacklevel=2)
@@ -64,7 +64,7 @@ def read_texts(path: str | os.PathLike) -> dict[str, str]:
     Raises:
         ValueError, OSError: as `picture.opened`.
     """
-    with opened(path) as image:
+    with open_picture(path) as image:
         found = {keyword: image.info.get(keyword) for keyword in KEYWORDS}
         exif = image.getexif()
         if found[RECIPE] is None and exif:

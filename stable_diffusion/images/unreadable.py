@@ -15,7 +15,7 @@ from ..utils.wording import did_you_mean
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://?|data:", re.IGNORECASE)
 LIKENESS = 0.75  # of file names; much of two short ones is the suffix
-MOST_NAMES = 10_000  # of a folder that are compared
+MAX_NAMES = 10_000  # of a folder that are compared
 HEAD_BYTES = 65_536  # of a file that are looked at: comments may come before a drawing begins
 HEIC_BRANDS = frozenset(
     (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
@@ -85,7 +85,7 @@ REDUCED = 1  # of the kinds of subfiles: a preview of another
 RAW_PHOTOMETRIC = (32803, 34892)  # a colour filter array; DNG's linear raw
 RAW_COMPRESSIONS = (32767, 32769, 32770, 34713, 65000, 65535)  # Sony, Epson, Samsung, Nikon, …
 SHORT = 3  # the type of an entry: a number of 16 bits
-MOST_ENTRIES = 4096  # of a TIFF's directory
+MAX_ENTRIES = 4096  # of a TIFF's directory
 
 
 def is_heic(head: bytes) -> bool:
@@ -154,7 +154,7 @@ def suggest_name(path: Path) -> str:
         return f": there is no folder {path.parent}"
     try:
         with os.scandir(path.parent) as entries:
-            names = [entry.name for entry in islice(entries, MOST_NAMES)]
+            names = [entry.name for entry in islice(entries, MAX_NAMES)]
     except OSError:  # it may be entered, not read
         return ""
     files = {name: str(path.with_name(name)) for name in names}
@@ -252,7 +252,7 @@ def _tiff_values(head: bytes, file: BinaryIO) -> dict[int, int]:
         return {}
     order: Literal["little", "big"] = "little" if head.startswith(b"II") else "big"
     file.seek(int.from_bytes(head[4:8], order))
-    n = min(int.from_bytes(file.read(2), order), MOST_ENTRIES)
+    n = min(int.from_bytes(file.read(2), order), MAX_ENTRIES)
     values = {}
     for _ in range(n):
         entry = file.read(12)  # tag, type, count and value

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..utils.atomic_files import write_whole
-from .arrays import Size
+from ..utils.size import Size
 from .text_chunks import save_options
 
 FORMATS = {
@@ -24,8 +24,8 @@ FORMATS = {
     ".tiff": "TIFF",
 }
 SAVE_OPTIONS = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
-MOST_SIDE = {"JPEG": 65_500, "WEBP": 16_383}  # pixels that a format, as Pillow writes it, has
-MOST_BYTES = 220  # of a name; file systems take 255, and what is not finished has a longer one
+MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}  # pixels that a format, as Pillow writes it, has
+MAX_BYTES = 220  # of a name; file systems take 255, and what is not finished has a longer one
 NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -47,8 +47,8 @@ def check_name(path: Path) -> None:
     """Raise ValueError where no picture can have this name."""
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"{path}: the name must end in one of {', '.join(FORMATS)}")
-    if len(os.fsencode(path.name)) > MOST_BYTES:
-        raise ValueError(f"{path}: the name is longer than {MOST_BYTES} bytes")
+    if len(os.fsencode(path.name)) > MAX_BYTES:
+        raise ValueError(f"{path}: the name is longer than {MAX_BYTES} bytes")
     if path.is_dir():
         raise ValueError(f"{path}: is a folder")
 
@@ -56,8 +56,8 @@ def check_name(path: Path) -> None:
 def check_folder(folder: Path) -> None:
     """Raise ValueError where `folder` is none that can be written to, or made."""
     for part in folder.parts:
-        if len(os.fsencode(part)) > MOST_BYTES:
-            raise ValueError(f"{folder}: a name is longer than {MOST_BYTES} bytes")
+        if len(os.fsencode(part)) > MAX_BYTES:
+            raise ValueError(f"{folder}: a name is longer than {MAX_BYTES} bytes")
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not is_folder(there):
         raise ValueError(f"{folder}: {there} is not a folder")
@@ -68,7 +68,7 @@ def check_folder(folder: Path) -> None:
 def check_size(path: str | os.PathLike, size: Size) -> None:
     """Raise ValueError where the format that a name says has no pictures of this size."""
     file_format = FORMATS[Path(path).suffix.lower()]
-    most = MOST_SIDE.get(file_format, math.inf)
+    most = MAX_SIDE.get(file_format, math.inf)
     if max(size) > most:
         width, height = size
         raise ValueError(

@@ -16,8 +16,8 @@ from ..config.known_models import MODELS, PACKAGE, find_spec
 from ..utils import wording
 from ..utils.atomic_files import write_whole
 from . import hub_cache
-from .hub_cache import snapshot
-from .hub_errors import GARBLED, reason
+from .hub_cache import snapshot_folder
+from .hub_errors import GARBLED, explain_hub_error
 from .sources import CACHE_MARKER, Source
 from .weight_files import weight_files, with_shards
 
@@ -64,7 +64,7 @@ class Repository(Source):
             file = Path(HfApi().hf_hub_download(self.repo, path, revision=self.root.name))
             self._require_size(path, file)
         except (HTTPError, OSError, ValueError, RuntimeError) as error:  # the last is hf-xet's
-            why = reason(error, self.repo)
+            why = explain_hub_error(error, self.repo)
             raise FileNotFoundError(f"{self.name}: {path} cannot be fetched: {why}") from error
         return file
 
@@ -89,7 +89,7 @@ class Repository(Source):
         if not missing:
             return None
         size = sum(listing[path] or 0 for path in missing)
-        return f"Downloading {self.repo}, {wording.size(size)}, licence: {self.licence}"
+        return f"Downloading {self.repo}, {wording.format_bytes(size)}, licence: {self.licence}"
 
     def files(self) -> Collection[str]:
         return (self.listing or {}).keys()
@@ -115,7 +115,7 @@ def open_model(model: str | os.PathLike[str]) -> Source:
         if MODELS[name].repo is None:
             return Source(name, PACKAGE / name)
         repo = MODELS[name].repo
-        roots = {each: snapshot(each, "main") for each in MODELS[name].repos}
+        roots = {each: snapshot_folder(each, "main") for each in MODELS[name].repos}
         cached = [each for each in roots if (roots[each] / CACHE_MARKER).is_file()]
         if cached and cached[0] != repo:  # a withdrawn one changes no more: nothing to ask
             former, why = cached[0], f"the model is now {repo}"
@@ -153,8 +153,8 @@ def _open_repository(repo: str, revision: str, name: str) -> Repository:
             + _suggest(name)
         ) from error
     except (HTTPError, OSError, *GARBLED) as error:
-        why = reason(error, repo)
-        if (root := snapshot(repo, revision)).is_dir():
+        why = explain_hub_error(error, repo)
+        if (root := snapshot_folder(repo, revision)).is_dir():
             return Repository(repo, name, root, listing=None, why=why)
         homes = [spec.repo for spec in MODELS.values() if repo in spec.former_repos]
         if homes:
@@ -164,7 +164,7 @@ def _open_repository(repo: str, revision: str, name: str) -> Repository:
         raise FileNotFoundError(
             f"{name} is neither a folder nor in the Hub cache, and {why}{hint}"
         ) from error
-    root = snapshot(repo, info.sha)
+    root = snapshot_folder(repo, info.sha)
     if revision != info.sha:  # for the next time offline; downloads by commit do not note it
         ref = root.parent.parent / "refs" / revision
         with suppress(OSError):  # the cache may be read-only
@@ -191,7 +191,7 @@ def announcements(source: Source, components: Iterable[str], float16: bool) -> l
 
 def _suggest(name: str) -> str:
     """A known or cached model that `name` may have been meant to be, to end a message with."""
-    cached = hub_cache.repositories()
+    cached = hub_cache.list_repositories()
     if "/" in name:
         present = {repo: spec.repo for spec in MODELS.values() for repo in spec.repos}
         return wording.did_you_mean(name, cached, present, SAME_REPOSITORY)

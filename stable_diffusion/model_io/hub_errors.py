@@ -4,7 +4,7 @@
 GARBLED = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
-def reason(error: Exception, repo: str) -> str:
+def explain_hub_error(error: Exception, repo: str) -> str:
     """What a failed call to the Hub means and what to do, to end a sentence with."""
     from huggingface_hub import errors
 

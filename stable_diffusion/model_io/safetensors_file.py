@@ -19,14 +19,14 @@ import mlx.core as mx
 import numpy as np
 
 from ..utils.strict_json import parse_json, require
-from ..utils.wording import listed
+from ..utils.wording import join_names
 from .layouts import Layout
 
 MAX_HEADER = 20_000_000  # bytes; the format allows 100 MB, which would take GB as Python's objects
-MOST_TENSORS = 50_000  # of a file; those of the models here have some thousands
-MOST_COUNTED = 1001  # layers of a kind: one more than any config may have
-LONGEST_NAME = 500  # of a tensor; those of the models here have 100
-LONGEST_SIDE = 2**31 - 1  # of a tensor, in MLX
+MAX_TENSORS = 50_000  # of a file; those of the models here have some thousands
+MAX_COUNTED = 1001  # layers of a kind: one more than any config may have
+MAX_NAME_LENGTH = 500  # of a tensor; those of the models here have 100
+MAX_SIDE_LENGTH = 2**31 - 1  # of a tensor, in MLX
 BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
@@ -75,7 +75,7 @@ class Header:
             require(isinstance(content, dict), "its header is no JSON object")
             self.metadata = _metadata(content.pop("__metadata__", None))
             n = len(content)
-            require(n <= MOST_TENSORS, f"it has {n} tensors, more than {MOST_TENSORS}")
+            require(n <= MAX_TENSORS, f"it has {n} tensors, more than {MAX_TENSORS}")
             self.tensors = {key: _tensor(key, entry) for key, entry in content.items()}
             end = _end(self.tensors)
         except ValueError as error:
@@ -98,9 +98,9 @@ class Header:
         return at < len(self._sorted) and self._sorted[at].startswith(start)
 
     def count(self, key: str) -> int:
-        """How many keys there are for {} = 0, 1, …; `MOST_COUNTED` where there are more."""
-        found = (i for i in range(MOST_COUNTED) if key.format(i) not in self.shapes)
-        return next(found, MOST_COUNTED)
+        """How many keys there are for {} = 0, 1, …; `MAX_COUNTED` where there are more."""
+        found = (i for i in range(MAX_COUNTED) if key.format(i) not in self.shapes)
+        return next(found, MAX_COUNTED)
 
     def size(self, key: str, axis: int) -> int:
         """The length of a tensor along an axis.
@@ -131,7 +131,7 @@ def _metadata(content: Any) -> dict[str, str]:
 
 def _tensor(key: str, entry: Any) -> Tensor:
     """What the header says of a tensor, if it can be."""
-    require(key.isprintable() and len(key) <= LONGEST_NAME, f"{key[:50]!r} is no tensor's name")
+    require(key.isprintable() and len(key) <= MAX_NAME_LENGTH, f"{key[:50]!r} is no tensor's name")
     is_complete = isinstance(entry, dict) and entry.keys() >= {"dtype", "shape", "data_offsets"}
     require(is_complete, f"of {key} it does not say dtype, shape and data_offsets")
     kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -146,7 +146,7 @@ def _tensor(key: str, entry: Any) -> Tensor:
     return Tensor(kind, tuple(shape), start, end)
 
 
-def _are_counts(values: Any, most: int = LONGEST_SIDE) -> bool:
+def _are_counts(values: Any, most: int = MAX_SIDE_LENGTH) -> bool:
     are_whole = isinstance(values, list) and all(type(value) is int for value in values)
     return are_whole and all(0 <= value <= most for value in values)
 
@@ -208,7 +208,8 @@ def read_safetensors(file: Path) -> tuple[Header, dict[str, mx.array]]:
     header = Header(str(file), file)
     if doubles := [key for key, tensor in header.tensors.items() if tensor.kind == "F64"]:
         raise ValueError(
-            f"{file} has float64, which is not supported ({listed(doubles)}): save it in float32"
+            f"{file} has float64, which is not supported ({join_names(doubles)}): "
+            "save it in float32"
         )
     _start_readers()
     try:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.known_models import PACKAGE
-from ..utils.wording import listed
+from ..utils.wording import join_names
 from .layouts import Layout
 from .original_layout import (
     CLIP_ROOT,
@@ -165,7 +165,7 @@ def open_single_file(name: str, file: Path) -> SingleFile:
         model.add("vae", {**config, "scaling_factor": family.scaling_factor}, layout)
     roots = tuple(layout.root for layout in model.layouts.values())
     if strays := [key for key in header.shapes if not key.startswith((*roots, *LEFTOVERS))]:
-        raise ValueError(f"{name}, told to be {family.name}: not expected: {listed(strays)}")
+        raise ValueError(f"{name}, told to be {family.name}: not expected: {join_names(strays)}")
     return model
 
 

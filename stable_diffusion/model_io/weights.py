@@ -13,7 +13,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from ..quantize import is_quantized
-from ..utils.wording import listed
+from ..utils.wording import join_names
 from .layouts import Layout
 from .safetensors_file import FLOATS, read_safetensors
 
@@ -122,7 +122,9 @@ class Problems:
             "wrong shape": self.misshapen,
         }
         if any(by_kind.values()):
-            found = "; ".join(f"{what}: {listed(keys)}" for what, keys in by_kind.items() if keys)
+            found = "; ".join(
+                f"{what}: {join_names(keys)}" for what, keys in by_kind.items() if keys
+            )
             raise ValueError(f"{file} does not hold what the model asks for: {found}")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import groupby
 
 ROUND_FACTOR = 1.1  # of (brackets); [these] divide by it
-MOST_WEIGHT = 100.0  # and least, negated: what goes beyond counts as this
+MAX_WEIGHT = 100.0  # and least, negated: what goes beyond counts as this
 
 # A bracket or backslash behind a backslash, a lone backslash, the end of a bracket with its weight,
 # a bracket, a colon, anything else.
@@ -147,4 +147,4 @@ def _pair_brackets(parts: list[re.Match[str]]) -> tuple[dict[int, float], set[in
 
 
 def _bounded(weight: float) -> float:
-    return max(-MOST_WEIGHT, min(weight, MOST_WEIGHT))
+    return max(-MAX_WEIGHT, min(weight, MAX_WEIGHT))

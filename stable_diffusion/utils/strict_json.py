@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 MAX_JSON = 20_000_000  # bytes of a file; a vocabulary has a few million
-DEEPEST = 100  # lists and objects in one another; a tokenizer has five
-LARGEST = 10**36  # a little less than what float32 holds; transformers writes 10**30
+MAX_DEPTH = 100  # lists and objects in one another; a tokenizer has five
+MAX_NUMBER = 10**36  # a little less than what float32 holds; transformers writes 10**30
 
 
 def read_json(file: Path) -> Any:
@@ -49,7 +49,7 @@ def parse_json(content: bytes | str, nan_is_null: bool = False) -> Any:
 def _is_shallow(value: Any) -> bool:
     """Whether what follows may walk through it by recursion."""
     level = [value]
-    for _ in range(DEEPEST):
+    for _ in range(MAX_DEPTH):
         level = [
             inner
             for outer in level
@@ -71,7 +71,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _float(text: str) -> float:
     value = float(text)
     require(math.isfinite(value), f"{text[:50]} is not a finite number")
-    require(abs(value) <= LARGEST, f"{text[:50]} is too large a number")
+    require(abs(value) <= MAX_NUMBER, f"{text[:50]} is too large a number")
     return value
 
 
@@ -80,7 +80,7 @@ def _float_or_none(text: str) -> float | None:
 
 
 def _integer(text: str) -> int:
-    is_small = len(text) < 40 and abs(value := int(text)) <= LARGEST
+    is_small = len(text) < 40 and abs(value := int(text)) <= MAX_NUMBER
     require(is_small, f"{text[:50]} is too large a number")
     return value
 

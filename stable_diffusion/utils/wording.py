@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
 LIKENESS = 0.6  # of two words, 0 to 1: difflib's own default
-MOST_SHOWN = 200  # characters of a value that comes from a file
+MAX_SHOWN = 200  # characters of a value that comes from a file
 
 # What ends a line, steers a terminal, changes the order of what is written, or cannot be seen:
 # controls (also as bytes of a name that is not UTF-8), and what formats text, except the signs of
@@ -54,46 +54,46 @@ def did_you_mean(
     return f": did you mean {meant[close[0]]}?"
 
 
-def escape(text: str) -> str:
+def escape_controls(text: str) -> str:
     """Write the controls of a text as Python does (`\\x1b`), so that it is only seen."""
     return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
-def argument(name: object, placeholder: str) -> str:
+def quote_argument(name: object, placeholder: str) -> str:
     """Return the name of a file as a shell takes it, for a command that a message suggests.
 
     A name that cannot be seen as it is, or is too long to be shown, becomes the placeholder.
     """
     text = str(name)
-    if not text or shown(text) != text or not text.isprintable():
+    if not text or abbreviate(text) != text or not text.isprintable():
         return placeholder
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
-def shown(value: object) -> str:
+def abbreviate(value: object) -> str:
     """On one line, and not all of what is long."""
-    text = escape(" ".join(str(value).split()))
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
+    text = escape_controls(" ".join(str(value).split()))
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
-def said(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """What an error says; one of the system's begins with the file, as our own do."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error)
 
 
-def size(n_bytes: int) -> str:
+def format_bytes(n_bytes: int) -> str:
     """Bytes in GB or MB."""
     if n_bytes >= 1e9:
         return f"{n_bytes / 1e9:.1f} GB"
     return f"{n_bytes / 1e6:.{0 if n_bytes >= 1e7 else 1}f} MB"
 
 
-MOST_NAMED = 10  # tensors that an error lists of each kind; it counts the others
+MAX_NAMED = 10  # tensors that an error lists of each kind; it counts the others
 
 
-def listed(keys: Sequence[str]) -> str:
+def join_names(keys: Sequence[str]) -> str:
     """The first of `keys`, for a message, and how many more there are."""
-    more = f" and {len(keys) - MOST_NAMED} more" if len(keys) > MOST_NAMED else ""
-    return ", ".join(keys[:MOST_NAMED]) + more
+    more = f" and {len(keys) - MAX_NAMED} more" if len(keys) > MAX_NAMED else ""
+    return ", ".join(keys[:MAX_NAMED]) + more

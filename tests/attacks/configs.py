@@ -36,7 +36,7 @@ def content(path: str) -> str:
 def check_model(case: Case, model: Any) -> None:
     """Whatever is not refused makes a picture of finite numbers, or says that it cannot."""
     sd = StableDiffusion(model)
-    height, width = sd.config.defaults.size
+    width, height = sd.config.defaults.size
     require(height * width > 0, "no size")
     latents = sd.generate_latents("a red circle", latent_size=(8, 8), num_steps=2, seed=1)
     x_t = None

@@ -23,8 +23,8 @@ from enum import StrEnum
 from pathlib import Path
 from random import Random
 
-MOST_SECONDS = 30  # of processors, of a case and the programs that it runs
-MOST_MEMORY = 2 << 30  # bytes that a case may add to what its process holds
+MAX_SECONDS = 30  # of processors, of a case and the programs that it runs
+MAX_MEMORY = 2 << 30  # bytes that a case may add to what its process holds
 RAW_WARNING = re.compile(r"\.py:\d+: \w*Warning: ")
 ERROR_LINE = re.compile(r"(?:[\w. -]+: )?error: .")  # argparse's has the program before it
 LEFTOVERS = ("*.partial", "*.incomplete", "*.tmp", "*.unfinished-*")
@@ -163,7 +163,7 @@ def judge(attack: Attack, seed: int, folder: Path) -> tuple[Outcome, str]:
     outcome, what = _run(attack, case)
     if outcome in DEFECTS:
         return outcome, what
-    if (took := sum(os.times()[:4]) - start) > MOST_SECONDS:
+    if (took := sum(os.times()[:4]) - start) > MAX_SECONDS:
         return Outcome.HANG, f"{took:.0f} s of processors; {what}"
     for file, content in case.kept.items():
         if not file.is_file() or file.read_bytes() != content:
@@ -171,7 +171,7 @@ def judge(attack: Attack, seed: int, folder: Path) -> tuple[Outcome, str]:
     left = [file.name for pattern in LEFTOVERS for file in folder.rglob(pattern)]
     if left:
         return Outcome.LOST, f"left behind: {', '.join(left)}; {what}"
-    if memory.growth() > MOST_MEMORY:
+    if memory.growth() > MAX_MEMORY:
         return Outcome.WRONG, f"{memory.growth() / 1e9:.1f} GB of memory; {what}"
     return outcome, what
 

@@ -13,7 +13,7 @@ from attacks.harness import Case, Defect, Outcome, Refused, attack, require
 from attacks.system import USUAL, old_picture, outputs, pictures
 from stable_diffusion.cli import convert
 
-MOST_LINES = 9  # that a run is let say before the kill
+MAX_LINES = 9  # that a run is let say before the kill
 PAUSE = 0.2  # seconds: about the longest between two lines, but for the first
 START = 1.0  # seconds until the first
 
@@ -24,7 +24,7 @@ def kill(case: Case, *command: str) -> bool:
     Returns:
         Whether it was still at it.
     """
-    n_lines = case.rng.randrange(MOST_LINES)
+    n_lines = case.rng.randrange(MAX_LINES)
     pause = case.rng.uniform(0, PAUSE if n_lines else START)
     with subprocess.Popen(
         [sys.executable, "-u", *command],

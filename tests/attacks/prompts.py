@@ -13,8 +13,8 @@ from attacks.harness import Case, attack, require
 from attacks.programs import program, txt2image_case
 from attacks.texts import OPTIONS, any_text, huge_text
 from stable_diffusion import StableDiffusion
-from stable_diffusion.conditioning import MOST_WINDOWS, TextOptions, windows
-from stable_diffusion.tokenizer.prompt_weights import MOST_WEIGHT, parse_weights
+from stable_diffusion.conditioning import MAX_WINDOWS, TextOptions, windows
+from stable_diffusion.tokenizer.prompt_weights import MAX_WEIGHT, parse_weights
 from stable_diffusion.tokenizer.tokenizer import Tokenizer
 
 SECONDS = 10  # of processor time, for a million characters
@@ -40,7 +40,7 @@ def check_tokens(tokenizer: Tokenizer, text: str) -> None:
 def check_weights(text: str) -> None:
     """All but brackets, backslashes and weights comes through, in order, with finite weights."""
     parts = parse_weights(text)
-    require(all(part and abs(weight) <= MOST_WEIGHT for part, weight in parts), "bounds")
+    require(all(part and abs(weight) <= MAX_WEIGHT for part, weight in parts), "bounds")
     require(all(a[1] != b[1] for a, b in pairwise(parts)), "neighbours weigh the same")
     letters = [c for c in text if c not in "()[]\\:+-.0123456789" and not c.isspace()]
     found = "".join(part for part, _ in parts)
@@ -58,11 +58,11 @@ def check_windows(tokenizer: Tokenizer, text: str, options: TextOptions) -> None
         require(window.ids[0] == tokenizer.bos_id, "begin")
         require(tokenizer.eos_id in window.ids[1:], "end")
         require(all(0 <= i < len(vocabulary()) for i in window.ids), "ids")
-        require(all(abs(weight) <= MOST_WEIGHT for weight in window.weights), "weights")
+        require(all(abs(weight) <= MAX_WEIGHT for weight in window.weights), "weights")
     parts = parse_weights(text) if options.prompt_weights else [(text, 1.0)]
     n = sum(len(ids) for part, _ in parts for _, ids in tokenizer.words(part))
     needed = max(1, -(-n // tokenizer.room)) if options.long_prompt else 1
-    require(len(found) == needed <= MOST_WINDOWS, f"{len(found)} windows for {n} tokens")
+    require(len(found) == needed <= MAX_WINDOWS, f"{len(found)} windows for {n} tokens")
 
 
 def any_options(case: Case) -> TextOptions:

@@ -15,7 +15,7 @@ from attacks.hostile import damaged, json_text, value
 from attacks.pictures import damage
 from attacks.programs import txt2image_case
 from attacks.texts import any_text
-from stable_diffusion.cli.arguments.prompts_file import MOST_PICTURES
+from stable_diffusion.cli.arguments.prompts_file import MAX_PICTURES
 from stable_diffusion.cli.job import Job
 from stable_diffusion.cli.recipe.recipe import Recipe
 from stable_diffusion.cli.recipe.webui_text import SAMPLER_NAMES, SCHEDULE_NAMES
@@ -115,7 +115,7 @@ def recipes(case: Case) -> None:
 def check_jobs(taken: dict[str, Any]) -> None:
     """What is asked for is within what a command line may ask for."""
     jobs = taken["plan"].jobs
-    require(1 <= len(jobs) <= MOST_PICTURES, f"{len(jobs)} pictures")
+    require(1 <= len(jobs) <= MAX_PICTURES, f"{len(jobs)} pictures")
     for job in {jobs[0], jobs[-1]}:
         job.prompt.encode()
         require(0 <= job.seed <= MAX_SEED, f"seed {job.seed}")

@@ -153,7 +153,7 @@ def test_defaults_of_any_model(checkpoint, kind, steps, guidance, size):
 def test_default_size_of_an_oblong_model(checkpoint):
     config = load_model_config(checkpoint("sd-1"))
     oblong = replace(config, unet=replace(config.unet, sample_size=(10, 14)))
-    assert oblong.defaults.size == (80, 112)
+    assert oblong.defaults.size == (112, 80)
 
 
 def test_inpainting_unet_is_refused(checkpoint, tmp_path):

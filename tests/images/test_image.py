@@ -21,13 +21,13 @@ from stable_diffusion.images.reading import (
     ORIENTATION,
     SAMPLE_FORMAT,
     load_image,
-    opened,
+    open_picture,
     read_picture,
     read_size,
 )
 from stable_diffusion.images.unreadable import RAW, is_heic
 from stable_diffusion.images.writing import check_output, save_image
-from stable_diffusion.utils.wording import said
+from stable_diffusion.utils.wording import describe_error
 
 HALF_STEP = 0.5 / 127.5  # half of one 8-bit level, on the scale of [-1, 1]
 WIDTH, HEIGHT = 96, 80
@@ -565,7 +565,7 @@ def test_heic_with_its_package(tmp_path, rgb, heif_opener, monkeypatch):
     (tmp_path / "a.jpg").write_bytes(HEIC)
     assert_close(read_image(tmp_path / "a.jpg"), scaled(rgb))
     assert read_size(tmp_path / "a.jpg") == (WIDTH, HEIGHT)
-    monkeypatch.setattr("stable_diffusion.images.reading.MOST_PIXELS", WIDTH * HEIGHT - 1)
+    monkeypatch.setattr("stable_diffusion.images.reading.MAX_PIXELS", WIDTH * HEIGHT - 1)
     with pytest.raises(ValueError, match=r"a\.jpg: the picture is too large"):
         read_image(tmp_path / "a.jpg")
 
@@ -615,7 +615,7 @@ def test_files_that_are_not_there(tmp_path, monkeypatch):
     def complaint(name: os.PathLike | str) -> str:
         with pytest.raises(OSError) as raised:
             read_image(name)
-        return said(raised.value)
+        return describe_error(raised.value)
 
     missing = "No such file or directory"
     wrong, right = tmp_path / "Holidays.jpg", tmp_path / "holiday.jpeg"
@@ -719,7 +719,7 @@ def test_files_are_not_mapped_into_memory(tmp_path, rgb, name):
     """One that is cut while it is mapped ends the process: Pillow maps BMP, libtiff TIFF."""
     path = tmp_path / name
     Image.fromarray(rgb[..., 0]).save(path)
-    with opened(path) as image:
+    with open_picture(path) as image:
         with pytest.raises(OSError):
             image.fp.fileno()  # by which libtiff would map it
         image.load()

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from stable_diffusion.tokenizer.prompt_weights import (
-    MOST_WEIGHT,
+    MAX_WEIGHT,
     find_networks,
     find_plain_syntax,
     parse_weights,
@@ -37,7 +37,7 @@ from stable_diffusion.tokenizer.prompt_weights import (
         ("a] b:1.3) [c", [("a] b:1.3) [c", 1)]),
         ("((a)", [("(", 1), ("a", 1.1)]),
         # Beyond what counts.
-        (f"(a:{'9' * 400}) (((b:99):99):0)", [("a", MOST_WEIGHT), (" ", 1), ("b", 0)]),
+        (f"(a:{'9' * 400}) (((b:99):99):0)", [("a", MAX_WEIGHT), (" ", 1), ("b", 0)]),
     ],
 )
 def test_syntax(prompt, expected):
@@ -52,7 +52,7 @@ def test_any_string_will_do():
     for _ in range(20_000):
         prompt = "".join(rng.choices("()[]():\\1.+- a九٣\n\x00\ud800", k=rng.randint(0, 40)))
         parts = parse_weights(prompt)
-        assert all(text and abs(weight) <= MOST_WEIGHT for text, weight in parts)
+        assert all(text and abs(weight) <= MAX_WEIGHT for text, weight in parts)
         assert all(a[1] != b[1] for a, b in pairwise(parts))
         letters = [c for text, _ in parts for c in text if c in "a九\x00\ud800"]
         assert letters == [c for c in prompt if c in "a九\x00\ud800"]
@@ -67,14 +67,14 @@ def test_strings_without_brackets_are_themselves():
 
 
 def test_deep_brackets_take_linear_time():
-    assert parse_weights("(" * 50_000 + "x" + ")" * 50_000) == [("x", MOST_WEIGHT)]
+    assert parse_weights("(" * 50_000 + "x" + ")" * 50_000) == [("x", MAX_WEIGHT)]
     ((_, weight),) = parse_weights("[" * 50_000 + "x" + "]" * 50_000)
     assert 0 <= weight < 1e-300
 
 
 def test_the_limit_of_weights():
     """What is written, and what brackets within brackets come to, both ways."""
-    assert MOST_WEIGHT == 100
+    assert MAX_WEIGHT == 100
     for prompt, weight in {
         "(a:100)": 100,
         "(a:99.5)": 99.5,

@@ -355,14 +355,14 @@ def test_a_link_that_was_made_twice(tmp_path, monkeypatch):
 KILLED = """
 import os, sys
 from pathlib import Path
-from stable_diffusion import unfinished
+from stable_diffusion.utils import atomic_files
 os.{function} = lambda *_: os.kill(os.getpid(), 9)
 path = Path(sys.argv[1])
 if {is_folder}:
-    with unfinished.unfinished_folder(path) as folder:
+    with atomic_files.unfinished_folder(path) as folder:
         (folder / "a").touch()
 else:
-    unfinished.write_whole(path, b"new", overwrites={overwrites})
+    atomic_files.write_whole(path, b"new", overwrites={overwrites})
 """
 
 

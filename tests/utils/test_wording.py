@@ -8,13 +8,13 @@ import pytest
 
 from stable_diffusion.sampler.sampler import SAMPLERS
 from stable_diffusion.utils.wording import (
-    MOST_SHOWN,
-    argument,
+    MAX_SHOWN,
+    abbreviate,
+    describe_error,
     did_you_mean,
-    escape,
-    said,
-    shown,
-    size,
+    escape_controls,
+    format_bytes,
+    quote_argument,
 )
 
 CONTROLS = {"Cc", "Cf", "Zl", "Zp"}  # categories
@@ -51,9 +51,9 @@ def test_likeness():
 
 
 def test_values_on_one_line():
-    assert shown("a\nb\r\n\tc ") == "a b c"
-    assert shown("x" * 10**6) == "x" * MOST_SHOWN + "…"
-    assert shown("a\u202eb\x1b[31m") == r"a\u202eb\x1b[31m"
+    assert abbreviate("a\nb\r\n\tc ") == "a b c"
+    assert abbreviate("x" * 10**6) == "x" * MAX_SHOWN + "…"
+    assert abbreviate("a\u202eb\x1b[31m") == r"a\u202eb\x1b[31m"
 
 
 def test_what_is_escaped():
@@ -62,9 +62,9 @@ def test_what_is_escaped():
         is_control = unicodedata.category(each) in CONTROLS and each not in SIGNS
         is_control |= "\udc80" <= each <= "\udc9f"  # bytes that steer terminals
         if is_control:
-            assert escape(f"a{each}b") == f"a{ascii(each)[1:-1]}b" and len(ascii(each)) > 3
+            assert escape_controls(f"a{each}b") == f"a{ascii(each)[1:-1]}b" and len(ascii(each)) > 3
         elif unicodedata.category(each) != "Cn":  # not assigned
-            assert escape(f"a{each}b") == f"a{each}b", hex(ord(each))
+            assert escape_controls(f"a{each}b") == f"a{each}b", hex(ord(each))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_what_is_escaped():
     ],
 )
 def test_what_is_not(text):
-    assert escape(text) == text
+    assert escape_controls(text) == text
 
 
 @pytest.mark.parametrize("joiner", ["\u200c", "\u200d"])
@@ -84,7 +84,7 @@ def test_what_is_not(text):
     "text", ["{}", "a{}", "a{}b", "é{}", "é{}b", "a{}é", "é{}{}é", "{}é", "é {}é"]
 )
 def test_joiners_that_join_nothing(text, joiner):
-    assert escape(text.format(joiner, joiner)) == text.format(*2 * [ascii(joiner)[1:-1]])
+    assert escape_controls(text.format(joiner, joiner)) == text.format(*2 * [ascii(joiner)[1:-1]])
 
 
 def random_texts() -> list[str]:
@@ -101,8 +101,8 @@ def random_texts() -> list[str]:
 
 def test_escaped_once_is_escaped():
     for text in random_texts():
-        once = escape(text)
-        assert escape(once) == once and len(once.splitlines()) <= 1
+        once = escape_controls(text)
+        assert escape_controls(once) == once and len(once.splitlines()) <= 1
 
 
 @pytest.mark.parametrize(
@@ -126,12 +126,12 @@ def test_escaped_once_is_escaped():
     ],
 )
 def test_names_in_commands(name, word):
-    assert argument(name, "FILE") == word
+    assert quote_argument(name, "FILE") == word
 
 
 def test_a_name_is_one_word_of_a_command():
     for name in random_texts():
-        assert shlex.split(argument(name, "FILE")) in ([name], [f"./{name}"], ["FILE"])
+        assert shlex.split(quote_argument(name, "FILE")) in ([name], [f"./{name}"], ["FILE"])
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a_name_is_one_word_of_a_command():
     ],
 )
 def test_errors(error, line):
-    assert said(error) == line
+    assert describe_error(error) == line
 
 
 @pytest.mark.parametrize(
@@ -160,4 +160,4 @@ def test_errors(error, line):
     ],
 )
 def test_sizes(n_bytes, words):
-    assert size(n_bytes) == words
+    assert format_bytes(n_bytes) == words

@@ -7,7 +7,7 @@ from itertools import takewhile
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from ...utils.wording import did_you_mean, said
+from ...utils.wording import describe_error, did_you_mean
 from ..terminal.console import one_line
 
 NOWHERE: Mapping[str, str] = MappingProxyType({})
@@ -107,7 +107,7 @@ class Show(argparse.Action):
         try:
             print("\n".join(map(one_line, self.show().split("\n"))))
         except (ValueError, OSError) as error:
-            parser.exit(1, f"error: {one_line(said(error))}\n")
+            parser.exit(1, f"error: {one_line(describe_error(error))}\n")
         parser.exit()
 
 

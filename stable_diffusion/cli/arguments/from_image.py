@@ -8,7 +8,7 @@ from typing import Any
 
 from ...images.reading import require_file
 from ...images.text_chunks import PARAMETERS, RECIPE, read_texts
-from ...utils.wording import argument, shown
+from ...utils.wording import abbreviate, quote_argument
 from ..recipe.recipe import Recipe, sha256
 from ..recipe.webui_text import read_parameters
 from .value_types import embedding, lora
@@ -37,11 +37,11 @@ def with_recipe(
     file = args.from_image
     recipe = read_recipe(file)
     if recipe.starts_from_a_picture and "image" not in args:
-        start = "" if recipe.image is None else f", {shown(recipe.image)}"
-        picture = argument(recipe.image or "", "PICTURE")
+        start = "" if recipe.image is None else f", {abbreviate(recipe.image)}"
+        picture = quote_argument(recipe.image or "", "PICTURE")
         raise ValueError(
             f"{file} was made from a picture{start}: run image2image.py {picture} "
-            f"--from-image {argument(file, 'FILE')}"
+            f"--from-image {quote_argument(file, 'FILE')}"
         )
     replaced = {other for name in given for other in GO_WITH.get(name, ())}
     wanted = {
@@ -76,9 +76,9 @@ def read_recipe(file: str) -> Recipe:
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
     if model_name is not None:
-        warnings.warn(f"{file} was made with the model {shown(model_name)}", stacklevel=2)
+        warnings.warn(f"{file} was made with the model {abbreviate(model_name)}", stacklevel=2)
     if rest:
-        warnings.warn(f"{file}: not understood: {shown('; '.join(rest))}", stacklevel=2)
+        warnings.warn(f"{file}: not understood: {abbreviate('; '.join(rest))}", stacklevel=2)
     return recipe
 
 
@@ -89,7 +89,7 @@ def _checked(file: str, name: str, value: Any, types: Types) -> Any:
             return [types[name](text) for text in value]
         return value if types[name] is bool else types[name](str(value))
     except (argparse.ArgumentTypeError, ValueError) as error:
-        raise ValueError(f"{file}: the recipe's {name}: {shown(error)}") from None
+        raise ValueError(f"{file}: the recipe's {name}: {abbreviate(error)}") from None
 
 
 def _warn_of_changes(

@@ -25,7 +25,7 @@ def version() -> str:
 
 def models() -> str:
     """The known models and those in the Hub's cache, with their sizes on disk. Asks no network."""
-    cached = hub_cache.repositories()
+    cached = hub_cache.list_repositories()
     lines = ["Models with a name, for --model NAME:"]
     for name, spec in MODELS.items():
         lines += _entry(name, _known(name, spec, cached))
@@ -36,7 +36,7 @@ def models() -> str:
         lines += ["", "Others in the cache that look like models, for --model REPOSITORY:"]
     for source in others:
         lines += _entry(source.name, _other(source))
-    return "\n".join([*lines, "", f"The cache: {hub_cache.folder()}"])
+    return "\n".join([*lines, "", f"The cache: {hub_cache.cache_folder()}"])
 
 
 def _entry(title: str, facts: list[str]) -> list[str]:
@@ -91,4 +91,4 @@ def _has_weights(source: Source, component: str) -> bool:
 
 
 def _size(folder: Path) -> str:
-    return wording.size(hub_cache.size(folder))
+    return wording.format_bytes(hub_cache.count_bytes(folder))

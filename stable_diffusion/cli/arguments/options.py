@@ -20,10 +20,10 @@ from .value_types import embedding, lora, model_name, number, one_of, seed
 
 Add = Callable[..., None]
 
-MOST = 100_000  # of anything that is counted: far beyond what makes sense
-POSITIVE = number(int, 1, MOST)
+MAX_COUNT = 100_000  # of anything that is counted: far beyond what makes sense
+POSITIVE = number(int, 1, MAX_COUNT)
 PIXELS = number(int, 1, 2**14)  # a side; UNets run out of any memory before
-MOST_GUIDANCE = 1000  # more than some 30 makes no picture any more
+MAX_GUIDANCE = 1000  # more than some 30 makes no picture any more
 
 
 def start(add: Add) -> None:
@@ -79,7 +79,7 @@ def prompt(add: Add) -> None:
     _add_opposite(add, "prompt_weights", "read brackets as they stand")
     add(
         "--clip-skip",
-        type=number(int, 0, MOST),
+        type=number(int, 0, MAX_COUNT),
         default=0,
         metavar="N",
         help="layers to leave out at the end of the text encoders",
@@ -138,7 +138,7 @@ def sampling(add: Add) -> None:
     )
     add(
         "--cfg",
-        type=number(float, 0, MOST_GUIDANCE),
+        type=number(float, 0, MAX_GUIDANCE),
         by_default="by model",
         metavar="X",
         help="guidance: how closely to follow the prompt; at most 1 means none",

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ...images.arrays import MOST_PIXELS, MULTIPLE
+from ...images.arrays import MAX_PIXELS, MULTIPLE
 from ...images.reading import load_image, read_size
 from ...sampler.noise import MAX_SEED
 from ...sampler.sampler import require_schedule
-from ...utils.wording import said, shown
+from ...utils.wording import abbreviate, describe_error
 from ..job import Job
 from ..terminal.console import say
 from .argument_parser import Parser
@@ -92,7 +92,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> arg
     if args.prompt is None and args.prompts_file is None:
         parser.error("a prompt is required, or --prompts-file, or --from-image, which brings one")
     if args.prompt is not None and args.prompts_file is not None:
-        parser.error(f"the prompt {shown(args.prompt)!r} and --prompts-file: leave one out")
+        parser.error(f"the prompt {abbreviate(args.prompt)!r} and --prompts-file: leave one out")
     if args.n_images is None:
         args.n_images = 4 if args.prompts_file is None else 1
     if args.output is None:
@@ -111,7 +111,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> arg
             args.image_file = args.image
             args.image = _read_image(args)
     except (ValueError, OSError) as error:
-        parser.error(said(error))
+        parser.error(describe_error(error))
     return args
 
 
@@ -155,7 +155,7 @@ def _with_recipe(
     try:
         args = with_recipe(args, given, types((START | GROUPS).values()))
     except (ValueError, OSError) as error:
-        parser.error(said(error))
+        parser.error(describe_error(error))
     return args
 
 
@@ -177,10 +177,10 @@ def _requests(args: argparse.Namespace) -> list[argparse.Namespace]:
     for request in requests:
         if (request.width is None) != (request.height is None):
             raise ValueError(f"{request.where}--width and --height go together")
-        if request.width is not None and request.width * request.height > MOST_PIXELS:
+        if request.width is not None and request.width * request.height > MAX_PIXELS:
             raise ValueError(
                 f"{request.where}--width {request.width} and --height {request.height} make more "
-                f"than {MOST_PIXELS} pixels"
+                f"than {MAX_PIXELS} pixels"
             )
         if request.seed is not None and request.seed + request.n_images - 1 > MAX_SEED:
             raise ValueError(
@@ -213,7 +213,7 @@ def _read_image(args: argparse.Namespace) -> np.ndarray:
     args.image_size = None  # of the file; None if the user says what to bring it to
     if size is None:
         args.image_size = width, height = read_size(args.image)
-        if width * height > MOST_PIXELS and min(width, height) >= MULTIPLE:
+        if width * height > MAX_PIXELS and min(width, height) >= MULTIPLE:
             shape = (*(side - side % MULTIPLE for side in (height, width)), 3)
             return np.broadcast_to(np.float32(-1), shape)  # takes no memory
     image, (width, height) = load_image(args.image, size, fit=args.fit or "stretch")

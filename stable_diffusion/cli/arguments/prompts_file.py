@@ -16,12 +16,12 @@ from pathlib import PurePath
 from typing import Any
 
 from ...utils.strict_json import parse_json
-from ...utils.wording import did_you_mean, shown
+from ...utils.wording import abbreviate, did_you_mean
 
 STANDARD_INPUT = "-"
 SEED_BYTES = 4
-MOST_BYTES = 100_000_000  # of a file: a device may never end
-MOST_PICTURES = 100_000  # of a file, as many as --n_images may be
+MAX_BYTES = 100_000_000  # of a file: a device may never end
+MAX_PICTURES = 100_000  # of a file, as many as --n_images may be
 
 MAX_EXACT = 2**53  # beyond, a float is not the integer that was meant
 
@@ -77,8 +77,8 @@ def read_requests(args: argparse.Namespace, types: Types) -> list[argparse.Names
             n_same[request.prompt] += 1
             request.seed = _seed_of(text) if args.seed is None else args.seed + n_pictures
         n_pictures += request.n_images
-        if n_pictures > MOST_PICTURES:
-            raise ValueError(f"{where}more than {MOST_PICTURES} pictures are asked for: split it")
+        if n_pictures > MAX_PICTURES:
+            raise ValueError(f"{where}more than {MAX_PICTURES} pictures are asked for: split it")
         requests.append(request)
     return requests
 
@@ -126,7 +126,7 @@ def _array(file: str, text: str) -> list[tuple[str, Any]] | None:
         return None  # such as [1]
     return [
         (f", entry {i}", entry if isinstance(entry, str) else partial(_itself, entry))
-        for i, entry in enumerate(found[: MOST_PICTURES + 1], 1)
+        for i, entry in enumerate(found[: MAX_PICTURES + 1], 1)
     ]
 
 
@@ -201,9 +201,9 @@ def _text(file: str) -> str:
         opened = (
             sys.stdin.buffer if file == STANDARD_INPUT else stack.enter_context(open(file, "rb"))
         )
-        raw = opened.read(MOST_BYTES + 1)
-    if len(raw) > MOST_BYTES:
-        raise ValueError(f"{file}: is longer than {MOST_BYTES // 10**6} MB")
+        raw = opened.read(MAX_BYTES + 1)
+    if len(raw) > MAX_BYTES:
+        raise ValueError(f"{file}: is longer than {MAX_BYTES // 10**6} MB")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -215,7 +215,7 @@ def _lines(text: str) -> list[tuple[int, str]]:
     # `StringIO` splits at \r\n, \r and \n, and nowhere else.
     lines = enumerate((line.strip() for line in StringIO(text, newline=None)), start=1)
     counting = ((number, line) for number, line in lines if line and not line.startswith("#"))
-    return list(islice(counting, MOST_PICTURES + 1))  # one too many is told of, all are not held
+    return list(islice(counting, MAX_PICTURES + 1))  # one too many is told of, all are not held
 
 
 def _json(text: str) -> Any:
@@ -254,10 +254,10 @@ def _value(name: str, value: Any, types: Types) -> Any:
     """The value of an option, by the checks that it has on the command line."""
     if types[name] is bool:
         if not isinstance(value, bool):
-            raise ValueError(f"{name} must be true or false, got {shown(json.dumps(value))}")
+            raise ValueError(f"{name} must be true or false, got {abbreviate(json.dumps(value))}")
         return value
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{name} must be text or a number, got {shown(json.dumps(value))}")
+        raise ValueError(f"{name} must be text or a number, got {abbreviate(json.dumps(value))}")
     if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_EXACT:
         value = int(value)  # tables write 3.0 where a column has gaps
     try:
@@ -269,5 +269,5 @@ def _value(name: str, value: Any, types: Types) -> Any:
         raise ValueError(f"{name} has half of a character in it") from None
     if isinstance(value, str) is not isinstance(option, str):
         wanted = "text" if isinstance(option, str) else "a number"
-        raise ValueError(f"{name} must be {wanted}, got {shown(json.dumps(value))}")
+        raise ValueError(f"{name} must be {wanted}, got {abbreviate(json.dumps(value))}")
     return option

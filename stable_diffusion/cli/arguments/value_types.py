@@ -9,9 +9,9 @@ from typing import TypeVar
 from urllib.parse import unquote
 
 from ...sampler.noise import MAX_SEED
-from ...utils.wording import did_you_mean, shown, size
+from ...utils.wording import abbreviate, did_you_mean, format_bytes
 
-MOST_BYTES = 10_000_000_000  # of a LoRA or embedding, which is read whole to be known again
+MAX_BYTES = 10_000_000_000  # of a LoRA or embedding, which is read whole to be known again
 
 MODEL = "the model"  # what an address may be of, besides files
 
@@ -100,9 +100,9 @@ def _file(text: str, what: str) -> Path:
     path = os.path.expanduser(text)
     if not os.path.isfile(path):
         raise argparse.ArgumentTypeError(f"no such {what} file: {text}")
-    if (n := os.path.getsize(path)) > MOST_BYTES:
+    if (n := os.path.getsize(path)) > MAX_BYTES:
         raise argparse.ArgumentTypeError(
-            f"{text} has {size(n)}; the most for a {what} file is {size(MOST_BYTES)}"
+            f"{text} has {format_bytes(n)}; the most for a {what} file is {format_bytes(MAX_BYTES)}"
         )
     return Path(path)
 
@@ -122,7 +122,7 @@ def _explain_address(text: str, what: str) -> str | None:
     if found["scheme"] is None and (host not in (*HUB_HOSTS, *OTHER_HOSTS) or os.path.exists(text)):
         return None
     is_model = what == MODEL
-    address = f"{shown(text)} is a web address"
+    address = f"{abbreviate(text)} is a web address"
     get_file = f"{address}: download {what}, a .safetensors, and give the path of that"
     parts = [unquote(part) for part in (found["path"] or "").split("/") if part]
     if host not in HUB_HOSTS or parts[:1] in (["datasets"], ["spaces"], ["collections"]):

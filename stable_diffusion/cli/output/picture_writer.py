@@ -22,7 +22,7 @@ from ...images.writing import (
     save_image,
 )
 from ...utils.atomic_files import remove_abandoned
-from ...utils.wording import said
+from ...utils.wording import describe_error
 from ..job import Job, UsageError
 from ..recipe.record import Record
 from ..terminal.console import say
@@ -93,7 +93,7 @@ class Output:
                 self._check_grid(jobs)
             self._check_others(args)
         except (ValueError, OSError) as error:
-            raise UsageError(said(error)) from None
+            raise UsageError(describe_error(error)) from None
 
     @property
     def is_grid(self) -> bool:

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Self
 
 from ...config.strict_config import Config
 from ...utils.strict_json import parse_json
-from ...utils.wording import shown
+from ...utils.wording import abbreviate
 
 SCHEMA = 1  # of the JSON; it grows when older programs could not read it any more
-MOST_CHARACTERS = 1_000_000  # of a recipe in a file; beyond, it is a joke or an attack
+MAX_CHARACTERS = 1_000_000  # of a recipe in a file; beyond, it is a joke or an attack
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Recipe(Config):
             ValueError: it is none, damaged, or of a newer program.
         """
         try:
-            if len(text) > MOST_CHARACTERS:
+            if len(text) > MAX_CHARACTERS:
                 raise ValueError(f"{len(text)} characters are too many")
             found = parse_json(text)
             schema = found.get("schema") if isinstance(found, dict) else None
@@ -92,7 +92,7 @@ class Recipe(Config):
                 raise ValueError(f"it has schema {schema}, of a newer program: update this one")
             return cls.from_dict(found, "it")
         except ValueError as error:
-            raise ValueError(f"{source}: the recipe is damaged: {shown(error)}") from None
+            raise ValueError(f"{source}: the recipe is damaged: {abbreviate(error)}") from None
 
     @property
     def _known(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ...config.known_models import MODELS
 from ...tokenizer.prompt_weights import EXTRA_NETWORK
-from .recipe import MOST_CHARACTERS, Recipe
+from .recipe import MAX_CHARACTERS, Recipe
 
 SAMPLER_NAMES = {
     "euler": "Euler",
@@ -42,7 +42,7 @@ REPOSITORIES = {spec.repo.rpartition("/")[2]: name for name, spec in MODELS.item
 KNOWN = MODEL_FILES | REPOSITORIES | {name: name for name in MODELS}
 
 NEGATIVE = "Negative prompt:"
-FEWEST = 3  # pairs in the last line, lest it be one of the prompt
+MIN_PAIRS = 3  # pairs in the last line, lest it be one of the prompt
 PAIR = re.compile(r'([^:,"]+):\s*("(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)')
 MAX_WRONG = 10  # values that only begin as JSON: to find out takes as long as all before them
 NEXT = re.compile(r"\s*(?:,|$)")
@@ -91,9 +91,9 @@ def read_parameters(text: str) -> Reading:
     Raises:
         ValueError: it is not such text.
     """
-    *lines, last = text[:MOST_CHARACTERS].strip().split("\n")
+    *lines, last = text[:MAX_CHARACTERS].strip().split("\n")
     said, stray = _pairs(last)
-    if len(said) < FEWEST or len(text) > MOST_CHARACTERS:
+    if len(said) < MIN_PAIRS or len(text) > MAX_CHARACTERS:
         raise ValueError("its parameters are not in the form of AUTOMATIC1111")
     starts = [i for i, line in enumerate(lines) if line.startswith(NEGATIVE)]
     split = starts[0] if starts else len(lines)

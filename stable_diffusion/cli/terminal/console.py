@@ -13,10 +13,10 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from ...utils.wording import escape
+from ...utils.wording import escape_controls
 
 FAILED = 1  # exit status
-MOST_SHOWN = 2000  # characters of a line
+MAX_SHOWN = 2000  # characters of a line
 
 
 class Stream:
@@ -84,10 +84,10 @@ def with_lasting_streams(work: Callable[[], int]) -> int:
 
 def one_line(text: object) -> str:
     """On one line, which does nothing to a terminal, and the middle left out of what is long."""
-    line = escape(str(text))
-    if len(line) <= MOST_SHOWN:
+    line = escape_controls(str(text))
+    if len(line) <= MAX_SHOWN:
         return line
-    return f"{line[: MOST_SHOWN // 2]} … {line[-MOST_SHOWN // 2 :]}"
+    return f"{line[: MAX_SHOWN // 2]} … {line[-MAX_SHOWN // 2 :]}"
 
 
 def _open_closed() -> None:

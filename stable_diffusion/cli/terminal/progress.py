@@ -70,7 +70,7 @@ class Progress:
         ) as bar:
             read_weights(network, bar.update)
         if not self._is_watched and _now() - start > DELAY:
-            warn(f"Read the {name}: {wording.size(size)} in {_now() - start:.1f} s")
+            warn(f"Read the {name}: {wording.format_bytes(size)} in {_now() - start:.1f} s")
 
     @contextmanager
     def of(self, batches: Sequence[tuple[int, int]]) -> Iterator[None]:
@@ -131,7 +131,8 @@ class Progress:
         return (
             f"{n_pictures} picture{'s' * (n_pictures != 1)} in {seconds:.1f} s: "
             f"{seconds / n_pictures:.1f} s a picture, {self._speed()}, peak memory "
-            f"{wording.size(self._peak)} (of the process {wording.size(peak_of_process())})"
+            f"{wording.format_bytes(self._peak)} (of the process "
+            f"{wording.format_bytes(peak_of_process())})"
         )
 
     def _speed(self) -> str:

@@ -109,7 +109,7 @@ def test_a_cache_that_cannot_be_read(folder, monkeypatch, capsys):
     def refuse(_: Path) -> int:
         raise PermissionError("Permission denied: refs/main")
 
-    monkeypatch.setattr(hub_cache, "size", refuse)
+    monkeypatch.setattr(hub_cache, "count_bytes", refuse)
     with pytest.raises(SystemExit) as stopped:
         txt2image.main(["--list-models"])
     assert stopped.value.code == 1

@@ -303,7 +303,7 @@ def test_formats_have_a_largest_size(tmp_path, output, n, side, fits):
 
 @pytest.mark.parametrize("suffix", writing.FORMATS)
 def test_the_largest_size_of_a_format(tmp_path, suffix):
-    side = writing.MOST_SIDE.get(writing.FORMATS[suffix], 70_000)
+    side = writing.MAX_SIDE.get(writing.FORMATS[suffix], 70_000)
     writing.save_image(tmp_path / f"o{suffix}", np.zeros((1, side, 3), np.uint8))
     assert Image.open(tmp_path / f"o{suffix}").size == (side, 1)
 

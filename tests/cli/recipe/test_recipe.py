@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 
-from stable_diffusion.cli.recipe.recipe import MOST_CHARACTERS, Recipe
+from stable_diffusion.cli.recipe.recipe import MAX_CHARACTERS, Recipe
 
 WHOLE = Recipe(
     prompt='naïve "漢字" 😀, \\ \udcff\ud800\n\n\x00Steps: 1\u2028',
@@ -78,7 +78,7 @@ def test_options_are_those_of_the_command_line():
         ({"quantize": 1}, "quantize = 1 is of the wrong type"),
         ({"output": "/etc/passwd"}, "output = '/etc/passwd' is not supported"),
         ({"sampler": {"a": "x" * 100_000}}, "is of the wrong type"),
-        ({"prompt": "x" * MOST_CHARACTERS}, "characters are too many"),
+        ({"prompt": "x" * MAX_CHARACTERS}, "characters are too many"),
     ],
 )
 def test_what_is_damaged(changes, message):

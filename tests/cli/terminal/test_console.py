@@ -10,7 +10,7 @@ import pytest
 from ours import ROOT
 from PIL import Image
 
-from stable_diffusion.cli.terminal.console import MOST_SHOWN, Stream, one_line, with_lasting_streams
+from stable_diffusion.cli.terminal.console import MAX_SHOWN, Stream, one_line, with_lasting_streams
 
 
 class Broken(io.StringIO):
@@ -93,7 +93,7 @@ def test_one_line():
     assert one_line(ValueError("a\nb")) == "a\\nb"
     assert one_line("a\u202eb\u2066c\u061c\ufeff") == r"a\u202eb\u2066c\u061c\ufeff"
     long = one_line("start " + "x" * 10**6 + " end")
-    assert len(long) < MOST_SHOWN + 10 and long.startswith("start x") and long.endswith("x end")
+    assert len(long) < MAX_SHOWN + 10 and long.startswith("start x") and long.endswith("x end")
 
 
 def test_a_name_of_any_bytes_and_nobody_listening(tmp_path):

@@ -218,7 +218,7 @@ def test_the_summary(clock, monkeypatch):
     it = run([(4, 9), (2, 4)], clock)
     with it.phase("decoding"):
         mx.eval(mx.zeros(2**20))
-    peak = wording.size(mx.get_peak_memory())
+    peak = wording.format_bytes(mx.get_peak_memory())
     clock[0] = 60.0
     assert it.summary(6) == (
         f"6 pictures in 60.0 s: 10.0 s a picture, 1.7 steps/s, peak memory {peak} "
