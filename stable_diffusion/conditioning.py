@@ -144,7 +144,8 @@ def warn_of_syntax(texts: Mapping[str, str], prompt_weights: bool) -> None:
         else:
             advice += ", as hypernetworks are not supported"
         others = f", as are those of {len(tagged) - 1} more" if len(tagged) > 1 else ""
-        message = f"{texts[text]} has {abbreviate(' '.join(tags))}, which is read as words{others}: {advice}"
+        named = abbreviate(" ".join(tags))
+        message = f"{texts[text]} has {named}, which is read as words{others}: {advice}"
         warnings.warn(PromptWarning(message, topic="networks"), stacklevel=2)
     if not prompt_weights:
         return
