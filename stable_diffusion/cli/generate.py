@@ -4,7 +4,6 @@ The library is lazy; here things are evaluated, phase by phase, and what a phase
 need is dropped before the next begins.
 """
 
-import argparse
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +29,7 @@ from .output.preview import Preview
 from .plan import Plan, batches, make_plan
 from .ranks import Ranks
 from .recipe.record import Record
+from .settings import Settings
 from .terminal.console import say
 from .terminal.progress import Progress
 
@@ -42,10 +42,10 @@ NETWORKS = {  # attributes of a model, in the order that they are needed in
 }
 
 # Calls one of the library's generators.
-Start = Callable[[StableDiffusion, argparse.Namespace, Batch], Denoising]
+Start = Callable[[StableDiffusion, Settings, Batch], Denoising]
 
 
-def generate(args: argparse.Namespace, start: Start, ranks: Ranks) -> None:
+def generate(settings: Settings, start: Start, ranks: Ranks) -> None:
     """Run all phases and write the output.
 
     The text of all batches comes first, so that the text encoders can go. Each batch is written
@@ -57,31 +57,31 @@ def generate(args: argparse.Namespace, start: Start, ranks: Ranks) -> None:
             constant.
         RankError: another rank failed.
     """
-    plan = make_plan(args, ranks)
+    plan = make_plan(settings, ranks)
     if not plan.jobs:
         return
 
     with _continuable(plan):
-        progress = Progress(args.verbose)
-        _make_all(plan, args, start, ranks, progress)
+        progress = Progress(settings.verbose)
+        _make_all(plan, settings, start, ranks, progress)
         say(progress.summary(len(plan.jobs)))
 
 
 def _make_all(
-    plan: Plan, args: argparse.Namespace, start: Start, ranks: Ranks, progress: Progress
+    plan: Plan, settings: Settings, start: Start, ranks: Ranks, progress: Progress
 ) -> None:
     """Make and write the pictures of a plan, with the other ranks."""
-    source = open_model(args.model, vae=args.vae, prediction_type=args.prediction_type)
-    args.float16 = _use_float16(args)
-    for line in announcements(source, STEMS, args.float16):
+    source = open_model(settings.model, vae=settings.vae, prediction_type=settings.prediction_type)
+    float16 = _use_float16(settings)
+    for line in announcements(source, STEMS, float16):
         say(line)
     config = load_model_config(source)
-    jobs = [job.suited_to(config) for job in plan.jobs]
+    jobs = [job.with_defaults(config) for job in plan.jobs]
     if plan.drawn_seed is not None:
         say(f"Seed: {plan.drawn_seed}")
     warn_of_no_guidance(jobs)
     warn_of_prompts(jobs)
-    check_start_size(args, config)
+    check_start_size(settings.start, config)
 
     if plan.output is not None:
         plan.output.check_sizes(jobs)
@@ -89,9 +89,9 @@ def _make_all(
     memory.limit_cache()
     if cpu_kernels.is_to_be_compiled():
         say("Compiling the kernels for this processor, once …")
-    sd = _load(source, config, args, progress)
+    sd = _load(source, config, settings, float16, progress)
     if plan.output is not None:
-        plan.output.record = Record(args, source)
+        plan.output.record = Record(settings, source, float16)
     shares = batches(jobs, plan.at_once, ranks.size)
     with progress.phase("text and image encoding"):
         _read(sd, progress, *(name for name in NETWORKS if name.startswith("text_encoder")))
@@ -99,15 +99,15 @@ def _make_all(
         started: deque[tuple[Batch, Denoising]] = deque()
         for batch in own:
             others = [latents for _, latents in started]
-            started.append((batch, _start(sd, args, batch, start, others)))
+            started.append((batch, _start(sd, settings, batch, start, others)))
         sd.free_text_encoders()
-    preview = _preview(sd, plan, args, progress)
+    preview = _preview(sd, plan, settings, progress)
     if started:
         with progress.phase("reading the UNet"):
             _read(sd, progress, "unet")
     with progress.of([(len(batch.jobs), len(latents)) for batch, latents in started]):
         for i in range(0, len(shares), ranks.size):
-            made = ranks.gather(_make(sd, started, args, progress, preview))
+            made = ranks.gather(_make(sd, started, settings, progress, preview))
             if ranks.is_first:
                 for batch, images in zip(shares[i : i + ranks.size], made, strict=False):
                     for job, image in zip(batch.jobs, images, strict=True):
@@ -121,7 +121,7 @@ def _make_all(
 def _make(
     sd: StableDiffusion,
     started: deque[tuple[Batch, Denoising]],
-    args: argparse.Namespace,
+    settings: Settings,
     progress: Progress,
     preview: Preview | None,
 ) -> Iterator[np.ndarray]:
@@ -140,13 +140,13 @@ def _make(
 
     with progress.phase("denoising"):
         others = [other for _, other in started]
-        x_0 = overflow.denoised(sd, latents, run, others, _added(args))
+        x_0 = overflow.denoised(sd, latents, run, others, _added(settings))
         del latents, others
         if not started:
             del sd.unet
     with progress.phase("decoding"):
         progress.read("VAE's decoder", sd.autoencoder.decoder)
-        for image in _decode(sd, x_0, args):
+        for image in _decode(sd, x_0, settings):
             yield image
             progress.finished()
 
@@ -165,17 +165,17 @@ def _continuable(plan: Plan) -> Iterator[None]:
 
 
 def _load(
-    source: Source, config: ModelConfig, args: argparse.Namespace, progress: Progress
+    source: Source, config: ModelConfig, settings: Settings, float16: bool, progress: Progress
 ) -> StableDiffusion:
     """The model with all that is asked to be added to it."""
-    sd = pipeline_class(config)(source, args.float16, args.sampler, schedule=args.schedule)
-    if args.quantize:
+    sd = pipeline_class(config)(source, float16)
+    if settings.quantize:
         sd.quantize()
-    for file, scale in args.lora:
+    for file, scale in settings.lora:
         sd.load_lora(file, scale)
-    for name, file in args.embedding:
+    for name, file in settings.embedding:
         sd.load_embedding(name, file)
-    if args.preload_models:
+    if settings.preload_models:
         with progress.phase("loading"):
             _read(sd, progress, *NETWORKS)
     return sd
@@ -189,26 +189,26 @@ def _read(sd: StableDiffusion, progress: Progress, *names: str) -> None:
 
 
 def _preview(
-    sd: StableDiffusion, plan: Plan, args: argparse.Namespace, progress: Progress
+    sd: StableDiffusion, plan: Plan, settings: Settings, progress: Progress
 ) -> Preview | None:
     """What shows the pictures in the making, where that is asked for; the first rank's only."""
-    if args.preview is None or plan.output is None:
+    if settings.preview is None or plan.output is None:
         return None
 
     def decode(x: mx.array) -> np.ndarray:
-        return np.stack(list(_decode(sd, x, args)))
+        return np.stack(list(_decode(sd, x, settings)))
 
     with progress.phase("preparing previews"):
         progress.read("VAE's decoder", sd.autoencoder.decoder)
-        if not args.preview_vae:
+        if not settings.preview_vae:
             config = sd.config.autoencoder
             decode = LinearDecoder(sd.decode, config.latent_channels, config.factor)
-    return Preview(plan.output.preview, args.preview, args.n_rows, decode)
+    return Preview(plan.output.preview, settings.preview, settings.n_rows, decode)
 
 
 def _start(
     sd: StableDiffusion,
-    args: argparse.Namespace,
+    settings: Settings,
     batch: Batch,
     start: Start,
     others: list[Denoising],
@@ -217,38 +217,46 @@ def _start(
     first = batch.jobs[0]
     sd.sampler = Sampler.for_model(sd.diffusion_config, first.sampler, first.schedule)
     return overflow.started(
-        sd, lambda: start(sd, args, batch), others, _added(args), is_flat=_starts_flat(args)
+        sd,
+        lambda: start(sd, settings, batch),
+        others,
+        _added(settings),
+        is_flat=_starts_flat(settings),
     )
 
 
-def _starts_flat(args: argparse.Namespace) -> bool:
+def _starts_flat(settings: Settings) -> bool:
     """Return whether the picture to start from is of one colour."""
-    image = getattr(args, "image", None)
-    return image is not None and bool((image == image[0, 0]).all())
+    if settings.start is None:
+        return False
+    pixels = settings.start.pixels
+    return bool((pixels == pixels[0, 0]).all())
 
 
-def _added(args: argparse.Namespace) -> list[Path]:
+def _added(settings: Settings) -> list[Path]:
     """The files of LoRAs and learned words."""
-    return [*(file for file, _ in args.lora), *(file for _, file in args.embedding)]
+    return [*(file for file, _ in settings.lora), *(file for _, file in settings.embedding)]
 
 
-def _use_float16(args: argparse.Namespace) -> bool:
+def _use_float16(settings: Settings) -> bool:
     """What was asked for; else half precision wherever the device computes in it."""
-    if args.float16 is not None:
-        return args.float16
+    if settings.float16 is not None:
+        return settings.float16
     if mx.default_device().type == mx.gpu:
         return True
     say("Computing in float32, as a CPU is fastest (--float16 stores the weights in half).")
     return False
 
 
-def _decode(sd: StableDiffusion, x_0: mx.array, args: argparse.Namespace) -> Iterator[np.ndarray]:
+def _decode(sd: StableDiffusion, x_0: mx.array, settings: Settings) -> Iterator[np.ndarray]:
     """Pictures, uint8 [H, W, 3], decoded a few at a time."""
-    spares_memory = memory.is_memory_short() if args.low_memory is None else args.low_memory
-    tiled = True if args.tiled or spares_memory else None  # None: by size
-    is_flat = _starts_flat(args)
-    for i in range(0, len(x_0), args.decoding_batch_size):
-        batch = overflow.decoded(sd, x_0[i : i + args.decoding_batch_size], tiled, is_flat=is_flat)
+    spares_memory = memory.is_memory_short() if settings.low_memory is None else settings.low_memory
+    tiled = True if settings.tiled or spares_memory else None  # None: by size
+    is_flat = _starts_flat(settings)
+    for i in range(0, len(x_0), settings.decoding_batch_size):
+        batch = overflow.decoded(
+            sd, x_0[i : i + settings.decoding_batch_size], tiled, is_flat=is_flat
+        )
         for image in to_uint8(np.array(batch)):
             if not is_flat:
                 overflow.warn_of_blank(image)

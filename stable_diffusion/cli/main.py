@@ -1,6 +1,5 @@
 """The programs: from a command line to an exit status."""
 
-import argparse
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from .arguments import parse
 from .generate import Start, generate
 from .job import UsageError
 from .ranks import RankError, launched_ranks
+from .settings import Settings
 from .terminal.console import warn, with_lasting_streams
 from .terminal.signals import interruptible, status_of
 
@@ -34,7 +34,7 @@ def txt2image(argv: list[str] | None = None) -> int:
     """Make pictures of a text, as `txt2image.py` does; return the exit status."""
     return main(
         lambda: parse.parse(parse.txt2image_parser(), argv),
-        lambda sd, args, batch: sd.generate_latents(
+        lambda sd, settings, batch: sd.generate_latents(
             latent_size=batch.latent_size(sd.config.autoencoder.factor), **batch.options
         ),
     )
@@ -44,13 +44,13 @@ def image2image(argv: list[str] | None = None) -> int:
     """Make pictures that start from a picture, as `image2image.py` does; return the exit status."""
     return main(
         lambda: parse.parse(parse.image2image_parser(), argv),
-        lambda sd, args, batch: sd.generate_latents_from_image(
-            args.image, strength=batch.strength, **batch.options
+        lambda sd, settings, batch: sd.generate_latents_from_image(
+            settings.start.pixels, strength=batch.strength, **batch.options
         ),
     )
 
 
-def main(parse_arguments: Callable[[], argparse.Namespace], start: Start) -> int:
+def main(parse_arguments: Callable[[], Settings], start: Start) -> int:
     """Make the pictures that the arguments ask for; `start` begins a batch of them.
 
     Returns the exit status; see `exit_status`.

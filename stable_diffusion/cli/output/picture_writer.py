@@ -4,7 +4,6 @@ One plain name is that of a grid, and is overwritten. A folder, or a pattern of 
 for each picture, and overwrites nothing unless told to.
 """
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from ...utils.atomic_files import remove_abandoned
 from ...utils.wording import describe_error
 from ..job import Job, UsageError
 from ..recipe.record import Record
+from ..settings import Settings
 from ..terminal.console import say
 from .file_names import (
     DIGITS,
@@ -44,9 +44,9 @@ class Output:
     Nothing is created before there is a picture, and nothing deleted but by `remove_abandoned`.
 
     Args:
-        args: the command line: `output`, `grid`, `n_rows`, `force`, `model`, and whether there is
-            a `prompts_file`, of which the pictures that exist are left as they are; `preview`, and
-            the `image_file` and `from_image` that are read, None where there are none.
+        settings: `output`, `grid`, `n_rows`, `force`, `model` and `preview` are used, the files of
+            `start` and `from_image`, and whether there is a `prompts_file`, of which the pictures
+            that exist are left as they are.
         jobs: all pictures that are asked for.
 
     Raises:
@@ -56,42 +56,42 @@ class Output:
 
     record: Record | None = None  # what files say of pictures, once the model is known
 
-    def __init__(self, args: argparse.Namespace, jobs: Sequence[Job]):
-        self._overwrites = args.force
-        self._restarts = args.prompts_file is not None
+    def __init__(self, settings: Settings, jobs: Sequence[Job]):
+        self._overwrites = settings.force
+        self._restarts = settings.prompts_file is not None
         self._is_numbered = False  # on from what is in the folder
         self._is_free = False  # each name, for the pictures of another call
         self._added: dict[int, Job] = {}
         self._paths: dict[int, Path] = {}  # of pictures, by their index
         self._existing: set[int] = set()
         self._images: dict[int, np.ndarray] = {}
-        self._n_rows = args.n_rows
-        self._grid = args.grid
+        self._n_rows = settings.n_rows
+        self._grid = settings.grid
         try:
-            is_folder = args.output.endswith(("/", os.sep)) or os.path.isdir(args.output)
-            if is_folder or _fields(args.output):
-                self._name_each(args, jobs, is_folder)
+            is_folder = settings.output.endswith(("/", os.sep)) or os.path.isdir(settings.output)
+            if is_folder or _fields(settings.output):
+                self._name_each(settings, jobs, is_folder)
                 self._find_existing()
-            elif args.output and not Path(args.output).suffix:
+            elif settings.output and not Path(settings.output).suffix:
                 raise ValueError(
-                    f"--output {args.output}: there is no such folder: {args.output}/ makes it; "
-                    f"the name of a picture must end in one of {', '.join(FORMATS)}"
+                    f"--output {settings.output}: there is no such folder: {settings.output}/ "
+                    f"makes it; the name of a picture must end in one of {', '.join(FORMATS)}"
                 )
             elif self._grid is not None:
                 raise ValueError(
-                    f"--output {args.output} is a grid already: with --grid give a folder, or a "
-                    "name with {index}"
+                    f"--output {settings.output} is a grid already: with --grid give a folder, or "
+                    "a name with {index}"
                 )
             elif self._restarts and len(jobs) > 1:
                 raise ValueError(
-                    f"--output {args.output} is one file, for {len(jobs)} pictures: give a folder, "
-                    "or a name with {index}"
+                    f"--output {settings.output} is one file, for {len(jobs)} pictures: give a "
+                    "folder, or a name with {index}"
                 )
             else:
-                self._grid = args.output
+                self._grid = settings.output
             if self._grid is not None:
                 self._check_grid(jobs)
-            self._check_others(args)
+            self._check_others(settings)
         except (ValueError, OSError) as error:
             raise UsageError(describe_error(error)) from None
 
@@ -155,7 +155,7 @@ class Output:
         texts = {}
         if self.record is not None and not self._existing:
             jobs = [job for _, job in sorted(self._added.items())]
-            texts = self.record.of_grid(jobs, n_rows)
+            texts = self.record.describe_grid(jobs, n_rows)
         save_image(self._grid, make_grid(np.stack(images), n_rows), texts)
         say(f"Wrote {self._grid}")
 
@@ -176,17 +176,17 @@ class Output:
         where = "" if self._is_free else " and another --output"
         return f"{kept}: the same command with {seed} --n_images {left}{where} makes the others"
 
-    def _name_each(self, args: argparse.Namespace, jobs: Sequence[Job], is_folder: bool) -> None:
-        folder = args.output if is_folder else os.path.dirname(args.output)
-        model = _file_name(args.model)
+    def _name_each(self, settings: Settings, jobs: Sequence[Job], is_folder: bool) -> None:
+        folder = settings.output if is_folder else os.path.dirname(settings.output)
+        model = _file_name(settings.model)
         start = 0
-        if is_folder and not self._restarts and _fields(args.output) <= {"model"}:
+        if is_folder and not self._restarts and _fields(settings.output) <= {"model"}:
             self._is_numbered = True
             start = _last_number(Path(folder.format(model=model)))
-        self._is_free = self._is_numbered or "seed" in _fields(args.output)
+        self._is_free = self._is_numbered or "seed" in _fields(settings.output)
         taken: dict[str, int] = {}  # index by name, as file systems that ignore case have it
         for job in jobs:
-            pattern = os.path.join(args.output, IN_A_FOLDER) if is_folder else args.output
+            pattern = os.path.join(settings.output, IN_A_FOLDER) if is_folder else settings.output
             if job.file is not None:
                 pattern = os.path.join(folder, _inside(job))
             index, seed = _Number(start + job.index, DIGITS), _Number(job.seed)
@@ -226,11 +226,11 @@ class Output:
         """The files of the pictures, and of the grid."""
         return [*self._paths.values(), *([] if self._grid is None else [Path(self._grid)])]
 
-    def _check_others(self, args: argparse.Namespace) -> None:
+    def _check_others(self, settings: Settings) -> None:
         """Raise ValueError where a picture that is read, or made, would be written over."""
         read = {
-            "the picture to start from": args.image_file,
-            "what --from-image reads": args.from_image,
+            "the picture to start from": None if settings.start is None else settings.start.file,
+            "what --from-image reads": settings.from_image,
         }
         for what, file in read.items():
             if file is None:
@@ -238,17 +238,17 @@ class Output:
             for path in () if self._overwrites else self._written:
                 if _are_same(path, file):
                     raise ValueError(f"{path} is {what}: name another --output, or use --force")
-            if args.preview is not None and _are_same(self.preview, file):
+            if settings.preview is not None and _are_same(self.preview, file):
                 raise ValueError(f"the --preview would be written over {file}, which is {what}")
         names = {str(path).casefold() for path in self._written}
-        if args.preview is not None and str(self.preview).casefold() in names:
+        if settings.preview is not None and str(self.preview).casefold() in names:
             raise ValueError(f"{self.preview} is the file of the --preview: name the picture else")
 
     def _write(self, job: Job, image: np.ndarray) -> None:
         """Write a picture to its file; where another program made that meanwhile, beside it."""
         path = self._paths[job.index]
         path.parent.mkdir(parents=True, exist_ok=True)
-        texts = {} if self.record is None else self.record.of(job)
+        texts = {} if self.record is None else self.record.describe(job)
         overwrites = self._overwrites and not self._is_numbered
         attempt = 1
         while True:
