@@ -12,7 +12,7 @@ import pytest
 from ours import ROOT
 from PIL import Image
 
-from stable_diffusion.cli.arguments.options import GROUPS, START
+from stable_diffusion.cli.arguments.options import GROUPS, all_options
 from stable_diffusion.cli.arguments.other_names import (
     ABSENT,
     ABSENT_BEGINNINGS,
@@ -33,11 +33,6 @@ PARSERS = {"txt2image.py": txt2image_parser, "image2image.py": image2image_parse
 A_RECIPE = Recipe(prompt="a photo", model="tiny")
 README = (ROOT / "README.md").read_text()
 FILE = re.compile(r"[\w./-]+\.(?:png|jpg|webp|safetensors|txt|jsonl)\b")
-WITHOUT_DEFAULT = {"help", argparse.SUPPRESS}  # they end the program
-
-
-def hyphened(name: str) -> str:
-    return name.replace("_", "-")
 
 
 def section(title: str) -> str:
@@ -79,15 +74,8 @@ def parse_in(folder: Path, script: str, arguments: list[str]) -> Settings | None
     return None
 
 
-def said_default(action: argparse.Action, parser: argparse.ArgumentParser) -> str | None:
-    """What the help of an option says that holds where it is left out."""
-    text = parser._get_formatter()._expand_help(action)
-    found = re.fullmatch(r".* \(default: (.+)\)", text)
-    return found and found[1]
-
-
 def options(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action]]:
-    """The parser's options, each with the title of its group."""
+    """Yield the parser's options, each with the title of its group."""
     for group in parser._action_groups:
         yield from ((group.title, action) for action in group._group_actions)
 
@@ -107,7 +95,7 @@ def test_help_fits_the_screen(script, columns, monkeypatch):
 @pytest.mark.parametrize("script", PARSERS)
 def test_help_is_grouped(script):
     text = PARSERS[script]().format_help()
-    groups = GROUPS if script == "txt2image.py" else START | GROUPS
+    groups = [title for title, rows in GROUPS.items() if any(script in r.scripts for r in rows)]
     places = [text.index(f"\n{title}:\n") for title in [*groups, "examples"]]
     assert places == sorted(places)
     assert "optional arguments:" not in text and "\noptions:" not in text
@@ -116,15 +104,15 @@ def test_help_is_grouped(script):
 
 @pytest.mark.parametrize("script", PARSERS)
 def test_every_option_says_its_default(script):
-    """And a default that is a value is said as it is."""
-    parser = PARSERS[script]()
-    said = {}
-    for _, action in options(parser):
-        if action.option_strings and action.dest not in WITHOUT_DEFAULT:
-            said.setdefault(action.dest, said_default(action, parser))
-            if action.default not in (None, "", [], 0, argparse.SUPPRESS):
-                assert said[action.dest] == str(action.default)
-    assert all(said.values()), [dest for dest in said if not said[dest]]
+    """A default that is a value is shown as that value."""
+    text = " ".join(PARSERS[script]().format_help().split())
+    for option in all_options(script):
+        if option.is_positional or not option.has_value:
+            continue
+        assert option.shown_default not in (None, "", "None"), option.name
+        if option.default not in (None, "", (), 0):
+            assert option.shown_default == str(option.default)
+        assert f"{option.help} (default: {option.shown_default})" in text
 
 
 @pytest.mark.parametrize("script", PARSERS)
@@ -252,7 +240,7 @@ def test_messages_spell_options_as_the_help_does():
     sentences = "\n".join(line for line in templates().splitlines() if " " in line)
     spelt = set(re.findall(r"(?<![\w-])--[a-z][\w-]*[a-z0-9](?![\w-])", sentences))
     assert spelt >= {"--from-image", "--n_rows", "--unet-bits"}
-    others = {"--like_this", "--like-this", "--force-reinstall"}  # of a docstring; pip's
+    others = {"--name", "--force-reinstall"}  # of a docstring; pip's
     assert spelt - known == others
 
 
@@ -365,33 +353,6 @@ def test_no_picture_has_a_seed_beyond_the_last(folder, capsys):
 
 
 # --- the README ----------------------------------------------------------------------------------
-
-
-def readme_options() -> dict[str, tuple[str, str]]:
-    """By option: the group and the default that the README's table has for it."""
-    found, group = {}, ""
-    for line in section("## Options").splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
-        if title := re.fullmatch(r"\*\*(.+)\*\*", cells[0]):
-            group = title[1]
-        elif cells[0].startswith("`-"):
-            for name in re.findall(r"`(--[\w-]+)`", cells[0]):
-                found[hyphened(name)] = group, cells[2].strip("`") if len(cells) > 2 else ""
-    return found
-
-
-def test_readme_has_every_option_and_its_default():
-    parser = image2image_parser()
-    has = {}
-    for group, action in options(parser):
-        if action.option_strings:
-            name = next(name for name in action.option_strings if name.startswith("--"))
-            has[hyphened(name)] = group, said_default(action, parser)
-    listed = readme_options()
-    assert listed.keys() == has.keys()
-    for name, (group, default) in has.items():
-        assert listed[name][0] == group, name
-        assert default is None or listed[name][1] == default, name
 
 
 def test_readme_calls_the_scripts_as_they_are(folder):
