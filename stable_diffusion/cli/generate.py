@@ -23,7 +23,6 @@ from ..model_io.loaders import load_model_config, open_model
 from ..model_io.sources import Source
 from ..model_io.weight_files import STEMS
 from ..pipeline import StableDiffusion, pipeline_class
-from ..sampler.sampler import Sampler
 from .job import Batch, check_start_size, warn_of_no_guidance, warn_of_prompts
 from .output.preview import Preview
 from .plan import Plan, batches, make_plan
@@ -214,8 +213,6 @@ def _start(
     others: list[Denoising],
 ) -> Denoising:
     """A batch, with its text and its picture encoded; `others` have begun before."""
-    first = batch.jobs[0]
-    sd.sampler = Sampler.for_model(sd.diffusion_config, first.sampler, first.schedule)
     return overflow.started(
         sd,
         lambda: start(sd, settings, batch),
