@@ -1,4 +1,4 @@
-"""`--help`: grouped, with defaults and examples that work; and the README says the same."""
+"""Command lines: the help, hints for wrong options, and the commands in the README."""
 
 import argparse
 import ast
@@ -35,15 +35,15 @@ README = (ROOT / "README.md").read_text()
 FILE = re.compile(r"[\w./-]+\.(?:png|jpg|webp|safetensors|txt|jsonl)\b")
 
 
-def section(title: str) -> str:
-    """What the README says under a heading, up to the next of its level."""
+def get_section(title: str) -> str:
+    """Return the text under a heading of the README, up to the next one of its level."""
     level, _ = title.split(" ", 1)
     _, text = README.split(f"\n{title}\n")
     return re.split(rf"^#{{2,{len(level)}}} ", text, maxsplit=1, flags=re.MULTILINE)[0]
 
 
-def commands(text: str) -> Iterator[tuple[str, list[str]]]:
-    """The calls of the scripts in a text, each with its arguments."""
+def find_commands(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield the calls of the scripts in a text: the script and its arguments."""
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True) if "python " in line else []
         if "python" in words and words[words.index("python") + 1] in PARSERS:
@@ -53,13 +53,13 @@ def commands(text: str) -> Iterator[tuple[str, list[str]]]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, which is the working directory."""
+    """Return an empty folder, which is made the working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def parse_in(folder: Path, script: str, arguments: list[str]) -> Settings | None:
-    """As the script does, where the files that are named exist; None where it ends the program."""
+def parse_in_folder(folder: Path, script: str, arguments: list[str]) -> Settings | None:
+    """Return the settings, after writing the files that are named; None if the program ends."""
     for name in FILE.findall(" ".join(arguments)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if name.endswith("txt"):
@@ -74,7 +74,7 @@ def parse_in(folder: Path, script: str, arguments: list[str]) -> Settings | None
     return None
 
 
-def options(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action]]:
+def list_options(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action]]:
     """Yield the parser's options, each with the title of its group."""
     for group in parser._action_groups:
         yield from ((group.title, action) for action in group._group_actions)
@@ -104,7 +104,7 @@ def test_help_is_grouped(script):
 
 @pytest.mark.parametrize("script", PARSERS)
 def test_every_option_says_its_default(script):
-    """A default that is a value is shown as that value."""
+    """If the default is a value, that value is shown."""
     text = " ".join(PARSERS[script]().format_help().split())
     for option in all_options(script):
         if option.is_positional or not option.has_value:
@@ -117,16 +117,16 @@ def test_every_option_says_its_default(script):
 
 @pytest.mark.parametrize("script", PARSERS)
 def test_examples_work(script, folder):
-    found = list(commands(PARSERS[script]().epilog))
+    found = list(find_commands(PARSERS[script]().epilog))
     assert len(found) >= 3
     for of_script, arguments in found:
         assert of_script == script
-        args = parse_in(folder, script, arguments)
+        args = parse_in_folder(folder, script, arguments)
         assert args is not None or arguments == ["--list-models"], arguments
 
 
-def test_an_option_in_the_wrong_is_told_first(capsys):
-    """Not the prompt that it swallowed."""
+def test_an_unknown_option_is_reported_first(capsys):
+    """The prompt that it took as its value is not reported as missing."""
     for words in (["--step", "3"], ["--list-model"], ["a", "--no-such-thing=1"]):
         with pytest.raises(SystemExit) as stopped:
             parse(txt2image_parser(), words)
@@ -157,8 +157,8 @@ def test_did_you_mean(capsys, words, meant):
     assert meant or "did you mean" not in error
 
 
-def explained(script: str, words: list[str], capsys) -> str:
-    """The error for options of other programs, after the word itself."""
+def get_explanation(script: str, words: list[str], capsys) -> str:
+    """Return the part of the error after the option of another program."""
     with pytest.raises(SystemExit) as stopped:
         parse(PARSERS[script](), words)
     assert stopped.value.code == 2
@@ -179,10 +179,12 @@ def test_each_option_of_another_program_has_one_meaning():
 
 @pytest.mark.parametrize("script", PARSERS)
 def test_what_other_programs_call_the_options(script, capsys):
-    """Whatever the spelling, the answer ends with an option that exists, or says there is none."""
-    known = {name for _, action in options(PARSERS[script]()) for name in action.option_strings}
+    """In every spelling, the error names an option that exists, or says that there is none."""
+    known = {
+        name for _, action in list_options(PARSERS[script]()) for name in action.option_strings
+    }
     both = PARSERS["image2image.py"]()
-    of_pictures = {name for _, action in options(both) for name in action.option_strings}
+    of_pictures = {name for _, action in list_options(both) for name in action.option_strings}
     pairs = [(name, ours) for ours, theirs in SAME.items() for name in theirs.split()]
     pairs += [(f"{start}xyz", ours) for start, ours in SAME_BEGINNINGS.items()]
     pairs += [(name, None) for theirs in ABSENT.values() for name in theirs.split()]
@@ -192,7 +194,7 @@ def test_what_other_programs_call_the_options(script, capsys):
         spellings = {f"{dashes}{name}", f"{dashes}{name.replace('-', '_')}", f"{dashes}{name}=x"}
         assert not {word.partition("=")[0] for word in spellings} & known
         for word in spellings:
-            said = explained(script, ["a photo", word], capsys)
+            said = get_explanation(script, ["a photo", word], capsys)
             if ours is None:
                 assert said.startswith(": there is no such option: "), word
             else:
@@ -219,14 +221,17 @@ def test_what_other_programs_call_the_options(script, capsys):
         (["--image", "a.png"], f"there is no such option: {IMAGE}"),
     ],
 )
-def test_the_sense_is_right(capsys, words, said):
-    assert explained("txt2image.py", words, capsys) == f": {said}"
+def test_explanations(capsys, words, said):
+    assert get_explanation("txt2image.py", words, capsys) == f": {said}"
 
 
-def test_what_is_behind_the_end_of_options_is_a_prompt(folder):
-    assert parse_in(folder, "txt2image.py", ["--", "--guidance"]).requests[0].prompt == "--guidance"
-    assert parse_in(folder, "txt2image.py", ["-p a cat"]).requests[0].prompt == "-p a cat"
-    assert parse_in(folder, "txt2image.py", ["-qv", "a"]).quantize is True
+def test_words_after_the_end_of_options_are_a_prompt(folder):
+    assert (
+        parse_in_folder(folder, "txt2image.py", ["--", "--guidance"]).requests[0].prompt
+        == "--guidance"
+    )
+    assert parse_in_folder(folder, "txt2image.py", ["-p a cat"]).requests[0].prompt == "-p a cat"
+    assert parse_in_folder(folder, "txt2image.py", ["-qv", "a"]).quantize is True
 
 
 def test_messages_spell_options_as_the_help_does():
@@ -234,27 +239,27 @@ def test_messages_spell_options_as_the_help_does():
     for parser in (*(make() for make in PARSERS.values()), convert_parser()):
         known |= {
             next(name for name in action.option_strings if name.startswith("--"))
-            for _, action in options(parser)
+            for _, action in list_options(parser)
             if action.option_strings
         }
-    sentences = "\n".join(line for line in templates().splitlines() if " " in line)
+    sentences = "\n".join(line for line in collect_texts().splitlines() if " " in line)
     spelt = set(re.findall(r"(?<![\w-])--[a-z][\w-]*[a-z0-9](?![\w-])", sentences))
     assert spelt >= {"--from-image", "--n_rows", "--unet-bits"}
     others = {"--name", "--force-reinstall"}  # of a docstring; pip's
     assert spelt - known == others
 
 
-def test_prompts_are_no_options(folder):
+def test_prompts_that_look_like_options(folder):
     assert (
-        parse_in(folder, "txt2image.py", ["--a photo of it"]).requests[0].prompt
+        parse_in_folder(folder, "txt2image.py", ["--a photo of it"]).requests[0].prompt
         == "--a photo of it"
     )
-    assert parse_in(folder, "txt2image.py", ["--", "--step"]).requests[0].prompt == "--step"
+    assert parse_in_folder(folder, "txt2image.py", ["--", "--step"]).requests[0].prompt == "--step"
 
 
 def test_values_that_look_like_the_end_of_options(folder):
-    """Python's own parser loses them before 3.13."""
-    settings = parse_in(folder, "txt2image.py", ["--negative_prompt=--", "--output=--", "a"])
+    """Before Python 3.13 argparse loses such values."""
+    settings = parse_in_folder(folder, "txt2image.py", ["--negative_prompt=--", "--output=--", "a"])
     (request,) = settings.requests
     assert (request.prompt, request.negative_prompt) == ("a", "--")
     with pytest.raises(SystemExit):
@@ -263,7 +268,7 @@ def test_values_that_look_like_the_end_of_options(folder):
 
 @pytest.mark.parametrize("option", ["--lora={}", "--embedding=x={}", "--lora={}:1"])
 @pytest.mark.parametrize("name", ["x" * 999, "~nosuch/x", "a\0b", "/dev/zero"])
-def test_files_that_cannot_be(capsys, option, name):
+def test_files_that_do_not_exist(capsys, option, name):
     with pytest.raises(SystemExit) as stopped:
         parse(txt2image_parser(), ["a", option.format(name)])
     assert stopped.value.code == 2
@@ -304,9 +309,9 @@ def test_addresses(capsys, option, said):
 
 
 @pytest.mark.parametrize("model", ["org/name", "org/name@v1", "./http", "hf.co", "a:b", ""])
-def test_what_is_no_address(folder, model):
+def test_names_that_look_like_addresses(folder, model):
     (folder / "hf.co").mkdir()
-    assert parse_in(folder, "txt2image.py", ["a", f"--model={model}"]).model == model
+    assert parse_in_folder(folder, "txt2image.py", ["a", f"--model={model}"]).model == model
 
 
 LAST_SEED = 2**64 - 1
@@ -314,22 +319,24 @@ LAST_SEED = 2**64 - 1
 
 def test_seeds(folder, capsys):
     for seed in (0, LAST_SEED):
-        args = parse_in(folder, "txt2image.py", ["a", "--n_images=1", f"--seed={seed}"])
+        args = parse_in_folder(folder, "txt2image.py", ["a", "--n_images=1", f"--seed={seed}"])
         assert args.requests[0].seed == seed
     for wrong, said in {
         "-1": f"must be from 0 to {LAST_SEED}, got -1: leave it out for a random one",
         str(LAST_SEED + 1): f"must be from 0 to {LAST_SEED}, got {LAST_SEED + 1}",
         "x": "'x' is not an integer",
     }.items():
-        assert parse_in(folder, "txt2image.py", ["a", "--seed", wrong]) is None
+        assert parse_in_folder(folder, "txt2image.py", ["a", "--seed", wrong]) is None
         assert capsys.readouterr().err.endswith(f": {said}\n")
 
 
 def test_no_picture_has_a_seed_beyond_the_last(folder, capsys):
-    """Those that follow count too: of a call, a recipe, and a prompts file."""
+    """All seeds of a command line, a recipe and a prompts file are checked."""
     last, end = str(LAST_SEED), f"as seeds end at {LAST_SEED}: take a smaller one"
-    assert parse_in(folder, "txt2image.py", ["a", "--n_images=2", "--seed", str(LAST_SEED - 1)])
-    assert parse_in(folder, "txt2image.py", ["a", "--n_images=2", "--seed", last]) is None
+    assert parse_in_folder(
+        folder, "txt2image.py", ["a", "--n_images=2", "--seed", str(LAST_SEED - 1)]
+    )
+    assert parse_in_folder(folder, "txt2image.py", ["a", "--n_images=2", "--seed", last]) is None
     said = f"--seed {last} is too large for 2 pictures, {end}, or --n_images 1\n"
     assert capsys.readouterr().err.endswith(said)
 
@@ -357,15 +364,15 @@ def test_no_picture_has_a_seed_beyond_the_last(folder, capsys):
 
 def test_readme_calls_the_scripts_as_they_are(folder):
     text = "\n".join(re.findall(r"```shell\n(.*?)```", README, flags=re.DOTALL))
-    found = list(commands(text.replace("$strength", "0.5")))
+    found = list(find_commands(text.replace("$strength", "0.5")))
     assert len(found) >= 10
     for script, arguments in found:
         ends = {"--list-models", "--version", "--help"} & {*arguments}
-        assert parse_in(folder, script, arguments) is not None or ends, arguments
+        assert parse_in_folder(folder, script, arguments) is not None or ends, arguments
 
 
-def templates() -> str:
-    """All texts in the package's source, one a line, with … for what is put into them."""
+def collect_texts() -> str:
+    """Return all texts in the source of the package, with … for the values in them."""
     texts = []
     for file in (ROOT / "stable_diffusion").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -380,8 +387,8 @@ def templates() -> str:
 
 
 def test_readme_quotes_our_messages():
-    known = templates()
-    spans = re.findall(r"``(.+?)``", section("## Troubleshooting"), flags=re.DOTALL)
+    known = collect_texts()
+    spans = re.findall(r"``(.+?)``", get_section("## Troubleshooting"), flags=re.DOTALL)
     quoted = [" ".join(span.split()) for span in spans]
     assert len(quoted) >= 15
     for message in quoted:

@@ -1,4 +1,4 @@
-"""What is made at once, and what a run plans; many pictures, some of which are there."""
+"""Jobs: which pictures are made together, and which ones exist already."""
 
 import os
 import subprocess
@@ -30,26 +30,26 @@ NO_PIXELS = np.zeros((0, 0, 3), np.float32)
 JOB = CompleteJob("a", seed=1, width=64, height=64, steps=4, cfg=7.5, sampler="euler")
 
 
-def shares(jobs: list[CompleteJob], size: int, n_shares: int = 1) -> list[list[int]]:
-    """The seeds of each batch."""
+def list_seeds(jobs: list[CompleteJob], size: int, n_shares: int = 1) -> list[list[int]]:
+    """Return the seeds of each batch."""
     found = batches(jobs, lambda _: size, n_shares)
     return [[job.seed for job in batch.jobs] for batch in found]
 
 
-def test_batches_are_even_and_share_their_settings():
+def test_batches_are_even_and_share_a_key():
     many = [replace(JOB, prompt=str(i), negative_prompt=str(-i), seed=i) for i in range(7)]
-    assert shares(many, 3) == [[0, 1], [2, 3], [4, 5, 6]]
-    assert shares(many, 8) == [[*range(7)]]
-    assert shares(many, 8, n_shares=2) == [[0, 1, 2], [3, 4, 5, 6]]
-    assert shares(many[:2], 8, n_shares=4) == [[0], [1]]
+    assert list_seeds(many, 3) == [[0, 1], [2, 3], [4, 5, 6]]
+    assert list_seeds(many, 8) == [[*range(7)]]
+    assert list_seeds(many, 8, n_shares=2) == [[0, 1, 2], [3, 4, 5, 6]]
+    assert list_seeds(many[:2], 8, n_shares=4) == [[0], [1]]
     mixed = [replace(job, steps=4 + job.seed % 2) for job in many]
-    assert shares(mixed, 8) == [[0, 2, 4, 6], [1, 3, 5]]
+    assert list_seeds(mixed, 8) == [[0, 2, 4, 6], [1, 3, 5]]
 
 
-def test_long_prompts_are_alone():
-    """Beside a longer one they would get more windows than by themselves."""
+def test_long_prompts_are_not_batched():
+    """In a batch with a longer prompt they would get more windows than alone."""
     jobs = [replace(JOB, long_prompt=True, prompt=p, seed=i) for i, p in enumerate("aba")]
-    assert shares(jobs, 8) == [[0, 2], [1]]
+    assert list_seeds(jobs, 8) == [[0, 2], [1]]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_memory_decides_how_many_at_once(monkeypatch):
     assert memory.pixels_at_once() // 512**2 == 2
 
 
-def read(path: Path) -> np.ndarray:
+def read_pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
@@ -97,8 +97,8 @@ def test_files_equal_the_grid(tmp_path, capsys):
     assert txt2image.main([*usual, f"--output={files}", "--batch-size=2"]) == 0
     assert capsys.readouterr().out.count("Wrote ") == 4
     for i in range(3):
-        column = read(tmp_path / "o.png")[8:-8, 80 * i + 8 : 80 * i + 72]
-        assert psnr(read(tmp_path / f"{5 + i}-000{i + 1}-tiny.png"), column) >= SAME
+        column = read_pixels(tmp_path / "o.png")[8:-8, 80 * i + 8 : 80 * i + 72]
+        assert psnr(read_pixels(tmp_path / f"{5 + i}-000{i + 1}-tiny.png"), column) >= SAME
     assert txt2image.main([*usual, f"--output={files}"]) == 2
     assert "and 2 more exist: --force overwrites" in capsys.readouterr().err
 
@@ -111,8 +111,8 @@ LINES = """
 """
 
 
-def test_lines_are_what_calls_are(tmp_path, capsys):
-    """Batches of different prompts, steps, samplers and sizes; the second time none is made."""
+def test_lines_make_what_command_lines_make(tmp_path, capsys):
+    """Lines differ in prompt, steps, sampler and size; a second run makes no picture."""
     (tmp_path / "p.jsonl").write_text(LINES)
     usual = ["--model=tiny", "--steps=2"]
     many = [*usual, f"--prompts-file={tmp_path / 'p.jsonl'}", f"--output={tmp_path / 'd'}/"]
@@ -126,7 +126,7 @@ def test_lines_are_what_calls_are(tmp_path, capsys):
     for name, options in alone.items():
         output = f"--output={tmp_path / 'o.png'}"
         assert txt2image.main([*usual, "--n_images=1", *options, output]) == 0
-        assert psnr(read(tmp_path / "d" / name), read(tmp_path / "o.png")) >= SAME
+        assert psnr(read_pixels(tmp_path / "d" / name), read_pixels(tmp_path / "o.png")) >= SAME
 
     (tmp_path / "d" / "0002.png").write_bytes(b"mine")
     capsys.readouterr()
@@ -136,7 +136,7 @@ def test_lines_are_what_calls_are(tmp_path, capsys):
 
 
 def test_a_prompts_file_that_was_changed(tmp_path, capsys):
-    """What exists is kept; where it is not what is asked for now, that is said."""
+    """Pictures that exist are kept, with a warning if something else is asked for now."""
     file, folder = tmp_path / "p.txt", tmp_path / "d"
     arguments = ["--model=tiny", "--steps=1", f"--prompts-file={file}", f"--output={folder}/"]
     file.write_text("a red circle\na blue star\n")
@@ -162,7 +162,7 @@ def test_lines_of_pictures_to_start_from(tmp_path):
     )
     arguments = [f"{tmp_path / 'i.png'}", f"--prompts-file={tmp_path / 'p.jsonl'}", "--model=tiny"]
     assert image2image.main([*arguments, "--steps=4", f"--output={tmp_path / 'd'}/"]) == 0
-    kept, same, other = (read(tmp_path / "d" / f"000{i}.png") for i in (1, 2, 3))
+    kept, same, other = (read_pixels(tmp_path / "d" / f"000{i}.png") for i in (1, 2, 3))
     assert np.array_equal(kept, same) and psnr(kept, other) < SAME - 20
 
 
@@ -175,7 +175,7 @@ def test_what_does_not_suit_the_model_names_the_line(tmp_path, capsys):
 
 
 def test_killed_and_started_again(tmp_path, capsys):
-    """What was finished is kept, whole; the rest is made."""
+    """The pictures that were finished are kept, and the others are made."""
     n, folder = 10, tmp_path / "d"
     (tmp_path / "p.txt").write_text("\n".join(f"a red circle {i}" for i in range(n)))
     arguments = ["--model=tiny", "--steps=2", "--batch-size=1", f"--output={folder}/"]
@@ -193,10 +193,10 @@ def test_killed_and_started_again(tmp_path, capsys):
     assert f"Skipped {len(before)} of {n} pictures" in capsys.readouterr().out
     assert sorted(os.listdir(folder)) == [f"{i:04}.png" for i in range(1, n + 1)]
     assert all((folder / name).read_bytes() == content for name, content in before.items())
-    assert len({read(file).tobytes() for file in folder.iterdir()}) == n
+    assert len({read_pixels(file).tobytes() for file in folder.iterdir()}) == n
 
 
-def start_from(path: Path, size: tuple[int, int], *options: str) -> int:
+def run_from_picture(path: Path, size: tuple[int, int], *options: str) -> int:
     """Run the script with a picture of this size, and the embedded model."""
     Image.new("RGB", size, "navy").save(path / "start.png")
     arguments = [str(path / "start.png"), "a star", "--model=tiny", "--steps=2", "--n_images=1"]
@@ -212,32 +212,32 @@ def start_from(path: Path, size: tuple[int, int], *options: str) -> int:
     ],
 )
 def test_a_picture_that_is_too_large_for_the_model(tmp_path, capsys, monkeypatch, size, fitting):
-    """It is refused before weights are read, with options that suit it."""
+    """The error comes before weights are read, and suggests options that work."""
     monkeypatch.setattr(progress, "read_weights", None)
-    assert start_from(tmp_path, size) == 2
+    assert run_from_picture(tmp_path, size) == 2
     *_, line = capsys.readouterr().err.splitlines()
     about = f"error: {tmp_path / 'start.png'} has {size[0]}x{size[1]} pixels, some "
     assert line.startswith(about) and " times as many as the model is made for (64x64): " in line
     assert f": add {fitting}, or another --width and --height" in line
     monkeypatch.undo()
-    assert start_from(tmp_path, size, *fitting.split()) == 0
+    assert run_from_picture(tmp_path, size, *fitting.split()) == 0
     assert " times as many" not in capsys.readouterr().err
 
 
 def test_a_picture_that_is_large_for_the_model(tmp_path, capsys):
-    """A warning where nobody has said that it shall be so large."""
-    assert start_from(tmp_path, (192, 128)) == 0
+    """There is a warning unless the user gives the size."""
+    assert run_from_picture(tmp_path, (192, 128)) == 0
     assert (
         "warning: {} has 192x128 pixels, some 6 times as many as the model is made for (64x64): it "
         "takes long, and things may come out twice; --width 72 --height 48 suits the model"
     ).format(tmp_path / "start.png") in capsys.readouterr().err.splitlines()
-    assert start_from(tmp_path, (192, 128), "--width=192", "--height=128") == 0
-    assert start_from(tmp_path, (127, 127)) == 0  # brought down to 64x64
+    assert run_from_picture(tmp_path, (192, 128), "--width=192", "--height=128") == 0
+    assert run_from_picture(tmp_path, (127, 127)) == 0  # brought down to 64x64
     assert "times as many" not in capsys.readouterr().err
 
 
 def test_how_large_a_picture_may_be(tmp_path):
-    """By the pixels of the model, or in all."""
+    """The limits depend on the size of the model and on the number of pixels."""
 
     def check(side: int, usual: int) -> None:
         defaults = SimpleNamespace(size=(usual, usual))
@@ -256,7 +256,7 @@ def test_how_large_a_picture_may_be(tmp_path):
             check(side, usual)
 
 
-def test_a_tilde_that_the_shell_has_left(tmp_path, monkeypatch):
+def test_a_tilde_that_the_shell_has_not_replaced(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     Image.new("RGB", (64, 64)).save(tmp_path / "start.png")
     settings = parse.parse(parse.image2image_parser(), ["~/start.png", "a star"])

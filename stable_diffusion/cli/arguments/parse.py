@@ -159,7 +159,7 @@ def _add_recipe_and_defaults(given: Values) -> Values:
         ValueError: if the picture has no recipe that can be used here.
         OSError: if the picture cannot be read.
     """
-    script: Script = "image2image.py" if "image" in given else "txt2image.py"
+    script = _find_script(given)
     options = [option for option in all_options(script) if option.has_value]
     values = {option.key: option.default for option in options}
     if "from_image" in given:
@@ -172,6 +172,11 @@ def _add_recipe_and_defaults(given: Values) -> Values:
     if values["output"] is None:
         values["output"] = _choose_output(values["prompts_file"])
     return values
+
+
+def _find_script(values: Values) -> Script:
+    """Return the script that runs: only one of them has a picture to start from, and needs it."""
+    return "image2image.py" if "image" in values else "txt2image.py"
 
 
 def _choose_output(prompts_file: str | None) -> str:
@@ -211,7 +216,7 @@ def _make_requests(values: Values) -> list[Request]:
     request = Request(**_select(values, _field_names(Request)) | {"prompt": prompt})
     if values["prompts_file"] is None:
         return [request]
-    script: Script = "image2image.py" if "image" in values else "txt2image.py"
+    script = _find_script(values)
     options = {option.key: option for option in all_options() if script in option.line_scripts}
     return read_requests(values["prompts_file"], request, options)
 
