@@ -27,15 +27,14 @@ MAY_UNSHARE = (
 # Writes into a folder with numbers, under names that only one can have, and over one name, and
 # sweeps up each time; both programs are process 1.
 SAVES = """
-import argparse, os, sys
+import os, sys
 import numpy as np
 from stable_diffusion.cli.job import Job
 from stable_diffusion.cli.output.picture_writer import Output
+from stable_diffusion.cli.settings import Settings
 
 assert os.getpid() == 1
 value, n = int(sys.argv[1]), int(sys.argv[2])
-usual = dict(n_rows=1, force=False, model="tiny", prompts_file=None, preview=None, grid=None,
-             image_file=None, from_image=None)
 picture = np.full((32, 32, 3), value, np.uint8)
 print("ready", flush=True)
 sys.stdin.readline()
@@ -43,7 +42,7 @@ for i in range(n):
     for output in ("d/", "{seed}.png", "one.png"):
         jobs = [Job("a", seed=i, index=1)]
         try:
-            files = Output(argparse.Namespace(output=output, **usual), jobs)
+            files = Output(Settings((), output=output, model="tiny"), jobs)
         except ValueError:  # the other one has written {seed}.png
             continue
         files.remove_abandoned()
