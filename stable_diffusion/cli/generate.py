@@ -26,7 +26,6 @@ from ..model_io.loaders import load_model_config, open_model
 from ..model_io.sources import Source
 from ..model_io.weight_files import STEMS
 from ..pipeline import StableDiffusion, pipeline_class
-from ..sampler.sampler import Sampler
 from ..utils.atomic_files import remove_abandoned
 from .job import Batch, CompleteJob, check_start_size, warn_of_no_guidance, warn_of_prompts
 from .output.continuation import explain_continuation
@@ -241,8 +240,6 @@ def _start_batches(run: Run, batches: Sequence[Batch]) -> deque[StartedBatch]:
 
 def _call_generator(sd: StableDiffusion, settings: Settings, batch: Batch) -> Denoising:
     """Call the library's generator for a batch."""
-    first = batch.jobs[0]
-    sd.sampler = Sampler.for_model(sd.diffusion_config, first.sampler, first.schedule)
     if settings.start is None or batch.strength is None:  # they are given together
         size = batch.latent_size(sd.config.autoencoder.factor)
         return sd.generate_latents(latent_size=size, **batch.options)

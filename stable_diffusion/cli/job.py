@@ -138,6 +138,8 @@ class Batch:
             "long_prompt": job.long_prompt,
             "prompt_weights": job.prompt_weights,
             "clip_skip": job.clip_skip,
+            "sampler": job.sampler,
+            "schedule": job.schedule,
         }
 
 
