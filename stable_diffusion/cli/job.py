@@ -9,7 +9,7 @@ from typing import Any
 
 from ..conditioning import warn_of_syntax
 from ..config.model import ModelConfig
-from ..images.arrays import MAX_PIXELS, MULTIPLE, similar_size
+from ..images.arrays import MAX_PIXELS, MULTIPLE, find_similar_size
 from ..sampler.sampler import Sampler
 
 # How many times as many pixels as a model is made for a picture to start from may have by itself:
@@ -159,7 +159,7 @@ def check_start_size(args: argparse.Namespace, config: ModelConfig) -> None:
         return
     # Proportions need steps much smaller than the sides.
     multiple = MULTIPLE if min(width, height) >= 4 * MULTIPLE else config.autoencoder.factor
-    fitting = similar_size(size, usual, multiple)
+    fitting = find_similar_size(size, usual, multiple)
     about = (
         f"{args.image_file} has {size[0]}x{size[1]} pixels, some {n_pixels / usual:.0f} times as "
         f"many as the model is made for ({width}x{height})"

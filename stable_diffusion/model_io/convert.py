@@ -25,7 +25,7 @@ from ..cli.terminal.console import say
 from ..config.model import ModelConfig
 from ..config.networks import Quantization
 from ..quantize import quantize_text_encoder, quantize_unet
-from ..utils.atomic_files import remove_abandoned, unfinished_folder
+from ..utils.atomic_files import create_folder_atomically, remove_abandoned
 from .hub import announcements
 from .loaders import (
     Key,
@@ -91,7 +91,7 @@ def convert(
         say(line)
 
     remove_abandoned([folder])
-    with unfinished_folder(folder) as unfinished:
+    with create_folder_atomically(folder) as unfinished:
         _write_configs(source, config, unfinished)
         for i in range(len(config.text_encoders)):
             name = "text_encoder" if i == 0 else "text_encoder_2"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...images.arrays import grid_size, make_grid, to_uint8
+from ...images.arrays import compute_grid_size, make_grid, to_uint8
 from ...images.reading import read_picture
 from ...images.writing import (
     FORMATS,
@@ -126,7 +126,7 @@ class Output:
                 check_size(self._paths[job.index], (job.width, job.height))
             if self._grid is not None and jobs:
                 n, size = len(jobs) + len(self._existing), (jobs[0].width, jobs[0].height)
-                check_size(self._grid, grid_size(n, size, self._n_rows))
+                check_size(self._grid, compute_grid_size(n, size, self._n_rows))
         except ValueError as error:
             raise UsageError(error) from None
 
