@@ -23,7 +23,7 @@ from mlx.utils import tree_flatten
 from ..config.model import ModelConfig
 from ..config.networks import Quantization
 from ..quantize import quantize_text_encoder, quantize_unet
-from ..utils.atomic_files import remove_abandoned, unfinished_folder
+from ..utils.atomic_files import create_folder_atomically, remove_abandoned
 from .hub import announcements
 from .loaders import (
     Key,
@@ -95,7 +95,7 @@ def convert_model(
         on_message(line)
 
     remove_abandoned([folder])
-    with unfinished_folder(folder) as unfinished:
+    with create_folder_atomically(folder) as unfinished:
         _write_configs(source, config, unfinished)
         for tokenizer in ("tokenizer", "tokenizer_2")[: len(config.text_encoders)]:
             _write_tokenizer(source, tokenizer, unfinished)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 
-from ...images.arrays import grid_size
+from ...images.arrays import compute_grid_size
 from ...images.writing import FORMATS, check_folder, check_name, check_output, check_size
 from ...utils.size import Size
 from ...utils.wording import describe_error
@@ -103,7 +103,7 @@ def check_sizes(names: FileNames, jobs: Sequence[CompleteJob], n_rows: int) -> N
         if names.grid is not None and jobs:
             n_pictures = len(jobs) + len(names.existing)
             size = Size(jobs[0].width, jobs[0].height)
-            check_size(names.grid, grid_size(n_pictures, size, n_rows))
+            check_size(names.grid, compute_grid_size(n_pictures, size, n_rows))
     except ValueError as error:
         raise UsageError(error) from None
 
