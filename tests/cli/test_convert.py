@@ -187,8 +187,8 @@ def test_single_file(checkpoint, tmp_path, kind):
     assert np.array_equal(draw(ours), draw(usual))  # also as the pad tokens are the same
 
 
-def test_vae_from_elsewhere(converted, checkpoint, tmp_path):
-    """From a converted model, for one, and into one."""
+def test_another_vae(converted, checkpoint, tmp_path):
+    """The VAE comes from a converted model, is used for one, or is converted with another model."""
     other, vae = checkpoint("sd-1"), loaders.load_autoencoder
     for i, where in enumerate((converted(SD_1), converted(SD_1) / "vae")):
         source = loaders.open_model(other, vae=where)
@@ -225,7 +225,7 @@ def test_converting_again(converted, tmp_path, capsys):
 
 
 def test_a_download_is_announced(monkeypatch, capsys, tmp_path):
-    """Before it begins, as by the scripts."""
+    """The announcement comes before the download, as in the scripts."""
 
     def announcements(source, components, float16):
         assert set(components) >= {"unet", "vae", "text_encoder"} and not any(tmp_path.iterdir())
@@ -237,7 +237,7 @@ def test_a_download_is_announced(monkeypatch, capsys, tmp_path):
 
 
 def test_in_the_scripts(converted, tmp_path, capsys):
-    """With their other options; -q has nothing left to do, and says so."""
+    """The scripts run it with their other options; -q has nothing left to do, and says so."""
     folder = converted(SD_1, *AS_SCRIPTS, "--fp16")
     arguments = ["a photo", "--model", str(folder), "--n_images=1", "--steps=1", "--seed=1"]
     arguments += ["--width=64", "--height=64", "--output", str(tmp_path / "o.png")]
@@ -302,7 +302,7 @@ def test_memory_to_load(tmp_path):
 
 @pytest.mark.parametrize("options", [(), AS_SCRIPTS])
 def test_diffusers_refuses_it(converted, options):
-    """It refuses it, instead of taking random weights."""
+    """It would take random weights otherwise."""
     with pytest.raises(OSError):
         DiffusionPipeline.from_pretrained(converted(SD_1, *options), safety_checker=None)
 
@@ -402,7 +402,7 @@ def test_broken_model(copy, tmp_path, capsys):
 
 
 def test_warnings_are_lines(tmp_path, monkeypatch, capsys):
-    """With control characters escaped, as by the scripts."""
+    """They are printed with control characters escaped, as by the scripts."""
 
     def load(*_: object, **__: object) -> None:
         warnings.warn("the file says a\u202eb\x1b[2J", stacklevel=1)

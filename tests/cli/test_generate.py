@@ -119,7 +119,7 @@ def test_killed_and_started_again(tmp_path, capsys):
 
 
 def test_files_of_killed_programs_are_removed(tmp_path):
-    """Those of the pictures, the grid and the preview of this run, and no others."""
+    """These are files of the pictures, the grid and the preview of this run, and no others."""
     token = "0123456789abcdef"
     names = ("0001.png", "other.png", "now.preview.png", "g.png")
     for name in names:
@@ -130,7 +130,7 @@ def test_files_of_killed_programs_are_removed(tmp_path):
 
 
 def test_a_grid_of_pictures_that_exist(tmp_path, capsys):
-    """If no picture is missing the grid is written without a model."""
+    """It is written without a model."""
     (tmp_path / "p.txt").write_text("a star\na heart\n")
     arguments = [f"--prompts-file={tmp_path / 'p.txt'}", f"--output={tmp_path / 'd'}/"]
     assert txt2image.main([*arguments, "--model=tiny", "--steps=1"]) == 0

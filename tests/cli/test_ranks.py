@@ -50,7 +50,7 @@ def test_a_process_without_a_launcher_is_alone():
 
 
 def test_two_ranks_make_what_one_process_makes(tmp_path):
-    """Also with several sizes, and if one of them has more to make than the other."""
+    """There are several sizes, and one rank has more to make than the other."""
     (tmp_path / "p.jsonl").write_text(
         '{"prompt": "a red circle", "n_images": 3}\n'
         '{"prompt": "a blue star", "width": 32, "height": 64}\n'
@@ -109,15 +109,15 @@ for how in ("well", "error", "usage", "different", "bug", "kill"):
 
 
 def test_how_ranks_end():
-    """With the status of the rank that failed, and only its message."""
+    """All end with the status of the rank that failed, and only its message is printed."""
     out, err = launch("-c", PROGRAM)
     exchange = f"rank 0 of 2\n[{2**62}, 0] 4\n[(0, 0, 0, 3), (1, 2, 3, 3)] 7\n"
     ends = [f"{exchange}status {status}\n" for status in (0, 1, 2, 1, 1)]
     assert out.startswith("".join(ends))
     # The other rank reports one that was killed, unless mlx.launch has ended it before.
     lost = "error: the connection to another rank is lost"
-    said = {line for line in err.splitlines() if "rror: " in line} - {lost}
-    assert said == {
+    errors = {line for line in err.splitlines() if "rror: " in line} - {lost}
+    assert errors == {
         "rank 1: error: the disk is full",
         "rank 1: p: error: no such file here",
         "error: rank 1 was asked for something else",

@@ -27,7 +27,7 @@ def run_txt2image(folder: Path, output: Path, *options: str, prompt: str = "a ph
 
 
 def test_txt2image_equals_diffusers(checkpoint, oracle, kind, tmp_path):
-    """A grid of two pictures that are not square; two kinds of models without guidance."""
+    """The pictures are not square; two kinds of models run without guidance."""
     output = tmp_path / "o.png"
     guidance = 0.0 if kind in ("sd-2", "sdxl-turbo") else 5.0
     options = ["--cfg", guidance, "--n_images", "2", "--width", "96", "--height", "56"]
@@ -67,7 +67,7 @@ def test_image2image_equals_diffusers(checkpoint, oracle, kind, tmp_path):
 
 
 def test_as_programs(checkpoint, tmp_path):
-    """In processes of their own, with the defaults: four pictures, and a seed that is printed."""
+    """In their own processes, with the defaults, they make four pictures and print the seed."""
     options = ["-v", "-q", "--model", str(checkpoint("sd-1")), "--steps", "2", "--n-rows", "2"]
     options += ["--output", str(tmp_path / "o.png"), "--", "--a"]
     done = python("txt2image.py", *options)
@@ -142,7 +142,7 @@ def test_zero_means_zero(checkpoint, oracle, tmp_path):
     ],
 )
 def test_wrong_usage(capsys, options, message):
-    """The status is 2, with one line, before the model is searched, which does not exist."""
+    """The status is 2, with one line, before the model, which does not exist, is opened."""
     try:
         status = txt2image.main(["a photo", "--model", "/nowhere", *options])
     except SystemExit as stopped:  # by argparse
@@ -160,7 +160,7 @@ def test_wrong_usage(capsys, options, message):
     ],
 )
 def test_values_that_do_not_suit_the_model(checkpoint, tmp_path, capsys, options, message):
-    """The status is 2, before the weights are searched, which do not exist."""
+    """The status is 2, before the weights, which do not exist, are opened."""
     for name in ("unet", "vae", "text_encoder", "scheduler"):
         (tmp_path / name).mkdir()
         for config in (checkpoint("sd-1") / name).glob("*.json"):

@@ -1,4 +1,4 @@
-"""What a user is told who interrupts a run."""
+"""The message after an interruption has the command that makes the other pictures."""
 
 import pytest
 from picture_files import make_jobs, make_settings

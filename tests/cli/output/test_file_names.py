@@ -11,7 +11,7 @@ from stable_diffusion.cli.output.file_names import check_sizes
 
 
 def test_a_folder_is_made_and_its_numbers_go_up(tmp_path):
-    """Also after a gap, and beside other formats and names that are no numbers."""
+    """There may be gaps, other formats, and names that are no numbers."""
     folder = tmp_path / "a" / "b"
     write(f"{folder}/", make_jobs(2))
     assert list_files(folder) == ["0001.png", "0002.png"]
@@ -33,7 +33,7 @@ def test_a_folder_is_made_and_its_numbers_go_up(tmp_path):
     ],
 )
 def test_digits_of_numbers(tmp_path, pattern, expected):
-    """In the option, and in names from a prompts file."""
+    """They are the same in the option and in names from a prompts file."""
     write(tmp_path / pattern, make_jobs(2))
     assert list_files(tmp_path) == expected
     write(f"{tmp_path}/b/", make_jobs(2, file=pattern))

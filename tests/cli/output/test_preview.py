@@ -47,7 +47,7 @@ def test_previews_change_nothing(tmp_path, written):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
 
 
-def test_by_the_whole_vae(tmp_path, written):
+def test_the_whole_vae_decodes_it(tmp_path, written):
     """After the last step but one the VAE shows almost the picture, a linear decoder less so."""
     picture = draw(tmp_path / "o.png", "--steps", "5", "--preview", "4")
     draw(tmp_path / "o.png", "--steps", "5", "--preview", "4", "--preview-vae")
@@ -65,7 +65,7 @@ def test_beside_pictures_in_a_folder(tmp_path, written):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["0001.png"]
 
 
-def test_rows_that_do_not_come_out_even(tmp_path):
+def test_a_batch_that_does_not_fill_the_rows(tmp_path):
     """A batch of three pictures has one row, even if the grid of all has two."""
     path = tmp_path / "p.png"
     it = Preview(path, 1, 2, lambda x: np.zeros((len(x), 8, 8, 3), np.uint8))
