@@ -8,7 +8,7 @@ from typing import Any
 
 from ..conditioning import warn_of_syntax
 from ..config.model import ModelConfig
-from ..images.arrays import MAX_PIXELS, MULTIPLE, similar_size
+from ..images.arrays import MAX_PIXELS, MULTIPLE, find_similar_size
 from ..sampler.sampler import Sampler
 from .settings import Settings, StartPicture
 
@@ -184,7 +184,7 @@ def check_start_size(start: StartPicture | None, config: ModelConfig) -> None:
         return
     # Sides of a small picture must be rounded more finely, or its proportions change.
     multiple = MULTIPLE if min(width, height) >= 4 * MULTIPLE else config.autoencoder.factor
-    fitting = similar_size(own_size, usual, multiple)
+    fitting = find_similar_size(own_size, usual, multiple)
     about = (
         f"{start.file} has {own_size[0]}x{own_size[1]} pixels, some {n_pixels / usual:.0f} times "
         f"as many as the model is made for ({width}x{height})"

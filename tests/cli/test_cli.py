@@ -27,7 +27,7 @@ from stable_diffusion.cli.arguments.parse import image2image_parser, parse, txt2
 from stable_diffusion.cli.convert import _parser as convert_parser
 from stable_diffusion.cli.recipe.recipe import Recipe
 from stable_diffusion.cli.settings import Settings
-from stable_diffusion.images.text_chunks import RECIPE, save_options
+from stable_diffusion.images.text_chunks import RECIPE, make_save_options
 
 PARSERS = {"txt2image.py": txt2image_parser, "image2image.py": image2image_parser}
 A_RECIPE = Recipe(prompt="a photo", model="tiny")
@@ -67,7 +67,7 @@ def parse_in_folder(folder: Path, script: str, arguments: list[str]) -> Settings
         elif name.endswith("jsonl"):
             (folder / name).write_text('{"prompt": "a photo"}\n')
         else:
-            options = save_options({RECIPE: A_RECIPE.to_json()}, "PNG")
+            options = make_save_options({RECIPE: A_RECIPE.to_json()}, "PNG")
             Image.new("RGB", (64, 64)).save(folder / name, "PNG", **options)
     with contextlib.suppress(SystemExit):
         return parse(PARSERS[script](), arguments)
@@ -341,7 +341,7 @@ def test_no_picture_has_a_seed_beyond_the_last(folder, capsys):
     assert capsys.readouterr().err.endswith(said)
 
     recipe = Recipe(prompt="a", model="tiny", seed=LAST_SEED)
-    options = save_options({RECIPE: recipe.to_json()}, "PNG")
+    options = make_save_options({RECIPE: recipe.to_json()}, "PNG")
     Image.new("RGB", (64, 64)).save(folder / "r.png", **options)
     parser = txt2image_parser()
     with pytest.raises(SystemExit):
