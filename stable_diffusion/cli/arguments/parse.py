@@ -1,5 +1,6 @@
 """The command lines of the scripts, and the checks of them that need no model."""
 
+import argparse
 import os
 from collections.abc import Iterable
 from dataclasses import fields
@@ -93,7 +94,7 @@ def image2image_parser() -> Parser:
     return parser
 
 
-def parse(parser: Parser, argv: list[str] | None = None) -> Settings:
+def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> Settings:
     """Parse and check a command line, and read the picture to start from and the prompts file.
 
     Wrong usage ends the program with status 2. No model is loaded for that.
@@ -124,7 +125,7 @@ def _select_groups(script: Script) -> dict[str, list[Option]]:
     return {title: options for title, options in groups.items() if options}
 
 
-def _parse_words(parser: Parser, argv: list[str] | None) -> Values:
+def _parse_words(parser: argparse.ArgumentParser, argv: list[str] | None) -> Values:
     """Return the values that the command line gives.
 
     After options that follow the picture, argparse no longer takes a prompt, as it may be left out:
