@@ -15,6 +15,7 @@ import numpy as np
 from .conditioning import Texts, for_each
 from .config.model import ModelConfig
 from .model_io.sources import Source
+from .sampler.sampler import Sampler
 from .utils.wording import abbreviate
 
 OptionalTexts = Texts | Sequence[str | None] | None
@@ -73,6 +74,18 @@ def check_model(model: Any, vae: Any, sampler: Any, schedule: Any, prediction_ty
         check_path("model", model)
     if not isinstance(vae, Source | None):
         check_path("vae", vae)
+
+
+def check_sampler(sampler: Any, schedule: Any) -> None:
+    """Check that these can be a sampler and a schedule; their names are checked later.
+
+    Raises:
+        TypeError: if one is neither text nor None, and the sampler is no `Sampler` either.
+    """
+    if sampler is not None and not isinstance(sampler, (str, Sampler)):
+        raise TypeError(f"sampler must be text, a Sampler or None, got {_describe(sampler)}")
+    if schedule is not None and not isinstance(schedule, str):
+        raise TypeError(f"schedule must be text or None, got {_describe(schedule)}")
 
 
 def check_lora(path: Any, scale: Any) -> float:

@@ -42,9 +42,9 @@ from .model_io.loaders import (
 from .model_io.weights import read_weights
 from .precision import in_float32
 from .quantize import is_quantized, quantize_text_encoder, quantize_unet
-from .sampler.noise import NoiseStream, draw_latents, picture_streams
+from .sampler.noise import NoiseStream, draw_latents, make_noise_streams
 from .sampler.sampler import Sampler
-from .sampler.schedule import Schedule, enough_steps
+from .sampler.schedule import Schedule, ensure_one_step
 from .vae_strips import decode
 
 
@@ -56,7 +56,7 @@ class StableDiffusion:
             file in the original layout, or a Hub repository, `org/name` or `org/name@revision`.
         float16: compute text encoder and UNet in half precision (on a Linux CPU: only store their
             weights so). The VAE is always in float32.
-        sampler: one of `diffusion_config.SAMPLERS`; the model's own where None.
+        sampler: one of `sampler.sampler.SAMPLERS`; the model's own if None.
         schedule: one that `SAMPLERS` lists for it: the spacing of the timesteps, or "karras"; the
             model's own where None.
         vae: where to take another VAE from: a model, a VAE's folder or repository, or a file.
@@ -166,6 +166,8 @@ class StableDiffusion:
         long_prompt: bool = False,
         prompt_weights: bool = False,
         clip_skip: int = 0,
+        sampler: str | Sampler | None = None,
+        schedule: str | None = None,
     ) -> Denoising:
         """Latents of pictures of `text`.
 
@@ -186,6 +188,8 @@ class StableDiffusion:
                 longest needs.
             prompt_weights: let brackets in the prompts weigh, as `prompt.parse_weights` says.
             clip_skip: how many layers to leave out at the end of the text encoders.
+            sampler: one of `SAMPLERS`, or a `Sampler`; the one of this object if None.
+            schedule: one that `SAMPLERS` lists for it; if None, the sampler's own for this model.
 
         What is None is as the model's own defaults say.
 
@@ -194,15 +198,16 @@ class StableDiffusion:
         """
         n_images = check_arguments.check_integer("n_images", n_images, low=1)
         texts = check_arguments.check_prompts(text, negative_text, n_images)
-        num_steps, guidance = self._settled(num_steps, cfg_weight, guidance_rescale)
+        chosen = self._choose_sampler(sampler, schedule)
+        num_steps, guidance = self._settled(chosen, num_steps, cfg_weight, guidance_rescale)
         latent_size = check_arguments.check_size(latent_size, self.config)
         options = TextOptions.of(self.config, long_prompt, prompt_weights, clip_skip)
-        seed, streams = picture_streams(check_arguments.check_seed(seed), n_images)
+        seed, streams = make_noise_streams(check_arguments.check_seed(seed), n_images)
 
-        schedule = self.sampler.schedule(num_steps)
+        steps = chosen.schedule(num_steps)
         shape = (*latent_size, self.config.autoencoder.latent_channels)
-        x = mx.array(draw_latents(streams, shape)) * schedule.initial_sigma
-        return self._denoise(x, schedule, texts, options, guidance, streams, seed)
+        x = mx.array(draw_latents(streams, shape)) * steps.initial_sigma
+        return self._denoise(x, chosen, steps, texts, options, guidance, streams, seed)
 
     def generate_latents_from_image(
         self,
@@ -219,6 +224,8 @@ class StableDiffusion:
         long_prompt: bool = False,
         prompt_weights: bool = False,
         clip_skip: int = 0,
+        sampler: str | Sampler | None = None,
+        schedule: str | None = None,
     ) -> Denoising:
         """Latents of pictures of `text` that start from `image` (SDEdit, arXiv:2108.01073).
 
@@ -236,20 +243,21 @@ class StableDiffusion:
         image = check_arguments.check_image(image, self.config.autoencoder.factor)
         n_images = check_arguments.check_integer("n_images", n_images, low=1)
         texts = check_arguments.check_prompts(text, negative_text, n_images)
-        num_steps, guidance = self._settled(num_steps, cfg_weight, guidance_rescale)
+        chosen = self._choose_sampler(sampler, schedule)
+        num_steps, guidance = self._settled(chosen, num_steps, cfg_weight, guidance_rescale)
         strength = check_arguments.check_number("strength", strength, 0, 1)
         options = TextOptions.of(self.config, long_prompt, prompt_weights, clip_skip)
-        seed, streams = picture_streams(check_arguments.check_seed(seed), n_images)
+        seed, streams = make_noise_streams(check_arguments.check_seed(seed), n_images)
 
         mean, _ = self.autoencoder.encode(image[None])  # the most likely latents, without noise
         x = mx.repeat(mean, n_images, axis=0)
         if strength == 0:
             return Denoising(lambda: (step for step in [(x, x)]), 1, [x], seed)
-        num_steps = enough_steps(num_steps, strength)
-        schedule = self.sampler.schedule(num_steps).last(int(num_steps * strength))
+        num_steps = ensure_one_step(num_steps, strength)
+        steps = chosen.schedule(num_steps).last(int(num_steps * strength))
         noise = mx.array(draw_latents(streams, mean.shape[1:]))
-        x = schedule.steps[0].start.mix(x, noise)
-        latents = self._denoise(x, schedule, texts, options, guidance, streams, seed)
+        x = steps.steps[0].start.mix(x, noise)
+        latents = self._denoise(x, chosen, steps, texts, options, guidance, streams, seed)
         latents.inputs.append(mean)
         return latents
 
@@ -281,8 +289,20 @@ class StableDiffusion:
         components = (*self._TEXT_ENCODERS, ("unet", "unet"))
         return [(attribute, name) for attribute, name in components if hasattr(self, attribute)]
 
-    def _settled(self, *given) -> tuple[int, tuple[float, float]]:
-        return resolve_defaults(self.config.defaults_with(self.sampler.name), *given)
+    def _choose_sampler(self, sampler: str | Sampler | None, schedule: str | None) -> Sampler:
+        """Return the sampler of a call of a generator."""
+        check_arguments.check_sampler(sampler, schedule)
+        if isinstance(sampler, Sampler):
+            if schedule is None:
+                return sampler
+            return Sampler.for_model(sampler.config, sampler.name, schedule)
+        if sampler is None and schedule is None:
+            return self.sampler
+        name = self.sampler.name if sampler is None else sampler
+        return Sampler.for_model(self.diffusion_config, name, schedule)
+
+    def _settled(self, sampler: Sampler, *given) -> tuple[int, tuple[float, float]]:
+        return resolve_defaults(self.config.defaults_with(sampler.name), *given)
 
     def _readers(self) -> list[Reader]:
         """Each tokenizer with its text encoder."""
@@ -302,6 +322,7 @@ class StableDiffusion:
     def _denoise(
         self,
         x: mx.array,
+        sampler: Sampler,
         schedule: Schedule,
         texts: tuple[Sequence[str], Sequence[str]],
         options: TextOptions,
@@ -319,8 +340,6 @@ class StableDiffusion:
             size = tuple(latents * self.config.autoencoder.factor for latents in x.shape[1:3])
             text_time = (pooled, size_ids(size, len(pooled)))
             inputs.append(pooled)
-
-        sampler = self.sampler
 
         def start() -> Steps:
             predict = make_predict(self.unet, embeddings, text_time, *guidance, self.dtype)

@@ -35,7 +35,7 @@ UNET_SIZES = ((8, 8), (7, 13), (1, 2))  # in latents; also such as do not halve 
 TRAJECTORIES = [
     (*what, prediction_type)
     for what in (
-        *((name, schedule, 20) for name in SAMPLERS for schedule in SAMPLERS[name]),
+        *((name, schedule, 20) for name in SAMPLERS for schedule in SAMPLERS[name].schedules),
         *(("lcm", None, steps) for steps in (4, 8)),
     )
     for prediction_type in PREDICTION_TYPES

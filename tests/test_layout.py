@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "denoising": {"config", "device", "sampler", "unet", "utils"},
     "model_io": LOWER | NETWORKS | {"quantize"},
     "adapters": LOWER | NETWORKS | {"model_io"},
-    "check_arguments": {"conditioning", "config", "model_io", "utils"},
+    "check_arguments": {"conditioning", "config", "model_io", "sampler", "utils"},
     "pipeline": BELOW_PIPELINE,
     "overflow": BELOW_PIPELINE | {"pipeline"},
     "version": set(),

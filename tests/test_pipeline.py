@@ -223,7 +223,7 @@ def test_image_to_image_strength_0_is_the_picture_through_the_vae(model):
 @pytest.mark.parametrize(("strength", "raised"), [(0.3, 4), (0.1, 10), (1 / 49, 50)])
 def test_image_to_image_takes_at_least_one_step(model, strength, raised):
     sd = model("sd-1")
-    with pytest.warns(UserWarning, match=f"come to none: 1 step is run, the last of {raised}$"):
+    with pytest.warns(UserWarning, match=f"less than one: 1 step is run, the last of {raised}$"):
         latents = sd.generate_latents_from_image(
             gradient(64, 64), PROMPT, strength=strength, num_steps=2
         )

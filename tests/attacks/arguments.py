@@ -22,6 +22,7 @@ from attacks.harness import Case, Refused, attack, require
 from stable_diffusion.cli import convert, generate
 from stable_diffusion.cli.arguments import parse
 from stable_diffusion.cli.plan import Plan
+from stable_diffusion.cli.settings import Settings
 from stable_diffusion.model_io import convert as convert_library
 
 WRONG_USAGE = 2
@@ -94,8 +95,8 @@ def reach(case: Case, program: Program, *arguments: str) -> dict[str, Any]:
     case.keep(case.folder / "i.png")
     taken: dict[str, Any] = {}
 
-    def make_all(plan: Plan, args: argparse.Namespace, *_: object) -> None:
-        taken.update(vars(args), plan=plan)
+    def make_all(plan: Plan, settings: Settings, *_: object) -> None:
+        taken.update(vars(settings.requests[0]) | vars(settings), plan=plan)
         raise Reached
 
     def open_model(model: str, **settings: Any) -> None:

@@ -12,7 +12,6 @@ import pytest
 from ours import ROOT
 from PIL import Image
 
-from stable_diffusion.cli.arguments import parse
 from stable_diffusion.cli.arguments.options import GROUPS, START
 from stable_diffusion.cli.arguments.other_names import (
     ABSENT,
@@ -24,11 +23,13 @@ from stable_diffusion.cli.arguments.other_names import (
     SAME_BEGINNINGS,
     SENSES,
 )
+from stable_diffusion.cli.arguments.parse import image2image_parser, parse, txt2image_parser
 from stable_diffusion.cli.convert import _parser as convert_parser
 from stable_diffusion.cli.recipe.recipe import Recipe
-from stable_diffusion.images.text_chunks import RECIPE, save_options
+from stable_diffusion.cli.settings import Settings
+from stable_diffusion.images.text_chunks import RECIPE, make_save_options
 
-PARSERS = {"txt2image.py": parse.txt2image_parser, "image2image.py": parse.image2image_parser}
+PARSERS = {"txt2image.py": txt2image_parser, "image2image.py": image2image_parser}
 A_RECIPE = Recipe(prompt="a photo", model="tiny")
 README = (ROOT / "README.md").read_text()
 FILE = re.compile(r"[\w./-]+\.(?:png|jpg|webp|safetensors|txt|jsonl)\b")
@@ -62,7 +63,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def parse(script: str, arguments: list[str], folder: Path) -> argparse.Namespace | None:
+def parse_in(folder: Path, script: str, arguments: list[str]) -> Settings | None:
     """As the script does, where the files that are named exist; None where it ends the program."""
     for name in FILE.findall(" ".join(arguments)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -71,10 +72,10 @@ def parse(script: str, arguments: list[str], folder: Path) -> argparse.Namespace
         elif name.endswith("jsonl"):
             (folder / name).write_text('{"prompt": "a photo"}\n')
         else:
-            options = save_options({RECIPE: A_RECIPE.to_json()}, "PNG")
+            options = make_save_options({RECIPE: A_RECIPE.to_json()}, "PNG")
             Image.new("RGB", (64, 64)).save(folder / name, "PNG", **options)
     with contextlib.suppress(SystemExit):
-        return parse.parse(PARSERS[script](), arguments)
+        return parse(PARSERS[script](), arguments)
     return None
 
 
@@ -132,7 +133,7 @@ def test_examples_work(script, folder):
     assert len(found) >= 3
     for of_script, arguments in found:
         assert of_script == script
-        args = parse(script, arguments, folder)
+        args = parse_in(folder, script, arguments)
         assert args is not None or arguments == ["--list-models"], arguments
 
 
@@ -140,7 +141,7 @@ def test_an_option_in_the_wrong_is_told_first(capsys):
     """Not the prompt that it swallowed."""
     for words in (["--step", "3"], ["--list-model"], ["a", "--no-such-thing=1"]):
         with pytest.raises(SystemExit) as stopped:
-            parse.parse(parse.txt2image_parser(), words)
+            parse(txt2image_parser(), words)
         assert stopped.value.code == 2
         assert "unrecognized arguments: --" in capsys.readouterr().err
 
@@ -160,7 +161,7 @@ def test_an_option_in_the_wrong_is_told_first(capsys):
 )
 def test_did_you_mean(capsys, words, meant):
     with pytest.raises(SystemExit) as stopped:
-        parse.parse(parse.txt2image_parser(), ["a photo", *words])
+        parse(txt2image_parser(), ["a photo", *words])
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 2  # usage, and this
@@ -171,7 +172,7 @@ def test_did_you_mean(capsys, words, meant):
 def explained(script: str, words: list[str], capsys) -> str:
     """The error for options of other programs, after the word itself."""
     with pytest.raises(SystemExit) as stopped:
-        parse.parse(PARSERS[script](), words)
+        parse(PARSERS[script](), words)
     assert stopped.value.code == 2
     _, line = capsys.readouterr().err.splitlines()
     (word,) = {word.partition("=")[0] for word in words if word.startswith("-")}
@@ -235,9 +236,9 @@ def test_the_sense_is_right(capsys, words, said):
 
 
 def test_what_is_behind_the_end_of_options_is_a_prompt(folder):
-    assert parse("txt2image.py", ["--", "--guidance"], folder).prompt == "--guidance"
-    assert parse("txt2image.py", ["-p a cat"], folder).prompt == "-p a cat"
-    assert parse("txt2image.py", ["-qv", "a"], folder).quantize is True
+    assert parse_in(folder, "txt2image.py", ["--", "--guidance"]).requests[0].prompt == "--guidance"
+    assert parse_in(folder, "txt2image.py", ["-p a cat"]).requests[0].prompt == "-p a cat"
+    assert parse_in(folder, "txt2image.py", ["-qv", "a"]).quantize is True
 
 
 def test_messages_spell_options_as_the_help_does():
@@ -256,23 +257,27 @@ def test_messages_spell_options_as_the_help_does():
 
 
 def test_prompts_are_no_options(folder):
-    assert parse("txt2image.py", ["--a photo of it"], folder).prompt == "--a photo of it"
-    assert parse("txt2image.py", ["--", "--step"], folder).prompt == "--step"
+    assert (
+        parse_in(folder, "txt2image.py", ["--a photo of it"]).requests[0].prompt
+        == "--a photo of it"
+    )
+    assert parse_in(folder, "txt2image.py", ["--", "--step"]).requests[0].prompt == "--step"
 
 
 def test_values_that_look_like_the_end_of_options(folder):
     """Python's own parser loses them before 3.13."""
-    args = parse("txt2image.py", ["--negative_prompt=--", "--output=--", "a"], folder)
-    assert (args.prompt, args.negative_prompt) == ("a", "--")
+    settings = parse_in(folder, "txt2image.py", ["--negative_prompt=--", "--output=--", "a"])
+    (request,) = settings.requests
+    assert (request.prompt, request.negative_prompt) == ("a", "--")
     with pytest.raises(SystemExit):
-        parse.parse(parse.txt2image_parser(), ["--steps=--", "a"])
+        parse(txt2image_parser(), ["--steps=--", "a"])
 
 
 @pytest.mark.parametrize("option", ["--lora={}", "--embedding=x={}", "--lora={}:1"])
 @pytest.mark.parametrize("name", ["x" * 999, "~nosuch/x", "a\0b", "/dev/zero"])
 def test_files_that_cannot_be(capsys, option, name):
     with pytest.raises(SystemExit) as stopped:
-        parse.parse(parse.txt2image_parser(), ["a", option.format(name)])
+        parse(txt2image_parser(), ["a", option.format(name)])
     assert stopped.value.code == 2
     assert "error: argument" in (said := capsys.readouterr().err) and "no such" in said
 
@@ -300,7 +305,7 @@ def test_files_that_cannot_be(capsys, option, name):
 )
 def test_addresses(capsys, option, said):
     with pytest.raises(SystemExit) as stopped:
-        parse.parse(parse.txt2image_parser(), ["a", option])
+        parse(txt2image_parser(), ["a", option])
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert " is a web address: " in error
@@ -313,7 +318,7 @@ def test_addresses(capsys, option, said):
 @pytest.mark.parametrize("model", ["org/name", "org/name@v1", "./http", "hf.co", "a:b", ""])
 def test_what_is_no_address(folder, model):
     (folder / "hf.co").mkdir()
-    assert parse("txt2image.py", ["a", f"--model={model}"], folder).model == model
+    assert parse_in(folder, "txt2image.py", ["a", f"--model={model}"]).model == model
 
 
 LAST_SEED = 2**64 - 1
@@ -321,40 +326,41 @@ LAST_SEED = 2**64 - 1
 
 def test_seeds(folder, capsys):
     for seed in (0, LAST_SEED):
-        args = parse("txt2image.py", ["a", "--n_images=1", f"--seed={seed}"], folder)
-        assert args.seed == seed
+        args = parse_in(folder, "txt2image.py", ["a", "--n_images=1", f"--seed={seed}"])
+        assert args.requests[0].seed == seed
     for wrong, said in {
         "-1": f"must be from 0 to {LAST_SEED}, got -1: leave it out for a random one",
         str(LAST_SEED + 1): f"must be from 0 to {LAST_SEED}, got {LAST_SEED + 1}",
         "x": "'x' is not an integer",
     }.items():
-        assert parse("txt2image.py", ["a", "--seed", wrong], folder) is None
+        assert parse_in(folder, "txt2image.py", ["a", "--seed", wrong]) is None
         assert capsys.readouterr().err.endswith(f": {said}\n")
 
 
 def test_no_picture_has_a_seed_beyond_the_last(folder, capsys):
     """Those that follow count too: of a call, a recipe, and a prompts file."""
     last, end = str(LAST_SEED), f"as seeds end at {LAST_SEED}: take a smaller one"
-    assert parse("txt2image.py", ["a", "--n_images=2", "--seed", str(LAST_SEED - 1)], folder)
-    assert parse("txt2image.py", ["a", "--n_images=2", "--seed", last], folder) is None
+    assert parse_in(folder, "txt2image.py", ["a", "--n_images=2", "--seed", str(LAST_SEED - 1)])
+    assert parse_in(folder, "txt2image.py", ["a", "--n_images=2", "--seed", last]) is None
     said = f"--seed {last} is too large for 2 pictures, {end}, or --n_images 1\n"
     assert capsys.readouterr().err.endswith(said)
 
     recipe = Recipe(prompt="a", model="tiny", seed=LAST_SEED)
-    options = save_options({RECIPE: recipe.to_json()}, "PNG")
+    options = make_save_options({RECIPE: recipe.to_json()}, "PNG")
     Image.new("RGB", (64, 64)).save(folder / "r.png", **options)
-    parser = parse.txt2image_parser()
+    parser = txt2image_parser()
     with pytest.raises(SystemExit):
-        parse.parse(parser, ["--from-image=r.png"])
+        parse(parser, ["--from-image=r.png"])
     assert "is too large for 4 pictures" in capsys.readouterr().err
-    assert parse.parse(parser, ["--from-image=r.png", "--n_images=1"]).seed == LAST_SEED
+    (request,) = parse(parser, ["--from-image=r.png", "--n_images=1"]).requests
+    assert request.seed == LAST_SEED
 
     (folder / "p.jsonl").write_text('{"prompt": "a", "n_images": 2}\n{"prompt": "b"}')
     with pytest.raises(SystemExit):
-        parse.parse(parser, ["--prompts-file=p.jsonl", f"--seed={LAST_SEED - 1}"])
+        parse(parser, ["--prompts-file=p.jsonl", f"--seed={LAST_SEED - 1}"])
     error = capsys.readouterr().err
     assert error.endswith(f"line 2: --seed {LAST_SEED + 1} is too large for 1 picture, {end}\n")
-    args = parse.parse(parser, ["--prompts-file=p.jsonl", f"--seed={LAST_SEED - 2}"])
+    args = parse(parser, ["--prompts-file=p.jsonl", f"--seed={LAST_SEED - 2}"])
     assert [request.seed for request in args.requests] == [LAST_SEED - 2, LAST_SEED]
 
 
@@ -375,7 +381,7 @@ def readme_options() -> dict[str, tuple[str, str]]:
 
 
 def test_readme_has_every_option_and_its_default():
-    parser = parse.image2image_parser()
+    parser = image2image_parser()
     has = {}
     for group, action in options(parser):
         if action.option_strings:
@@ -394,13 +400,13 @@ def test_readme_calls_the_scripts_as_they_are(folder):
     assert len(found) >= 10
     for script, arguments in found:
         ends = {"--list-models", "--version", "--help"} & {*arguments}
-        assert parse(script, arguments, folder) is not None or ends, arguments
+        assert parse_in(folder, script, arguments) is not None or ends, arguments
 
 
 def templates() -> str:
     """All texts in the package's source, one a line, with … for what is put into them."""
     texts = []
-    for file in (ROOT / "stable_diffusion").glob("*.py"):
+    for file in (ROOT / "stable_diffusion").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 texts.append(node.value)

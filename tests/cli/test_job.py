@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 import warnings
-from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,16 +18,19 @@ from PIL import Image
 import image2image
 import txt2image
 from stable_diffusion.cli.arguments import parse
-from stable_diffusion.cli.job import Job, UsageError, check_start_size, warn_of_no_guidance
+from stable_diffusion.cli.job import CompleteJob, UsageError, check_start_size, warn_of_no_guidance
 from stable_diffusion.cli.plan import Plan, batches
+from stable_diffusion.cli.settings import StartPicture
 from stable_diffusion.cli.terminal import progress
 from stable_diffusion.device import memory
+from stable_diffusion.utils.size import Size
 
 SAME = 50  # dB
-JOB = Job("a", seed=1, width=64, height=64, steps=4)
+NO_PIXELS = np.zeros((0, 0, 3), np.float32)
+JOB = CompleteJob("a", seed=1, width=64, height=64, steps=4, cfg=7.5, sampler="euler")
 
 
-def shares(jobs: list[Job], size: int, n_shares: int = 1) -> list[list[int]]:
+def shares(jobs: list[CompleteJob], size: int, n_shares: int = 1) -> list[list[int]]:
     """The seeds of each batch."""
     found = batches(jobs, lambda _: size, n_shares)
     return [[job.seed for job in batch.jobs] for batch in found]
@@ -240,7 +242,7 @@ def test_how_large_a_picture_may_be(tmp_path):
     def check(side: int, usual: int) -> None:
         defaults = SimpleNamespace(size=(usual, usual))
         config = SimpleNamespace(defaults=defaults, autoencoder=SimpleNamespace(factor=8))
-        check_start_size(Namespace(image_size=(side, side), image_file="a.png"), config)
+        check_start_size(StartPicture("a.png", NO_PIXELS, Size(side, side)), config)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -257,9 +259,10 @@ def test_how_large_a_picture_may_be(tmp_path):
 def test_a_tilde_that_the_shell_has_left(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     Image.new("RGB", (64, 64)).save(tmp_path / "start.png")
-    args = parse.parse(parse.image2image_parser(), ["~/start.png", "a star"])
-    assert args.image_file == str(tmp_path / "start.png")
+    settings = parse.parse(parse.image2image_parser(), ["~/start.png", "a star"])
+    assert settings.start.file == str(tmp_path / "start.png")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "~").mkdir()
     (tmp_path / "start.png").rename(tmp_path / "~" / "start.png")
-    assert parse.parse(parse.image2image_parser(), ["~/start.png", "a"]).image_file == "~/start.png"
+    settings = parse.parse(parse.image2image_parser(), ["~/start.png", "a"])
+    assert settings.start.file == "~/start.png"

@@ -15,11 +15,9 @@ import pytest
 from attacks.pictures import png
 from PIL import EpsImagePlugin, Image, ImageFile, TiffImagePlugin
 
-from stable_diffusion.images.arrays import fitted_size, make_grid, similar_size, to_uint8
+from stable_diffusion.images.arrays import find_similar_size, make_grid, round_size_down, to_uint8
+from stable_diffusion.images.pixels import HEIF, ORIENTATION, SAMPLE_FORMAT
 from stable_diffusion.images.reading import (
-    HEIF,
-    ORIENTATION,
-    SAMPLE_FORMAT,
     load_image,
     open_picture,
     read_picture,
@@ -388,7 +386,7 @@ def test_crop_of_a_picture_that_lies(tmp_path, rgb, orientation):
     ],
 )
 def test_similar_size(size, n_pixels, multiple, expected):
-    assert similar_size(size, n_pixels, multiple) == expected
+    assert find_similar_size(size, n_pixels, multiple) == expected
 
 
 def test_similar_sizes_of_any_proportions():
@@ -396,8 +394,8 @@ def test_similar_sizes_of_any_proportions():
     for width in (64, 100, 777, 5000, 100_000):
         for height in (64, 129, 3001, 100_000):
             for side, multiple in ((64, 8), (512, 64), (1024, 64)):
-                size = similar_size((width, height), side**2, multiple)
-                assert size == fitted_size(size, multiple) and max(size) <= 16 * side
+                size = find_similar_size((width, height), side**2, multiple)
+                assert size == round_size_down(size, multiple) and max(size) <= 16 * side
                 assert 1 / 3 < size[0] * size[1] / side**2 < 3
                 if max(width, height) < 10 * min(width, height):
                     assert 0.7 < size[0] / size[1] / (width / height) < 1.4
@@ -565,7 +563,7 @@ def test_heic_with_its_package(tmp_path, rgb, heif_opener, monkeypatch):
     (tmp_path / "a.jpg").write_bytes(HEIC)
     assert_close(read_image(tmp_path / "a.jpg"), scaled(rgb))
     assert read_size(tmp_path / "a.jpg") == (WIDTH, HEIGHT)
-    monkeypatch.setattr("stable_diffusion.images.reading.MAX_PIXELS", WIDTH * HEIGHT - 1)
+    monkeypatch.setattr("stable_diffusion.images.reading.MAX_FILE_PIXELS", WIDTH * HEIGHT - 1)
     with pytest.raises(ValueError, match=r"a\.jpg: the picture is too large"):
         read_image(tmp_path / "a.jpg")
 
@@ -591,7 +589,7 @@ def test_real_heic(tmp_path, rgb):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("-", "-: a picture is not read from standard input: save it in a file"),
+        ("-", "-: a picture cannot be read from standard input: save it in a file"),
         (
             "https://a.org/b/c%20d.jpg?e=1#f",
             "curl -L -o 'c d.jpg' 'https://a.org/b/c%20d.jpg?e=1#f'",

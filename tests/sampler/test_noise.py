@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stable_diffusion.sampler.noise import MAX_SEED, NoiseStream, draw_latents, picture_streams
+from stable_diffusion.sampler.noise import MAX_SEED, NoiseStream, draw_latents, make_noise_streams
 
 TOLERANCE = 1e-6
 SEEDS = [0, 1, 7, 2**31, 2**32 - 1, 2**32, 2**32 + 7, 2**63 + 5, 2**64 - 1, -1, -7, -(2**63)]
@@ -41,14 +41,14 @@ def test_seeds_torch_refuses(seed):
 @pytest.mark.parametrize("seed", [2**32 + 5, 2**63, MAX_SEED - 1])
 def test_the_largest_seeds_of_pictures(seed):
     """Each picture has its seed's noise of torch, up to the largest; no seed goes round."""
-    first, streams = picture_streams(seed, 2)
+    first, streams = make_noise_streams(seed, 2)
     assert first == seed
     for i, stream in enumerate(streams):
         expected = torch.randn((4, 8, 8), generator=torch_generator(seed + i)).numpy()
         np.testing.assert_allclose(stream.normal((4, 8, 8)), expected, rtol=0, atol=TOLERANCE)
     for wrong, n in ((MAX_SEED, 2), (MAX_SEED + 1, 1), ([0, MAX_SEED + 1], 2), (-1, 1)):
         with pytest.raises(ValueError, match=r"from 0 to 2\^64 - 1 for each picture"):
-            picture_streams(wrong, n)
+            make_noise_streams(wrong, n)
 
 
 @pytest.mark.parametrize("n", [*range(36), 47, 48, 49, 1000, 4099])

@@ -1,6 +1,7 @@
 """Steps equal those of diffusers' schedulers, one after another."""
 
 import json
+from dataclasses import replace
 
 import mlx.core as mx
 import pytest
@@ -8,8 +9,8 @@ from oracle import SCHEDULERS
 from parity import TRAJECTORIES, trajectory_error
 
 from stable_diffusion.config.diffusion import PREDICTION_TYPES, SPACINGS, DiffusionConfig
-from stable_diffusion.sampler import sampler
-from stable_diffusion.sampler.sampler import Sampler, ancestral_ratios
+from stable_diffusion.sampler.sampler import SAMPLERS, Sampler
+from stable_diffusion.sampler.steps import StepInput, compute_ancestral_ratios, dpm_2m_step
 
 SAME = 1e-5
 OTHER = 1e-3  # what is wrong is at least so far off
@@ -57,18 +58,20 @@ def test_few_steps_of_the_second_order(num_steps):
 
 def test_a_wrong_order_shows(monkeypatch):
     """A solver that forgets the estimate before, or uses it in the last step too."""
-    right = sampler.dpm_2m_step
-    first_order = lambda x, x_0, start, end, before: right(x, x_0, start, end, None)  # noqa: E731
-    monkeypatch.setattr(sampler, "dpm_2m_step", first_order)
-    assert trajectory_error("dpm++2m", "epsilon", "karras") > OTHER
 
-    def without_half(x, x_0, start, end, before):
-        if before is not None:
-            before = before._replace(x_0=2 * before.x_0 - x_0)
-        return right(x, x_0, start, end, before)
+    def forget_previous(at: StepInput):
+        return dpm_2m_step(replace(at, previous=None))
 
-    monkeypatch.setattr(sampler, "dpm_2m_step", without_half)
-    assert trajectory_error("dpm++2m", "epsilon", "karras") > OTHER
+    def double_previous(at: StepInput):
+        previous = at.previous
+        if previous is not None:
+            previous = previous._replace(x_0=2 * previous.x_0 - at.x_0)
+        return dpm_2m_step(replace(at, previous=previous))
+
+    row = SAMPLERS["dpm++2m"]
+    for wrong in (forget_previous, double_previous):
+        monkeypatch.setitem(SAMPLERS, "dpm++2m", replace(row, step=wrong))
+        assert trajectory_error("dpm++2m", "epsilon", "karras") > OTHER
 
 
 @pytest.mark.parametrize("name", ["euler", "euler-a", "ddim", "dpm++2m"])
@@ -89,9 +92,9 @@ def test_a_wrong_sampler_shows(name, monkeypatch):
     assert trajectory_error(name, "epsilon", None, 7) > OTHER
 
 
-def test_ancestral_ratios_keep_the_variance():
+def test_compute_ancestral_ratios_keep_the_variance():
     for ratio, next_ratio in ((14.6, 7.0), (1.0, 0.9), (0.03, 0.0)):
-        down, up = ancestral_ratios(ratio, next_ratio)
+        down, up = compute_ancestral_ratios(ratio, next_ratio)
         assert down**2 + up**2 == pytest.approx(next_ratio**2)
 
 

@@ -15,7 +15,11 @@ from ours import ROOT, python
 from PIL import Image
 
 from stable_diffusion.utils import atomic_files
-from stable_diffusion.utils.atomic_files import remove_abandoned, unfinished_folder, write_whole
+from stable_diffusion.utils.atomic_files import (
+    create_folder_atomically,
+    remove_abandoned,
+    write_atomically,
+)
 
 TOKEN = "0123456789abcdef"
 TAKEN = f".a.png.{TOKEN}.partial"
@@ -27,15 +31,14 @@ MAY_UNSHARE = (
 # Writes into a folder with numbers, under names that only one can have, and over one name, and
 # sweeps up each time; both programs are process 1.
 SAVES = """
-import argparse, os, sys
+import os, sys
 import numpy as np
 from stable_diffusion.cli.job import Job
 from stable_diffusion.cli.output.picture_writer import Output
+from stable_diffusion.cli.settings import Settings
 
 assert os.getpid() == 1
 value, n = int(sys.argv[1]), int(sys.argv[2])
-usual = dict(n_rows=1, force=False, model="tiny", prompts_file=None, preview=None, grid=None,
-             image_file=None, from_image=None)
 picture = np.full((32, 32, 3), value, np.uint8)
 print("ready", flush=True)
 sys.stdin.readline()
@@ -43,7 +46,7 @@ for i in range(n):
     for output in ("d/", "{seed}.png", "one.png"):
         jobs = [Job("a", seed=i, index=1)]
         try:
-            files = Output(argparse.Namespace(output=output, **usual), jobs)
+            files = Output(Settings((), output=output, model="tiny"), jobs)
         except ValueError:  # the other one has written {seed}.png
             continue
         files.remove_abandoned()
@@ -131,10 +134,10 @@ def test_a_name_that_is_taken_is_left_alone(tmp_path, monkeypatch, plant):
             planted.mkdir()
     tokens = iter([TOKEN, "f" * 16])
     monkeypatch.setattr(atomic_files.secrets, "token_hex", lambda n: next(tokens, TOKEN))
-    write_whole(tmp_path / "a.png", b"new")
+    write_atomically(tmp_path / "a.png", b"new")
     assert (tmp_path / "a.png").read_bytes() == b"new"
-    with pytest.raises(OSError, match="take every name") as error:
-        write_whole(tmp_path / "a.png", b"newer", overwrites=False)
+    with pytest.raises(OSError, match="use every temporary name") as error:
+        write_atomically(tmp_path / "a.png", b"newer", overwrites=False)
     assert not isinstance(error.value, FileExistsError)  # which another name would be tried for
     assert os.path.lexists(planted) and victim.read_bytes() == b"old"
     assert planted.is_dir() or planted.read_bytes() == b"old"
@@ -144,7 +147,7 @@ def test_names_are_random_and_fit(tmp_path, monkeypatch):
     names = []
     monkeypatch.setattr(os, "replace", lambda partial, _: names.append(Path(partial).name))
     for _ in range(100):
-        write_whole(tmp_path / f"{'x' * 216}.png", b"")
+        write_atomically(tmp_path / f"{'x' * 216}.png", b"")
     assert len(set(names)) == 100 and max(map(len, names)) <= 255
     assert all(atomic_files.FILE.fullmatch(name)["name"] == f"{'x' * 216}.png" for name in names)
 
@@ -154,7 +157,7 @@ def test_names_are_random_and_fit(tmp_path, monkeypatch):
 def test_the_umask_counts(tmp_path, mask, overwrites):
     before = os.umask(mask)
     try:
-        write_whole(tmp_path / "a.png", b"new", overwrites=overwrites)
+        write_atomically(tmp_path / "a.png", b"new", overwrites=overwrites)
     finally:
         os.umask(before)
     assert (tmp_path / "a.png").stat().st_mode & 0o777 == 0o666 & ~mask
@@ -164,11 +167,11 @@ def test_it_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     done = []
     monkeypatch.setattr(os, "fsync", lambda d: done.append(os.fstat(d).st_size))
     monkeypatch.setattr(os, "replace", lambda *_: done.append("named"))
-    write_whole(tmp_path / "a.png", b"12345")
+    write_atomically(tmp_path / "a.png", b"12345")
     assert done == [5, "named"]
     done.clear()
     monkeypatch.setattr(Path, "rename", lambda *_: done.append("named"))
-    with unfinished_folder(tmp_path / "model") as folder:
+    with create_folder_atomically(tmp_path / "model") as folder:
         (folder / "unet").mkdir()
         (folder / "unet" / "a").write_bytes(b"123")
     assert done == [3, "named"]
@@ -178,7 +181,7 @@ def test_it_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 def test_disks_that_fail_and_what_is_no_disk(tmp_path, monkeypatch, number, is_fatal):
     monkeypatch.setattr(os, "fsync", fails(number))
     try:
-        write_whole(tmp_path / "a.png", b"new")
+        write_atomically(tmp_path / "a.png", b"new")
     except OSError as error:
         assert is_fatal and error.errno == number and not os.listdir(tmp_path)
     else:
@@ -190,12 +193,12 @@ def test_a_sweep_between_making_and_locking(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     for n in (1, 5):
         unlock_first(n, monkeypatch, lambda: remove_abandoned([path]))
-        write_whole(path, b"new %d" % n)
+        write_atomically(path, b"new %d" % n)
         assert path.read_bytes() == b"new %d" % n and os.listdir(tmp_path) == ["a.png"]
         monkeypatch.undo()
     folder = tmp_path / "model"
     unlock_first(2, monkeypatch, lambda: remove_abandoned([folder]))
-    with unfinished_folder(folder) as made:
+    with create_folder_atomically(folder) as made:
         (made / "a").touch()
     assert sorted(os.listdir(tmp_path)) == ["a.png", "model"] and os.listdir(folder) == ["a"]
 
@@ -210,7 +213,7 @@ def test_a_sweep_that_holds_the_lock(tmp_path, monkeypatch):
         fcntl.flock(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     unlock_first(1, monkeypatch, lock_as_a_sweep)
-    write_whole(path, b"new")
+    write_atomically(path, b"new")
     os.close(held[0])
     assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["a.png"]
 
@@ -228,17 +231,20 @@ def test_what_is_deleted_though_locked_is_written_again(tmp_path, monkeypatch, o
         real(partial, *rest)
 
     monkeypatch.setattr(os, function, deleted)
-    write_whole(path, b"new", overwrites=overwrites)
+    write_atomically(path, b"new", overwrites=overwrites)
     assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["a.png"]
     monkeypatch.setattr(os, function, fails(errno.ENOENT))
-    with pytest.raises(OSError, match="another program deletes what is being written"):
-        write_whole(tmp_path / "b.png", b"new", overwrites=overwrites)
+    with pytest.raises(OSError, match="another program removes the unfinished file"):
+        write_atomically(tmp_path / "b.png", b"new", overwrites=overwrites)
     assert os.listdir(tmp_path) == ["a.png"]
 
 
 def test_nothing_being_made_is_swept_up(tmp_path):
     path, folder = tmp_path / "a.png", tmp_path / "model"
-    with atomic_files._making(path, is_folder=False), unfinished_folder(folder) as made:
+    with (
+        atomic_files._create_locked(path, is_folder=False),
+        create_folder_atomically(folder) as made,
+    ):
         before = sorted(os.listdir(tmp_path))
         assert len(before) == 2 and made.name in before
         remove_abandoned([path, folder])
@@ -278,9 +284,12 @@ def test_without_locks_nothing_is_judged(tmp_path, monkeypatch, number):
     with monkeypatch.context() as patch:
         patch.setattr(fcntl, "flock", fails(number))
         remove_abandoned([path])
-        write_whole(path, b"new")
+        write_atomically(path, b"new")
         assert sorted(os.listdir(tmp_path)) == [TAKEN, "a.png"] and path.read_bytes() == b"new"
-        with atomic_files._making(path, is_folder=False), unfinished_folder(folder) as made:
+        with (
+            atomic_files._create_locked(path, is_folder=False),
+            create_folder_atomically(folder) as made,
+        ):
             patch.undo()
             before = sorted(os.listdir(tmp_path))
             remove_abandoned([path, folder])
@@ -294,13 +303,13 @@ def test_without_links_no_file_is_lost(tmp_path, monkeypatch, number):
     """Also if another program makes it in between."""
     path = tmp_path / "a.png"
     monkeypatch.setattr(os, "link", fails(number))
-    write_whole(path, b"first", overwrites=False)
+    write_atomically(path, b"first", overwrites=False)
     with pytest.raises(FileExistsError):
-        write_whole(path, b"second", overwrites=False)
+        write_atomically(path, b"second", overwrites=False)
     assert path.read_bytes() == b"first"
     (tmp_path / "dangling").symlink_to("nowhere")
     with pytest.raises(FileExistsError):
-        write_whole(tmp_path / "dangling", b"second", overwrites=False)
+        write_atomically(tmp_path / "dangling", b"second", overwrites=False)
     path.unlink()
 
     def link(*_: object) -> None:
@@ -310,7 +319,7 @@ def test_without_links_no_file_is_lost(tmp_path, monkeypatch, number):
     monkeypatch.setattr(os, "link", link)
     monkeypatch.setattr(os.path, "exists", lambda _: False)  # as it was a moment ago
     with pytest.raises(FileExistsError):
-        write_whole(path, b"second", overwrites=False)
+        write_atomically(path, b"second", overwrites=False)
     assert path.read_bytes() == b"theirs" and sorted(os.listdir(tmp_path)) == ["a.png", "dangling"]
 
 
@@ -324,7 +333,7 @@ def test_without_links_nothing_is_left_of_what_failed(tmp_path, monkeypatch, end
     monkeypatch.setattr(os, "link", fails(errno.EPERM))
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(type(ending)):
-        write_whole(path, b"new", overwrites=False)
+        write_atomically(path, b"new", overwrites=False)
     assert not os.listdir(tmp_path)
 
     def fail_late(partial: Path, path: Path, rename=os.rename) -> None:
@@ -333,7 +342,7 @@ def test_without_links_nothing_is_left_of_what_failed(tmp_path, monkeypatch, end
 
     monkeypatch.setattr(os, "replace", fail_late)
     with pytest.raises(type(ending)):
-        write_whole(path, b"new", overwrites=False)
+        write_atomically(path, b"new", overwrites=False)
     assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["a.png"]
 
 
@@ -345,10 +354,10 @@ def test_a_link_that_was_made_twice(tmp_path, monkeypatch):
         real(partial, path)
 
     monkeypatch.setattr(os, "link", link)
-    write_whole(tmp_path / "a.png", b"new", overwrites=False)
+    write_atomically(tmp_path / "a.png", b"new", overwrites=False)
     assert os.listdir(tmp_path) == ["a.png"]
     with pytest.raises(FileExistsError):
-        write_whole(tmp_path / "a.png", b"newer", overwrites=False)
+        write_atomically(tmp_path / "a.png", b"newer", overwrites=False)
     assert (tmp_path / "a.png").read_bytes() == b"new"
 
 
@@ -359,10 +368,10 @@ from stable_diffusion.utils import atomic_files
 os.{function} = lambda *_: os.kill(os.getpid(), 9)
 path = Path(sys.argv[1])
 if {is_folder}:
-    with atomic_files.unfinished_folder(path) as folder:
+    with atomic_files.create_folder_atomically(path) as folder:
         (folder / "a").touch()
 else:
-    atomic_files.write_whole(path, b"new", overwrites={overwrites})
+    atomic_files.write_atomically(path, b"new", overwrites={overwrites})
 """
 
 

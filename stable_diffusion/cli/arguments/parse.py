@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from ...images.arrays import MAX_PIXELS, MULTIPLE
 from ...images.reading import load_image, read_size
 from ...sampler.noise import MAX_SEED
 from ...sampler.sampler import require_schedule
+from ...utils.size import Size
 from ...utils.wording import abbreviate, describe_error
-from ..job import Job
+from ..settings import Request, Settings, StartPicture
 from ..terminal.console import say
 from .argument_parser import Parser
 from .from_image import with_recipe
@@ -80,13 +82,12 @@ def image2image_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse, check, and read the picture to start from, so that `args.image` is [H, W, 3].
+def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> Settings:
+    """Parse and check a command line, and read the picture to start from.
 
     Wrong usage ends the program with status 2, before any model is loaded.
     """
     args = _parsed(parser, argv)
-    args.image_file = None
     if args.from_image is not None:
         args = _with_recipe(parser, args, argv)
     if args.prompt is None and args.prompts_file is None:
@@ -104,15 +105,25 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> arg
     if args.preview_vae and args.preview is None:
         parser.error("--preview-vae is how previews are decoded: say with --preview N how often")
     try:
-        args.requests = _requests(args)
+        requests = _requests(args)
+        start = None
         if "image" in args:
             if args.fit is not None and args.width is None:
                 raise ValueError("--fit needs --width and --height")
-            args.image_file = args.image
-            args.image = _read_image(args)
+            start = _read_start(args)
     except (ValueError, OSError) as error:
         parser.error(describe_error(error))
-    return args
+    return _settings(args, requests, start)
+
+
+def _settings(
+    args: argparse.Namespace, requests: list[Request], start: StartPicture | None
+) -> Settings:
+    """Return the settings that the arguments give."""
+    names = {field.name for field in fields(Settings)}
+    values = {name: value for name, value in vars(args).items() if name in names}
+    values |= {"lora": tuple(args.lora), "embedding": tuple(args.embedding)}
+    return Settings(**values, requests=tuple(requests), start=start, metadata=not args.no_metadata)
 
 
 def _parsed(
@@ -159,21 +170,24 @@ def _with_recipe(
     return args
 
 
-def _requests(args: argparse.Namespace) -> list[argparse.Namespace]:
+def _requests(args: argparse.Namespace) -> list[Request]:
     """The command line, once for each prompt of a prompts file; checked.
 
     Raises:
         ValueError: an option, or a line of the file, is wrong.
         OSError: the file cannot be read.
     """
-    args.where = ""
-    requests = [args]
+    names = {field.name for field in fields(Request)}
+    values = {name: value for name, value in vars(args).items() if name in names}
+    common = Request(**values | {"prompt": args.prompt or ""})  # a prompts file brings its own
+    requests = [common]
     if args.prompts_file is not None:
         known = types((START | GROUPS).values())
-        own = {"n_images", "output", *Job.__dataclass_fields__} & vars(args).keys()
+        own = {"output", *names} & vars(args).keys()
         if "image" in args:
             own -= {"width", "height"}  # those of the picture
-        requests = read_requests(args, {name: known[name] for name in known if name in own})
+        types_of_lines = {name: known[name] for name in known if name in own}
+        requests = read_requests(args.prompts_file, common, types_of_lines)
     for request in requests:
         if (request.width is None) != (request.height is None):
             raise ValueError(f"{request.where}--width and --height go together")
@@ -203,21 +217,23 @@ def _default_output(prompts_file: str | None) -> str:
     return ("out" if prompts_file == STANDARD_INPUT else Path(prompts_file).stem) + "/"
 
 
-def _read_image(args: argparse.Namespace) -> np.ndarray:
-    """The picture, [H, W, 3] in [-1, 1], at a size that the networks take.
+def _read_start(args: argparse.Namespace) -> StartPicture:
+    """Read the picture to start from, at a size that the networks take.
 
     One that is too large for any model is not read, and black in place of it; when the model's own
     size is known, `jobs.check_start_size` refuses it.
     """
-    size = None if args.width is None else (args.width, args.height)
-    args.image_size = None  # of the file; None if the user says what to bring it to
+    size = None if args.width is None else Size(args.width, args.height)
+    own_size = None
+    fit = args.fit or "stretch"
     if size is None:
-        args.image_size = width, height = read_size(args.image)
+        own_size = width, height = Size(*read_size(args.image))
         if width * height > MAX_PIXELS and min(width, height) >= MULTIPLE:
             shape = (*(side - side % MULTIPLE for side in (height, width)), 3)
-            return np.broadcast_to(np.float32(-1), shape)  # takes no memory
-    image, (width, height) = load_image(args.image, size, fit=args.fit or "stretch")
+            black = np.broadcast_to(np.float32(-1), shape)  # takes no memory
+            return StartPicture(args.image, black, own_size, fit)
+    image, (width, height) = load_image(args.image, size, fit=fit)
     new_height, new_width, _ = image.shape
     if (new_width, new_height) != (width, height):
         say(f"Resized {args.image} from {width}x{height} to {new_width}x{new_height}")
-    return image
+    return StartPicture(args.image, image, own_size, fit)

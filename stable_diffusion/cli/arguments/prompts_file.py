@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from io import StringIO
 from itertools import islice
@@ -17,6 +18,7 @@ from typing import Any
 
 from ...utils.strict_json import parse_json
 from ...utils.wording import abbreviate, did_you_mean
+from ..settings import Request
 
 STANDARD_INPUT = "-"
 SEED_BYTES = 4
@@ -42,15 +44,16 @@ OPTION = re.compile(r"--[a-z][a-z_-]*[ =]", re.IGNORECASE)
 Types = dict[str, Callable[[str], Any]]
 
 
-def read_requests(args: argparse.Namespace, types: Types) -> list[argparse.Namespace]:
-    """The command line, once for each line of `args.prompts_file`, with what the line says.
+def read_requests(file: str, common: Request, types: Types) -> list[Request]:
+    """Return a request for each line of a prompts file: that of the command line, `common`, with
+    the options of the line in place of its own.
 
     A line that counts is not blank and does not start with `#`. If the first of them starts with
     `{`, all are JSON objects: they have a `prompt` and options. The file may also be one JSON
     array, of such objects or of prompts. `output` is a name in the folder of the command line's,
     and becomes `file`. What is null is left out.
 
-    A line without a seed gets one: where `args.seed` says one, the pictures of the file count up
+    A line without a seed gets one: where `common.seed` says one, the pictures of the file count up
     from it; else it is made of the prompt, and so stays when the file around it changes.
 
     Args:
@@ -61,21 +64,23 @@ def read_requests(args: argparse.Namespace, types: Types) -> list[argparse.Names
         ValueError: the file, or a line of it, is not as it should be.
         OSError: it cannot be read.
     """
-    requests = []
-    n_pictures, n_same = 0, Counter()
-    for place, entry in _entries(args.prompts_file):
-        where = f"{args.prompts_file}{place}: "
+    requests: list[Request] = []
+    n_pictures = 0
+    n_same: Counter[str] = Counter()
+    for place, entry in _entries(file):
+        where = f"{file}{place}: "
         try:
             options = {"prompt": entry} if isinstance(entry, str) else _options(entry(), types)
         except ValueError as error:
             raise ValueError(f"{where}{error}") from None
         if "output" in options:
             options["file"] = options.pop("output")
-        request = argparse.Namespace(**vars(args) | options | {"where": where})
+        request = replace(common, **options, where=where)
         if "seed" not in options:
             text = f"{n_same[request.prompt]} {request.prompt}"
             n_same[request.prompt] += 1
-            request.seed = _seed_of(text) if args.seed is None else args.seed + n_pictures
+            seed = _seed_of(text) if common.seed is None else common.seed + n_pictures
+            request = replace(request, seed=seed)
         n_pictures += request.n_images
         if n_pictures > MAX_PICTURES:
             raise ValueError(f"{where}more than {MAX_PICTURES} pictures are asked for: split it")

@@ -15,17 +15,12 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from ...config.known_models import MODELS
+from ...sampler.sampler import SAMPLERS, SCHEDULES
 from ...tokenizer.prompt_weights import EXTRA_NETWORK
 from .recipe import MAX_CHARACTERS, Recipe
 
-SAMPLER_NAMES = {
-    "euler": "Euler",
-    "euler-a": "Euler a",
-    "ddim": "DDIM",
-    "dpm++2m": "DPM++ 2M",
-    "lcm": "LCM",
-}
-SCHEDULE_NAMES = {"karras": "Karras", "trailing": "SGM Uniform", "linspace": "Uniform"}
+SAMPLER_NAMES = {spec.name: spec.webui_name for spec in SAMPLERS.values()}
+SCHEDULE_NAMES = {spec.name: spec.webui_name for spec in SCHEDULES.values() if spec.webui_name}
 OURS = "Stable Diffusion for MLX"
 
 # The files that the known models were published in: what such text calls them.

@@ -52,7 +52,6 @@ def test_lines_override_the_command_line(tmp_path):
             **{name.replace("-", "_"): value for name, value in said.items() if name != "output"},
             "prompt": "a",
             "file": "cat.png",
-            "output": "p/",
         }.items()
     )
     assert (other.steps, other.long_prompt, other.negative_prompt, other.cfg) == (9, True, "y", 1.5)

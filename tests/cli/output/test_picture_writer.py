@@ -1,6 +1,5 @@
 """Names of files: what is asked for, what is there already, and who wins."""
 
-import argparse
 import os
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from PIL import Image
 from stable_diffusion.cli.job import Job, UsageError
 from stable_diffusion.cli.output import file_names, picture_writer
 from stable_diffusion.cli.output.picture_writer import Output
+from stable_diffusion.cli.settings import Settings, StartPicture
 from stable_diffusion.images import writing
 
 PICTURE = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
@@ -21,14 +21,15 @@ def jobs(n: int, **options) -> list[Job]:
 
 
 def make(output: str | Path, asked: list[Job], **options) -> Output:
-    usual = {"grid": None, "n_rows": 1, "force": False, "model": "tiny", "prompts_file": None}
-    usual |= {"preview": None, "image_file": None, "from_image": None}
-    return Output(argparse.Namespace(output=str(picture_writer), **usual | options), asked)
+    if (start := options.pop("image_file", None)) is not None:
+        options["start"] = StartPicture(start, PICTURE)
+    settings = Settings((), output=str(output), **{"model": "tiny"} | options)
+    return Output(settings, asked)
 
 
 def write(output: str | Path, asked: list[Job], **options) -> None:
     """Picture i, of those that are missing, is all i."""
-    files = make(picture_writer, asked, **options)
+    files = make(output, asked, **options)
     for job in asked:
         if not files.has(job):
             files.add(job, np.full_like(PICTURE, job.index))
@@ -223,7 +224,7 @@ def test_wrong_names(tmp_path, monkeypatch, output, n, options, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=message):
-        make(picture_writer, jobs(n), **options)
+        make(output, jobs(n), **options)
     assert names(tmp_path) == ["file"]
 
 
@@ -261,7 +262,7 @@ def test_what_is_read_is_not_written_over(tmp_path, monkeypatch, output, options
     Path("link.png").symlink_to("in.png")
     asked = jobs(1, file="NOW.preview.PNG" if "prompts_file" in options else None)
     with pytest.raises(UsageError, match=message):
-        make(picture_writer, asked, **options)
+        make(output, asked, **options)
     make("other.png", jobs(1), **options | {"grid": None, "prompts_file": None})
 
 
@@ -293,7 +294,7 @@ def test_a_folder_that_is_not_ours(tmp_path, monkeypatch):
 def test_formats_have_a_largest_size(tmp_path, output, n, side, fits):
     """It is said before the work, not after it."""
     asked = jobs(n, width=side, height=8)
-    files = make(tmp_path / picture_writer, asked)
+    files = make(tmp_path / output, asked)
     if fits:
         files.check_sizes(asked)
     else:
