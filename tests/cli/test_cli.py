@@ -1,4 +1,4 @@
-"""`--help`: grouped, with defaults and examples that work; and the README says the same."""
+"""`--help`: grouped, with defaults and examples that work."""
 
 import argparse
 import ast
@@ -31,20 +31,8 @@ from stable_diffusion.images.text_chunks import RECIPE, make_save_options
 
 PARSERS = {"txt2image.py": txt2image_parser, "image2image.py": image2image_parser}
 A_RECIPE = Recipe(prompt="a photo", model="tiny")
-README = (ROOT / "README.md").read_text()
 FILE = re.compile(r"[\w./-]+\.(?:png|jpg|webp|safetensors|txt|jsonl)\b")
 WITHOUT_DEFAULT = {"help", argparse.SUPPRESS}  # they end the program
-
-
-def hyphened(name: str) -> str:
-    return name.replace("_", "-")
-
-
-def section(title: str) -> str:
-    """What the README says under a heading, up to the next of its level."""
-    level, _ = title.split(" ", 1)
-    _, text = README.split(f"\n{title}\n")
-    return re.split(rf"^#{{2,{len(level)}}} ", text, maxsplit=1, flags=re.MULTILINE)[0]
 
 
 def commands(text: str) -> Iterator[tuple[str, list[str]]]:
@@ -364,43 +352,7 @@ def test_no_picture_has_a_seed_beyond_the_last(folder, capsys):
     assert [request.seed for request in args.requests] == [LAST_SEED - 2, LAST_SEED]
 
 
-# --- the README ----------------------------------------------------------------------------------
-
-
-def readme_options() -> dict[str, tuple[str, str]]:
-    """By option: the group and the default that the README's table has for it."""
-    found, group = {}, ""
-    for line in section("## Options").splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
-        if title := re.fullmatch(r"\*\*(.+)\*\*", cells[0]):
-            group = title[1]
-        elif cells[0].startswith("`-"):
-            for name in re.findall(r"`(--[\w-]+)`", cells[0]):
-                found[hyphened(name)] = group, cells[2].strip("`") if len(cells) > 2 else ""
-    return found
-
-
-def test_readme_has_every_option_and_its_default():
-    parser = image2image_parser()
-    has = {}
-    for group, action in options(parser):
-        if action.option_strings:
-            name = next(name for name in action.option_strings if name.startswith("--"))
-            has[hyphened(name)] = group, said_default(action, parser)
-    listed = readme_options()
-    assert listed.keys() == has.keys()
-    for name, (group, default) in has.items():
-        assert listed[name][0] == group, name
-        assert default is None or listed[name][1] == default, name
-
-
-def test_readme_calls_the_scripts_as_they_are(folder):
-    text = "\n".join(re.findall(r"```shell\n(.*?)```", README, flags=re.DOTALL))
-    found = list(commands(text.replace("$strength", "0.5")))
-    assert len(found) >= 10
-    for script, arguments in found:
-        ends = {"--list-models", "--version", "--help"} & {*arguments}
-        assert parse_in(folder, script, arguments) is not None or ends, arguments
+# --- messages ------------------------------------------------------------------------------------
 
 
 def templates() -> str:
@@ -416,26 +368,3 @@ def templates() -> str:
                 )
                 texts.append("".join(parts))
     return "\n".join(texts)
-
-
-def test_readme_quotes_our_messages():
-    known = templates()
-    spans = re.findall(r"``(.+?)``", section("## Troubleshooting"), flags=re.DOTALL)
-    quoted = [" ".join(span.split()) for span in spans]
-    assert len(quoted) >= 15
-    for message in quoted:
-        fixed = [part.strip() for part in message.split("…")]
-        assert max(map(len, fixed)) >= 15, f"hardly anything of this is fixed: {message}"
-        assert all(part in known for part in fixed), message
-
-
-def test_readme_links_lead_somewhere():
-    headings = re.findall(r"^#+ (.+)$", README, flags=re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
-    links = re.findall(r"\]\(([^)]+)\)", README)
-    assert len(links) >= 30
-    for link in links:
-        if link.startswith("#"):
-            assert link[1:] in anchors, link
-        elif not link.startswith("https://"):
-            assert (ROOT / link).is_file(), link
