@@ -92,6 +92,7 @@ def find_definitions(file: Path) -> set[str]:
     return names
 
 
+@cache
 def read_messages(folder: Path) -> str:
     """Return all texts in the source of a package, one a line, with … for what is put into them."""
     texts = []
