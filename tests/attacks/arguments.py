@@ -71,6 +71,11 @@ def takes_a_value(action: argparse.Action) -> bool:
     return action.nargs != 0
 
 
+def is_text(action: argparse.Action) -> bool:
+    """Return whether the value of an option is taken as it is."""
+    return action.type in (None, str)
+
+
 def is_number(action: argparse.Action) -> bool:
     return getattr(action.type, "__name__", "") in ("parse_number", "int")
 
@@ -144,7 +149,7 @@ def values(case: Case) -> None:
         require(number >= 0, "taken, though negative")
         near = max(abs(number) * Decimal("1e-15"), SMALLEST)
         require(abs(Decimal(got) - number) <= near, f"taken for {got}")
-    elif action.dest in taken and action.type is None:
+    elif action.dest in taken and is_text(action):
         require(got == value, f"taken for {got!r}")
 
 
@@ -240,7 +245,7 @@ def together(case: Case) -> None:
     for word in given:
         name, _, value = word.partition("=")
         (action,) = [a for a in options(program) if name in a.option_strings] or [None]
-        if action is not None and action.type is None and takes_a_value(action):
+        if action is not None and is_text(action) and takes_a_value(action):
             last[action.dest] = value
     for dest, value in last.items():
         require(taken.get(dest, value) == value, f"{dest} is {taken[dest]!r}, not {value!r}")

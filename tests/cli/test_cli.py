@@ -12,7 +12,7 @@ import pytest
 from ours import ROOT
 from PIL import Image
 
-from stable_diffusion.cli.arguments.options import GROUPS, START
+from stable_diffusion.cli.arguments.options import GROUPS, all_options
 from stable_diffusion.cli.arguments.other_names import (
     ABSENT,
     ABSENT_BEGINNINGS,
@@ -32,7 +32,6 @@ from stable_diffusion.images.text_chunks import RECIPE, make_save_options
 PARSERS = {"txt2image.py": txt2image_parser, "image2image.py": image2image_parser}
 A_RECIPE = Recipe(prompt="a photo", model="tiny")
 FILE = re.compile(r"[\w./-]+\.(?:png|jpg|webp|safetensors|txt|jsonl)\b")
-WITHOUT_DEFAULT = {"help", argparse.SUPPRESS}  # they end the program
 
 
 def commands(text: str) -> Iterator[tuple[str, list[str]]]:
@@ -67,15 +66,8 @@ def parse_in(folder: Path, script: str, arguments: list[str]) -> Settings | None
     return None
 
 
-def said_default(action: argparse.Action, parser: argparse.ArgumentParser) -> str | None:
-    """What the help of an option says that holds where it is left out."""
-    text = parser._get_formatter()._expand_help(action)
-    found = re.fullmatch(r".* \(default: (.+)\)", text)
-    return found and found[1]
-
-
 def options(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action]]:
-    """The parser's options, each with the title of its group."""
+    """Yield the parser's options, each with the title of its group."""
     for group in parser._action_groups:
         yield from ((group.title, action) for action in group._group_actions)
 
@@ -95,7 +87,7 @@ def test_help_fits_the_screen(script, columns, monkeypatch):
 @pytest.mark.parametrize("script", PARSERS)
 def test_help_is_grouped(script):
     text = PARSERS[script]().format_help()
-    groups = GROUPS if script == "txt2image.py" else START | GROUPS
+    groups = [title for title, rows in GROUPS.items() if any(script in r.scripts for r in rows)]
     places = [text.index(f"\n{title}:\n") for title in [*groups, "examples"]]
     assert places == sorted(places)
     assert "optional arguments:" not in text and "\noptions:" not in text
@@ -104,15 +96,15 @@ def test_help_is_grouped(script):
 
 @pytest.mark.parametrize("script", PARSERS)
 def test_every_option_says_its_default(script):
-    """And a default that is a value is said as it is."""
-    parser = PARSERS[script]()
-    said = {}
-    for _, action in options(parser):
-        if action.option_strings and action.dest not in WITHOUT_DEFAULT:
-            said.setdefault(action.dest, said_default(action, parser))
-            if action.default not in (None, "", [], 0, argparse.SUPPRESS):
-                assert said[action.dest] == str(action.default)
-    assert all(said.values()), [dest for dest in said if not said[dest]]
+    """A default that is a value is shown as that value."""
+    text = " ".join(PARSERS[script]().format_help().split())
+    for option in all_options(script):
+        if option.is_positional or not option.has_value:
+            continue
+        assert option.shown_default not in (None, "", "None"), option.name
+        if option.default not in (None, "", (), 0):
+            assert option.shown_default == str(option.default)
+        assert f"{option.help} (default: {option.shown_default})" in text
 
 
 @pytest.mark.parametrize("script", PARSERS)
@@ -240,7 +232,7 @@ def test_messages_spell_options_as_the_help_does():
     sentences = "\n".join(line for line in templates().splitlines() if " " in line)
     spelt = set(re.findall(r"(?<![\w-])--[a-z][\w-]*[a-z0-9](?![\w-])", sentences))
     assert spelt >= {"--from-image", "--n_rows", "--unet-bits"}
-    others = {"--like_this", "--like-this", "--force-reinstall"}  # of a docstring; pip's
+    others = {"--name", "--force-reinstall"}  # of a docstring; pip's
     assert spelt - known == others
 
 

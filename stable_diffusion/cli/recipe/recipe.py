@@ -53,14 +53,14 @@ class Recipe(Config):
 
     IGNORED = frozenset({"schema", "program"})
     # What no option takes as it is.
-    NO_OPTIONS: ClassVar[frozenset[str]] = frozenset(
+    NOT_OPTIONS: ClassVar[frozenset[str]] = frozenset(
         {"revision", "lora_sha256", "embedding_sha256", "image", "image_sha256", "version"}
     )
 
     @property
     def options(self) -> dict[str, Any]:
         """The options that make the picture again, by name; a model on the Hub at its commit."""
-        known = {name: value for name, value in self._known.items() if name not in self.NO_OPTIONS}
+        known = {name: value for name, value in self._known.items() if name not in self.NOT_OPTIONS}
         if self.model is not None and self.revision is not None:
             known["model"] = f"{self.model}@{self.revision}"
         return known

@@ -84,7 +84,7 @@ def test_what_is_cached(folder, capsys):
     former = f"{MODELS['sd'].former_repos[0]}, 1.0 MB in the cache"
     assert f"{former}, without the weights of vae, text_encoder" in entry(text, "sd")
     assert entry(text, "org/fine-tune") == "3.0 MB in the cache"
-    assert entry(text, "org/flux").startswith("3.0 MB in the cache, but not to be run")
+    assert entry(text, "org/flux").startswith("3.0 MB in the cache, but it cannot be run")
     assert "this is FLUX" in entry(text, "org/flux")
     assert "language-model" not in text
     assert str(folder) in text

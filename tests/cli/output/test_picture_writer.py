@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from stable_diffusion.cli.job import Job, UsageError
-from stable_diffusion.cli.output import file_names, picture_writer
+from stable_diffusion.cli.output import file_names
 from stable_diffusion.cli.output.picture_writer import Output
 from stable_diffusion.cli.settings import Settings, StartPicture
 from stable_diffusion.images import writing
