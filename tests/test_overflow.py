@@ -39,7 +39,7 @@ def half(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     mx.enable_compile()
 
 
-def overflow_within(tensors: dict) -> None:
+def make_overflow(tensors: dict) -> None:
     """Let the values of an attention layer exceed half precision, but not its result."""
     name = "mid_block.attentions.0.transformer_blocks.0.attn2"
     tensors[f"{name}.to_v.weight"] *= 1e6
@@ -62,7 +62,7 @@ def run(folder: Path, *options: object, prompt: str = "a photo") -> int:
 def test_denoising_is_done_again_in_float32(copy, half, monkeypatch):
     """The picture is then the same as in float32 from the start, and there is a warning."""
     folder = copy("sd-1")
-    edit(folder / UNET_FILE, overflow_within)
+    edit(folder / UNET_FILE, make_overflow)
     options = {"num_steps": 2, "cfg_weight": 0.0, "seed": 5}
     sd, exact = StableDiffusion(folder, float16=True), StableDiffusion(folder)
     expected = run_all(exact.generate_latents("a cat", **options))
@@ -119,7 +119,7 @@ def test_a_model_that_is_loaded_again(checkpoint, tmp_path):
 
 
 def test_restart_makes_the_same_picture(checkpoint):
-    """With the same fresh noise, also after some steps."""
+    """The fresh noise is the same, also if some steps were run."""
     sd = StableDiffusion(checkpoint("sd-1"), sampler="euler-a")
     latents = sd.generate_latents("a cat", **OPTIONS)
     first = pictures(sd, latents)
@@ -140,7 +140,7 @@ def test_restart_makes_the_same_picture(checkpoint):
     ],
 )
 def test_the_damaged_weights_are_named(copy, capsys, tmp_path, file, what, kind):
-    """In one line, with the file and the tensor; and no picture is written."""
+    """One line has the file and the tensor, and no picture is written."""
     folder = copy(kind)
     damaged = []
 
@@ -246,7 +246,7 @@ def test_is_constant(x, constant):
     assert overflow.is_constant(x).tolist() == constant
 
 
-def zero(*ends: str) -> Callable[[dict], None]:
+def make_zeroing(*ends: str) -> Callable[[dict], None]:
     """Return a function that sets tensors to zero, as a GPU does with too little memory."""
 
     def set_to_zero(tensors: dict) -> None:
@@ -272,7 +272,7 @@ def zero(*ends: str) -> Callable[[dict], None]:
 def test_constant_results_are_not_saved(copy, capsys, tmp_path, file, what, ends, kind):
     """They are computed again, and then refused in one line that says what to do."""
     folder = copy(kind)
-    edit(folder / file, zero(*ends))
+    edit(folder / file, make_zeroing(*ends))
     assert run(folder, "--output", tmp_path / "o.png") == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == (
@@ -366,7 +366,7 @@ def test_a_white_picture_is_not_constant(copy, tmp_path):
 def test_a_picture_that_starts_from_one_colour_may_be_of_one(copy, tmp_path, capsys, strength):
     """It is saved, without a warning."""
     folder = copy("sd-1")
-    edit(folder / VAE_FILE, zero("decoder.conv_out.weight"))
+    edit(folder / VAE_FILE, make_zeroing("decoder.conv_out.weight"))
     for name, level, status in (("flat", 0, 0), ("varied", 255, 1)):
         levels = np.full((64, 64, 3), 90, np.uint8)
         levels[0, 0] += level
@@ -381,7 +381,7 @@ def test_a_picture_that_starts_from_one_colour_may_be_of_one(copy, tmp_path, cap
 
 def test_the_encoded_picture_is_checked(copy):
     folder = copy("sd-1")
-    edit(folder / VAE_FILE, zero("encoder.conv_out.weight"))
+    edit(folder / VAE_FILE, make_zeroing("encoder.conv_out.weight"))
     image = np.random.RandomState(0).uniform(-1, 1, (64, 64, 3))
     sd = StableDiffusion(folder)
     with (
@@ -405,9 +405,9 @@ def test_zeros_instead_of_an_empty_negative_text_are_no_fault(checkpoint, recwar
 
 
 def test_the_library_recovers_in_one_call(copy, half):
-    """As in the example of its docstring; a warning says what has happened, without options."""
+    """A warning says what has happened, without options of the command line."""
     folder = copy("sd-1")
-    edit(folder / UNET_FILE, overflow_within)
+    edit(folder / UNET_FILE, make_overflow)
     sd = StableDiffusion(folder, float16=True)
     with pytest.warns(RecomputeWarning) as caught:
         made = overflow.make_pictures(sd, lambda: sd.generate_latents("a cat", **OPTIONS))
@@ -433,7 +433,7 @@ def test_the_library_recovers_in_one_call(copy, half):
     ],
 )
 def test_errors_say_what_happened(what, fault, damaged, message):
-    """Without options of the command line."""
+    """They name no options of the command line."""
     error = FaultyResultError(what, fault, damaged)
     assert (error.what, error.fault, error.damaged) == (what, fault, tuple(damaged))
     with pytest.raises(ValueError, match=message):

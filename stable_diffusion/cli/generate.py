@@ -56,12 +56,16 @@ class Run:
     Attributes:
         settings: the command line.
         progress: shows how far the run is.
-        sd: the model, with everything that was asked to be added to it.
+        jobs: the pictures to make.
+        sd: the model, with the LoRAs and textual inversions of the settings.
+        record: what the files say of how their pictures were made.
     """
 
     settings: Settings
     progress: Progress
+    jobs: Sequence[CompleteJob]
     sd: StableDiffusion
+    record: Record
 
     @property
     def starts_flat(self) -> bool:
@@ -121,16 +125,15 @@ def generate(settings: Settings, ranks: Ranks) -> None:
 def _explain_interruption(
     settings: Settings, plan: Plan, writer: PictureWriter | None
 ) -> Iterator[None]:
-    """On an interruption, keep the pictures that are finished, and say how to make the rest."""
+    """Keep the finished pictures if the block is interrupted, and say how to make the rest."""
     try:
         yield
     except KeyboardInterrupt as interruption:
         if writer is not None and plan.names is not None:
             with suppress(ValueError, OSError):  # the interruption is what matters
                 writer.finish()
-            n = writer.n_finished
-            explanation = explain_continuation(settings, plan.names, plan.jobs, n)
-            interruption.args = (explanation,)
+            names, n_finished = plan.names, writer.n_finished
+            interruption.args = (explain_continuation(settings, names, plan.jobs, n_finished),)
         raise
 
 
@@ -146,6 +149,29 @@ def _make_pictures(
     The text of all batches is embedded first, so that the text encoders can be freed. Then each
     batch is denoised, decoded and written before the next one is denoised.
     """
+    run = _prepare_run(settings, plan, progress)
+    if writer is not None:
+        writer.record = run.record
+    batches = make_batches(run.jobs, plan.count_at_once, ranks.size)
+    started = _start_batches(run, batches[ranks.rank :: ranks.size])
+    preview = None if plan.names is None else _prepare_preview(run, plan.names.preview)
+    if started:
+        with progress.measure("reading the UNet"):
+            run.read_networks(["unet"])
+    work = [BatchWork(len(each.batch.jobs), len(each.latents)) for each in started]
+    with progress.show_batches(work):
+        for i in range(0, len(batches), ranks.size):
+            made = ranks.gather(_make_next_batch(run, started, preview))
+            if writer is not None:
+                _write_batches(writer, batches[i : i + ranks.size], made)
+    if writer is not None:
+        writer.finish()
+    if preview is not None:
+        preview.remove()
+
+
+def _prepare_run(settings: Settings, plan: Plan, progress: Progress) -> Run:
+    """Open the model, check that everything suits it, and load it; weights are read later."""
     source = open_model(settings.model, vae=settings.vae, prediction_type=settings.prediction_type)
     float16 = _choose_precision(settings)
     for line in announcements(source, STEMS, float16):
@@ -155,28 +181,12 @@ def _make_pictures(
     memory.limit_cache()
     if cpu_kernels.is_to_be_compiled():
         say("Compiling the kernels for this processor, once …")
-    run = Run(settings, progress, _load(settings, source, config, float16))
+    sd = _load(settings, source, config, float16)
+    run = Run(settings, progress, jobs, sd, Record(settings, source, float16))
     if settings.preload_models:
         with progress.measure("loading"):
             run.read_networks(NETWORKS)
-    if writer is not None:
-        writer.record = Record(settings, source, float16)
-
-    batches = make_batches(jobs, plan.count_at_once, ranks.size)
-    started = _start_batches(run, batches[ranks.rank :: ranks.size])
-    preview = None if plan.names is None else _prepare_preview(run, plan.names.preview)
-    if started:
-        with progress.measure("reading the UNet"):
-            run.read_networks(["unet"])
-    with progress.show_batches([BatchWork(len(b.jobs), len(x)) for b, x in started]):
-        for i in range(0, len(batches), ranks.size):
-            made = ranks.gather(_make_next_batch(run, started, preview))
-            if writer is not None:
-                _write_batches(writer, batches[i : i + ranks.size], made)
-    if writer is not None:
-        writer.finish()
-    if preview is not None:
-        preview.remove()
+    return run
 
 
 def _choose_precision(settings: Settings) -> bool:
@@ -209,7 +219,7 @@ def _complete_jobs(settings: Settings, plan: Plan, config: ModelConfig) -> list[
 def _load(
     settings: Settings, source: Source, config: ModelConfig, float16: bool
 ) -> StableDiffusion:
-    """Return the model with everything that is asked to be added to it."""
+    """Return the model with the LoRAs and textual inversions of the settings."""
     sd = pipeline_class(config)(source, float16)
     if settings.quantize:
         sd.quantize()

@@ -1,8 +1,11 @@
 """The programs: from a command line to an exit status."""
 
+import argparse
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TextIO
 
 from ..overflow import Fault, FaultyResultError, RecomputeWarning
@@ -16,6 +19,9 @@ from .terminal.console import run_with_safe_streams, warn
 from .terminal.signals import handle_signals, interrupted_status
 
 SUCCEEDED, FAILED, WRONG_USAGE = 0, 1, 2  # exit statuses
+
+# The scripts, by the names of the commands that do the same; see pyproject.toml.
+COMMANDS = {"mlx-txt2image": "txt2image.py", "mlx-image2image": "image2image.py"}
 
 TOO_LITTLE_MEMORY = (
     "there is too little memory: try -q, --low-memory, fewer pictures or smaller ones"
@@ -47,12 +53,12 @@ def txt2image(argv: list[str] | None = None) -> int:
     Args:
         argv: the arguments after the program's name; None for those of this process.
     """
-    return run_program(lambda: parse.parse(parse.txt2image_parser(), argv))
+    return run_program(lambda: parse.parse(_name_examples(parse.txt2image_parser()), argv))
 
 
 def image2image(argv: list[str] | None = None) -> int:
     """Make pictures that start from a picture, as `image2image.py` does; see `txt2image`."""
-    return run_program(lambda: parse.parse(parse.image2image_parser(), argv))
+    return run_program(lambda: parse.parse(_name_examples(parse.image2image_parser()), argv))
 
 
 def run_program(read_settings: Callable[[], Settings]) -> int:
@@ -67,6 +73,14 @@ def run_program(read_settings: Callable[[], Settings]) -> int:
         return report_errors(lambda: generate(read_settings(), ranks))
 
     return run_with_safe_streams(lambda: ranks.run_together(work))
+
+
+def _name_examples(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Let the examples of --help start the program in the way that it was started."""
+    command = Path(sys.argv[0]).name
+    if command in COMMANDS and parser.epilog is not None:
+        parser.epilog = parser.epilog.replace(f"python {COMMANDS[command]}", command)
+    return parser
 
 
 def report_errors(work: Callable[[], None]) -> int:

@@ -121,7 +121,7 @@ class _Network:
 def _check_not_quantized(
     config: ModelConfig, text_encoder_bits: int | None, unet_bits: int | None
 ) -> None:
-    """Check that no network is quantized that is to be quantized.
+    """Check that the networks to quantize are not quantized already.
 
     Raises:
         ValueError: if one is.

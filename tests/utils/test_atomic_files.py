@@ -34,8 +34,10 @@ SAVES = """
 import os, sys
 import numpy as np
 from stable_diffusion.cli.job import Job
-from stable_diffusion.cli.output.picture_writer import Output
+from stable_diffusion.cli.output.file_names import name_files
+from stable_diffusion.cli.output.picture_writer import PictureWriter
 from stable_diffusion.cli.settings import Settings
+from stable_diffusion.utils.atomic_files import remove_abandoned
 
 assert os.getpid() == 1
 value, n = int(sys.argv[1]), int(sys.argv[2])
@@ -46,12 +48,13 @@ for i in range(n):
     for output in ("d/", "{seed}.png", "one.png"):
         jobs = [Job("a", seed=i, index=1)]
         try:
-            files = Output(Settings((), output=output, model="tiny"), jobs)
+            names = name_files(Settings((), output=output, model="tiny"), jobs)
         except ValueError:  # the other one has written {seed}.png
             continue
-        files.remove_abandoned()
-        files.add(jobs[0], picture)
-        files.finish()
+        remove_abandoned([*names.all_files, names.preview])
+        writer = PictureWriter(names, n_rows=1)
+        writer.add(jobs[0], picture)
+        writer.finish()
 """
 
 

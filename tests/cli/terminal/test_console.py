@@ -54,9 +54,9 @@ def test_characters_that_an_encoding_lacks(encoding, errors, written):
 )
 def test_the_work_goes_on(monkeypatch, number, status):
     """If the reader has left, that is no error; a full disk is reported at the end."""
-    said, done = io.StringIO(), []
+    errors, done = io.StringIO(), []
     monkeypatch.setattr(sys, "stdout", Broken(number))
-    monkeypatch.setattr(sys, "stderr", said)
+    monkeypatch.setattr(sys, "stderr", errors)
 
     def work() -> int:
         for i in range(3):
@@ -67,7 +67,7 @@ def test_the_work_goes_on(monkeypatch, number, status):
     assert run_with_safe_streams(work) == status
     assert done == [0, 1, 2]
     reason = os.strerror(number)
-    assert said.getvalue() == (f"error: standard output: {reason}\n" if status else "")
+    assert errors.getvalue() == (f"error: standard output: {reason}\n" if status else "")
 
 
 def test_the_status_of_the_work_is_kept(monkeypatch):

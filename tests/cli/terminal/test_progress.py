@@ -19,12 +19,14 @@ SECONDS = 2.0  # that a step takes
 
 
 class Terminal(io.StringIO):
+    """A stream that is a terminal."""
+
     def isatty(self) -> bool:
         return True
 
     @property
     def screens(self) -> list[str]:
-        """Everything that the last line has shown, one after the other."""
+        """All texts that the last line has shown, in order."""
         return [line.strip() for line in re.split(r"[\r\n]", self.getvalue()) if line.strip()]
 
 
@@ -143,7 +145,7 @@ def test_no_line_says_that_all_is_done_before_it_is(clock, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError])
-def test_what_is_stopped_does_not_end_at_100(clock, capsys, stop):
+def test_a_stopped_run_does_not_end_at_100(clock, capsys, stop):
     with pytest.raises(stop), (it := Progress()).show_batches([BatchWork(1, 40), BatchWork(1, 40)]):
         for _ in it.run_steps(make_denoising(40, clock), 1):
             pass
@@ -163,7 +165,7 @@ def test_a_picture_that_cannot_be_written_does_not_end_at_100(clock, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_what_is_left_undone_does_not_end_at_100(clock, capsys):
+def test_an_unfinished_run_does_not_end_at_100(clock, capsys):
     with (it := Progress()).show_batches([BatchWork(1, 2), BatchWork(1, 2)]):
         for _ in it.run_steps(make_denoising(2, clock), 1):
             pass
@@ -257,12 +259,12 @@ def test_a_script_ends_with_a_summary(tmp_path, capsys):
     output = tmp_path / "o.png"
     arguments = ["--model", "tiny", "a star", "--n_images", "2", "--steps", "3"]
     assert txt2image.main([*arguments, "--output", str(output)]) == 0
-    said = capsys.readouterr()
-    *_, wrote, summary = said.out.splitlines()
+    printed = capsys.readouterr()
+    *_, wrote, summary = printed.out.splitlines()
     assert wrote == f"Wrote {output}"
     number, memory = r"\d+\.\d", r"\d+(\.\d)? [MG]B"
     speed = rf"({number} steps/s|{number} s a step)"
     figures = rf"2 pictures in {number} s: {number} s a picture, {speed}, peak memory {memory} "
     assert re.fullmatch(rf"{figures}\(of the process {memory}\)", summary)
-    assert re.search(r"^Decoded 2/2: 100% in 00:\d\d$", said.err, re.MULTILINE)
-    assert " left" not in said.err.splitlines()[-1]
+    assert re.search(r"^Decoded 2/2: 100% in 00:\d\d$", printed.err, re.MULTILINE)
+    assert " left" not in printed.err.splitlines()[-1]

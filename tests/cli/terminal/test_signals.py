@@ -56,9 +56,9 @@ def test_the_first_ends_in_order_the_second_at_once(number, status, n_signals):
             assert it.stderr.readline() == "\n"
             assert "again stops at once" in it.stderr.readline()
             it.send_signal(number)
-        said, _ = it.communicate(timeout=30)
+        output, _ = it.communicate(timeout=30)
     assert it.returncode == status
-    assert ("in order" in said) == (n_signals == 1)
+    assert ("in order" in output) == (n_signals == 1)
 
 
 def test_everything_is_as_before_afterwards():
@@ -77,15 +77,17 @@ def test_ctrl_c_while_modules_are_read():
             if "numpy" in line:
                 break
         it.send_signal(signal.SIGINT)
-        said = it.stderr.read()
-    assert it.returncode == -signal.SIGINT and "Traceback" not in said
+        errors = it.stderr.read()
+    assert it.returncode == -signal.SIGINT and "Traceback" not in errors
 
 
 def read(path: Path) -> np.ndarray:
+    """Return the pixels of a file."""
     return np.asarray(Image.open(path))
 
 
 def draw(output: Path, *options: str) -> int:
+    """Run txt2image.py with the embedded model, and return its exit status."""
     arguments = ["--model", "tiny", "--steps", "1", "--batch-size", "2", "--output", f"{output}"]
     return txt2image.main([*arguments, *options])
 
