@@ -50,6 +50,8 @@ from .sampler.sampler import Sampler
 from .sampler.schedule import Schedule, ensure_one_step
 from .vae_strips import decode
 
+UNET = ("unet", "unet")  # attribute, and folder in the model
+
 
 class StableDiffusion:
     """Stable Diffusion 1.x and 2.x.
@@ -118,9 +120,8 @@ class StableDiffusion:
         """
         networks: list[nn.Module] = [self.unet, *self._text_encoders]
         if any(map(is_quantized, networks)):
-            warnings.warn(
-                f"{self.config.name} is quantized already, and stays as it is", stacklevel=2
-            )
+            name = self.config.name
+            warnings.warn(f"{name} is quantized already, and stays as it is", stacklevel=2)
         for network in networks:
             if not is_quantized(network):
                 (quantize_unet if network is self.unet else quantize_text_encoder)(network)
@@ -132,18 +133,19 @@ class StableDiffusion:
         A `Denoising` that has begun needs a `restart`.
         """
         self.float16, self.dtype = False, mx.float32
-        for component, attribute in self._components.items():
-            network = _load_in_float32(self.source, component, getattr(self, attribute))
-            setattr(self, attribute, network)
+        for attribute, name in (*self._TEXT_ENCODERS, UNET):
+            if hasattr(self, attribute):
+                network = _load_in_float32(self.source, name, getattr(self, attribute))
+                setattr(self, attribute, network)
 
     def load_lora(self, path: str | os.PathLike[str], scale: float = 1.0) -> None:
         """Add a LoRA file to those that UNet and text encoders have; see `adapters.lora`."""
         scale = check_arguments.check_lora(path, scale)
-        load_lora(self._get_lora_networks(), path, scale, self.dtype)
+        load_lora(self._networks, path, scale, self.dtype)
 
     def unload_lora(self) -> None:
         """Remove every LoRA: the networks are again, to the bit, what they were without."""
-        unload_lora(self._get_lora_networks())
+        unload_lora(self._networks)
 
     def load_embedding(self, name: str, path: str | os.PathLike[str]) -> None:
         """Let `name` in prompts mean a textual inversion; see `adapters.textual_inversion`."""
@@ -170,12 +172,10 @@ class StableDiffusion:
 
         Args:
             text: the prompt, or one for each picture.
-            n_images: how many pictures. Picture i has the seed `seed + i`, and is the same
-                whatever the others are.
+            n_images: how many. Picture i has the seed `seed + i` and does not depend on the others.
             num_steps: steps of denoising; the model's default if None.
-            cfg_weight: the weight of classifier-free guidance (Ho & Salimans 2022,
-                arXiv:2207.12598); the model's default if None. At or below 1 there is no guidance,
-                and the negative text has no effect.
+            cfg_weight: of classifier-free guidance (arXiv:2207.12598); the model's default if None.
+                At or below 1 there is no guidance, and the negative text has no effect.
             negative_text: what to avoid, or one for each picture. None is no text.
             latent_size: (height, width) in latents; the model's default if None.
             seed: a random one if None, see `Denoising.seed`; or one for each picture.
@@ -208,13 +208,12 @@ class StableDiffusion:
     ) -> Denoising:
         """Return the latents of pictures of `text` that start from `image`.
 
-        The method is SDEdit (arXiv:2108.01073). The other arguments and the errors are those of
-        `generate_latents`.
+        The method is SDEdit (arXiv:2108.01073); the image is evaluated now. The other arguments
+        and the errors are those of `generate_latents`.
 
         Args:
-            image: [H, W, 3] floats in [-1, 1], evaluated now; sides are multiples of the VAE's
-                factor.
-            strength: which part of the schedule is run, in [0, 1]. 0 gives the picture as the VAE
+            image: [H, W, 3] floats in [-1, 1], whose sides are multiples of the VAE's factor.
+            strength: how much of the schedule is run, in [0, 1]; 0 gives the picture as the VAE
                 renders it. If `int(num_steps * strength)` is 0 the schedule gets more steps, so
                 that one is run, with a warning.
         """
@@ -237,9 +236,8 @@ class StableDiffusion:
     def decode(self, x_t: mx.array, tiled: bool | None = None) -> mx.array:
         """Return pictures [B, f·h, f·w, 3] in [0, 1] of latents [B, h, w, C].
 
-        Args:
-            tiled: decode in strips: the same in less memory, but computed now. None does so above
-                768×768 pixels. f is the VAE's factor.
+        `tiled` decodes in strips: the same in less memory, but computed now, not lazily. None does
+        so above 768×768 pixels. f is the VAE's factor.
         """
         x = self.decode_unclipped(x_t, tiled)
         # An infinite number must not become white or black.
@@ -263,15 +261,10 @@ class StableDiffusion:
         return list(zip(tokenizers, self._text_encoders, strict=True))
 
     @property
-    def _components(self) -> dict[str, str]:
-        """Return the attributes of UNet and text encoders by folder; of those not freed."""
-        components = {name: attribute for attribute, name in self._TEXT_ENCODERS} | {"unet": "unet"}
-        return {
-            name: attribute for name, attribute in components.items() if hasattr(self, attribute)
-        }
-
-    def _get_lora_networks(self) -> dict[str, nn.Module]:
-        return {name: getattr(self, attribute) for name, attribute in self._components.items()}
+    def _networks(self) -> dict[str, nn.Module]:
+        """Return the UNet and the text encoders by folder, as far as they are not freed."""
+        networks = (*self._TEXT_ENCODERS, UNET)
+        return {name: getattr(self, each) for each, name in networks if hasattr(self, each)}
 
     def _embed_text(
         self, text: Texts, negative_text: Texts | None, options: TextOptions = PLAIN
