@@ -20,7 +20,15 @@ LOWER = {"config", "device", "sampler", "tokenizer", "utils"}
 NETWORKS = {"clip", "layers", "unet", "vae"}
 BELOW_PIPELINE = {
     *(LOWER | NETWORKS),
-    *("adapters", "check_arguments", "conditioning", "denoising", "model_io", "quantize"),
+    *(
+        "adapters",
+        "check_arguments",
+        "conditioning",
+        "denoising",
+        "generation",
+        "model_io",
+        "quantize",
+    ),
     "vae_strips",
 }
 MAY_IMPORT: dict[str, set[str]] = {
@@ -42,6 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model_io": LOWER | NETWORKS | {"quantize"},
     "adapters": LOWER | NETWORKS | {"model_io"},
     "check_arguments": {"conditioning", "config", "model_io", "sampler", "utils"},
+    "generation": {"check_arguments", "conditioning", "config", "sampler"},
     "pipeline": BELOW_PIPELINE,
     "overflow": BELOW_PIPELINE | {"pipeline"},
     "version": set(),
