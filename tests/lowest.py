@@ -1,6 +1,6 @@
 """Run the tests that need neither torch nor diffusers, for `.ci/lowest`.
 
-Also generate the pictures of the README again, with the commands above them.
+Also make pictures of docs/tiny.md again, with the prompts that stand there.
 """
 
 import sys
@@ -44,7 +44,7 @@ def main() -> int:
                 return status
             pictures = (np.asarray(Image.open(file)).astype(int) for file in (made, published))
             difference = np.abs(np.subtract(*pictures)).max()
-        print(f"{name}: pixels differ from the README's by at most {difference} of 255 levels")
+        print(f"{name}: pixels differ from the published ones by at most {difference} of 255 levels")
         if difference > MAX_DIFFERENT:
             return 1
     return 0

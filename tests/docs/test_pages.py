@@ -195,3 +195,18 @@ def test_the_readme_lists_the_models():
         cells = [str(spec.size), str(spec.steps), guidance]
         assert [cell.strip() for cell in row.split("|")][3:6] == cells
         assert spec.licence in row and (spec.repo or "none") in row
+
+
+def test_the_tree_on_the_page_is_the_tree():
+    """The page on the architecture lists every file and folder at the top of the package."""
+    page, package = ROOT / "docs/architecture.md", ROOT / "stable_diffusion"
+    block = next(block for block in read_blocks(page, "") if "\nstable_diffusion/\n" in block)
+    start = block.index("stable_diffusion/\n")
+    names: set[str] = set()
+    for line in block[start:].splitlines()[1:]:
+        if line.startswith(" "):
+            names.update(re.findall(r"\w+(?:\.py|/)", re.split(r" {3,}", line.strip())[0]))
+    folders = [path for path in (*package.iterdir(), *(package / "cli").iterdir()) if path.is_dir()]
+    found = {f"{path.name}/" for path in folders if path.name != "__pycache__"}
+    found |= {path.name for path in package.glob("*.py") if not path.name.startswith("__")}
+    assert names == found
