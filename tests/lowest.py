@@ -44,7 +44,7 @@ def main() -> int:
                 return status
             pictures = (np.asarray(Image.open(file)).astype(int) for file in (made, published))
             difference = np.abs(np.subtract(*pictures)).max()
-        print(f"{name}: pixels differ from the published ones by at most {difference} of 255 levels")
+        print(f"{name}: differs from the published one by at most {difference} of 255 levels")
         if difference > MAX_DIFFERENT:
             return 1
     return 0

@@ -1,4 +1,4 @@
-"""Pictures of every kind of checkpoint, by every way in, against diffusers: a table of docs/testing.md.
+"""Pictures of every kind of checkpoint, by every way in, against diffusers, for docs/testing.md.
 
 PYTHONPATH=. python tests/ways_in.py
 """
