@@ -100,7 +100,7 @@ class CompleteJob(Job):
 
     @property
     def batch_key(self) -> "CompleteJob":
-        """The part of the job that is the same for all pictures of a batch."""
+        """Return the part of the job that is the same for all pictures of a batch."""
         key = replace(self, seed=0, index=0, file=None, where="")
         if self.long_prompt:  # in a batch every text would get as many windows as the longest
             return key
@@ -115,7 +115,7 @@ class Batch:
 
     @property
     def strength(self) -> float | None:
-        """How far to go from the picture to start from, 0 to 1; None if there is no picture."""
+        """Return how far to go from the picture to start from, 0 to 1; None without one."""
         return self.jobs[0].strength
 
     def latent_size(self, factor: int) -> tuple[int, int]:
@@ -125,7 +125,7 @@ class Batch:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The arguments that both generators of the library take, by name."""
+        """Return the arguments that both generators of the library take, by name."""
         job = self.jobs[0]
         return {
             "text": [job.prompt for job in self.jobs],

@@ -17,11 +17,11 @@ from stable_diffusion.cli.arguments.other_names import (
     ABSENT,
     ABSENT_BEGINNINGS,
     CONTROL,
+    EXPLANATIONS,
     IMAGE,
     MASKS,
     SAME,
     SAME_BEGINNINGS,
-    SENSES,
 )
 from stable_diffusion.cli.arguments.parse import image2image_parser, parse, txt2image_parser
 from stable_diffusion.cli.convert import _parser as convert_parser
@@ -166,7 +166,7 @@ def test_each_option_of_another_program_has_one_meaning():
     assert len(names) == len(set(names)) > 250
     for start in [*SAME_BEGINNINGS, *ABSENT_BEGINNINGS]:
         assert not any(name.startswith(start) for name in names if len(name) > 2), start
-    assert SENSES.keys() <= set(names)
+    assert EXPLANATIONS.keys() <= set(names)
 
 
 @pytest.mark.parametrize("script", PARSERS)
@@ -205,7 +205,7 @@ def test_what_other_programs_call_the_options(script, capsys):
         (["--negative", "x"], "here it is --negative_prompt"),
         (["--no_half"], "here it is --no-float16"),
         (["--denoise=.5"], "it is for image2image.py, and here it is --strength"),
-        (["--scheduler=x"], f"{SENSES['scheduler']} --schedule"),
+        (["--scheduler=x"], f"{EXPLANATIONS['scheduler']} --schedule"),
         (["--controlnet-strength", "1"], f"there is no such option: {CONTROL}"),
         (["--mask_image", "1"], f"there is no such option: {MASKS}"),
         (["--image", "a.png"], f"there is no such option: {IMAGE}"),

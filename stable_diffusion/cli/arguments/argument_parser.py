@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
         description: what the program does.
         epilog: text after the options, shown with its own line breaks.
         prog: the name of the program; that of the script if None.
-        options_elsewhere: options that only another script has, and the name of that script.
+        other_options: options that only another script has, and the name of that script.
         explain: returns what an option of another program is called here.
     """
 
@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
         description: str,
         epilog: str = "",
         prog: str | None = None,
-        options_elsewhere: Mapping[str, str] = NO_OPTIONS,
+        other_options: Mapping[str, str] = NO_OPTIONS,
         explain: Explain = lambda word: None,
     ):
         super().__init__(
@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             add_help=False,
         )
-        self._elsewhere = options_elsewhere
+        self._other_options = other_options
         self._explain = explain
 
     def add_options(self, groups: Mapping[str, Iterable[Option]]) -> None:
@@ -88,8 +88,8 @@ class Parser(argparse.ArgumentParser):
             return
         if explained := self._explain(word):
             self.error(f"unrecognized arguments: {name}: {self._hint(*explained)}")
-        if name in self._elsewhere:
-            self.error(f"unrecognized arguments: {name}, which is for {self._elsewhere[name]}")
+        if name in self._other_options:
+            self.error(f"unrecognized arguments: {name}, which is for {self._other_options[name]}")
         if word.startswith("--"):
             self.error(f"unrecognized arguments: {name}{self._suggest(name)}")
 
@@ -97,8 +97,8 @@ class Parser(argparse.ArgumentParser):
         """Return what to say about an option of another program, for which we have `ours`."""
         if ours is None:
             return f"there is no such option: {explanation}"
-        if ours in self._elsewhere:
-            return f"it is for {self._elsewhere[ours]}, and {explanation} {ours}"
+        if ours in self._other_options:
+            return f"it is for {self._other_options[ours]}, and {explanation} {ours}"
         return f"{explanation} {ours}"
 
     def _suggest(self, name: str) -> str:

@@ -54,33 +54,33 @@ class Option:
 
     @property
     def key(self) -> str:
-        """The name in code: of the attribute of `Settings` or `Request`, and in recipes."""
+        """Return the name of the value in `Settings`, `Request`, prompts files and recipes."""
         return self.name.removeprefix("--").replace("-", "_")
 
     @property
     def is_positional(self) -> bool:
-        """Whether the argument is known by its place, not by its name."""
+        """Return whether the argument has a place instead of a name."""
         return not self.name.startswith("-")
 
     @property
     def has_value(self) -> bool:
-        """Whether the option sets a value; False if it only prints something."""
+        """Return whether the option sets a value; False if it only prints something."""
         return self.kind not in ("print", "help")
 
     @property
     def spellings(self) -> tuple[str, ...]:
-        """All names of an option; the first long one is that of the help."""
+        """Return all spellings of the names; the first long one is that of the help."""
         short = () if self.short is None else (self.short,)
         return (*short, *_spell_both_ways(self.name))
 
     @property
     def opposite_spellings(self) -> tuple[str, ...]:
-        """All names of the option that sets this switch to False."""
+        """Return all spellings of `--no-NAME`."""
         return _spell_both_ways(f"--no-{self.key.replace('_', '-')}")
 
     @property
     def shown_default(self) -> str | None:
-        """The default in words; None for an option that has none."""
+        """Return the default as the help shows it; None if the option has no default."""
         if self.is_positional or not self.has_value:
             return None
         if self.default_text is not None:
@@ -89,9 +89,9 @@ class Option:
 
     @property
     def text_parser(self) -> Callable[[str], Any]:
-        """A function that returns the value for a text; of a list, one of its values.
+        """Return the function that turns text into a value; of a list, into one of its values.
 
-        It raises `argparse.ArgumentTypeError` if the text is not a value of this option.
+        The function raises `argparse.ArgumentTypeError` if the text is not a value of this option.
         """
         return make_choice_parser(self.choices) if self.choices else self.parse
 

@@ -27,39 +27,39 @@ N_IMAGES = 4  # the default of --n_images, without a prompts file
 
 TXT2IMAGE_EXAMPLES = """\
 examples:
-  the model that is in this package, in a few seconds:
+  with the model in this package, in a few seconds:
     python txt2image.py --model tiny --seed 1 "a red circle on blue"
-  four pictures in two rows, of a model that is downloaded first:
+  four pictures in two rows, with a model that is downloaded first:
     python txt2image.py --n_images 4 --n_rows 2 "An astronaut riding on Mars"
-  a model of your own, another size, and what to leave out:
+  with a model of your own, in another size, and without something:
     python txt2image.py --model ./my-model --width 640 --height 448 \\
       --negative_prompt "people" "A lighthouse at dusk"
-  fewer steps with a sampler of the second order:
+  fewer steps, with a sampler of second order:
     python txt2image.py --model sd-1-5 --sampler dpm++2m --schedule karras \\
       --steps 20 "A painting of a vase"
-  where memory is short; and how much was needed:
+  with little memory; and show how much was used:
     python txt2image.py -q --low-memory -v "A painting of a vase"
-  a file for each picture, of a prompt a line; started again, it goes on:
+  a file for each line of prompts; run it again to continue:
     python txt2image.py --prompts-file prompts.txt --output pictures/
   a picture of this program again, with another seed:
     python txt2image.py --from-image lighthouse.png --seed 2 --output again.png
-  what models there are:
+  list the models:
     python txt2image.py --list-models
 """
 IMAGE2IMAGE_EXAMPLES = """\
 examples:
-  some way from a picture:
+  a change of a picture:
     python image2image.py --strength 0.5 house.png "A house in the snow"
-  further, with a model of your own, at the size of the picture that is made:
+  a larger change, with a model of your own, in another size:
     python image2image.py --model ./my-model --strength 0.8 \\
       --width 640 --height 448 --seed 1 house.png "A house in the snow"
   four attempts, in two rows:
     python image2image.py --n_images 4 --n_rows 2 house.png "A castle"
 """
 MORE = """
-Underscores and hyphens in options mean the same. README.md, beside this
-script, says more: the models, what memory and time they take, samplers,
-prompts, LoRA, and what to do about errors.
+Underscores and hyphens in options mean the same. README.md and the folder
+docs, beside this script, say more about models, memory and time, samplers,
+prompts, LoRA and errors.
 """
 
 Values = dict[str, Any]  # of options, by their key
@@ -67,7 +67,7 @@ Values = dict[str, Any]  # of options, by their key
 
 def txt2image_parser() -> Parser:
     """Return the parser of `txt2image.py`."""
-    elsewhere = {
+    other_options = {
         name: "image2image.py"
         for option in all_options("image2image.py")
         for name in option.spellings
@@ -77,7 +77,7 @@ def txt2image_parser() -> Parser:
         "[prompt]",
         "Make pictures of a text.",
         TXT2IMAGE_EXAMPLES + MORE,
-        options_elsewhere=elsewhere,
+        other_options=other_options,
         explain=explain_option,
     )
     parser.add_options(_select_groups("txt2image.py"))
@@ -186,9 +186,7 @@ def _check_combinations(values: Values) -> None:
     prompt, prompts_file = values["prompt"], values["prompts_file"]
     n_images, n_rows = values["n_images"], values["n_rows"]
     if prompt is None and prompts_file is None:
-        raise ValueError(
-            "a prompt is required, or --prompts-file, or --from-image, which brings one"
-        )
+        raise ValueError("a prompt is required, or --prompts-file, or --from-image")
     if prompt is not None and prompts_file is not None:
         raise ValueError(f"the prompt {abbreviate(prompt)!r} and --prompts-file: leave one out")
     if prompts_file is None and n_images % n_rows != 0:
