@@ -31,13 +31,14 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "image2image": image2image_parser,
     "convert": convert_parser,
 }
-ENDS = {"--list-models", "--version", "--help"}  # options that end the program
+ENDING = {"--list-models", "--version", "--help"}  # options that end the program
 FILE = re.compile(r"[\w./-]+\.(?:png|jpg|webp|safetensors|txt|jsonl)\b")
 A_RECIPE = '{"schema": 1, "prompt": "a photo", "model": "tiny"}'
 OUTPUTS = ("--output", "--grid", "--out", "--work")
 TROUBLESHOOTING = ROOT / "docs/troubleshooting.md"
-PROGRAMS = [page for page in PAGES if page.name not in ("compared.md", "testing.md")]
-OF_OTHERS = {  # options that pages name and that belong to other programs
+# The pages that name no options of many other programs.
+OWN_OPTIONS = [page for page in PAGES if page.name != "compared.md"]
+OTHER_OPTIONS = {  # options of other programs that these pages name
     *("--hosts", "--python", "--over", "--output-hostfile", "--hostfile"),  # mlx.launch
     *("--quick", "--only", "--rounds", "--out", "--work"),  # benchmarks and tools
     *("--sanitizer",),  # tests
@@ -93,7 +94,7 @@ def test_functions_that_links_name_exist(page):
 
 @every_page
 def test_commands_parse(page, folder):
-    """If the files that they name exist, every command is right; nothing is run."""
+    """Every command is right, if the files that it names exist; nothing is run."""
     wrong = []
     for program, arguments in find_commands(page):
         make_files(arguments, folder)
@@ -103,7 +104,7 @@ def test_commands_parse(page, folder):
             else:
                 parse(PARSERS[program](), arguments)
         except SystemExit as end:
-            if end.code != 0 or not ENDS & {*arguments}:
+            if end.code != 0 or not ENDING & {*arguments}:
                 wrong.append(f"{program} {' '.join(arguments)}")
     assert not wrong, "\n".join(wrong)
 
@@ -179,12 +180,12 @@ def test_there_are_quotes():
     assert len(find_quotes(TROUBLESHOOTING)) >= 30
 
 
-@pytest.mark.parametrize("page", PROGRAMS, ids=name_page)
+@pytest.mark.parametrize("page", OWN_OPTIONS, ids=name_page)
 def test_options_that_pages_name_exist(page):
     known = {name for make in PARSERS.values() for name in make()._option_string_actions}
     spans = re.findall(r"`([^`]+)`", read_prose(page))
     named = {word for span in spans for word in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)}
-    assert named <= known | OF_OTHERS, named - known - OF_OTHERS
+    assert named <= known | OTHER_OPTIONS, named - known - OTHER_OPTIONS
 
 
 def test_the_readme_lists_the_models():
