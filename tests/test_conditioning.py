@@ -17,7 +17,7 @@ from transformers import CLIPTextModel
 import image2image
 import txt2image
 from stable_diffusion import StableDiffusion, StableDiffusionXL
-from stable_diffusion.conditioning import PLAIN, TextOptions, weigh, windows
+from stable_diffusion.conditioning import PLAIN, TextOptions, apply_weights, split_into_windows
 from stable_diffusion.model_io.loaders import load_tokenizer
 
 ERROR = 2e-6
@@ -102,7 +102,9 @@ def test_encoders_that_count_differently(models):
     """`!!` is one token to SDXL's first tokenizer, two to its second: the windows still match."""
     sd = models["sdxl"]
     options = TextOptions(long_prompt=True)
-    counts = [len(windows("wow!! " * 30, t, options)) for t in (sd.tokenizer_1, sd.tokenizer_2)]
+    counts = [
+        len(split_into_windows("wow!! " * 30, t, options)) for t in (sd.tokenizer_1, sd.tokenizer_2)
+    ]
     assert counts == [1, 2]
     states, pooled = sd._embed_text("wow!! " * 30, "", options)
     assert states.shape == (2, 2 * 77, 80) and pooled.shape == (2, 24)
@@ -114,12 +116,14 @@ def test_windows(checkpoint):
     long = TextOptions(long_prompt=True)
     cat, bos, eos = 2368, tokenizer.bos_id, tokenizer.eos_id
     for count, lengths in ((0, [0]), (1, [1]), (75, [75]), (76, [75, 1]), (160, [75, 75, 10])):
-        found = windows("cat " * count, tokenizer, long)
+        found = split_into_windows("cat " * count, tokenizer, long)
         expected = [[bos, *[cat] * n, *[eos] * (76 - n)] for n in lengths]
         assert [window.ids for window in found] == expected
         assert all(window.weights == [1.0] * 77 for window in found)
     with pytest.warns(UserWarning, match="more than 77 tokens; dropped: 'cat dog'"):
-        (cut,) = windows("(cat:2) " * 76 + "dog", tokenizer, TextOptions(prompt_weights=True))
+        (cut,) = split_into_windows(
+            "(cat:2) " * 76 + "dog", tokenizer, TextOptions(prompt_weights=True)
+        )
     assert cut.ids == [bos, *[cat] * 75, eos]
     assert cut.weights == [1.0, *[2.0] * 75, 1.0]
 
@@ -195,8 +199,8 @@ def test_a_run_is_told_once(tmp_path, capsys):
 @pytest.mark.parametrize("kind", KINDS)
 def test_off_and_unneeded_is_the_same_to_the_bit(models, kind):
     sd = models[kind]
-    tokens = [t.encode(SHORT) for t, _ in sd._readers()]
-    outputs = [e(mx.array([ids])) for ids, (_, e) in zip(tokens, sd._readers(), strict=True)]
+    tokens = [t.encode(SHORT) for t, _ in sd._readers]
+    outputs = [e(mx.array([ids])) for ids, (_, e) in zip(tokens, sd._readers, strict=True)]
     expected = [o.hidden_states[-2] if sd.config.is_xl else o.last_hidden_state for o in outputs]
     expected = mx.concatenate(expected, axis=-1)
     for options in (PLAIN, TextOptions(long_prompt=True, prompt_weights=True)):
@@ -217,8 +221,8 @@ def test_off_and_unneeded_is_the_same_to_the_bit(models, kind):
 def test_weighing_to_nothing():
     """A mean of zero cannot be restored: the embeddings stay finite."""
     states = mx.array([[[1.0, 2.0], [3.0, 4.0]]])
-    assert not np.array(weigh(states, mx.zeros((1, 2)))).any()
-    half = weigh(states.astype(mx.float16) * 1000, mx.array([[50.0, 1.0]]))
+    assert not np.array(apply_weights(states, mx.zeros((1, 2)))).any()
+    half = apply_weights(states.astype(mx.float16) * 1000, mx.array([[50.0, 1.0]]))
     assert half.dtype == mx.float16 and mx.isfinite(half).all().item()
 
 

@@ -16,9 +16,9 @@ START = """\
 These are the options of both scripts; `python txt2image.py --help` shows the same, with examples.
 Underscores and hyphens in an option mean the same: `--n_images` is `--n-images`.
 
-*Prompts file* says whether a line of a [prompts file](prompts.md) may set the option, for its own
-pictures. *Recipe* says whether the option is in the [recipe](files-and-recipes.md) of a picture,
-so that `--from-image` sets it again.
+*Prompts file* says whether a line of a [prompts file](batches-and-machines.md) may set the option,
+for its own pictures. *Recipe* says whether the option is in the
+[recipe](files-and-recipes.md) of a picture, so that `--from-image` sets it again.
 """
 
 # The pages that say more about the options of a group.
@@ -29,7 +29,7 @@ SEE_ALSO = {
     "model": ("[checkpoints](checkpoints.md)", "[LoRA and embeddings](lora-and-embeddings.md)"),
     "memory and speed": ("[memory and quantization](memory-and-quantization.md)",),
     "output": ("[files and recipes](files-and-recipes.md)",),
-    "reports": ("[troubleshooting](troubleshooting.md)",),
+    "reports": ("[while it runs](files-and-recipes.md#while-it-runs)",),
 }
 
 

@@ -13,7 +13,7 @@ from attacks.harness import Case, attack, require
 from attacks.programs import program, txt2image_case
 from attacks.texts import OPTIONS, any_text, huge_text
 from stable_diffusion import StableDiffusion
-from stable_diffusion.conditioning import MAX_WINDOWS, TextOptions, windows
+from stable_diffusion.conditioning import MAX_WINDOWS, TextOptions, split_into_windows
 from stable_diffusion.tokenizer.prompt_weights import MAX_WEIGHT, parse_weights
 from stable_diffusion.tokenizer.tokenizer import Tokenizer
 
@@ -51,7 +51,7 @@ def check_weights(text: str) -> None:
 
 def check_windows(tokenizer: Tokenizer, text: str, options: TextOptions) -> None:
     """Windows are of 77 tokens between begin and end, and as many as it takes."""
-    found = windows(text, tokenizer, options)
+    found = split_into_windows(text, tokenizer, options)
     n = 0
     for window in found:
         require(len(window.ids) == len(window.weights) == tokenizer.max_length, "length")
@@ -131,7 +131,7 @@ def megabytes(case: Case) -> None:
     for work in (
         lambda: check_tokens(tiny().tokenizer, text),
         lambda: parse_weights(text),
-        lambda: windows(text, tiny().tokenizer, TextOptions(prompt_weights=True)),
+        lambda: split_into_windows(text, tiny().tokenizer, TextOptions(prompt_weights=True)),
         lambda: refused(text),
     ):
         start = process_time()
@@ -143,7 +143,9 @@ def megabytes(case: Case) -> None:
 def refused(text: str) -> None:
     """A long prompt is read to its end, or refused."""
     try:
-        windows(text, tiny().tokenizer, TextOptions(long_prompt=True, prompt_weights=True))
+        split_into_windows(
+            text, tiny().tokenizer, TextOptions(long_prompt=True, prompt_weights=True)
+        )
     except ValueError as error:
         require("tokens" in str(error) and len(str(error)) < 500, str(error))
 

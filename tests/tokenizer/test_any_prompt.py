@@ -10,7 +10,7 @@ from attacks.texts import any_text
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stable_diffusion.conditioning import MAX_WINDOWS, TextOptions, windows
+from stable_diffusion.conditioning import MAX_WINDOWS, TextOptions, split_into_windows
 from stable_diffusion.tokenizer.normalize import normalize
 from stable_diffusion.tokenizer.prompt_weights import parse_weights
 
@@ -86,9 +86,9 @@ def test_long_runs_of_marks_are_composed_like_short_ones():
 def test_prompts_beyond_all_measure_are_refused():
     tokenizer, long = tiny().tokenizer, TextOptions(long_prompt=True)
     most = MAX_WINDOWS * 75
-    assert len(windows("cat " * most, tokenizer, long)) == MAX_WINDOWS
+    assert len(split_into_windows("cat " * most, tokenizer, long)) == MAX_WINDOWS
     with pytest.raises(ValueError, match="may have up to 3750 tokens, this one has more"):
-        windows("cat " * (most + 1), tokenizer, long)
+        split_into_windows("cat " * (most + 1), tokenizer, long)
 
 
 @pytest.mark.parametrize("name", ["\u0301", "\u0316\u0301x\u0323", " ", "", "<|endoftext|>"])

@@ -1,4 +1,4 @@
-"""Files and folders in the making: what others do meanwhile, and what is left of the killed."""
+"""Atomic files and folders: other programs at the same time, failures, killed programs."""
 
 import errno
 import fcntl
@@ -28,8 +28,8 @@ MAY_UNSHARE = (
     which("unshare") and not subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode
 )
 
-# Writes into a folder with numbers, under names that only one can have, and over one name, and
-# sweeps up each time; both programs are process 1.
+# A program that writes numbered files in a folder, names that only one program can have, and one
+# name that both overwrite. Each time it removes abandoned files. Both programs are process 1.
 SAVES = """
 import os, sys
 import numpy as np
@@ -58,8 +58,8 @@ for i in range(n):
 """
 
 
-def fails(number: int):
-    """A function of the system that does."""
+def make_failing(number: int):
+    """Return a function that fails with an error number of the system."""
 
     def fail(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
@@ -83,7 +83,7 @@ def unlock_first(n: int, monkeypatch, meanwhile) -> None:
 
 @pytest.mark.skipif(not MAY_UNSHARE, reason="no new process namespaces for this user")
 def test_two_programs_that_both_are_process_1(tmp_path):
-    """As in two containers with one folder: nothing is lost, nothing is written through a link."""
+    """As in two containers that share a folder: no file is lost or written through a link."""
     n = 34  # so that both together save some 200 times
     victim = tmp_path / "victim"
     victim.write_bytes(b"old")
@@ -125,7 +125,7 @@ def test_two_programs_that_both_are_process_1(tmp_path):
 
 @pytest.mark.parametrize("plant", ["link", "file", "folder"])
 def test_a_name_that_is_taken_is_left_alone(tmp_path, monkeypatch, plant):
-    """If the name were guessed after all."""
+    """Even if somebody has guessed the temporary name."""
     victim, planted = tmp_path / "victim", tmp_path / TAKEN
     victim.write_bytes(b"old")
     match plant:
@@ -141,7 +141,7 @@ def test_a_name_that_is_taken_is_left_alone(tmp_path, monkeypatch, plant):
     assert (tmp_path / "a.png").read_bytes() == b"new"
     with pytest.raises(OSError, match="use every temporary name") as error:
         write_atomically(tmp_path / "a.png", b"newer", overwrites=False)
-    assert not isinstance(error.value, FileExistsError)  # which another name would be tried for
+    assert not isinstance(error.value, FileExistsError)  # for which another name would be tried
     assert os.path.lexists(planted) and victim.read_bytes() == b"old"
     assert planted.is_dir() or planted.read_bytes() == b"old"
 
@@ -157,7 +157,7 @@ def test_names_are_random_and_fit(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
 @pytest.mark.parametrize("overwrites", [True, False])
-def test_the_umask_counts(tmp_path, mask, overwrites):
+def test_the_umask_holds(tmp_path, mask, overwrites):
     before = os.umask(mask)
     try:
         write_atomically(tmp_path / "a.png", b"new", overwrites=overwrites)
@@ -166,7 +166,7 @@ def test_the_umask_counts(tmp_path, mask, overwrites):
     assert (tmp_path / "a.png").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
-def test_it_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+def test_a_file_is_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch):
     done = []
     monkeypatch.setattr(os, "fsync", lambda d: done.append(os.fstat(d).st_size))
     monkeypatch.setattr(os, "replace", lambda *_: done.append("named"))
@@ -181,8 +181,8 @@ def test_it_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "is_fatal"), [(errno.EIO, True), (errno.EINVAL, False)])
-def test_disks_that_fail_and_what_is_no_disk(tmp_path, monkeypatch, number, is_fatal):
-    monkeypatch.setattr(os, "fsync", fails(number))
+def test_failing_disks_and_file_systems_without_sync(tmp_path, monkeypatch, number, is_fatal):
+    monkeypatch.setattr(os, "fsync", make_failing(number))
     try:
         write_atomically(tmp_path / "a.png", b"new")
     except OSError as error:
@@ -191,8 +191,8 @@ def test_disks_that_fail_and_what_is_no_disk(tmp_path, monkeypatch, number, is_f
         assert not is_fatal and os.listdir(tmp_path) == ["a.png"]
 
 
-def test_a_sweep_between_making_and_locking(tmp_path, monkeypatch):
-    """It takes the file for abandoned; the writer sees that, and makes another."""
+def test_removal_between_creating_and_locking(tmp_path, monkeypatch):
+    """Another program removes the file as abandoned; the writer notices and creates another."""
     path = tmp_path / "a.png"
     for n in (1, 5):
         unlock_first(n, monkeypatch, lambda: remove_abandoned([path]))
@@ -206,43 +206,43 @@ def test_a_sweep_between_making_and_locking(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["a.png", "model"] and os.listdir(folder) == ["a"]
 
 
-def test_a_sweep_that_holds_the_lock(tmp_path, monkeypatch):
-    """It is about to delete the file."""
+def test_removal_by_a_program_that_holds_the_lock(tmp_path, monkeypatch):
+    """The other program is about to remove the file."""
     path, held = tmp_path / "a.png", []
 
-    def lock_as_a_sweep() -> None:
+    def lock_to_remove() -> None:
         (partial,) = tmp_path.glob(".*")
         held.append(os.open(partial, os.O_RDWR))
         fcntl.flock(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    unlock_first(1, monkeypatch, lock_as_a_sweep)
+    unlock_first(1, monkeypatch, lock_to_remove)
     write_atomically(path, b"new")
     os.close(held[0])
     assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["a.png"]
 
 
 @pytest.mark.parametrize("overwrites", [True, False])
-def test_what_is_deleted_though_locked_is_written_again(tmp_path, monkeypatch, overwrites):
-    """By a machine that sees no locks of this one."""
+def test_a_locked_file_that_was_removed_is_written_again(tmp_path, monkeypatch, overwrites):
+    """A machine that does not see our locks removes it."""
     path, calls = tmp_path / "a.png", iter(range(2))
     function = "replace" if overwrites else "link"
     real = getattr(os, function)
 
-    def deleted(partial: Path, *rest) -> None:
+    def unlink_first(partial: Path, *rest) -> None:
         if next(calls, None) is not None:
             os.unlink(partial)
         real(partial, *rest)
 
-    monkeypatch.setattr(os, function, deleted)
+    monkeypatch.setattr(os, function, unlink_first)
     write_atomically(path, b"new", overwrites=overwrites)
     assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["a.png"]
-    monkeypatch.setattr(os, function, fails(errno.ENOENT))
+    monkeypatch.setattr(os, function, make_failing(errno.ENOENT))
     with pytest.raises(OSError, match="another program removes the unfinished file"):
         write_atomically(tmp_path / "b.png", b"new", overwrites=overwrites)
     assert os.listdir(tmp_path) == ["a.png"]
 
 
-def test_nothing_being_made_is_swept_up(tmp_path):
+def test_unfinished_files_of_running_programs_stay(tmp_path):
     path, folder = tmp_path / "a.png", tmp_path / "model"
     with (
         atomic_files._create_locked(path, is_folder=False),
@@ -254,8 +254,8 @@ def test_nothing_being_made_is_swept_up(tmp_path):
         assert sorted(os.listdir(tmp_path)) == before
 
 
-def test_what_is_abandoned(tmp_path):
-    """Only of the files that are asked for; no old name, and no link, pipe or folder for a file."""
+def test_abandoned_files_are_removed(tmp_path):
+    """Only of the given files; not old names, links, pipes, nor folders with the name of a file."""
     path = tmp_path / "a\n.png"
     gone = tmp_path / f".a\n.png.{TOKEN}.partial"
     gone.touch()
@@ -280,12 +280,12 @@ def test_what_is_abandoned(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF])
-def test_without_locks_nothing_is_judged(tmp_path, monkeypatch, number):
-    """Nor by a program that has locks, as they come back."""
+def test_without_locks_nothing_is_removed(tmp_path, monkeypatch, number):
+    """Not even later by a program that has locks."""
     path, folder = tmp_path / "a.png", tmp_path / "model"
     (tmp_path / TAKEN).touch()
     with monkeypatch.context() as patch:
-        patch.setattr(fcntl, "flock", fails(number))
+        patch.setattr(fcntl, "flock", make_failing(number))
         remove_abandoned([path])
         write_atomically(path, b"new")
         assert sorted(os.listdir(tmp_path)) == [TAKEN, "a.png"] and path.read_bytes() == b"new"
@@ -303,9 +303,9 @@ def test_without_locks_nothing_is_judged(tmp_path, monkeypatch, number):
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
 def test_without_links_no_file_is_lost(tmp_path, monkeypatch, number):
-    """Also if another program makes it in between."""
+    """Even if another program creates the file in between."""
     path = tmp_path / "a.png"
-    monkeypatch.setattr(os, "link", fails(number))
+    monkeypatch.setattr(os, "link", make_failing(number))
     write_atomically(path, b"first", overwrites=False)
     with pytest.raises(FileExistsError):
         write_atomically(path, b"second", overwrites=False)
@@ -327,13 +327,13 @@ def test_without_links_no_file_is_lost(tmp_path, monkeypatch, number):
 
 
 @pytest.mark.parametrize("ending", [OSError(errno.EIO, "broken"), KeyboardInterrupt()])
-def test_without_links_nothing_is_left_of_what_failed(tmp_path, monkeypatch, ending):
+def test_without_links_failures_leave_nothing(tmp_path, monkeypatch, ending):
     path = tmp_path / "a.png"
 
     def fail(*_: object) -> None:
         raise ending
 
-    monkeypatch.setattr(os, "link", fails(errno.EPERM))
+    monkeypatch.setattr(os, "link", make_failing(errno.EPERM))
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(type(ending)):
         write_atomically(path, b"new", overwrites=False)
@@ -349,8 +349,8 @@ def test_without_links_nothing_is_left_of_what_failed(tmp_path, monkeypatch, end
     assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["a.png"]
 
 
-def test_a_link_that_was_made_twice(tmp_path, monkeypatch):
-    """By a server whose first answer was lost: that is not another program's file."""
+def test_a_link_that_was_requested_twice(tmp_path, monkeypatch):
+    """If the first answer of a server was lost, the existing link is our own."""
 
     def link(partial: Path, path: Path, real=os.link) -> None:
         real(partial, path)
@@ -386,7 +386,7 @@ else:
     ],
 )
 def test_killed_at_any_step(tmp_path, function, overwrites, is_folder):
-    """Its lock is gone with it."""
+    """The lock ends with the program."""
     path = tmp_path / "x"
     code = KILLED.format(function=function, overwrites=overwrites, is_folder=is_folder)
     assert python("-c", code, str(path)).returncode == -signal.SIGKILL

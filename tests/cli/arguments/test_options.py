@@ -1,11 +1,14 @@
 """`options.py`: the table fits the settings and recipes, and docs/options.md is made from it."""
 
+import re
 from dataclasses import fields
 
 import pytest
+from command_lines import PARSERS, collect_texts, list_options
 
 from stable_diffusion.cli.arguments.option import BOTH
 from stable_diffusion.cli.arguments.options import all_options
+from stable_diffusion.cli.convert import _parser as convert_parser
 from stable_diffusion.cli.job import Job
 from stable_diffusion.cli.recipe.recipe import Recipe
 from stable_diffusion.cli.settings import Request, Settings
@@ -68,3 +71,18 @@ def test_defaults_are_values_of_the_option(option):
         defaults = {field.name: field.default for field in fields(kind)}
         if option.scripts == BOTH and option.default is not None and option.key in defaults:
             assert defaults[option.key] == option.default
+
+
+def test_messages_spell_options_as_the_help_does():
+    known = set()
+    for parser in (*(make() for make in PARSERS.values()), convert_parser()):
+        known |= {
+            next(name for name in action.option_strings if name.startswith("--"))
+            for _, action in list_options(parser)
+            if action.option_strings
+        }
+    sentences = "\n".join(line for line in collect_texts().splitlines() if " " in line)
+    spelt = set(re.findall(r"(?<![\w-])--[a-z][\w-]*[a-z0-9](?![\w-])", sentences))
+    assert spelt >= {"--from-image", "--n_rows", "--unet-bits"}
+    others = {"--name", "--force-reinstall"}  # of a docstring; pip's
+    assert spelt - known == others
