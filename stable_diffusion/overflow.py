@@ -147,7 +147,7 @@ def require_finite(
     """
     if is_finite(*arrays):
         return
-    damaged = damaged_weights(sd.source, components, sd.float16)
+    damaged = damaged_weights(sd.model, components, sd.float16)
     damaged += [f"{file}: {key}" for file in added for key in not_finite(file, mx.float32)]
     if damaged:
         raise ValueError(

@@ -33,7 +33,6 @@ from .model_io.loaders import (
     DEFAULT_MODEL,
     Key,
     load_autoencoder,
-    load_model_config,
     load_text_encoder,
     load_tokenizer,
     load_unet,
@@ -84,24 +83,24 @@ class StableDiffusion:
         check_arguments.check_model(model, vae, sampler, schedule, prediction_type)
         if cpu_kernels.is_used():
             cpu_kernels.keep_freed_memory()
-        self.source = source = open_model(model, vae=vae, prediction_type=prediction_type)
+        self.model = opened = open_model(model, vae=vae, prediction_type=prediction_type)
         self.float16 = float16
-        self.config = load_model_config(source)
+        self.config = opened.config
         if isinstance(self, StableDiffusionXL) is not self.config.is_xl:
             right = pipeline_class(self.config).__name__
-            raise ValueError(f"{source.name} is a {right} model: use the class {right}")
+            raise ValueError(f"{opened.name} is a {right} model: use the class {right}")
         self.dtype = cpu_kernels.compute_dtype(mx.float16 if float16 else mx.float32)
         self.diffusion_config = self.config.diffusion
         self.sampler = Sampler.for_model(self.diffusion_config, sampler, schedule)
         for attribute, name in self._TOKENIZERS:
-            tokenizer = load_tokenizer(source, f"{name}_vocab", f"{name}_merges")
+            tokenizer = load_tokenizer(opened, f"{name}_vocab", f"{name}_merges")
             setattr(self, attribute, tokenizer)
         for attribute, name in self._TEXT_ENCODERS:
-            setattr(self, attribute, load_text_encoder(source, float16, name))
+            setattr(self, attribute, load_text_encoder(opened, float16, name))
         for reader in self._readers():
-            require_fit(*reader, source.name)
-        self.unet = load_unet(source, float16)
-        self.autoencoder = load_autoencoder(source, float16)
+            require_fit(*reader, opened.name)
+        self.unet = load_unet(opened, float16)
+        self.autoencoder = load_autoencoder(opened, float16)
 
     def ensure_models_are_loaded(self) -> None:
         """Read all weights now."""
@@ -131,7 +130,7 @@ class StableDiffusion:
         self.float16, self.dtype = False, mx.float32
         for attribute, component in self._components():
             old = getattr(self, attribute)
-            setattr(self, attribute, in_float32(self.source, component, old))
+            setattr(self, attribute, in_float32(self.model, component, old))
 
     def load_lora(self, path: str | os.PathLike[str], scale: float = 1.0) -> None:
         """Add a LoRA file to those that UNet and text encoders have; see `lora.load_lora`."""

@@ -5,11 +5,11 @@ import mlx.nn as nn
 
 from .adapters.lora import copy_lora
 from .model_io.loaders import load_text_encoder, load_unet
-from .model_io.sources import Source
+from .model_io.model import Model
 from .quantize import is_quantized, quantize_text_encoder, quantize_unet
 
 
-def in_float32(source: Source, component: str, old: nn.Module) -> nn.Module:
+def in_float32(model: Model, component: str, old: nn.Module) -> nn.Module:
     """The UNet or text encoder `old` of a model, from the same files in float32.
 
     It is quantized as the old one is, and has its LoRAs and learned words.
@@ -17,9 +17,9 @@ def in_float32(source: Source, component: str, old: nn.Module) -> nn.Module:
     Raises: as `load_unet`.
     """
     if component == "unet":
-        new, quantize = load_unet(source, True, widened=True), quantize_unet
+        new, quantize = load_unet(model, True, widened=True), quantize_unet
     else:
-        new = load_text_encoder(source, True, component, widened=True)
+        new = load_text_encoder(model, True, component, widened=True)
         quantize, table = quantize_text_encoder, new.token_embedding
         learned = old.token_embedding.weight[len(table.weight) :].astype(mx.float32)
         table.weight = mx.concatenate([table.weight, learned])

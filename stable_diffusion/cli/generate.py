@@ -19,9 +19,8 @@ from ..denoising import Denoising
 from ..device import cpu_kernels, memory
 from ..images.arrays import to_uint8
 from ..latent_preview import LinearDecoder
-from ..model_io.hub import announcements
-from ..model_io.loaders import load_model_config, open_model
-from ..model_io.sources import Source
+from ..model_io.loaders import open_model
+from ..model_io.model import Model, announcements
 from ..model_io.weight_files import STEMS
 from ..pipeline import StableDiffusion, pipeline_class
 from ..sampler.sampler import Sampler
@@ -71,11 +70,11 @@ def _make_all(
     plan: Plan, args: argparse.Namespace, start: Start, ranks: Ranks, progress: Progress
 ) -> None:
     """Make and write the pictures of a plan, with the other ranks."""
-    source = open_model(args.model, vae=args.vae, prediction_type=args.prediction_type)
+    model = open_model(args.model, vae=args.vae, prediction_type=args.prediction_type)
     args.float16 = _use_float16(args)
-    for line in announcements(source, STEMS, args.float16):
+    for line in announcements(model, STEMS, args.float16):
         say(line)
-    config = load_model_config(source)
+    config = model.config
     jobs = [job.suited_to(config) for job in plan.jobs]
     if plan.drawn_seed is not None:
         say(f"Seed: {plan.drawn_seed}")
@@ -89,9 +88,9 @@ def _make_all(
     memory.limit_cache()
     if cpu_kernels.is_to_be_compiled():
         say("Compiling the kernels for this processor, once …")
-    sd = _load(source, config, args, progress)
+    sd = _load(model, config, args, progress)
     if plan.output is not None:
-        plan.output.record = Record(args, source)
+        plan.output.record = Record(args, model)
     shares = batches(jobs, plan.at_once, ranks.size)
     with progress.phase("text and image encoding"):
         _read(sd, progress, *(name for name in NETWORKS if name.startswith("text_encoder")))
@@ -165,10 +164,10 @@ def _continuable(plan: Plan) -> Iterator[None]:
 
 
 def _load(
-    source: Source, config: ModelConfig, args: argparse.Namespace, progress: Progress
+    model: Model, config: ModelConfig, args: argparse.Namespace, progress: Progress
 ) -> StableDiffusion:
     """The model with all that is asked to be added to it."""
-    sd = pipeline_class(config)(source, args.float16, args.sampler, schedule=args.schedule)
+    sd = pipeline_class(config)(model, args.float16, args.sampler, schedule=args.schedule)
     if args.quantize:
         sd.quantize()
     for file, scale in args.lora:

@@ -9,8 +9,10 @@ from .loaders import (
     load_unet,
     open_model,
 )
+from .model import Model
 
 __all__ = [
+    "Model",
     "load_autoencoder",
     "load_diffusion_config",
     "load_model_config",

@@ -26,19 +26,16 @@ from ..config.model import ModelConfig
 from ..config.networks import Quantization
 from ..quantize import quantize_text_encoder, quantize_unet
 from ..utils.atomic_files import remove_abandoned, unfinished_folder
-from .hub import announcements
 from .loaders import (
     Key,
     load_autoencoder,
-    load_model_config,
     load_text_encoder,
     load_tokenizer,
     load_unet,
     open_model,
-    usual_pad_token,
 )
+from .model import Model, announcements
 from .safetensors_file import save_native
-from .sources import Source
 from .weight_files import NATIVE, STEMS
 
 pass
@@ -80,26 +77,26 @@ def convert(
         raise FileExistsError(f"{folder} is there already: give the name of a new folder")
     if not folder.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {folder.parent} to make {folder.name} in")
-    source = open_model(model, vae=vae, prediction_type=prediction_type)
-    config = load_model_config(source)
+    opened = open_model(model, vae=vae, prediction_type=prediction_type)
+    config = opened.config
     text = text_encoder_bits and partial(
         quantize_text_encoder, bits=text_encoder_bits, group_size=group_size
     )
     unet = unet_bits and partial(quantize_unet, bits=unet_bits, group_size=group_size)
     _refuse_twice(config, text, unet)
-    for line in announcements(source, STEMS, float16):
+    for line in announcements(opened, STEMS, float16):
         say(line)
 
     remove_abandoned([folder])
     with unfinished_folder(folder) as unfinished:
-        _write_configs(source, config, unfinished)
+        _write_configs(opened, config, unfinished)
         for i in range(len(config.text_encoders)):
             name = "text_encoder" if i == 0 else "text_encoder_2"
             load = partial(load_text_encoder, model_key=name)
-            _write_network(source, name, load, text, float16, unfinished)
-            _write_tokenizer(source, name.replace("text_encoder", "tokenizer"), unfinished)
-        _write_network(source, "unet", load_unet, unet, float16, unfinished)
-        _write_network(source, "vae", load_autoencoder, None, float16, unfinished)
+            _write_network(opened, name, load, text, float16, unfinished)
+            _write_tokenizer(opened, name.replace("text_encoder", "tokenizer"), unfinished)
+        _write_network(opened, "unet", load_unet, unet, float16, unfinished)
+        _write_network(opened, "vae", load_autoencoder, None, float16, unfinished)
 
 
 def _refuse_twice(config: ModelConfig, text: Quantize | None, unet: Quantize | None) -> None:
@@ -113,15 +110,15 @@ def _refuse_twice(config: ModelConfig, text: Quantize | None, unet: Quantize | N
 
 
 def _write_network(
-    source: Source,
+    model: Model,
     component: str,
-    load: Callable[[Source, bool], nn.Module],
+    load: Callable[[Model, bool], nn.Module],
     quantize: Quantize | None,
     float16: bool,
     folder: Path,
 ) -> None:
     """Convert one network; its config.json is in `folder` already."""
-    network = load(source, float16)
+    network = load(model, float16)
     if quantize is not None:
         file = folder / component / "config.json"
         quantization = quantize(network)
@@ -141,14 +138,15 @@ def _half(value: mx.array) -> mx.array:
     return value.astype(mx.float16) if value.dtype == mx.float32 else value
 
 
-def _write_configs(source: Source, config: ModelConfig, folder: Path) -> None:
+def _write_configs(model: Model, config: ModelConfig, folder: Path) -> None:
     """Everything that is JSON, as the model's files say it, and as the user does."""
+    source = model.source
     has_index = source.find(INDEX) is not None
     index = source.config(INDEX)[0] if has_index else _index(config)
     if config.spec is not None:
-        index["_converted_from"] = config.pipeline._converted_from or source.name
+        index["_converted_from"] = config.pipeline._converted_from or model.name
     scheduler = source.config(SCHEDULER)[0] | {"prediction_type": config.diffusion.prediction_type}
-    vae = (source.vae or source).config("vae/config.json")[0]
+    vae = model.source_of("vae").config("vae/config.json")[0]
     vae = vae | {"scaling_factor": config.autoencoder.scaling_factor}
     contents = {INDEX: index, SCHEDULER: scheduler, "vae/config.json": vae}
     for name in ("unet", "text_encoder", "text_encoder_2")[: 1 + len(config.text_encoders)]:
@@ -166,15 +164,16 @@ def _index(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _write_tokenizer(source: Source, component: str, folder: Path) -> None:
-    load_tokenizer(source, f"{component}_vocab", f"{component}_merges")  # refuses broken files
+def _write_tokenizer(model: Model, component: str, folder: Path) -> None:
+    source = model.source
+    load_tokenizer(model, f"{component}_vocab", f"{component}_merges")  # refuses broken files
     (folder / component).mkdir()
     for name in (*VOCABULARY, SPECIAL_TOKENS):
         if (file := source.find(f"{component}/{name}")) is not None:
             shutil.copyfile(file, folder / component / name)
     path = f"{component}/{TOKENIZER_CONFIG}"
     config = {} if source.find(path) is None else source.config(path)[0]
-    config["pad_token"] = config.get("pad_token") or usual_pad_token(source, component)
+    config["pad_token"] = config.get("pad_token") or source.pad_token(component)
     _write_json(folder / path, config)
 
 

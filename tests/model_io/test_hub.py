@@ -14,7 +14,8 @@ from hub_server import Bad, Files, HubServer, cache, write
 
 from stable_diffusion.config.known_models import MODELS
 from stable_diffusion.model_io import hub as hub_module
-from stable_diffusion.model_io.hub import announcements, open_model
+from stable_diffusion.model_io.hub import open_source
+from stable_diffusion.model_io.model import Model, announcements
 from stable_diffusion.model_io.sources import BareVae
 from stable_diffusion.model_io.weight_files import STEMS
 
@@ -26,7 +27,7 @@ LOAD_HUB = (  # this module alone, without mlx
     "for name in ('stable_diffusion', 'stable_diffusion.model_io', 'stable_diffusion.config'):\n"
     "    package = types.ModuleType(name)\n"
     "    package.__path__ = [name.replace('.', '/')]; sys.modules[name] = package\n"
-    "from stable_diffusion.model_io.hub import open_model;"
+    "from stable_diffusion.model_io.hub import open_source;"
 )
 UNET16 = "unet/diffusion_pytorch_model.fp16.safetensors"
 TEXT = "text_encoder/model.safetensors"
@@ -111,7 +112,7 @@ def content(found: list[Path] | Path | None) -> list[str]:
 
 def test_only_needed_files_are_fetched(hub: HubServer) -> None:
     hub.add(REPO, files(UNET, UNET16, TEXT, "unet/diffusion_pytorch_model.bin", "README.md"))
-    model = open_model(REPO)
+    model = open_source(REPO)
     assert model.name == REPO
     assert content(model.require("unet/config.json")) == ["unet/config.json"]
     assert model.find("tokenizer/vocab.json") is None
@@ -125,7 +126,7 @@ def test_filled_cache_costs_one_request(hub: HubServer) -> None:
     hub.add(REPO, files(UNET))
     for _ in range(2):
         hub.log.clear()
-        model = open_model(REPO)
+        model = open_source(REPO)
         model.require("unet/config.json")
         model.weights("unet", float16=True)
         model.find("unet/absent.json")
@@ -134,10 +135,10 @@ def test_filled_cache_costs_one_request(hub: HubServer) -> None:
 
 def test_all_files_come_from_one_commit(hub: HubServer) -> None:
     hub.add(REPO, {"model_index.json": b"old", UNET: b"old"})
-    model = open_model(REPO)
+    model = open_source(REPO)
     hub.add(REPO, {"model_index.json": b"new", UNET: b"new"})
     assert content(model.weights("unet", float16=False)) == ["old"]
-    assert content(open_model(REPO).weights("unet", float16=False)) == ["new"]
+    assert content(open_source(REPO).weights("unet", float16=False)) == ["new"]
 
 
 def test_revision(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,11 +147,11 @@ def test_revision(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(REPO, {UNET: b"new"})
     wanted = {"": "new", "@v1": "old", f"@{commit}": "old", "@refs/pr/1": "pull"}
     for revision, text in wanted.items():
-        assert content(open_model(REPO + revision).require(UNET)) == [text]
-    assert open_model(f"{REPO}@v1").name == f"{REPO}@v1"
+        assert content(open_source(REPO + revision).require(UNET)) == [text]
+    assert open_source(f"{REPO}@v1").name == f"{REPO}@v1"
     go_offline(monkeypatch, "told")
     for revision, text in wanted.items():
-        assert content(open_model(REPO + revision).require(UNET)) == [text]
+        assert content(open_source(REPO + revision).require(UNET)) == [text]
 
 
 # --- which weights -------------------------------------------------------------------------------
@@ -177,7 +178,7 @@ def test_precision(
     hub: HubServer, tmp_path: Path, place: str, contents: Files, float16: bool, wanted: list[str]
 ) -> None:
     hub.add(REPO, contents)
-    model = open_model(REPO if place == "hub" else str(write(tmp_path / "model", contents)))
+    model = open_source(REPO if place == "hub" else str(write(tmp_path / "model", contents)))
     found = model.weights("unet", float16)
     assert content(found) == [p if "/" in p else f"unet/{p}" for p in wanted]
     assert [p for p in hub.fetched() if p.endswith(".safetensors")] == (
@@ -192,17 +193,17 @@ def test_offline_uses_the_precision_that_is_cached(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch, way: str, cached: str, float16: bool
 ) -> None:
     hub.add(REPO, files(UNET, UNET16))
-    online = open_model(REPO)
+    online = open_source(REPO)
     online.require("model_index.json")
     online.weights("unet", float16=cached == UNET16)
     go_offline(monkeypatch, way)
-    assert content(open_model(REPO).weights("unet", float16)) == [cached]
+    assert content(open_source(REPO).weights("unet", float16)) == [cached]
 
 
 def test_online_full_precision_is_fetched_beside_cached_fp16(hub: HubServer) -> None:
     hub.add(REPO, files(UNET, UNET16))
-    assert content(open_model(REPO).weights("unet", float16=True)) == [UNET16]
-    assert content(open_model(REPO).weights("unet", float16=False)) == [UNET]
+    assert content(open_source(REPO).weights("unet", float16=True)) == [UNET16]
+    assert content(open_source(REPO).weights("unet", float16=False)) == [UNET]
 
 
 def test_names_are_those_that_the_libraries_write(tmp_path: Path) -> None:
@@ -220,7 +221,7 @@ def test_names_are_those_that_the_libraries_write(tmp_path: Path) -> None:
                 network.save_pretrained(folder / component, variant=variant, max_shard_size=size)
                 written = sorted((folder / component).glob("*.safetensors"))
                 for float16 in (True, False):
-                    assert sorted(open_model(folder).weights(component, float16)) == written
+                    assert sorted(open_source(folder).weights(component, float16)) == written
                 assert (len(written) > 1) == (size == "2KB")
 
 
@@ -241,7 +242,7 @@ def test_index_cannot_lead_elsewhere(
     hub.add(REPO, contents)
     folder = write(tmp_path / "m", contents)
     with pytest.raises(ValueError, match=re.escape(f"unet/{INDEX}.json")):
-        open_model(REPO if place == "hub" else folder).weights("unet", float16=False)
+        open_source(REPO if place == "hub" else folder).weights("unet", float16=False)
     assert hub.fetched() == ([f"unet/{INDEX}.json"] if place == "hub" else [])
 
 
@@ -251,7 +252,7 @@ def test_index_cannot_lead_elsewhere(
 def test_malformed_index_names_the_file(tmp_path: Path, index: bytes) -> None:
     folder = write(tmp_path, {f"unet/{INDEX}.json": index})
     with pytest.raises(ValueError, match=re.escape(f"unet/{INDEX}.json")):
-        open_model(folder).weights("unet", float16=False)
+        open_source(folder).weights("unet", float16=False)
 
 
 @pytest.mark.parametrize("place", ["folder", "hub"])
@@ -259,7 +260,7 @@ def test_missing_shard_is_named(hub: HubServer, tmp_path: Path, place: str) -> N
     contents = sharded(f"{INDEX}.json", SHARDS)
     del contents[f"unet/{SHARDS[1]}"]
     hub.add(REPO, contents)
-    model = open_model(REPO if place == "hub" else write(tmp_path, contents))
+    model = open_source(REPO if place == "hub" else write(tmp_path, contents))
     with pytest.raises(FileNotFoundError, match=f"{model.name} has no unet/{SHARDS[1]}$"):
         model.weights("unet", float16=False)
 
@@ -272,7 +273,7 @@ def test_missing_shard_is_named(hub: HubServer, tmp_path: Path, place: str) -> N
 def test_pickles_are_refused(hub: HubServer, tmp_path: Path, place: str, pickle: str) -> None:
     contents = files(pickle) | ({TEXT: b""} if pickle.startswith("unet/") else {})
     hub.add(REPO, contents)
-    model = open_model(REPO if place == "hub" else write(tmp_path, contents))
+    model = open_source(REPO if place == "hub" else write(tmp_path, contents))
     with pytest.raises(ValueError, match=f"{re.escape(pickle)}.*safe_serialization=True"):
         model.weights("unet", float16=False)
     assert hub.fetched() == []
@@ -281,7 +282,7 @@ def test_pickles_are_refused(hub: HubServer, tmp_path: Path, place: str, pickle:
 def test_missing_files(hub: HubServer, tmp_path: Path) -> None:
     contents = files(TEXT, "text_encoder/pytorch_model.bin")
     hub.add(REPO, contents)
-    for model in (open_model(REPO), open_model(write(tmp_path, contents))):
+    for model in (open_source(REPO), open_source(write(tmp_path, contents))):
         assert content(model.weights("text_encoder", float16=True)) == [TEXT]
         with pytest.raises(FileNotFoundError, match=f"^{model.name} has no {UNET}$"):
             model.weights("unet", float16=True)
@@ -295,7 +296,7 @@ def test_missing_files(hub: HubServer, tmp_path: Path) -> None:
 def failure(model: str) -> str:
     """The message of the error on opening a model and asking for a file: always one line."""
     with pytest.raises(FileNotFoundError) as caught:
-        open_model(model).require("model_index.json")
+        open_source(model).require("model_index.json")
     message = str(caught.value)
     assert "\n" not in message
     assert model.partition("@")[0] in message
@@ -316,7 +317,7 @@ def test_offline_with_empty_cache(
 
 def test_offline_with_half_a_model(offline: None, cache_folder: Path) -> None:
     cache(cache_folder, REPO, files(UNET, "text_encoder/pytorch_model.bin"))
-    model = open_model(REPO)
+    model = open_source(REPO)
     assert content(model.weights("unet", float16=True)) == [UNET]
     assert model.find("vae/config.json") is None
     with pytest.raises(FileNotFoundError, match=f"no {TEXT} in the Hub cache"):  # the Hub may
@@ -360,7 +361,7 @@ def test_server_error(hub: HubServer, status: int) -> None:
 def test_file_that_the_hub_refuses(hub: HubServer) -> None:
     hub.add(REPO, files(UNET))
     hub.answers["unet/"] = 418
-    model = open_model(REPO)
+    model = open_source(REPO)
     model.require("model_index.json")
     with pytest.raises(FileNotFoundError, match=f"^{REPO}: {UNET} cannot be fetched: .* 418 "):
         model.weights("unet", float16=False)
@@ -378,7 +379,7 @@ def test_cache_serves_where_the_hub_does_not(
 ) -> None:
     cache(cache_folder, REPO, files(UNET))
     hub.answers["/api/"] = answer
-    assert content(open_model(REPO).weights("unet", float16=True)) == [UNET]
+    assert content(open_source(REPO).weights("unet", float16=True)) == [UNET]
     assert len(requests(hub)) == 1
 
 
@@ -424,7 +425,7 @@ def test_information_goes_wrong(hub: HubServer, answer: Bad | int, told: str) ->
 def test_listing_that_leads_elsewhere(hub: HubServer, cache_folder: Path) -> None:
     """Names are asked for, not taken from the Hub's list."""
     hub.add(REPO, files(UNET) | {"../../../evil": b"evil", "unet/../../evil": b"evil"})
-    assert content(open_model(REPO).weights("unet", float16=False)) == [UNET]
+    assert content(open_source(REPO).weights("unet", float16=False)) == [UNET]
     assert not [path for path in cache_folder.parent.rglob("*") if path.name == "evil"]
 
 
@@ -439,9 +440,9 @@ def test_file_of_the_wrong_length_is_thrown_away(hub: HubServer, bad: Bad) -> No
     hub.add(REPO, files(UNET))
     hub.answers[UNET] = bad
     with pytest.raises(FileNotFoundError, match=f"{UNET} cannot be fetched: .* came in place of"):
-        open_model(REPO).weights("unet", float16=False)
+        open_source(REPO).weights("unet", float16=False)
     hub.answers.clear()
-    assert content(open_model(REPO).weights("unet", float16=False)) == [UNET]
+    assert content(open_source(REPO).weights("unet", float16=False)) == [UNET]
 
 
 def test_download_that_breaks_off_goes_on(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -450,7 +451,7 @@ def test_download_that_breaks_off_goes_on(hub: HubServer, monkeypatch: pytest.Mo
     data = bytes(range(256)) * 40  # 10,240 bytes
     hub.add(REPO, {UNET: data})
     hub.answers[UNET] = Bad(cut=7000, then=200)
-    (file,) = open_model(REPO).weights("unet", float16=False)
+    (file,) = open_source(REPO).weights("unet", float16=False)
     assert file.read_bytes() == data
     assert sum(n for path, n in hub.sent.items() if UNET in path) == 10_240
 
@@ -464,7 +465,7 @@ def test_download_that_dies_is_done_by_the_next_run(hub: HubServer, changed: boo
     data = bytes(range(256)) * 40
     hub.add(REPO, {**files(TEXT), UNET: data})
     hub.answers[UNET] = Bad(cut=7000, then=404)
-    model = open_model(REPO)
+    model = open_source(REPO)
     model.weights("text_encoder", float16=False)
     with pytest.raises(FileNotFoundError, match=f"{UNET} cannot be fetched"):
         model.weights("unet", float16=False)
@@ -473,7 +474,7 @@ def test_download_that_dies_is_done_by_the_next_run(hub: HubServer, changed: boo
     if changed:
         data = data[::-1]
         hub.add(REPO, {**files(TEXT), UNET: data})
-    model = open_model(REPO)
+    model = open_source(REPO)
     (file,) = model.weights("unet", float16=False)
     assert file.read_bytes() == data
     if not changed:
@@ -487,7 +488,7 @@ def test_two_first_downloads_at_once(hub: HubServer, tmp_path: Path) -> None:
     hub.add(REPO, {**files(TEXT), UNET: data})
     hub.answers[UNET] = 0.2  # so that they meet
     settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
-    code = LOAD_HUB + "print(open_model('org/model').weights('unet', True)[0].stat().st_size)"
+    code = LOAD_HUB + "print(open_source('org/model').weights('unet', True)[0].stat().st_size)"
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     processes = [
         subprocess.Popen(
@@ -511,15 +512,15 @@ def test_two_first_downloads_at_once(hub: HubServer, tmp_path: Path) -> None:
 def test_announcement(hub: HubServer, float16: bool) -> None:
     """What will come, how much it is, and under which licence; nothing where all is there."""
     hub.add(REPO, {UNET: b"x" * 2_000_000, UNET16: b"x" * 1_000_000, TEXT: b"x" * 500_000})
-    model = open_model(REPO)
+    model = Model(open_source(REPO))
     size = "1.5" if float16 else "2.5"
     line = f"Downloading {REPO}, {size} MB, licence: openrail++"
     assert announcements(model, STEMS, float16) == [line]
     assert hub.fetched() == []
-    model.weights("unet", float16)
+    model.source.weights("unet", float16)
     line = f"Downloading {REPO}, 0.5 MB, licence: openrail++"
     assert announcements(model, STEMS, float16) == [line]
-    model.weights("text_encoder", float16)
+    model.source.weights("text_encoder", float16)
     assert announcements(model, STEMS, float16) == []
 
 
@@ -530,7 +531,7 @@ def test_announcement_of_shards(hub: HubServer, index: str, shards: list[str]) -
     contents = sharded(index, shards)
     contents |= {f"unet/{name}": b"x" * 1_000_000 for name in (*SHARDS, *SHARDS16)}
     hub.add(REPO, contents)
-    (line,) = announcements(open_model(REPO), ["unet"], float16="fp16" in index)
+    (line,) = announcements(Model(open_source(REPO)), ["unet"], float16="fp16" in index)
     assert ", 2.0 MB, " in line
 
 
@@ -538,15 +539,16 @@ def test_announcement_of_known_models_and_other_vaes(hub: HubServer, tmp_path: P
     for spec in MODELS.values():
         if spec.repo is not None:
             hub.add(spec.repo, files(UNET, "vae/diffusion_pytorch_model.safetensors"))
-            (line,) = announcements(open_model(spec.repo), STEMS, float16=True)
+            (line,) = announcements(Model(open_source(spec.repo)), STEMS, float16=True)
             assert line == f"Downloading {spec.repo}, 0.0 MB, licence: {spec.licence}"
     hub.add(REPO, {"config.json": b"{}", "diffusion_pytorch_model.safetensors": b"x" * 3_000_000})
-    model = open_model(MODELS["sd"].repo)
-    model.vae = BareVae(open_model(REPO))
+    model = Model(open_source(MODELS["sd"].repo), BareVae(open_source(REPO)))
     lines = announcements(model, STEMS, float16=False)
     assert len(lines) == 2 and f"Downloading {REPO}, 3.0 MB, licence: openrail++" in lines
-    assert announcements(open_model(write(tmp_path, files(UNET))), STEMS, float16=True) == []
-    assert announcements(open_model("tiny"), STEMS, float16=True) == []
+    assert (
+        announcements(Model(open_source(write(tmp_path, files(UNET)))), STEMS, float16=True) == []
+    )
+    assert announcements(Model(open_source("tiny")), STEMS, float16=True) == []
 
 
 # --- names ---------------------------------------------------------------------------------------
@@ -554,7 +556,7 @@ def test_announcement_of_known_models_and_other_vaes(hub: HubServer, tmp_path: P
 
 def test_known_name(hub: HubServer) -> None:
     hub.add(MODELS["sd"].repo, files(UNET))
-    model = open_model("sd")
+    model = open_source("sd")
     assert model.name == MODELS["sd"].repo
     assert content(model.weights("unet", float16=True)) == [UNET]
 
@@ -565,7 +567,7 @@ def test_former_repository_in_the_cache_needs_no_request(
     [former] = MODELS["sd"].former_repos
     cache(cache_folder, former, files(UNET))
     hub.add(MODELS["sd"].repo, files(UNET16))
-    model = open_model("sd")
+    model = open_source("sd")
     assert model.name == former
     assert content(model.weights("unet", float16=True)) == [UNET]
     with pytest.raises(FileNotFoundError, match=f"the model is now {MODELS['sd'].repo}"):
@@ -573,7 +575,7 @@ def test_former_repository_in_the_cache_needs_no_request(
     assert hub.log == []
 
     cache(cache_folder, MODELS["sd"].repo, files(UNET16))
-    assert content(open_model("sd").weights("unet", float16=True)) == [UNET16]
+    assert content(open_source("sd").weights("unet", float16=True)) == [UNET16]
     assert hub.log != []
 
 
@@ -583,7 +585,7 @@ def test_former_repository_as_the_original_example_cached_it(
     """Without a model index, which it did not fetch."""
     [former] = MODELS["sd"].former_repos
     cache(cache_folder, former, {"unet/config.json": b"{}", UNET: UNET.encode()})
-    model = open_model("sd")
+    model = open_source("sd")
     assert model.name == former
     assert content(model.weights("unet", float16=False)) == [UNET]
     assert hub.log == []
@@ -593,7 +595,7 @@ def test_former_repository_by_its_own_name(hub: HubServer, cache_folder: Path) -
     [former] = MODELS["sd"].former_repos
     assert f"the model is now {MODELS['sd'].repo}" in failure(former)
     cache(cache_folder, former, files(UNET))
-    assert content(open_model(former).require(UNET)) == [UNET]
+    assert content(open_source(former).require(UNET)) == [UNET]
 
 
 def test_known_name_before_folder_before_repository(
@@ -602,31 +604,31 @@ def test_known_name_before_folder_before_repository(
     monkeypatch.chdir(tmp_path)
     hub.add(MODELS["sd"].repo, {UNET: b"known"})
     hub.add(REPO, {UNET: b"repository"})
-    assert content(open_model(REPO).require(UNET)) == ["repository"]
+    assert content(open_source(REPO).require(UNET)) == ["repository"]
     write(tmp_path / "sd", {UNET: b"folder"})
     write(tmp_path / REPO, {UNET: b"folder"})
-    assert content(open_model("sd").require(UNET)) == ["known"]
-    assert content(open_model("./sd").require(UNET)) == ["folder"]
-    assert content(open_model(Path("sd")).require(UNET)) == ["folder"]
+    assert content(open_source("sd").require(UNET)) == ["known"]
+    assert content(open_source("./sd").require(UNET)) == ["folder"]
+    assert content(open_source(Path("sd")).require(UNET)) == ["folder"]
     hub.log.clear()
-    assert content(open_model(REPO).require(UNET)) == ["folder"]
-    assert open_model(REPO).name == REPO
+    assert content(open_source(REPO).require(UNET)) == ["folder"]
+    assert open_source(REPO).name == REPO
     assert hub.log == []
 
 
 @pytest.mark.parametrize("path", ["./none", "/none", "~/none", "../a/b", "a/b/c", "a\\b", "a/b/"])
 def test_missing_folder(offline: None, path: str) -> None:
     with pytest.raises(FileNotFoundError, match=f"^there is no folder {re.escape(path)}$"):
-        open_model(path)
+        open_source(path)
 
 
 def test_file_and_path_object_are_no_repositories(offline: None, tmp_path: Path) -> None:
     file = write(tmp_path, {"model.safetensors": b""}) / "model.safetensors"
     for model in (str(file), file):
         with pytest.raises(NotADirectoryError, match="is a file"):
-            open_model(model)
+            open_source(model)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
-        open_model(Path(REPO))
+        open_source(Path(REPO))
 
 
 @pytest.mark.parametrize(
@@ -634,7 +636,7 @@ def test_file_and_path_object_are_no_repositories(offline: None, tmp_path: Path)
 )
 def test_malformed_name(offline: None, model: str) -> None:
     with pytest.raises(ValueError, match=r"neither a folder|not a revision") as caught:
-        open_model(model)
+        open_source(model)
     assert type(caught.value) is ValueError
 
 
@@ -679,7 +681,7 @@ def test_environment(hub: HubServer, tmp_path: Path) -> None:
     folder = write(tmp_path / "folder", files(UNET))
     code = (
         f"{LOAD_HUB}"
-        "print(open_model(sys.argv[1]).weights('unet', True)[0].read_text());"
+        "print(open_source(sys.argv[1]).weights('unet', True)[0].read_text());"
         "print('huggingface_hub' in sys.modules, 'PIL' in sys.modules)"
     )
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}

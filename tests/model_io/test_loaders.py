@@ -6,6 +6,7 @@ import pytest
 from clip_vocabulary import write_tokenizer
 
 from stable_diffusion.model_io import loaders
+from stable_diffusion.model_io.model import Model
 from stable_diffusion.model_io.sources import Source
 
 
@@ -54,7 +55,7 @@ def test_pad_token_where_a_cache_lacks_the_small_files(tmp_path):
     write_tokenizer(tmp_path / "tokenizer", "!")
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         (tmp_path / "tokenizer" / name).unlink()
-    cached = Source("stabilityai/stable-diffusion-2-1-base", tmp_path)
+    cached = Model(Source("stabilityai/stable-diffusion-2-1-base", tmp_path))
     assert loaders.load_tokenizer(cached).pad_id == 0
     assert loaders.load_tokenizer(tmp_path).pad_id == 49407
 

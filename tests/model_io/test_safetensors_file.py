@@ -3,7 +3,6 @@
 import json
 import os
 import struct
-from pathlib import Path
 from time import process_time
 
 import mlx.core as mx
@@ -12,7 +11,7 @@ import pytest
 from ours import python
 from safetensors.numpy import save
 
-from stable_diffusion.model_io import hub
+from stable_diffusion.config.known_models import PACKAGE
 from stable_diffusion.model_io.loaders import load_autoencoder
 from stable_diffusion.model_io.safetensors_file import (
     MAX_COUNTED,
@@ -36,11 +35,11 @@ def one(**changes: object) -> dict:
 GOOD = one()
 TWICE = json.dumps(GOOD)[:-1].encode() + b"," + json.dumps(GOOD)[1:].encode()
 CASES = {
-    "empty": (b"", "no header's length is at its beginning"),
-    "two bytes": (b"\1\2", "no header's length"),
-    "longest length": (file_of(GOOD, length=2**64 - 1), "no header's length"),
-    "length 2^63": (file_of(GOOD, length=2**63), "no header's length"),
-    "length too large": (file_of(GOOD, length=MAX_HEADER + 1), "no header's length"),
+    "empty": (b"", "does not begin with a header's length"),
+    "two bytes": (b"\1\2", "begin with a header's length"),
+    "longest length": (file_of(GOOD, length=2**64 - 1), "begin with a header's length"),
+    "length 2^63": (file_of(GOOD, length=2**63), "begin with a header's length"),
+    "length too large": (file_of(GOOD, length=MAX_HEADER + 1), "begin with a header's length"),
     "length beyond the end": (file_of(GOOD, length=MAX_HEADER), "is cut short"),
     "zipped pickle": (b"PK\3\4\x14\0\x08\x08" + b"\0" * 100, "it is a pickle"),
     "pickle": (b"\x80\x04\x95\x20\0\0\0\0" + b"\0" * 100, "it is a pickle"),
@@ -53,7 +52,7 @@ CASES = {
     "nested": (file_of(b"[" * 100_000), "nested too deeply"),
     "NaN": (file_of(b'{"a": NaN}'), "NaN is not a finite number"),
     "long number": (file_of(b'{"a": 1' + b"0" * 5000 + b"}"), "is too large a number"),
-    "no entry": (file_of({"a": 3}), "of a it does not say dtype, shape and data_offsets"),
+    "no entry": (file_of({"a": 3}), "it does not say dtype, shape and data_offsets of a"),
     "no dtype": (file_of({"a": {"shape": [2], "data_offsets": [0, 8]}}), "does not say dtype"),
     "unknown dtype": (file_of(one(dtype="Q7")), "is of the type 'Q7'"),
     "dtype 7": (file_of(one(dtype=7)), "is of the type '7'"),
@@ -129,8 +128,8 @@ def test_file_that_is_cut_after_it_was_opened(tmp_path):
     file.write_bytes(save({"a": np.ones((1000, 1000), np.float32)}))
     code = (
         "import os, sys; from pathlib import Path; import stable_diffusion; import mlx.core as mx\n"
-        "from stable_diffusion.model_io.weights import read_safetensors\n"
-        "from stable_diffusion.cli.generate import exit_status\n"
+        "from stable_diffusion.model_io.safetensors_file import read_safetensors\n"
+        "from stable_diffusion.cli.main import exit_status\n"
         "_, tensors = read_safetensors(Path(sys.argv[1]))\n"
         "os.truncate(sys.argv[1], 5000)\n"
         "sys.exit(exit_status(lambda: mx.eval(tensors)))"
@@ -155,7 +154,7 @@ def test_very_many_tensors(tmp_path):
     file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
     file.parent.mkdir()
     file.write_bytes(file_of(header, bytes(n)))
-    config = Path(hub.__file__).parent / "tiny/vae/config.json"
+    config = PACKAGE / "tiny/vae/config.json"
     (tmp_path / "vae/config.json").write_bytes(config.read_bytes())
     with pytest.raises(ValueError, match=f"not expected: t0, .* and {n - 10:d} more") as caught:
         load_autoencoder(tmp_path)

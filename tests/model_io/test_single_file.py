@@ -27,7 +27,7 @@ import txt2image
 from stable_diffusion import StableDiffusion
 from stable_diffusion.model_io import loaders
 from stable_diffusion.model_io.loaders import load_model_config, open_model
-from stable_diffusion.model_io.original_layout import FAMILIES, tell_text_encoder
+from stable_diffusion.model_io.original_layout import FAMILIES, detect_text_encoder
 from stable_diffusion.model_io.safetensors_file import Header
 from stable_diffusion.model_io.unsupported import KEYS
 
@@ -147,9 +147,9 @@ def test_half_precision_file(checkpoint, tmp_path):
 def test_published_models_at_full_size(tmp_path, name, unet, heads, texts):
     """All shapes of the published models are told and found, in a file that has only holes."""
     file = write_holes(tmp_path / "x.safetensors", unet, texts)
-    source = open_model(file, prediction_type="epsilon")
-    assert source.family.name in name
-    config = load_model_config(source)
+    model = open_model(file, prediction_type="epsilon")
+    assert model.source.family.name in name
+    config = model.config
     assert config.unet.heads == heads
     assert config.unet.depths[-1] == unet.get("transformer_layers_per_block", [1])[-1]
     assert config.unet.addition_time_embed_dim == unet.get("addition_time_embed_dim")
@@ -157,9 +157,9 @@ def test_published_models_at_full_size(tmp_path, name, unet, heads, texts):
     for told, text in zip(config.text_encoders, texts, strict=True):
         assert text.items() <= vars(told).items()
     for load in (loaders.load_unet, loaders.load_autoencoder, loaders.load_text_encoder):
-        load(source)  # lazily: nothing is read, but all names and shapes are compared
+        load(model)  # lazily: nothing is read, but all names and shapes are compared
     if len(texts) == 2:
-        loaders.load_text_encoder(source, model_key="text_encoder_2")
+        loaders.load_text_encoder(model, model_key="text_encoder_2")
 
 
 def write_holes(file: Path, unet: dict, texts: list[dict]) -> Path:
@@ -286,7 +286,7 @@ def test_full_text_encoder_of_sd_2(tmp_path, n_layers):
         tensors[f"{OPEN_CLIP}transformer.resblocks.{i}.ln_1.weight"] = np.zeros(64, np.float32)
     file = original_layout.save(tensors, tmp_path / "x.safetensors")
     tower = FAMILIES[1].text_towers["text_encoder"]
-    config, layout = tell_text_encoder(Header("x", file), tower)
+    config, layout = detect_text_encoder(Header("x", file), tower)
     assert (config["num_hidden_layers"], config["num_attention_heads"]) == (23, 1)
     used = [key for key in tensors if "ln_1" in key and layout.has(key)]
     assert len(used) == 23
@@ -327,7 +327,7 @@ def test_misshapen_projection(spoilt):
 
 def test_keys_of_no_network(spoilt):
     file = spoilt(SD_1, lambda tensors: tensors.update(extra=np.zeros(1), more=np.zeros(1)))
-    with pytest.raises(ValueError, match=r"told to be SD 1: not expected: extra, more$"):
+    with pytest.raises(ValueError, match=r"recognized as SD 1: not expected: extra, more$"):
         open_model(file)
 
 
@@ -342,7 +342,7 @@ def test_keys_of_no_network(spoilt):
         ),
         (
             "model.diffusion_model.out.2",
-            "cannot be told, for model.diffusion_model.out.2.weight is",
+            "is not clear, because model.diffusion_model.out.2.weight is",
         ),
     ],
 )
@@ -486,10 +486,10 @@ def test_vae_from_elsewhere(single, checkpoint, tmp_path, layout):
         original_layout.save({**original_layout.vae_tensors(folder), **loss}, vae)
     expected = loaders.load_autoencoder(folder)
     for model in (checkpoint(SD_1), single(SD_1)):
-        source = open_model(model, vae=vae)
-        assert same(loaders.load_autoencoder(source), expected)
-        assert load_model_config(source).autoencoder.scaling_factor == 0.18215
-        assert same(loaders.load_unet(source), loaders.load_unet(checkpoint(SD_1)))
+        opened = open_model(model, vae=vae)
+        assert same(loaders.load_autoencoder(opened), expected)
+        assert opened.config.autoencoder.scaling_factor == 0.18215
+        assert same(loaders.load_unet(opened), loaders.load_unet(checkpoint(SD_1)))
     assert not same(loaders.load_autoencoder(single(SD_1)), expected)
 
 

@@ -13,6 +13,7 @@ import pytest
 from clip_vocabulary import BOS, EOS, vocabulary, write_tokenizer
 from transformers import CLIPTokenizer
 
+from stable_diffusion.tokenizer.files import read_tokenizer, read_tokenizer_json
 from stable_diffusion.tokenizer.tokenizer import AddedToken, Tokenizer
 
 RANDOM_STRINGS = 10_000
@@ -103,14 +104,10 @@ def random_texts() -> list[str]:
 def load(folder: Path) -> Tokenizer:
     """Our tokenizer of a folder, with every file that is there."""
     config, special = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
-    beside = {
-        "config_file": config if config.exists() else None,
-        "special_tokens_file": special if special.exists() else None,
-    }
+    beside = (config if config.exists() else None, special if special.exists() else None)
     if (folder / "tokenizer.json").exists():
-        return Tokenizer.from_json(folder / "tokenizer.json", **beside)
-    vocab, merges = folder / "vocab.json", folder / "merges.txt"
-    return Tokenizer.from_files(vocab_file=vocab, merges_file=merges, **beside)
+        return read_tokenizer_json(folder / "tokenizer.json", *beside)
+    return read_tokenizer(folder / "vocab.json", folder / "merges.txt", *beside)
 
 
 @pytest.fixture(scope="module", params=LAYOUTS, ids=lambda case: f"{case[0]}-{case[1]}")
@@ -342,14 +339,14 @@ def test_very_long_prompts(slow):
     ("name", "content", "reason"),
     [
         ("vocab.json", "{", "Expecting property name"),
-        ("vocab.json", "[1]", "wants a JSON object, got list"),
+        ("vocab.json", "[1]", "expected a JSON object, got list"),
         ("vocab.json", "{}", "the token '<|startoftext|>' is not in the vocabulary"),
         (
             "vocab.json",
             json.dumps({BOS: 0, EOS: 1}),
             "a merge needs 'i', which the vocabulary lacks",
         ),
-        ("merges.txt", "#version: 0.2\ni n\nt h e\n", "a merge wants two tokens, got 't h e'"),
+        ("merges.txt", "#version: 0.2\ni n\nt h e\n", "a merge needs two tokens, got 't h e'"),
         ("merges.txt", b"\xff\xfe", "can't decode"),
         ("merges.txt", "", "No merge makes 48894 of the tokens"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"0": {}}}', "lacks 'content'"),

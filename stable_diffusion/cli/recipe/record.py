@@ -9,7 +9,7 @@ from typing import Any
 
 from ...config.known_models import MODELS
 from ...images.text_chunks import PARAMETERS, RECIPE, read_texts
-from ...model_io.sources import Source
+from ...model_io.model import Model
 from ...version import __version__
 from ..job import Job
 from .recipe import Recipe, sha256
@@ -23,13 +23,13 @@ class Record:
 
     Args:
         args: the command line, with what is computed in half precision decided.
-        source: the model.
+        opened: the model.
     """
 
-    def __init__(self, args: argparse.Namespace, source: Source):
+    def __init__(self, args: argparse.Namespace, opened: Model):
         self._is_on = not args.no_metadata
         if self._is_on:
-            self._common = _common(args, source)
+            self._common = _common(args, opened)
 
     def of(self, job: Job, **more: Any) -> Texts:
         """What goes into the file of a picture."""
@@ -90,9 +90,9 @@ def _names(model: str | None) -> set[str | None]:
     return {name, name.partition("@")[0], *repos}
 
 
-def _common(args: argparse.Namespace, source: Source) -> dict[str, Any]:
+def _common(args: argparse.Namespace, opened: Model) -> dict[str, Any]:
     """What all pictures of the call have in common."""
-    model, revision = source.commit or (_without_home(args.model), None)
+    model, revision = opened.source.commit or (_without_home(args.model), None)
     common = _chosen(args) | {
         "model": model,
         "revision": revision,
@@ -100,7 +100,7 @@ def _common(args: argparse.Namespace, source: Source) -> dict[str, Any]:
         "version": __version__,
     }
     if args.vae is not None:
-        at = None if source.vae is None else source.vae.commit
+        at = opened.source_of("vae").commit
         common["vae"] = _without_home(args.vae) if at is None else "@".join(at)
     return common
 

@@ -18,16 +18,17 @@ from stable_diffusion.cli.recipe.record import Asked, Record, Texts
 from stable_diffusion.images.text_chunks import PARAMETERS, RECIPE
 from stable_diffusion.images.writing import save_image
 from stable_diffusion.model_io.hub import Repository
+from stable_diffusion.model_io.model import Model
 from stable_diffusion.model_io.sources import BareVae, Source
 
 COMMIT = "0123456789abcdef"
 JOB = Job("a cat", seed=3, width=64, height=64, steps=2, cfg=2.0, sampler="ddim")
 
 
-def record(source: Source, *options: str) -> Record:
+def record(model: Model, *options: str) -> Record:
     args = parse.txt2image_parser().parse_args(["a cat", *options])
     args.float16 = False
-    return Record(args, source)
+    return Record(args, model)
 
 
 def read(texts: Texts) -> Recipe:
@@ -39,9 +40,8 @@ def on_the_hub(repo: str) -> Repository:
 
 
 def test_a_model_on_the_hub_is_pinned_to_its_commit():
-    source = on_the_hub("org/model")
-    source.vae = BareVae(on_the_hub("org/vae"))
-    recipe = read(record(source, "--model", "org/model@main", "--vae", "org/vae").of(JOB))
+    model = Model(on_the_hub("org/model"), BareVae(on_the_hub("org/vae")))
+    recipe = read(record(model, "--model", "org/model@main", "--vae", "org/vae").of(JOB))
     assert (recipe.model, recipe.revision) == ("org/model", COMMIT)
     assert recipe.options["model"] == f"org/model@{COMMIT}"
     assert recipe.vae == f"org/vae@{COMMIT}"
@@ -53,7 +53,7 @@ def test_a_model_on_the_hub_is_pinned_to_its_commit():
 )
 def test_paths_are_as_they_were_given_but_for_the_users_own_folder(monkeypatch, given, written):
     monkeypatch.setenv("HOME", "/home/me")
-    texts = record(Source(given, Path(given)), "--model", given, "--vae", given).of(JOB)
+    texts = record(Model(Source(given, Path(given))), "--model", given, "--vae", given).of(JOB)
     recipe = read(texts)
     assert (recipe.model, recipe.vae, recipe.revision) == (written, written, None)
     assert "Model: mine, VAE: mine" in texts[PARAMETERS] and "/" not in texts[PARAMETERS]
@@ -63,19 +63,19 @@ def test_a_user_without_a_folder(monkeypatch):
     """As in containers: no `HOME`, and an account that the system does not know."""
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does then
-    texts = record(Source("tiny", Path("tiny")), "--model", "/disk/mine").of(JOB)
+    texts = record(Model(Source("tiny", Path("tiny"))), "--model", "/disk/mine").of(JOB)
     assert read(texts).model == "/disk/mine"
 
 
 def test_grids():
     """Of one recipe, or of several."""
     jobs = [replace(JOB, seed=3 + i, index=1 + i) for i in range(4)]
-    source = Source("tiny", Path("tiny"))
-    recipe = read(record(source).of_grid(jobs, 2))
+    model = Model(Source("tiny", Path("tiny")))
+    recipe = read(record(model).of_grid(jobs, 2))
     assert (recipe.n_images, recipe.n_rows, recipe.seed) == (4, 2, 3)
-    assert record(source).of_grid([*jobs[:3], replace(jobs[3], prompt="a dog")], 2) == {}
-    assert record(source).of_grid([*jobs[:3], replace(jobs[3], seed=9)], 2) == {}
-    assert record(source, "--no-metadata").of_grid(jobs, 2) == {}
+    assert record(model).of_grid([*jobs[:3], replace(jobs[3], prompt="a dog")], 2) == {}
+    assert record(model).of_grid([*jobs[:3], replace(jobs[3], seed=9)], 2) == {}
+    assert record(model, "--no-metadata").of_grid(jobs, 2) == {}
 
 
 @pytest.mark.parametrize(
@@ -102,10 +102,9 @@ def test_pictures_that_are_made_otherwise(tmp_path, monkeypatch, options, is_oth
     """Than is asked for: by the command line, or by the job."""
     monkeypatch.chdir(tmp_path)
     Path("a.safetensors").write_bytes(b"a")
-    source = on_the_hub("stabilityai/sdxl-turbo")
-    source.vae = BareVae(on_the_hub("org/vae"))
+    model = Model(on_the_hub("stabilityai/sdxl-turbo"), BareVae(on_the_hub("org/vae")))
     usual = ["--model=sdxl", "--vae=org/vae", "--lora=a.safetensors:0.5"]
-    save_image("made.png", np.zeros((64, 64, 3), np.uint8), record(source, *usual).of(JOB))
+    save_image("made.png", np.zeros((64, 64, 3), np.uint8), record(model, *usual).of(JOB))
 
     parser = parse.txt2image_parser()
     if any(option.startswith("--lora") for option in options):
@@ -131,7 +130,9 @@ def test_files_are_read_once_to_be_known_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(hashlib, "file_digest", counted)
     for _ in range(2):
-        record(Source("tiny", Path("tiny")), "--lora=a.safetensors", "--lora=./a.safetensors:2")
+        record(
+            Model(Source("tiny", Path("tiny"))), "--lora=a.safetensors", "--lora=./a.safetensors:2"
+        )
     Asked(parse.txt2image_parser().parse_args(["a cat", "--lora=a.safetensors"]))
     assert len(read) == 1
 
