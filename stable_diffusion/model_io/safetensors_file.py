@@ -209,7 +209,7 @@ def read_safetensors(file: Path) -> tuple[Header, dict[str, mx.array]]:
 
 @cache
 def _start_readers() -> None:
-    """Make MLX start the threads in which it reads files, before memory is taken for other things.
+    """Make MLX start the threads in which it reads files, before other things need the memory.
 
     If MLX cannot start a thread it may wait forever. So threads of Python are started first, which
     raise RuntimeError if they cannot be; MLX's threads then use the memory of their stacks.

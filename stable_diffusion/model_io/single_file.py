@@ -9,18 +9,9 @@ from typing import Any, NamedTuple
 
 from ..config.known_models import PACKAGE
 from ..utils.wording import join_names
+from .detect_networks import detect_text_encoder, detect_unet, detect_vae
 from .layouts import Layout
-from .original_layout import (
-    CLIP_ROOT,
-    FAMILIES,
-    UNET_ROOT,
-    VAE_ROOT,
-    XL_CLIP_ROOT,
-    Family,
-    detect_text_encoder,
-    detect_unet,
-    detect_vae,
-)
+from .original_layout import CLIP_ROOT, FAMILIES, UNET_ROOT, VAE_ROOT, XL_CLIP_ROOT, Family
 from .safetensors_file import Header
 from .sources import PICKLES, Source
 from .unsupported import refuse_keys

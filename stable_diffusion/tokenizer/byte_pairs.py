@@ -13,8 +13,8 @@ import regex
 END_OF_WORD = "</w>"
 MAX_CACHED_WORDS = 10_000
 
-# What is left of GPT-2's splitting of text, after `tokenizer.WORD`: it splits <|endoftext|> in
-# three.
+# The part of GPT-2's splitting that still matters after `tokenizer.WORD`: it splits
+# <|endoftext|> in three.
 SUBWORD = regex.compile(r"'?\p{L}+|\P{L}+")
 
 

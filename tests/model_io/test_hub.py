@@ -22,7 +22,7 @@ from stable_diffusion.model_io.weight_files import STEMS
 REPO = "org/model"
 INDEX = "diffusion_pytorch_model.safetensors.index"
 UNET = "unet/diffusion_pytorch_model.safetensors"
-LOAD_HUB = (  # this module alone, without mlx
+LOAD_HUB = (  # this module only, without mlx
     "import sys, types\n"
     "for name in ('stable_diffusion', 'stable_diffusion.model_io', 'stable_diffusion.config'):\n"
     "    package = types.ModuleType(name)\n"
@@ -36,12 +36,12 @@ SHARDS16 = [f"diffusion_pytorch_model.fp16-0000{i}-of-00002.safetensors" for i i
 
 
 def files(*paths: str) -> Files:
-    """Files by path, each with its own path as content."""
+    """Make files by their paths; the content of each is its own path."""
     return {path: path.encode() for path in ("model_index.json", "unet/config.json", *paths)}
 
 
 def sharded(index: str, shards: list[str]) -> Files:
-    """The UNet in shards, as an index names them: several tensors a shard."""
+    """Make the files of a UNet in shards, and their index, with several tensors in each shard."""
     weight_map = {f"{name}.{tensor}": name for name in shards for tensor in ("weight", "bias")}
     index_file = {f"unet/{index}": json.dumps({"weight_map": weight_map}).encode()}
     return files(*(f"unet/{name}" for name in shards)) | index_file
@@ -62,11 +62,11 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def hub(server: HubServer, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
-    """An empty Hub and an empty cache.
+    """Return an empty Hub, with an empty cache.
 
     huggingface_hub reads the environment when it is imported, and transformers imports it before
-    this file can. So its settings are set where it keeps them; `test_environment` goes the whole
-    way in a process of its own.
+    this file can. So its settings are changed where it keeps them; `test_environment` uses the
+    environment, in a process of its own.
     """
     for state in (server.commits, server.refs, server.answers, server.log, server.sent):
         state.clear()
@@ -83,43 +83,44 @@ def set_endpoint(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, hub: HubServer) -> Iterator[None]:
-    """A test under it asks the Hub nothing."""
+    """Set the offline mode, and check that the test does not ask the Hub anything."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     yield
     assert hub.log == []
 
 
 def go_offline(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    if way == "told":
+    """Cut the Hub off: by the setting of huggingface_hub, or by no answer."""
+    if way == "set":
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    else:  # the discard port of this machine: refused
+    else:  # the discard port of this machine, which refuses
         set_endpoint(monkeypatch, "http://127.0.0.1:9")
 
 
-def requests(hub: HubServer) -> list[tuple[str, str]]:
-    """Those about the model: huggingface_hub may ask for something of its own once a process."""
+def list_requests(hub: HubServer) -> list[tuple[str, str]]:
+    """Return the requests about the model: huggingface_hub may ask for other things, once."""
     return [(method, path) for method, path in hub.log if REPO in path]
 
 
-def content(found: list[Path] | Path | None) -> list[str]:
-    """What `files` put into the files found: the paths that they had."""
+def read_all(found: list[Path] | Path | None) -> list[str]:
+    """Return the content of files, which is the path that `files` gave each."""
     assert found is not None
     return [path.read_text() for path in (found if isinstance(found, list) else [found])]
 
 
-# --- what is fetched -----------------------------------------------------------------------------
+# --- downloads -----------------------------------------------------------------------------------
 
 
-def test_only_needed_files_are_fetched(hub: HubServer) -> None:
+def test_only_needed_files_are_downloaded(hub: HubServer) -> None:
     hub.add(REPO, files(UNET, UNET16, TEXT, "unet/diffusion_pytorch_model.bin", "README.md"))
     model = open_source(REPO)
     assert model.name == REPO
-    assert content(model.require("unet/config.json")) == ["unet/config.json"]
+    assert read_all(model.require("unet/config.json")) == ["unet/config.json"]
     assert model.find("tokenizer/vocab.json") is None
-    assert content(model.weights("unet", float16=True)) == [UNET16]
-    assert content(model.weights("text_encoder", float16=True)) == [TEXT]
+    assert read_all(model.weights("unet", float16=True)) == [UNET16]
+    assert read_all(model.weights("text_encoder", float16=True)) == [TEXT]
     assert hub.fetched() == ["unet/config.json", UNET16, TEXT]
-    assert len(requests(hub)) == 1 + 2 * 3  # one question, then HEAD and GET of each file
+    assert len(list_requests(hub)) == 1 + 2 * 3  # one question, then HEAD and GET of each file
 
 
 def test_filled_cache_costs_one_request(hub: HubServer) -> None:
@@ -130,15 +131,15 @@ def test_filled_cache_costs_one_request(hub: HubServer) -> None:
         model.require("unet/config.json")
         model.weights("unet", float16=True)
         model.find("unet/absent.json")
-    assert requests(hub) == [("GET", f"/api/models/{REPO}/revision/main")]
+    assert list_requests(hub) == [("GET", f"/api/models/{REPO}/revision/main")]
 
 
 def test_all_files_come_from_one_commit(hub: HubServer) -> None:
     hub.add(REPO, {"model_index.json": b"old", UNET: b"old"})
     model = open_source(REPO)
     hub.add(REPO, {"model_index.json": b"new", UNET: b"new"})
-    assert content(model.weights("unet", float16=False)) == ["old"]
-    assert content(open_source(REPO).weights("unet", float16=False)) == ["new"]
+    assert read_all(model.weights("unet", float16=False)) == ["old"]
+    assert read_all(open_source(REPO).weights("unet", float16=False)) == ["new"]
 
 
 def test_revision(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,11 +148,11 @@ def test_revision(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(REPO, {UNET: b"new"})
     wanted = {"": "new", "@v1": "old", f"@{commit}": "old", "@refs/pr/1": "pull"}
     for revision, text in wanted.items():
-        assert content(open_source(REPO + revision).require(UNET)) == [text]
+        assert read_all(open_source(REPO + revision).require(UNET)) == [text]
     assert open_source(f"{REPO}@v1").name == f"{REPO}@v1"
-    go_offline(monkeypatch, "told")
+    go_offline(monkeypatch, "set")
     for revision, text in wanted.items():
-        assert content(open_source(REPO + revision).require(UNET)) == [text]
+        assert read_all(open_source(REPO + revision).require(UNET)) == [text]
 
 
 # --- which weights -------------------------------------------------------------------------------
@@ -180,13 +181,13 @@ def test_precision(
     hub.add(REPO, contents)
     model = open_source(REPO if place == "hub" else str(write(tmp_path / "model", contents)))
     found = model.weights("unet", float16)
-    assert content(found) == [p if "/" in p else f"unet/{p}" for p in wanted]
+    assert read_all(found) == [p if "/" in p else f"unet/{p}" for p in wanted]
     assert [p for p in hub.fetched() if p.endswith(".safetensors")] == (
-        content(found) if place == "hub" else []
+        read_all(found) if place == "hub" else []
     )
 
 
-@pytest.mark.parametrize("way", ["told", "unreachable"])
+@pytest.mark.parametrize("way", ["set", "unreachable"])
 @pytest.mark.parametrize("cached", [UNET, UNET16])
 @pytest.mark.parametrize("float16", [True, False])
 def test_offline_uses_the_precision_that_is_cached(
@@ -197,13 +198,13 @@ def test_offline_uses_the_precision_that_is_cached(
     online.require("model_index.json")
     online.weights("unet", float16=cached == UNET16)
     go_offline(monkeypatch, way)
-    assert content(open_source(REPO).weights("unet", float16)) == [cached]
+    assert read_all(open_source(REPO).weights("unet", float16)) == [cached]
 
 
-def test_online_full_precision_is_fetched_beside_cached_fp16(hub: HubServer) -> None:
+def test_online_full_precision_is_downloaded_beside_cached_fp16(hub: HubServer) -> None:
     hub.add(REPO, files(UNET, UNET16))
-    assert content(open_source(REPO).weights("unet", float16=True)) == [UNET16]
-    assert content(open_source(REPO).weights("unet", float16=False)) == [UNET]
+    assert read_all(open_source(REPO).weights("unet", float16=True)) == [UNET16]
+    assert read_all(open_source(REPO).weights("unet", float16=False)) == [UNET]
 
 
 def test_names_are_those_that_the_libraries_write(tmp_path: Path) -> None:
@@ -233,7 +234,7 @@ EVIL += ["..", "", "x.bin", 7, None, ["x.safetensors"]]
 
 @pytest.mark.parametrize("name", EVIL)
 @pytest.mark.parametrize("place", ["folder", "hub"])
-def test_index_cannot_lead_elsewhere(
+def test_index_cannot_name_files_outside(
     hub: HubServer, tmp_path: Path, place: str, name: object
 ) -> None:
     index = {"weight_map": {"good": SHARDS[0], "evil": name}}
@@ -283,18 +284,18 @@ def test_missing_files(hub: HubServer, tmp_path: Path) -> None:
     contents = files(TEXT, "text_encoder/pytorch_model.bin")
     hub.add(REPO, contents)
     for model in (open_source(REPO), open_source(write(tmp_path, contents))):
-        assert content(model.weights("text_encoder", float16=True)) == [TEXT]
+        assert read_all(model.weights("text_encoder", float16=True)) == [TEXT]
         with pytest.raises(FileNotFoundError, match=f"^{model.name} has no {UNET}$"):
             model.weights("unet", float16=True)
         with pytest.raises(FileNotFoundError, match=f"^{model.name} has no vae/config.json$"):
             model.require("vae/config.json")
 
 
-# --- where the Hub does not help -----------------------------------------------------------------
+# --- failures of the Hub -------------------------------------------------------------------------
 
 
-def failure(model: str) -> str:
-    """The message of the error on opening a model and asking for a file: always one line."""
+def get_failure(model: str) -> str:
+    """Return the error message, in one line, of opening a model and asking for a file."""
     with pytest.raises(FileNotFoundError) as caught:
         open_source(model).require("model_index.json")
     message = str(caught.value)
@@ -303,13 +304,13 @@ def failure(model: str) -> str:
     return message
 
 
-@pytest.mark.parametrize("way", ["told", "unreachable"])
+@pytest.mark.parametrize("way", ["set", "unreachable"])
 def test_offline_with_empty_cache(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     go_offline(monkeypatch, way)
-    reason = "HF_HUB_OFFLINE is set" if way == "told" else "cannot be reached"
-    message = failure(REPO)
+    reason = "HF_HUB_OFFLINE is set" if way == "set" else "cannot be reached"
+    message = get_failure(REPO)
     assert "Hub cache" in message
     assert reason in message
     assert "go online once" in message
@@ -318,9 +319,9 @@ def test_offline_with_empty_cache(
 def test_offline_with_half_a_model(offline: None, cache_folder: Path) -> None:
     cache(cache_folder, REPO, files(UNET, "text_encoder/pytorch_model.bin"))
     model = open_source(REPO)
-    assert content(model.weights("unet", float16=True)) == [UNET]
+    assert read_all(model.weights("unet", float16=True)) == [UNET]
     assert model.find("vae/config.json") is None
-    with pytest.raises(FileNotFoundError, match=f"no {TEXT} in the Hub cache"):  # the Hub may
+    with pytest.raises(FileNotFoundError, match=f"no {TEXT} in the Hub cache"):
         model.weights("text_encoder", float16=True)
     with pytest.raises(
         FileNotFoundError, match=r"no vae/config\.json in the Hub cache, and HF_HUB"
@@ -330,32 +331,32 @@ def test_offline_with_half_a_model(offline: None, cache_folder: Path) -> None:
 
 def test_gated(hub: HubServer) -> None:
     hub.add(REPO, files(UNET))
-    hub.answers["/resolve/"] = "GatedRepo"  # a gated repository lists its files all the same
-    message = failure(REPO)
+    hub.answers["/resolve/"] = "GatedRepo"  # a gated repository still lists its files
+    message = get_failure(REPO)
     assert "gated" in message
     assert f"https://huggingface.co/{REPO}" in message
     assert "`hf auth login`" in message
     hub.answers = {"/api/": "GatedRepo"}
-    assert "gated" in failure(REPO)
+    assert "gated" in get_failure(REPO)
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_missing_repository(hub: HubServer, status: int) -> None:
-    assert "neither a folder nor" in failure(REPO)
+    assert "neither a folder nor" in get_failure(REPO)
     hub.answers["/api/"] = status
-    assert "no such repository" in failure(REPO)
+    assert "no such repository" in get_failure(REPO)
 
 
 def test_missing_revision(hub: HubServer) -> None:
     hub.add(REPO, files(UNET))
-    assert f"{REPO}@v9 " in failure(f"{REPO}@v9")
-    assert "no such revision" in failure(f"{REPO}@v9")
+    assert f"{REPO}@v9 " in get_failure(f"{REPO}@v9")
+    assert "no such revision" in get_failure(f"{REPO}@v9")
 
 
 @pytest.mark.parametrize("status", [500, 503])
 def test_server_error(hub: HubServer, status: int) -> None:
     hub.answers["/api/"] = status
-    assert f"the Hub answers {status}" in failure(REPO)
+    assert f"the Hub answers {status}" in get_failure(REPO)
 
 
 def test_file_that_the_hub_refuses(hub: HubServer) -> None:
@@ -370,7 +371,7 @@ def test_file_that_the_hub_refuses(hub: HubServer) -> None:
 def test_slow_hub(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.answers["/api/"] = 2.0
     monkeypatch.setattr(hub_module, "HUB_TIMEOUT", 0.2)
-    assert "cannot be reached (timed out)" in failure(REPO)
+    assert "cannot be reached (timed out)" in get_failure(REPO)
 
 
 @pytest.mark.parametrize("answer", [500, "RepoNotFound", "GatedRepo"])
@@ -379,8 +380,8 @@ def test_cache_serves_where_the_hub_does_not(
 ) -> None:
     cache(cache_folder, REPO, files(UNET))
     hub.answers["/api/"] = answer
-    assert content(open_source(REPO).weights("unet", float16=True)) == [UNET]
-    assert len(requests(hub)) == 1
+    assert read_all(open_source(REPO).weights("unet", float16=True)) == [UNET]
+    assert len(list_requests(hub)) == 1
 
 
 COMMIT = b"0123456789abcdef0123456789abcdef01234567"
@@ -399,14 +400,14 @@ GARBLED = [
 
 
 @pytest.mark.parametrize("body", GARBLED, ids=range(len(GARBLED)))
-def test_what_is_not_the_hub(hub: HubServer, body: bytes) -> None:
+def test_answers_that_are_not_from_the_hub(hub: HubServer, body: bytes) -> None:
     hub.add(REPO, files(UNET))
     hub.answers["/api/"] = Bad(body=body)
-    assert "what answers there is not the Hub (" in failure(REPO)
+    assert "what answers there is not the Hub (" in get_failure(REPO)
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "message"),
     [
         (429, "the Hub answers 429 Too Many Requests: try later"),
         (Bad(cut=20), "the connection broke off"),
@@ -416,37 +417,37 @@ def test_what_is_not_the_hub(hub: HubServer, body: bytes) -> None:
         ),
     ],
 )
-def test_information_goes_wrong(hub: HubServer, answer: Bad | int, told: str) -> None:
+def test_information_goes_wrong(hub: HubServer, answer: Bad | int, message: str) -> None:
     hub.add(REPO, files(UNET))
     hub.answers["/api/"] = answer
-    assert told in failure(REPO)
+    assert message in get_failure(REPO)
 
 
-def test_listing_that_leads_elsewhere(hub: HubServer, cache_folder: Path) -> None:
-    """Names are asked for, not taken from the Hub's list."""
+def test_listing_with_paths_outside(hub: HubServer, cache_folder: Path) -> None:
+    """Only files that are needed are downloaded, whatever paths the Hub lists."""
     hub.add(REPO, files(UNET) | {"../../../evil": b"evil", "unet/../../evil": b"evil"})
-    assert content(open_source(REPO).weights("unet", float16=False)) == [UNET]
+    assert read_all(open_source(REPO).weights("unet", float16=False)) == [UNET]
     assert not [path for path in cache_folder.parent.rglob("*") if path.name == "evil"]
 
 
 def test_empty_repository(hub: HubServer) -> None:
     hub.add(REPO, {})
-    assert f"{REPO} has no model_index.json" in failure(REPO)
+    assert f"{REPO} has no model_index.json" in get_failure(REPO)
 
 
 @pytest.mark.parametrize("bad", [Bad(length=2), Bad(body=b"<html>"), Bad(headers={"ETag": ""})])
-def test_file_of_the_wrong_length_is_thrown_away(hub: HubServer, bad: Bad) -> None:
-    """So that the next run fetches it again."""
+def test_file_of_the_wrong_length_is_deleted(hub: HubServer, bad: Bad) -> None:
+    """The next run downloads it again."""
     hub.add(REPO, files(UNET))
     hub.answers[UNET] = bad
     with pytest.raises(FileNotFoundError, match=f"{UNET} cannot be fetched: .* came in place of"):
         open_source(REPO).weights("unet", float16=False)
     hub.answers.clear()
-    assert content(open_source(REPO).weights("unet", float16=False)) == [UNET]
+    assert read_all(open_source(REPO).weights("unet", float16=False)) == [UNET]
 
 
 def test_download_that_breaks_off_goes_on(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No byte is fetched twice."""
+    """No byte is downloaded twice."""
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1000)
     data = bytes(range(256)) * 40  # 10,240 bytes
     hub.add(REPO, {UNET: data})
@@ -457,10 +458,10 @@ def test_download_that_breaks_off_goes_on(hub: HubServer, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("changed", [False, True])
-def test_download_that_dies_is_done_by_the_next_run(hub: HubServer, changed: bool) -> None:
-    """Files that are complete are not fetched again; one that changed meanwhile is the new one.
+def test_download_that_fails_is_done_by_the_next_run(hub: HubServer, changed: bool) -> None:
+    """Complete files are not downloaded again; a file that has changed since is the new one.
 
-    (The broken file begins anew: huggingface_hub 2 keeps no part of it.)
+    (The broken file starts from the beginning: huggingface_hub 2 keeps no part of it.)
     """
     data = bytes(range(256)) * 40
     hub.add(REPO, {**files(TEXT), UNET: data})
@@ -483,10 +484,10 @@ def test_download_that_dies_is_done_by_the_next_run(hub: HubServer, changed: boo
 
 
 def test_two_first_downloads_at_once(hub: HubServer, tmp_path: Path) -> None:
-    """Two processes and one cache: both succeed, and the files are right."""
+    """Both processes succeed with the same cache, and the files are right."""
     data = bytes(range(256)) * 2000
     hub.add(REPO, {**files(TEXT), UNET: data})
-    hub.answers[UNET] = 0.2  # so that they meet
+    hub.answers[UNET] = 0.2  # seconds, so that they overlap
     settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
     code = LOAD_HUB + "print(open_source('org/model').weights('unet', True)[0].stat().st_size)"
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
@@ -505,12 +506,12 @@ def test_two_first_downloads_at_once(hub: HubServer, tmp_path: Path) -> None:
     assert not [*(tmp_path / "home").rglob("*.incomplete")]
 
 
-# --- what is said before a download --------------------------------------------------------------
+# --- announcements -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("float16", [True, False])
 def test_announcement(hub: HubServer, float16: bool) -> None:
-    """What will come, how much it is, and under which licence; nothing where all is there."""
+    """The line says what is downloaded, how much, and under which licence; or there is none."""
     hub.add(REPO, {UNET: b"x" * 2_000_000, UNET16: b"x" * 1_000_000, TEXT: b"x" * 500_000})
     model = Model(open_source(REPO))
     size = "1.5" if float16 else "2.5"
@@ -558,7 +559,7 @@ def test_known_name(hub: HubServer) -> None:
     hub.add(MODELS["sd"].repo, files(UNET))
     model = open_source("sd")
     assert model.name == MODELS["sd"].repo
-    assert content(model.weights("unet", float16=True)) == [UNET]
+    assert read_all(model.weights("unet", float16=True)) == [UNET]
 
 
 def test_former_repository_in_the_cache_needs_no_request(
@@ -569,33 +570,33 @@ def test_former_repository_in_the_cache_needs_no_request(
     hub.add(MODELS["sd"].repo, files(UNET16))
     model = open_source("sd")
     assert model.name == former
-    assert content(model.weights("unet", float16=True)) == [UNET]
+    assert read_all(model.weights("unet", float16=True)) == [UNET]
     with pytest.raises(FileNotFoundError, match=f"the model is now {MODELS['sd'].repo}"):
         model.require("vae/config.json")
     assert hub.log == []
 
     cache(cache_folder, MODELS["sd"].repo, files(UNET16))
-    assert content(open_source("sd").weights("unet", float16=True)) == [UNET16]
+    assert read_all(open_source("sd").weights("unet", float16=True)) == [UNET16]
     assert hub.log != []
 
 
 def test_former_repository_as_the_original_example_cached_it(
     hub: HubServer, cache_folder: Path
 ) -> None:
-    """Without a model index, which it did not fetch."""
+    """It did not download the model index."""
     [former] = MODELS["sd"].former_repos
     cache(cache_folder, former, {"unet/config.json": b"{}", UNET: UNET.encode()})
     model = open_source("sd")
     assert model.name == former
-    assert content(model.weights("unet", float16=False)) == [UNET]
+    assert read_all(model.weights("unet", float16=False)) == [UNET]
     assert hub.log == []
 
 
 def test_former_repository_by_its_own_name(hub: HubServer, cache_folder: Path) -> None:
     [former] = MODELS["sd"].former_repos
-    assert f"the model is now {MODELS['sd'].repo}" in failure(former)
+    assert f"the model is now {MODELS['sd'].repo}" in get_failure(former)
     cache(cache_folder, former, files(UNET))
-    assert content(open_source(former).require(UNET)) == [UNET]
+    assert read_all(open_source(former).require(UNET)) == [UNET]
 
 
 def test_known_name_before_folder_before_repository(
@@ -604,14 +605,14 @@ def test_known_name_before_folder_before_repository(
     monkeypatch.chdir(tmp_path)
     hub.add(MODELS["sd"].repo, {UNET: b"known"})
     hub.add(REPO, {UNET: b"repository"})
-    assert content(open_source(REPO).require(UNET)) == ["repository"]
+    assert read_all(open_source(REPO).require(UNET)) == ["repository"]
     write(tmp_path / "sd", {UNET: b"folder"})
     write(tmp_path / REPO, {UNET: b"folder"})
-    assert content(open_source("sd").require(UNET)) == ["known"]
-    assert content(open_source("./sd").require(UNET)) == ["folder"]
-    assert content(open_source(Path("sd")).require(UNET)) == ["folder"]
+    assert read_all(open_source("sd").require(UNET)) == ["known"]
+    assert read_all(open_source("./sd").require(UNET)) == ["folder"]
+    assert read_all(open_source(Path("sd")).require(UNET)) == ["folder"]
     hub.log.clear()
-    assert content(open_source(REPO).require(UNET)) == ["folder"]
+    assert read_all(open_source(REPO).require(UNET)) == ["folder"]
     assert open_source(REPO).name == REPO
     assert hub.log == []
 
@@ -641,7 +642,7 @@ def test_malformed_name(offline: None, model: str) -> None:
 
 
 def test_unknown_short_name_lists_the_known(offline: None) -> None:
-    assert ", ".join(MODELS) in failure("nonsense")
+    assert ", ".join(MODELS) in get_failure("nonsense")
 
 
 @pytest.mark.parametrize(
@@ -657,26 +658,26 @@ def test_unknown_short_name_lists_the_known(offline: None) -> None:
     ],
 )
 def test_did_you_mean(offline: None, cache_folder: Path, model: str, meant: str) -> None:
-    """A known model, or one in the cache."""
+    """Known models and those in the cache are suggested."""
     cache(cache_folder, REPO, files(UNET))
-    assert failure(model).endswith(f": did you mean {meant}?")
+    assert get_failure(model).endswith(f": did you mean {meant}?")
 
 
 @pytest.mark.parametrize(
     "model",
     ["org/other-model", "stabilityai/sd-vae", MODELS["sd"].repo, *MODELS["sd"].former_repos],
 )
-def test_not_meant(offline: None, cache_folder: Path, model: str) -> None:
-    """Nothing is near, or the name itself is right."""
+def test_no_suggestion(offline: None, cache_folder: Path, model: str) -> None:
+    """There is no similar name, or the name itself is right."""
     cache(cache_folder, REPO, files(UNET))
-    assert "did you mean" not in failure(model)
+    assert "did you mean" not in get_failure(model)
 
 
 # --- the real environment ------------------------------------------------------------------------
 
 
 def test_environment(hub: HubServer, tmp_path: Path) -> None:
-    """A process that knows the Hub by its environment: online, offline, and with a folder only."""
+    """Settings come from the environment: online, offline, and with a folder only."""
     hub.add(REPO, files(UNET))
     folder = write(tmp_path / "folder", files(UNET))
     code = (

@@ -34,7 +34,7 @@ sys.exit(status)
 
 @pytest.fixture
 def reads(monkeypatch) -> Counter[str]:
-    """How often each config file has been read, by its path in the model."""
+    """Count how often each config file is read, by its path in the model."""
     counts: Counter[str] = Counter()
     read_json = sources.read_json
 
@@ -57,7 +57,7 @@ def test_a_run_of_the_script_opens_each_config_once(tmp_path):
 
 
 def test_configs_are_read_once_by_all_loaders(checkpoint, reads):
-    """By the pipeline, by each loader after it, and by a copy with another prediction type."""
+    """Pipeline, loaders and a copy with another prediction type share what was read."""
     model = open_model(checkpoint("sdxl"))
     assert not reads
     pipeline_class(model.config)(model)
@@ -74,8 +74,8 @@ def test_configs_are_read_once_by_all_loaders(checkpoint, reads):
     assert reads == dict.fromkeys([*names, *(f"{name}/config.json" for name in files)], 1)
 
 
-def test_a_folder_that_has_changed_is_opened_anew(copy):
-    """An open model does not change; a second opening sees the change."""
+def test_changed_files_are_seen_by_the_next_opening(copy):
+    """This does not change the model that is open already."""
     folder = copy("sd-1")
     model = open_model(folder)
     assert model.config.diffusion.prediction_type == "epsilon"
@@ -85,8 +85,8 @@ def test_a_folder_that_has_changed_is_opened_anew(copy):
     assert open_model(folder).config.diffusion.prediction_type == "sample"
 
 
-def test_what_a_caller_changes_is_a_copy(checkpoint):
-    """Of the content of a config file, such as `convert` adds to."""
+def test_callers_may_change_the_content_of_a_config(checkpoint):
+    """They get a copy; `convert` adds keys to it."""
     source = open_model(checkpoint("sd-1")).source
     content, _ = source.config("unet/config.json")
     content["block_out_channels"].append(7)
