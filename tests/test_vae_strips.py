@@ -34,8 +34,8 @@ def autoencoder(request, checkpoint) -> Autoencoder:
 @pytest.mark.parametrize("size", [(8, 8), (5, 9)])
 def test_strips_do_not_show(autoencoder, monkeypatch, strip, size):
     """Down to strips of one row, of pictures of odd sizes, and with attention in many blocks."""
-    monkeypatch.setattr(vae_strips, "STRIP", strip)
-    monkeypatch.setattr(vae_strips, "SCORES", 500)
+    monkeypatch.setattr(vae_strips, "MAX_STRIP_PIXELS", strip)
+    monkeypatch.setattr(vae_strips, "MAX_SCORES", 500)
     z = latents(autoencoder, 2, *size)
     whole = vae_strips.decode(autoencoder, z, tiled=False)
     ours = vae_strips.decode(autoencoder, z, tiled=True)
@@ -53,9 +53,9 @@ def test_of_one_strip(autoencoder):
 def test_what_strips_lack_would_show(monkeypatch, what):
     """With the statistics of a strip alone, or without its neighbours' rows, it is no match."""
     autoencoder = load_autoencoder("tiny")
-    monkeypatch.setattr(vae_strips, "STRIP", 500)
+    monkeypatch.setattr(vae_strips, "MAX_STRIP_PIXELS", 500)
     if what == "statistics":
-        monkeypatch.setattr(vae_strips, "_normalize", lambda norm, _: norm)
+        monkeypatch.setattr(vae_strips, "_make_norm", lambda norm, _: norm)
     else:
         monkeypatch.setattr(vae_strips, "_convolve", alone)
     z = latents(autoencoder, 1, 8, 8)
@@ -85,7 +85,7 @@ def real_autoencoder() -> Autoencoder:
 
 def test_peak_memory(monkeypatch):
     """The largest layer, the input of the last block, and what a strip takes, which counts here."""
-    monkeypatch.setattr(vae_strips, "STRIP", 2**11)
+    monkeypatch.setattr(vae_strips, "MAX_STRIP_PIXELS", 2**11)
     autoencoder = real_autoencoder()
     z = latents(autoencoder, 1, 32, 32)
     largest_layer = 256 * 256 * 64 * 4
@@ -103,8 +103,8 @@ def test_peak_memory(monkeypatch):
 def test_large_pictures_are_decoded_in_strips_unasked(monkeypatch):
     sd = StableDiffusion("tiny")
     in_strips = []
-    decode = vae_strips._decode
-    monkeypatch.setattr(vae_strips, "_decode", lambda *args: in_strips.append(1) or decode(*args))
+    decode = vae_strips._decode_picture
+    monkeypatch.setattr(vae_strips, "_decode_picture", lambda *args: in_strips.append(1) or decode(*args))
     monkeypatch.setattr(vae_strips, "MAX_WHOLE_PIXELS", 64 * 64)
     small, large = latents(sd.autoencoder, 1, 8, 8), latents(sd.autoencoder, 1, 8, 9)
     for x, tiled, expected in (

@@ -87,7 +87,7 @@ def _make_all(
         plan.output.check_sizes(jobs)
 
     memory.limit_cache()
-    if cpu_kernels.is_to_be_compiled():
+    if cpu_kernels.needs_compiling():
         say("Compiling the kernels for this processor, once …")
     sd = _load(source, config, args, progress)
     if plan.output is not None:

@@ -76,7 +76,7 @@ def make_plan(args: argparse.Namespace, ranks: Ranks) -> Plan:
         _warn_of_others([job for job in jobs if output.has(job)], output, args)
         if not missing:
             output.finish()
-    return Plan(missing, drawn_seed, output, batch_size, ranks.least(memory.pixels_at_once()))
+    return Plan(missing, drawn_seed, output, batch_size, ranks.least(memory.choose_batch_pixels()))
 
 
 def _warn_of_others(jobs: Sequence[Job], output: Output, args: argparse.Namespace) -> None:

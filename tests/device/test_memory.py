@@ -17,8 +17,8 @@ from stable_diffusion.device import memory
 def calls(monkeypatch) -> list[bool]:
     """Whether a picture was decoded in strips, one call after another."""
     made = []
-    in_strips = vae_strips._decode
-    monkeypatch.setattr(vae_strips, "_decode", lambda *args: made.append(True) or in_strips(*args))
+    in_strips = vae_strips._decode_picture
+    monkeypatch.setattr(vae_strips, "_decode_picture", lambda *args: made.append(True) or in_strips(*args))
     return made
 
 
@@ -47,14 +47,14 @@ def usual(tmp_path_factory) -> np.ndarray:
 def test_strips_where_memory_is_short(
     usual, calls, monkeypatch, tmp_path, memory_size, options, in_strips
 ):
-    monkeypatch.setattr(memory, "total_memory", lambda: memory_size)
+    monkeypatch.setattr(memory, "read_total_memory", lambda: memory_size)
     picture = draw(tmp_path, *options)
     assert bool(calls) is in_strips
     assert abs(picture - usual).max() <= 1
 
 
 def test_the_memory_there_is():
-    assert 1e9 < memory.total_memory() < 1e14
+    assert 1e9 < memory.read_total_memory() < 1e14
 
 
 def test_weights_are_read_one_by_one():
