@@ -182,7 +182,7 @@ class Autoencoder(nn.Module):
 
     @property
     def latent_channels(self) -> int:
-        """The channels C of the latents."""
+        """Return the channels C of the latents."""
         return self.config.latent_channels
 
     def encode(self, x: mx.array) -> tuple[mx.array, mx.array]:

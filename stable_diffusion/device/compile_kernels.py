@@ -4,8 +4,8 @@ MLX itself needs g++ on a Linux CPU for what it compiles. The library is kept in
 folder. Its name contains a digest of the sources, the compiler, its settings and the processor, and
 at its end is a digest of the name and the library.
 
-A loaded library runs with the rights of the user. So it is only read from a file and a folder that
-nobody else can write, and it is checked before it is loaded. It is loaded by way of a file in
+A loaded library runs with the rights of the user. Therefore it is only read from a file and folder
+that nobody else can write, and it is checked before it is loaded. It is loaded by way of a file in
 memory: its content is exactly what was checked, and the cache folder may be one that programs
 cannot be run from.
 
