@@ -66,12 +66,12 @@ class CLIPTextModel(nn.Module):
         last_hidden_state = self.final_layer_norm(x)
 
         rows = mx.arange(tokens.shape[0])
-        pooled = last_hidden_state[rows, self._end_positions(tokens)]  # [B, D]
+        pooled = last_hidden_state[rows, self._find_end_positions(tokens)]  # [B, D]
         if "text_projection" in self:
             pooled = self.text_projection(pooled)
         return CLIPOutput(pooled, last_hidden_state, hidden_states)
 
-    def _end_positions(self, tokens: mx.array) -> mx.array:
+    def _find_end_positions(self, tokens: mx.array) -> mx.array:
         """Return the position of each row's first end token: [B]."""
         if self.eos_token_id == 2:
             # Configs from before transformers 4.31 say 2, which is another token. In CLIP's

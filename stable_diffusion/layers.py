@@ -160,11 +160,11 @@ def _multiply_by_kernels(
 def _prepare_norm(norm: Norm | None, x: mx.array) -> cpu_kernels.Norm | None:
     """Return a norm as the kernels take it; a GroupNorm with the statistics of x."""
     if isinstance(norm, nn.GroupNorm):
-        return _statistics(norm, x)
+        return _compute_statistics(norm, x)
     return None if norm is None else cpu_kernels.Norm(norm.weight, norm.bias, norm.eps)
 
 
-def _statistics(norm: nn.GroupNorm, x: mx.array) -> cpu_kernels.Norm:
+def _compute_statistics(norm: nn.GroupNorm, x: mx.array) -> cpu_kernels.Norm:
     return cpu_kernels.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
@@ -187,7 +187,7 @@ class GroupNorm(nn.GroupNorm):
     def __call__(self, x: mx.array) -> mx.array:
         plain = super().__call__
         return cpu_kernels.try_kernels(
-            x, lambda: cpu_kernels.normalize(x, _statistics(self, x)), lambda: plain(x)
+            x, lambda: cpu_kernels.normalize(x, _compute_statistics(self, x)), lambda: plain(x)
         )
 
 

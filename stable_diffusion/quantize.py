@@ -36,7 +36,7 @@ def quantize_linear(network: nn.Module, bits: int, group_size: int) -> Quantizat
     Returns:
         What a config file has to say, so that `quantize_as` does the same.
     """
-    layers = _linear_layers(network).items()
+    layers = _find_linear_layers(network).items()
     unquantized = tuple(path for path, layer in layers if layer.weight.shape[-1] % group_size)
     quantization = Quantization(bits, group_size, unquantized)
     quantize_as(network, quantization)
@@ -54,7 +54,7 @@ def quantize_as(network: nn.Module, quantization: Quantization) -> None:
     if bits is None or group_size is None:  # a `Quantization` has both
         raise ValueError("bits and group_size must be given")
     unquantized = quantization.unquantized
-    layers = _linear_layers(network)
+    layers = _find_linear_layers(network)
     if unknown := [path for path in unquantized if path not in layers]:
         raise ValueError(f"unquantized names {', '.join(unknown)}: there are no such linear layers")
     chosen = {path: layer for path, layer in layers.items() if path not in unquantized}
@@ -85,6 +85,6 @@ def store_in_float16(network: nn.Module) -> None:
     network.update(tree_map_with_path(store, network.parameters()))
 
 
-def _linear_layers(network: nn.Module) -> dict[str, nn.Linear]:
+def _find_linear_layers(network: nn.Module) -> dict[str, nn.Linear]:
     """Return the linear layers of `network` that are not quantized, by their paths."""
     return {path: layer for path, layer in network.named_modules() if isinstance(layer, nn.Linear)}

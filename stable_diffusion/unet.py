@@ -145,9 +145,9 @@ class DownBlock(nn.Module):
         channels = config.block_out_channels[level]
         n_layers = config.layers[level]
         inputs = [in_channels] + [channels] * (n_layers - 1)
-        self.resnets = [_resnet(config, n, channels) for n in inputs]
+        self.resnets = [_make_resnet(config, n, channels) for n in inputs]
         attends = config.down_block_types[level] == "CrossAttnDownBlock2D"
-        self.attentions = [_transformer(config, level) for _ in inputs] if attends else []
+        self.attentions = [_make_transformer(config, level) for _ in inputs] if attends else []
         if not is_last:
             self.downsample = Downsample(channels)
 
@@ -171,8 +171,8 @@ class MidBlock(nn.Module):
     def __init__(self, config: UNetConfig):
         super().__init__()
         channels = config.block_out_channels[-1]
-        self.resnets = [_resnet(config, channels, channels) for _ in range(2)]
-        self.attentions = [_transformer(config, level=-1)]
+        self.resnets = [_make_resnet(config, channels, channels) for _ in range(2)]
+        self.attentions = [_make_transformer(config, level=-1)]
 
     def __call__(self, x: mx.array, temb: mx.array, text: Text) -> mx.array:
         x = self.resnets[0](x, temb)
@@ -195,10 +195,10 @@ class UpBlock(nn.Module):
         skips = [channels] * config.layers[level] + [entered]
         inputs = [in_channels] + [channels] * (len(skips) - 1)
         self.resnets = [
-            _resnet(config, n + skip, channels) for n, skip in zip(inputs, skips, strict=True)
+            _make_resnet(config, n + skip, channels) for n, skip in zip(inputs, skips, strict=True)
         ]
         attends = config.up_block_types[-1 - level] == "CrossAttnUpBlock2D"
-        self.attentions = [_transformer(config, level) for _ in inputs] if attends else []
+        self.attentions = [_make_transformer(config, level) for _ in inputs] if attends else []
         if not is_last:
             self.upsample = Upsample(channels)
 
@@ -214,18 +214,18 @@ class UpBlock(nn.Module):
         return x
 
 
-def _resnet(config: UNetConfig, in_channels: int, out_channels: int) -> ResnetBlock2D:
+def _make_resnet(config: UNetConfig, in_channels: int, out_channels: int) -> ResnetBlock2D:
     return ResnetBlock2D(
         in_channels,
         out_channels,
         groups=config.norm_num_groups,
         eps=config.norm_eps,
         activation=config.act_fn,
-        temb_channels=_temb_channels(config),
+        temb_channels=_count_temb_channels(config),
     )
 
 
-def _transformer(config: UNetConfig, level: int) -> Transformer2D:
+def _make_transformer(config: UNetConfig, level: int) -> Transformer2D:
     return Transformer2D(
         config.block_out_channels[level],
         config.heads[level],
@@ -235,7 +235,7 @@ def _transformer(config: UNetConfig, level: int) -> Transformer2D:
     )
 
 
-def _temb_channels(config: UNetConfig) -> int:
+def _count_temb_channels(config: UNetConfig) -> int:
     return 4 * config.block_out_channels[0]
 
 
@@ -246,7 +246,7 @@ class UNetModel(nn.Module):
         super().__init__()
         self.config = config
         channels = config.block_out_channels
-        temb_channels = _temb_channels(config)
+        temb_channels = _count_temb_channels(config)
         self.activation = ACTIVATIONS[config.act_fn]
         self.conv_in = Conv3x3(config.in_channels, channels[0])
         self.time_embedding = TimestepEmbedding(channels[0], temb_channels, config.act_fn)
@@ -320,7 +320,7 @@ class UNetModel(nn.Module):
     ) -> mx.array:
         """Return the embedding of the time, [B or 1, temb_channels], after the activation."""
         timestep = mx.array(timestep).reshape(-1)
-        sinusoids = self._sinusoids(timestep, self.config.block_out_channels[0], dtype)
+        sinusoids = self._embed_numbers(timestep, self.config.block_out_channels[0], dtype)
         temb = self.time_embedding(sinusoids)
         if text_time is not None:
             pooled, time_ids = text_time
@@ -329,12 +329,12 @@ class UNetModel(nn.Module):
                 raise ValueError(
                     "text_time is for the UNet of SDXL, and this one is of another kind"
                 )
-            ids = self._sinusoids(time_ids, dims, dtype)
+            ids = self._embed_numbers(time_ids, dims, dtype)
             ids = ids.flatten(1)  # [B, 6 × addition_time_embed_dim]
             temb = temb + self.add_embedding(mx.concatenate([pooled, ids], axis=-1))
         return self.activation(temb)
 
-    def _sinusoids(self, values: mx.array, dims: int, dtype: mx.Dtype) -> mx.array:
+    def _embed_numbers(self, values: mx.array, dims: int, dtype: mx.Dtype) -> mx.array:
         config = self.config
         return sinusoidal_embedding(values, dims, config.flip_sin_to_cos, config.freq_shift).astype(
             dtype

@@ -59,7 +59,7 @@ class Block(nn.Module):
     ):
         super().__init__()
         inputs = [in_channels] + [out_channels] * (n_layers - 1)
-        self.resnets = [_resnet(config, n, out_channels) for n in inputs]
+        self.resnets = [_make_resnet(config, n, out_channels) for n in inputs]
         if downsample:
             self.downsample = Downsample(out_channels)
         if upsample:
@@ -81,7 +81,7 @@ class MidBlock(nn.Module):
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
         channels = config.block_out_channels[-1]
-        self.resnets = [_resnet(config, channels, channels) for _ in range(2)]
+        self.resnets = [_make_resnet(config, channels, channels) for _ in range(2)]
         attends = config.mid_block_add_attention
         self.attentions = [AttentionBlock(channels, config.norm_num_groups)] if attends else []
 
@@ -94,7 +94,7 @@ class MidBlock(nn.Module):
         return self.resnets[1](x)
 
 
-def _resnet(config: AutoencoderConfig, in_channels: int, out_channels: int) -> ResnetBlock2D:
+def _make_resnet(config: AutoencoderConfig, in_channels: int, out_channels: int) -> ResnetBlock2D:
     return ResnetBlock2D(
         in_channels,
         out_channels,

@@ -21,8 +21,8 @@ from .lora_layers import (
     add_lora,
     find_layers,
     find_lora,
+    get_weight_shape,
     replace_layers,
-    weight_shape,
 )
 
 Layers = dict[str, dict[str, Layer]]  # by component, and by path in its network
@@ -92,7 +92,7 @@ def _check_fit(file: LoRAFile, layers: Layers) -> None:
     for (component, path), change in file.changes.items():
         if not change.is_complete():
             missing += [f"what goes with {key}" for key in change.keys.values()]
-        elif not change.fits(weight_shape(layers[component][path])):
+        elif not change.fits(get_weight_shape(layers[component][path])):
             misshapen += file.describe(change)
     problems = {"not layers there": file.unexpected, "missing": missing, "wrong shape": misshapen}
     if any(problems.values()):
@@ -114,7 +114,7 @@ def _change_layers(
     for (component, path), change in file.changes.items():
         layer = layers[component][path]
         try:
-            down, up = change.scale_matrices(weight_shape(layer), file.config)
+            down, up = change.scale_matrices(get_weight_shape(layer), file.config)
         except ValueError as error:
             raise ValueError(f"the LoRA {file.path}: {error}") from None
         up = (scale * up).astype(dtype)

@@ -14,7 +14,7 @@ from ..model_io.weights import channels_last
 from ..utils.strict_json import parse_json, require
 from .lora_keys import ALPHA, COMPONENTS, DOWN, UP, split_key
 
-MAX_PATTERN_SECONDS = 1.0  # to match a regular expression, which can be made to take for ages
+MAX_PATTERN_SECONDS = 1.0  # to match a regular expression, which can be made to take very long
 
 # Kinds of adapters that are not supported, by the beginning of a segment of their keys.
 OTHER_KINDS = {
@@ -42,7 +42,7 @@ class LayerChange:
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Return whether it can change a weight of `shape`."""
-        down, up = self._matrices(shape)
+        down, up = self._get_matrices(shape)
         is_scalar = ALPHA not in self.tensors or self.tensors[ALPHA].size == 1
         is_down = down.size > 0 and down.shape[1:] == shape[1:]
         are_floats = all(mx.issubdtype(x.dtype, mx.floating) for x in (down, up))
@@ -60,12 +60,12 @@ class LayerChange:
         Raises:
             ValueError: if the ratio is not a finite number.
         """
-        down, up = self._matrices(shape)
+        down, up = self._get_matrices(shape)
         ratio = self._compute_ratio(len(down), config)
         require(math.isfinite(ratio), f"the alpha of {self.name} is not a finite number")
         return down, up.astype(mx.float32) * ratio
 
-    def _matrices(self, shape: tuple[int, ...]) -> tuple[mx.array, mx.array]:
+    def _get_matrices(self, shape: tuple[int, ...]) -> tuple[mx.array, mx.array]:
         down = channels_last(self.tensors[DOWN], len(shape))
         return down, channels_last(self.tensors[UP], rank=2)
 

@@ -59,7 +59,7 @@ def split_key(key: str) -> tuple[str, str] | None:
 def list_names(component: str, network: nn.Module, paths: Iterable[str]) -> dict[str, str]:
     """Return every name that files use for the layers at `paths` of a network → the path."""
     layout, kohya = COMPONENTS[component]
-    original = _original_names(network.config) if component == "unet" else {}
+    original = _list_original_names(network.config) if component == "unet" else {}
     names = {}
     for path in paths:
         name = layout.key(path)
@@ -69,7 +69,7 @@ def list_names(component: str, network: nn.Module, paths: Iterable[str]) -> dict
     return names
 
 
-def _original_names(config: UNetConfig) -> dict[str, str]:
+def _list_original_names(config: UNetConfig) -> dict[str, str]:
     """Return the names of a UNet's blocks and their layers in diffusers → in the original code."""
     names = dict(_ORIGINAL)
     number = 1

@@ -102,7 +102,7 @@ def replace_layers(network: nn.Module, layers: Mapping[str, Layer]) -> None:
         network.update_modules(tree_unflatten(list(layers.items())))
 
 
-def weight_shape(layer: Layer) -> tuple[int, ...]:
+def get_weight_shape(layer: Layer) -> tuple[int, ...]:
     """Return the shape that the layer's weight has without LoRA and quantization."""
     if isinstance(layer, LoRALayer):
         layer = layer.base

@@ -86,7 +86,7 @@ def use_fast_blas() -> str | None:
         if library := _load_wheel():
             return library
     except OSError as error:
-        advice = f"the installed OpenBLAS cannot be loaded ({error})", _remedy(str(error))
+        advice = f"the installed OpenBLAS cannot be loaded ({error})", _advise(str(error))
     if library := _load_system():
         return library
     if not _mlx_runs_on_cuda():
@@ -114,24 +114,24 @@ def _load_wheel() -> str | None:
     if library is None or patchelf is None:
         return None
     try:
-        names = _new_names(_exported_symbols(Path(library).read_bytes()))
+        names = _choose_names(_list_exported_symbols(Path(library).read_bytes()))
     except (ValueError, IndexError, struct.error):  # cut short, for example
         raise OSError(f"{library} is damaged") from None
     try:
-        blas = _load_copy(_copy_in_memory(), patchelf, library, names)
+        blas = _load_copy(_make_copy_in_memory(), patchelf, library, names)
     except OSError:
-        blas = _load_copy(_copy_in_folder(), patchelf, library, names)
+        blas = _load_copy(_make_copy_in_folder(), patchelf, library, names)
     getattr(blas, names[f"{PREFIX}openblas_set_num_threads"])(1)
     return library
 
 
-def _new_names(symbols: Sequence[str]) -> dict[str, str]:
+def _choose_names(symbols: Sequence[str]) -> dict[str, str]:
     """Return the name of each symbol in the copy."""
     plain = {f"{PREFIX}{symbol}": symbol for symbol in SYMBOLS}
     return {symbol: plain.get(symbol, OWN_PREFIX + symbol) for symbol in symbols}
 
 
-def _exported_symbols(elf: bytes) -> list[str]:
+def _list_exported_symbols(elf: bytes) -> list[str]:
     """Return the names of the symbols that a library defines for others.
 
     Raises:
@@ -170,14 +170,8 @@ def _load_copy(
     """
     with place as (names_file, copy, descriptors):
         Path(names_file).write_text("".join(f"{old} {new}\n" for old, new in names.items()))
-        options = [
-            "--set-soname",
-            COPY_NAME,
-            "--rename-dynamic-symbols",
-            names_file,
-            "--output",
-            copy,
-        ]
+        options = ["--set-soname", COPY_NAME, "--output", copy]
+        options += ["--rename-dynamic-symbols", names_file]
         done = subprocess.run(
             [patchelf, *options, library], capture_output=True, pass_fds=descriptors
         )
@@ -188,7 +182,7 @@ def _load_copy(
 
 
 @contextmanager
-def _copy_in_memory() -> Iterator[Copy]:
+def _make_copy_in_memory() -> Iterator[Copy]:
     """Yield files in memory. The copy stays open unless an error is raised: see `memory_files`."""
     names, copy = create_memory_file("names"), create_memory_file(COPY_NAME)
     try:
@@ -201,13 +195,13 @@ def _copy_in_memory() -> Iterator[Copy]:
 
 
 @contextmanager
-def _copy_in_folder() -> Iterator[Copy]:
+def _make_copy_in_folder() -> Iterator[Copy]:
     """Yield files in the temporary folder. A library stays loaded when its file is removed."""
     with tempfile.TemporaryDirectory() as folder:
         yield f"{folder}/names", f"{folder}/{COPY_NAME}", ()
 
 
-def _remedy(error: str) -> str:
+def _advise(error: str) -> str:
     """Return advice for an error of loading an installed OpenBLAS."""
     if any(words in error for words in FOLDER_ERRORS):
         return "set TMPDIR to a folder with 30 MB of free space that programs may run from"

@@ -106,7 +106,7 @@ def activate(x: mx.array, activation: Activation) -> mx.array:
 
 def group_norm(x: mx.array, groups: int, weight: mx.array, bias: mx.array, eps: float) -> Norm:
     """Return a GroupNorm (PyTorch's grouping) with the statistics of x [B, ..., C]."""
-    batch, size, channels = _pixels(x)
+    batch, size, channels = _get_sizes(x)
     _require(groups > 0 and channels % groups == 0, f"{groups} groups of {channels} channels")
     _require_shape(weight, (channels,))
     _require_shape(bias, (channels,))
@@ -118,7 +118,7 @@ def group_norm(x: mx.array, groups: int, weight: mx.array, bias: mx.array, eps: 
 
 def normalize(x: mx.array, norm: Norm) -> mx.array:
     """Return x [B, ..., C] after a GroupNorm."""
-    batch, size, channels = _pixels(x)
+    batch, size, channels = _get_sizes(x)
     _require_norm(norm, batch, channels, is_layer=False)
     out = mx.empty(x.shape)
     arrays = norm.gain, norm.offset, Activation.NONE, out
@@ -140,7 +140,7 @@ def linear(
         residual: [B, ..., O], is added to every result.
         gated: whether half of the outputs are multiplied by the GELU of the other half.
     """
-    batch, size, width = _pixels(x)
+    batch, size, width = _get_sizes(x)
     n_rows = len(weights[0])
     _require(not gated or n_rows % 2 == 0, f"{n_rows} outputs have no half")
     for weight, bias in zip(weights, biases, strict=True):
@@ -251,7 +251,7 @@ def attention(
 # Kernels read memory by the sizes that they are given, so these have to be right.
 
 
-def _pixels(x: mx.array) -> tuple[int, int, int]:
+def _get_sizes(x: mx.array) -> tuple[int, int, int]:
     """Return the sizes of x [B, ..., C]: B, the product of those between, C."""
     if x.ndim < 2:
         raise Unsupported

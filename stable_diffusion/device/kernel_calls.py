@@ -104,7 +104,7 @@ def run(name: str, *arguments: mx.array | Sequence | float | None) -> None:
         MemoryError: if there is too little memory for intermediate results.
     """
     kernel = load_kernels().get(name)
-    arrays = list(_arrays(arguments))
+    arrays = list(_find_arrays(arguments))
     if kernel is None or not all(array.size for array in arrays) or is_traced(*arrays):
         raise Unsupported
     kept: list[np.ndarray] = []  # referenced while the kernel runs
@@ -133,13 +133,13 @@ def widen(x: mx.array) -> mx.array:
     return out
 
 
-def _arrays(arguments: Sequence) -> Iterator[mx.array]:
+def _find_arrays(arguments: Sequence) -> Iterator[mx.array]:
     """Yield the arrays among arguments and in sequences of them."""
     for argument in arguments:
         if isinstance(argument, mx.array):
             yield argument
         elif isinstance(argument, Sequence):
-            yield from _arrays(argument)
+            yield from _find_arrays(argument)
 
 
 def _widen_all(argument: Any) -> Any:

@@ -101,7 +101,7 @@ print(ours(), other.scipy_openblas_get_num_threads())
 def test_nothing_but_the_products_of_mlx_is_bound_to_it(tmp_path):
     """SciPy's OpenBLAS has the same names, and keeps its own functions and threads."""
     library = blas._find_file("scipy-openblas32", "libscipy_openblas.so")
-    exported = blas._exported_symbols(Path(library).read_bytes())
+    exported = blas._list_exported_symbols(Path(library).read_bytes())
     assert "scipy_cblas_sgemm" in exported and len(exported) > 5000
     done = python(
         *("-c", BESIDE, library, *exported),
@@ -124,7 +124,7 @@ def test_nothing_but_the_products_of_mlx_is_bound_to_it(tmp_path):
 
 
 def test_names_in_the_copy():
-    names = blas._new_names(["scipy_cblas_dgemm", "scipy_dgemm_", "dlaqz0_", "cblas_cgemm"])
+    names = blas._choose_names(["scipy_cblas_dgemm", "scipy_dgemm_", "dlaqz0_", "cblas_cgemm"])
     assert names == {
         "scipy_cblas_dgemm": "cblas_dgemm",
         "scipy_dgemm_": "stable_diffusion_mlx_scipy_dgemm_",
