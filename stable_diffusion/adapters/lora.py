@@ -94,12 +94,12 @@ def _check_fit(file: LoRAFile, layers: Layers) -> None:
             missing += [f"what goes with {key}" for key in change.keys.values()]
         elif not change.fits(get_weight_shape(layers[component][path])):
             misshapen += file.describe(change)
-    problems = {"not layers there": file.unexpected, "missing": missing, "wrong shape": misshapen}
+    problems = {"of no layer there": file.unexpected, "missing": missing, "wrong shape": misshapen}
     if any(problems.values()):
         found = "; ".join(f"{what}: {join_names(keys)}" for what, keys in problems.items() if keys)
         raise ValueError(f"the LoRA {file.path} does not fit {', '.join(layers)}: {found}")
     if not file.changes:
-        raise ValueError(f"{file.path} holds no LoRA")
+        raise ValueError(f"{file.path} contains no LoRA")
 
 
 def _change_layers(

@@ -133,7 +133,9 @@ def read_lora(file: Path, targets: Mapping[str, tuple[str, str]]) -> LoRAFile:
             continue
         change = changes.setdefault(targets[name], LayerChange(name))
         if part in change.keys:
-            raise ValueError(f"{file}: {change.keys[part]} and {key} are of the same layer")
+            raise ValueError(
+                f"{file}: {change.keys[part]} and {key} are the same tensor of one layer"
+            )
         change.tensors[part], change.keys[part] = tensor, key
     return LoRAFile(file, header, changes, unexpected, config)
 
@@ -148,15 +150,15 @@ def read_config(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         config = parse_json(metadata.get("lora_adapter_metadata", "{}"))
     except ValueError as error:
-        raise ValueError(f"{where} is no JSON object: {error}") from None
-    require(isinstance(config, dict), f"{where} is no JSON object")
+        raise ValueError(f"{where} is not a JSON object: {error}") from None
+    require(isinstance(config, dict), f"{where} is not a JSON object")
     for key, value in config.items():
         option = key.rpartition(".")[2]
         patterns = value if option == "alpha_pattern" else {"": value}
-        require(isinstance(patterns, dict), f"{where} has no object as {key}")
+        require(isinstance(patterns, dict), f"{where} has a {key} that is not an object")
         if option in ("alpha_pattern", "lora_alpha"):
             are_numbers = all(type(alpha) in (int, float) for alpha in patterns.values())
-            require(are_numbers, f"{where} has {key} = {str(value)[:100]}, which is no number")
+            require(are_numbers, f"{where} has {key} = {str(value)[:100]}, which is not a number")
     return config
 
 

@@ -66,7 +66,9 @@ def _read(file: Path, widths: tuple[int, ...]) -> list[mx.array]:
     shapes = _check_shapes(file, {key: header.shapes[key] for key in keys}, widths)
     kinds = [header.tensors[key].kind for key in keys]
     if not set(kinds) <= set(FLOATS):
-        raise ValueError(f"{file} is no textual inversion: its tensors are {' and '.join(kinds)}")
+        raise ValueError(
+            f"{file} is not a textual inversion: its tensors are {' and '.join(kinds)}"
+        )
     return [tensors[key].reshape(shape) for key, shape in shapes.items()]
 
 
@@ -76,7 +78,7 @@ def _find_keys(file: Path, keys: tuple[str, ...]) -> tuple[str, ...]:
         return XL_KEYS
     if len(keys) != 1:
         raise ValueError(
-            f"{file} is no textual inversion, which has one tensor, or for SDXL "
+            f"{file} is not a textual inversion, which has one tensor, or for SDXL "
             f"{' and '.join(XL_KEYS)}; it has {len(keys)}: {', '.join(keys[:3])}"
         )
     return keys
@@ -89,7 +91,7 @@ def _check_shapes(
     matrices = {key: shape if len(shape) > 1 else (1, *shape) for key, shape in shapes.items()}
     if any(len(shape) != 2 or 0 in shape for shape in matrices.values()):
         listed = " and ".join(str(list(shape)) for shape in shapes.values())
-        raise ValueError(f"{file} is no textual inversion: its tensors are {listed}, not [n, D]")
+        raise ValueError(f"{file} is not a textual inversion: its tensors are {listed}, not [n, D]")
     found = tuple(width for _, width in matrices.values())
     if found != widths:
         raise ValueError(

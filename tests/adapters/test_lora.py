@@ -437,10 +437,10 @@ DOWN, UP = torch.ones(4, 64), torch.ones(64, 4)
 @pytest.mark.parametrize(
     ("tensors", "metadata", "message"),
     [
-        ({"lora_unet_x.lora_down.weight": DOWN}, {}, "not layers there: lora_unet_x.lora_down.we"),
-        ({"lora_te2_text_projection.alpha": UP}, {}, "not layers there: lora_te2_text_projection"),
-        ({f"{LAYER}.diff": UP}, {}, f"not layers there: {LAYER}.diff"),
-        ({f"{LAYER}.lora_B.bias": UP}, {}, f"not layers there: {LAYER}.lora_B.bias"),
+        ({"lora_unet_x.lora_down.weight": DOWN}, {}, "of no layer there: lora_unet_x.lora_down.we"),
+        ({"lora_te2_text_projection.alpha": UP}, {}, "of no layer there: lora_te2_text_projection"),
+        ({f"{LAYER}.diff": UP}, {}, f"of no layer there: {LAYER}.diff"),
+        ({f"{LAYER}.lora_B.bias": UP}, {}, f"of no layer there: {LAYER}.lora_B.bias"),
         ({f"{i}.alpha": UP for i in range(12)}, {}, "0.alpha, .* and 2 more"),
         ({f"{LAYER}.lora_A.weight": DOWN}, {}, f"missing: what goes with {LAYER}.lora_A.weight"),
         (
@@ -470,9 +470,9 @@ DOWN, UP = torch.ones(4, 64), torch.ones(64, 4)
         (
             {f"{LAYER}.lora_A.weight": DOWN, f"{LAYER}.lora.down.weight": DOWN},
             {},
-            "are of the same layer",
+            "are the same tensor of one layer",
         ),
-        ({}, {}, "holds no LoRA"),
+        ({}, {}, "contains no LoRA"),
         ({"lora_unet_x.dora_scale": UP}, {}, "is DoRA, which is not supported"),
         ({f"{LAYER}.lora_magnitude_vector": UP}, {}, "is DoRA, which is not supported"),
         ({f"{LAYER}.lora_A.weight": UP}, {"unet.use_dora": True}, "is DoRA, which is not suppor"),
@@ -502,7 +502,7 @@ def test_what_is_no_lora_file(tmp_path):
     with pytest.raises(ValueError, match="is not a readable safetensors file"):
         load_lora({}, file, 1.0, mx.float32)
     save_file({}, file, metadata={"lora_adapter_metadata": "[1]"})
-    with pytest.raises(ValueError, match="no JSON object"):
+    with pytest.raises(ValueError, match="is not a JSON object"):
         load_lora({}, file, 1.0, mx.float32)
     with pytest.raises(ValueError, match="must be a finite number, got nan"):
         load_lora({}, file, float("nan"), mx.float32)

@@ -127,7 +127,10 @@ def test_names_that_would_not_be_found(checkpoint, tmp_path, name):
         ({"x": (1024,)}, "is for Stable Diffusion 2.x, this model is .*vectors of 1024 numbers"),
         ({"clip_l": (2, 768), "clip_g": (2, 1280)}, "is for SDXL, .*vectors of 768 and 1280 num"),
         ({"x": (2, 5)}, "is for another kind of model, .*do not fit text encoders of 32"),
-        ({"x": (2, 32), "y": (2, 32)}, "is no textual inversion, .*clip_l and clip_g; it has 2: x"),
+        (
+            {"x": (2, 32), "y": (2, 32)},
+            "is not a textual inversion, .*clip_l and clip_g; it has 2: x",
+        ),
         ({}, "it has 0"),
         ({"x": (1, 2, 32)}, r"its tensors are \[1, 2, 32\], not \[n, D\]"),
         ({"x": (0, 32)}, r"its tensors are \[0, 32\], not \[n, D\]"),
