@@ -91,10 +91,10 @@ def _check_fit(file: LoRAFile, layers: Layers) -> None:
     misshapen: list[str] = []
     for (component, path), change in file.changes.items():
         if not change.is_complete():
-            missing += [f"what goes with {key}" for key in change.keys.values()]
+            missing += [f"the counterpart of {key}" for key in change.keys.values()]
         elif not change.fits(get_weight_shape(layers[component][path])):
             misshapen += file.describe(change)
-    problems = {"of no layer there": file.unexpected, "missing": missing, "wrong shape": misshapen}
+    problems = {"no such layers": file.unexpected, "missing": missing, "wrong shape": misshapen}
     if any(problems.values()):
         found = "; ".join(f"{what}: {join_names(keys)}" for what, keys in problems.items() if keys)
         raise ValueError(f"the LoRA {file.path} does not fit {', '.join(layers)}: {found}")

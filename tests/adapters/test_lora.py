@@ -437,12 +437,12 @@ DOWN, UP = torch.ones(4, 64), torch.ones(64, 4)
 @pytest.mark.parametrize(
     ("tensors", "metadata", "message"),
     [
-        ({"lora_unet_x.lora_down.weight": DOWN}, {}, "of no layer there: lora_unet_x.lora_down.we"),
-        ({"lora_te2_text_projection.alpha": UP}, {}, "of no layer there: lora_te2_text_projection"),
-        ({f"{LAYER}.diff": UP}, {}, f"of no layer there: {LAYER}.diff"),
-        ({f"{LAYER}.lora_B.bias": UP}, {}, f"of no layer there: {LAYER}.lora_B.bias"),
+        ({"lora_unet_x.lora_down.weight": DOWN}, {}, "no such layers: lora_unet_x.lora_down.we"),
+        ({"lora_te2_text_projection.alpha": UP}, {}, "no such layers: lora_te2_text_projection"),
+        ({f"{LAYER}.diff": UP}, {}, f"no such layers: {LAYER}.diff"),
+        ({f"{LAYER}.lora_B.bias": UP}, {}, f"no such layers: {LAYER}.lora_B.bias"),
         ({f"{i}.alpha": UP for i in range(12)}, {}, "0.alpha, .* and 2 more"),
-        ({f"{LAYER}.lora_A.weight": DOWN}, {}, f"missing: what goes with {LAYER}.lora_A.weight"),
+        ({f"{LAYER}.lora_A.weight": DOWN}, {}, f"missing: the counterpart of {LAYER}.lora_A.weight"),
         (
             {f"{LAYER}.lora_A.weight": DOWN, f"{LAYER}.lora_B.weight": UP[:9]},
             {},
