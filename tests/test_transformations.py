@@ -1,4 +1,4 @@
-"""Networks within MLX's transformations: `mx.grad`, `mx.compile`, `mx.vmap`, on every device."""
+"""Networks work inside MLX's transformations: `mx.grad`, `mx.compile`, `mx.vmap`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,19 +11,19 @@ from mlx.utils import tree_flatten, tree_map
 from parity import POOLED_WIDTH, TIME_IDS, random_normal
 
 from stable_diffusion import StableDiffusion, layers
-from stable_diffusion.adapters.lora import LoRALinear
+from stable_diffusion.adapters.lora_layers import LoRALinear
 from stable_diffusion.model_io import loaders
 
-STEP = 0.02  # of differences: smaller ones drown in float32's rounding
+STEP = 0.02  # of differences: with smaller ones, float32's rounding is too large
 Function = Callable[[mx.array], mx.array]
 
 
-def text(tokens: mx.array, encoder: nn.Module) -> mx.array:
+def encode_text(tokens: mx.array, encoder: nn.Module) -> mx.array:
     return encoder(tokens).last_hidden_state
 
 
-def network(name: str, folder) -> tuple[nn.Module, Function, mx.array]:
-    """A network, what is differentiated of it, and an input."""
+def load_network(name: str, folder) -> tuple[nn.Module, Function, mx.array]:
+    """Return a network, a function of it to differentiate, and an input of that."""
     if name == "unet":
         unet = loaders.load_unet(folder)
         embeddings = mx.array(random_normal(2, 77, unet.config.cross_attention_dim))
@@ -54,7 +54,7 @@ def folder(request, checkpoint):
     return checkpoint(request.param)
 
 
-# What differs between kinds is the UNet.
+# The kinds differ in the UNet.
 NETWORKS = [
     *(("sd-2", name) for name in ("unet", "text encoder", "decode", "encode")),
     ("sdxl", "unet"),
@@ -63,8 +63,8 @@ NETWORKS = [
 
 @pytest.mark.parametrize(("kind", "name"), NETWORKS)
 def test_gradient_against_differences(checkpoint, kind, name):
-    """Of a number that the output makes, along one direction of the input."""
-    _, function, x = network(name, checkpoint(kind))
+    """It is that of a sum of the output, along one direction of the input."""
+    _, function, x = load_network(name, checkpoint(kind))
     shape = function(x).shape
     weights, direction = mx.array(random_normal(*shape)), mx.array(random_normal(*x.shape)) * STEP
 
@@ -83,8 +83,8 @@ def test_gradient_against_differences(checkpoint, kind, name):
 
 @pytest.mark.parametrize(("kind", "name"), NETWORKS)
 def test_mapped_and_compiled(checkpoint, kind, name):
-    """To evaluate what is compiled takes g++ a minute: so only a block of each kind is, below."""
-    _, function, x = network(name, checkpoint(kind))
+    """g++ takes a minute for a whole network, so compiled results are compared by block, below."""
+    _, function, x = load_network(name, checkpoint(kind))
     plain = np.array(function(x))
     scale = abs(plain).max()
     assert mx.compile(function)(x).shape == plain.shape
@@ -99,7 +99,7 @@ def test_mapped_and_compiled(checkpoint, kind, name):
 
 
 def test_compiled_blocks_as_plain(checkpoint):
-    unet, _, _ = network("unet", checkpoint("sd-2"))
+    unet, _, _ = load_network("unet", checkpoint("sd-2"))
     block, temb = (
         unet.down_blocks[0],
         mx.array(random_normal(2, 4 * unet.config.block_out_channels[0])),
@@ -107,7 +107,7 @@ def test_compiled_blocks_as_plain(checkpoint):
     x = mx.array(random_normal(2, 8, 8, unet.config.block_out_channels[0]))
     memory = mx.array(random_normal(2, 77, unet.config.cross_attention_dim))
     transformer = block.attentions[0]
-    texts = [transformer.transformer_blocks[0].attn2.project(memory)]
+    texts = [transformer.transformer_blocks[0].attn2.project_memory(memory)]
     for function in (
         lambda x: block.resnets[0](x, temb),
         lambda x: transformer(x, iter(texts)),
@@ -117,7 +117,7 @@ def test_compiled_blocks_as_plain(checkpoint):
         assert error.item() < 1e-5
 
 
-def without_gradient(network: nn.Module, loss: Callable[[nn.Module], mx.array]) -> set[str]:
+def find_without_gradient(network: nn.Module, loss: Callable[[nn.Module], mx.array]) -> set[str]:
     _, gradients = nn.value_and_grad(network, loss)(network)
     mx.eval(gradients)
     return {
@@ -128,31 +128,34 @@ def without_gradient(network: nn.Module, loss: Callable[[nn.Module], mx.array]) 
 
 
 def test_every_parameter_of_the_unet_learns(folder):
-    unet, function, x = network("unet", folder)
-    assert without_gradient(unet, lambda _: function(x).square().sum()) == set()
+    unet, function, x = load_network("unet", folder)
+    assert find_without_gradient(unet, lambda _: function(x).square().sum()) == set()
 
 
 def test_every_parameter_of_the_text_encoder_learns(checkpoint):
-    """All rows but those of words that are not in the text."""
+    """That includes the table of words, which has a gradient for the words of the text."""
     encoder = loaders.load_text_encoder(checkpoint("sd-2"))
     tokens = mx.array([[49406, 320, 49407]])
-    assert without_gradient(encoder, lambda _: text(tokens, encoder).square().sum()) == set()
+    assert (
+        find_without_gradient(encoder, lambda _: encode_text(tokens, encoder).square().sum())
+        == set()
+    )
 
 
 def test_every_parameter_of_the_autoencoder_learns(checkpoint):
-    autoencoder, _, x = network("encode", checkpoint("sd-2"))
+    autoencoder, _, x = load_network("encode", checkpoint("sd-2"))
 
     def loss(_: nn.Module) -> mx.array:
         mean, logvar = autoencoder.encode(x)
         return autoencoder.decode(mean).square().sum() + logvar.square().sum()
 
-    # The keys' bias moves all scores of a query alike, which the softmax does not see.
-    assert all(key.endswith("key_proj.bias") for key in without_gradient(autoencoder, loss))
+    # The bias of the keys moves all scores of a query by the same number: the softmax ignores it.
+    assert all(key.endswith("key_proj.bias") for key in find_without_gradient(autoencoder, loss))
 
 
 def test_only_one_layer_learns(checkpoint):
-    """Its input is no variable, but its weight is."""
-    unet, function, x = network("unet", checkpoint("sd-2"))
+    """Its weight has a gradient, although its input does not depend on a variable."""
+    unet, function, x = load_network("unet", checkpoint("sd-2"))
     unet.freeze()
     unet.mid_block.resnets[0].conv1.unfreeze(keys="weight")
     _, gradients = nn.value_and_grad(unet, lambda _: function(x).square().sum())(unet)
@@ -162,8 +165,8 @@ def test_only_one_layer_learns(checkpoint):
 
 @pytest.mark.parametrize("bits", [None, 8])
 def test_a_lora_learns(checkpoint, bits, tmp_path):
-    """Beside frozen weights, quantized ones too: what people train."""
-    unet, function, x = network("unet", checkpoint("sd-2"))
+    """It learns with frozen weights, quantized ones too, as in training."""
+    unet, function, x = load_network("unet", checkpoint("sd-2"))
     if bits is not None:
         nn.quantize(unet, 32, bits, class_predicate=lambda _, layer: _fits(layer))
     unet.freeze()
@@ -173,7 +176,7 @@ def test_a_lora_learns(checkpoint, bits, tmp_path):
     down, up = (mx.array(random_normal(*shape)) for shape in ((4, dims), (dims, 4)))
     layer.query_proj = LoRALinear(base, down, up)
     base.freeze()
-    unlearned = without_gradient(unet, lambda _: function(x).square().sum())
+    unlearned = find_without_gradient(unet, lambda _: function(x).square().sum())
     assert unlearned == set()
 
 
@@ -182,7 +185,7 @@ def _fits(layer: nn.Module) -> bool:
 
 
 def test_steps_of_training_lower_the_loss(checkpoint):
-    unet, function, x = network("unet", checkpoint("sd-2"))
+    unet, function, x = load_network("unet", checkpoint("sd-2"))
     step = nn.value_and_grad(unet, lambda _: (function(x) - x).square().mean())
     losses = []
     for _ in range(3):
@@ -194,7 +197,7 @@ def test_steps_of_training_lower_the_loss(checkpoint):
 
 
 def test_decoded_pictures_are_differentiable():
-    """Also large ones, which are decoded in strips otherwise."""
+    """Also large pictures, which otherwise are decoded in strips."""
     sd = StableDiffusion("tiny")
     z = mx.array(random_normal(1, 2, 2, sd.config.autoencoder.latent_channels))
     for tiled in (None, True):

@@ -177,7 +177,7 @@ def _prepare_run(settings: Settings, plan: Plan, progress: Progress) -> Run:
         say(line)
     jobs = _complete_jobs(settings, plan, model.config)
     memory.limit_cache()
-    if cpu_kernels.is_to_be_compiled():
+    if cpu_kernels.needs_compiling():
         say("Compiling the kernels for this processor, once …")
     sd = _load(settings, model, float16)
     run = Run(settings, progress, jobs, sd, Record(settings, model, float16))
