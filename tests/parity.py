@@ -1,4 +1,4 @@
-"""Errors of our networks against diffusers in float64, and the table of them in the README.
+"""Errors of our networks against diffusers in float64, and tables of docs/testing.md.
 
 PYTHONPATH=. python tests/parity.py
 """

@@ -1,4 +1,4 @@
-"""Pictures of every kind of checkpoint, by every way in, against diffusers: the README's table.
+"""Pictures of every kind of checkpoint, by every way in, against diffusers, for docs/testing.md.
 
 PYTHONPATH=. python tests/ways_in.py
 """

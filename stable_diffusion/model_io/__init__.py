@@ -1,5 +1,6 @@
 """From a model's name to its components: files, configs and weights."""
 
+from .convert import convert_model
 from .loaders import (
     load_autoencoder,
     load_diffusion_config,
@@ -11,6 +12,7 @@ from .loaders import (
 )
 
 __all__ = [
+    "convert_model",
     "load_autoencoder",
     "load_diffusion_config",
     "load_model_config",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..config.known_models import MODELS, PACKAGE, find_spec
 from ..utils import wording
-from ..utils.atomic_files import write_whole
+from ..utils.atomic_files import write_atomically
 from . import hub_cache
 from .hub_cache import snapshot_folder
 from .hub_errors import GARBLED, explain_hub_error
@@ -169,7 +169,7 @@ def _open_repository(repo: str, revision: str, name: str) -> Repository:
         ref = root.parent.parent / "refs" / revision
         with suppress(OSError):  # the cache may be read-only
             ref.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(ref, info.sha.encode())
+            write_atomically(ref, info.sha.encode())
     spec = find_spec(repo)
     said = [tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")]
     licence = spec.licence if spec else ", ".join(said) or "not stated"

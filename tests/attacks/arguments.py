@@ -22,6 +22,7 @@ from attacks.harness import Case, Refused, attack, require
 from stable_diffusion.cli import convert, generate
 from stable_diffusion.cli.arguments import parse
 from stable_diffusion.cli.plan import Plan
+from stable_diffusion.cli.settings import Settings
 from stable_diffusion.model_io import convert as convert_library
 
 WRONG_USAGE = 2
@@ -70,6 +71,11 @@ def takes_a_value(action: argparse.Action) -> bool:
     return action.nargs != 0
 
 
+def is_text(action: argparse.Action) -> bool:
+    """Return whether the value of an option is taken as it is."""
+    return action.type in (None, str)
+
+
 def is_number(action: argparse.Action) -> bool:
     return getattr(action.type, "__name__", "") in ("parse_number", "int")
 
@@ -94,8 +100,8 @@ def reach(case: Case, program: Program, *arguments: str) -> dict[str, Any]:
     case.keep(case.folder / "i.png")
     taken: dict[str, Any] = {}
 
-    def make_all(plan: Plan, args: argparse.Namespace, *_: object) -> None:
-        taken.update(vars(args), plan=plan)
+    def make_all(plan: Plan, settings: Settings, *_: object) -> None:
+        taken.update(vars(settings.requests[0]) | vars(settings), plan=plan)
         raise Reached
 
     def open_model(model: str, **settings: Any) -> None:
@@ -143,7 +149,7 @@ def values(case: Case) -> None:
         require(number >= 0, "taken, though negative")
         near = max(abs(number) * Decimal("1e-15"), SMALLEST)
         require(abs(Decimal(got) - number) <= near, f"taken for {got}")
-    elif action.dest in taken and action.type is None:
+    elif action.dest in taken and is_text(action):
         require(got == value, f"taken for {got!r}")
 
 
@@ -239,7 +245,7 @@ def together(case: Case) -> None:
     for word in given:
         name, _, value = word.partition("=")
         (action,) = [a for a in options(program) if name in a.option_strings] or [None]
-        if action is not None and action.type is None and takes_a_value(action):
+        if action is not None and is_text(action) and takes_a_value(action):
             last[action.dest] = value
     for dest, value in last.items():
         require(taken.get(dest, value) == value, f"{dest} is {taken[dest]!r}, not {value!r}")

@@ -15,7 +15,7 @@ from attacks.harness import Case, attack, require
 from attacks.hostile import NO_FILES
 from attacks.pictures import LOSSLESS, MAGIC, any_file, any_image, bomb, damage, huge, pixels
 from attacks.programs import image2image_case, program
-from stable_diffusion.images.reading import FORMATS, MAX_PIXELS, load_image, read_picture
+from stable_diffusion.images.reading import FORMATS, MAX_FILE_PIXELS, load_image, read_picture
 
 SUFFIXES = (".png", ".jpg", ".webp", ".eps", ".txt", "", ".safetensors", ".PNG", ".tif")
 
@@ -31,7 +31,7 @@ def checked(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, tuple
     require(image.dtype == np.float32 and image.shape == (size[1], size[0], 3), f"{image.shape}")
     require(np.isfinite(image).all(), "not finite")
     require(image.min() >= -1 and image.max() <= 1, "out of range")
-    require(image.size // 3 <= MAX_PIXELS, "too large")
+    require(image.size // 3 <= MAX_FILE_PIXELS, "too large")
     return image, size
 
 
@@ -102,7 +102,7 @@ def bombs(case: Case) -> None:
     size = case.rng.choice([None, (64, 64), (512, 512)])
     image, had = load_image(file, size)
     require(size is None or image.shape == (size[1], size[0], 3), f"{image.shape}")
-    require(had[0] * had[1] <= MAX_PIXELS, f"read {had}")
+    require(had[0] * had[1] <= MAX_FILE_PIXELS, f"read {had}")
 
 
 @attack("images", cases=150, quick=15)

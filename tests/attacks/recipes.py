@@ -19,7 +19,7 @@ from stable_diffusion.cli.arguments.prompts_file import MAX_PICTURES
 from stable_diffusion.cli.job import Job
 from stable_diffusion.cli.recipe.recipe import Recipe
 from stable_diffusion.cli.recipe.webui_text import SAMPLER_NAMES, SCHEDULE_NAMES
-from stable_diffusion.images.text_chunks import PARAMETERS, RECIPE, save_options
+from stable_diffusion.images.text_chunks import PARAMETERS, RECIPE, make_save_options
 from stable_diffusion.sampler.noise import MAX_SEED
 
 TXT2IMAGE, IMAGE2IMAGE = (
@@ -88,7 +88,7 @@ def picture_with(rng: Random) -> bytes:
     texts = {RECIPE: recipe(rng)} if rng.random() < 0.6 else {PARAMETERS: parameters(rng)}
     texts = {key: text.encode(errors="replace").decode() for key, text in texts.items()}
     name = rng.choice(["PNG", "PNG", "JPEG", "WEBP", "TIFF"])
-    options = save_options(texts, name)
+    options = make_save_options(texts, name)
     if name == "PNG" and rng.random() < 0.3:  # packed, over and over
         options = {"pnginfo": PngInfo()}
         for key, text in texts.items():

@@ -130,10 +130,10 @@ def test_file_that_is_cut_after_it_was_opened(tmp_path):
     code = (
         "import os, sys; from pathlib import Path; import stable_diffusion; import mlx.core as mx\n"
         "from stable_diffusion.model_io.weights import read_safetensors\n"
-        "from stable_diffusion.cli.generate import exit_status\n"
+        "from stable_diffusion.cli.main import report_errors\n"
         "_, tensors = read_safetensors(Path(sys.argv[1]))\n"
         "os.truncate(sys.argv[1], 5000)\n"
-        "sys.exit(exit_status(lambda: mx.eval(tensors)))"
+        "sys.exit(report_errors(lambda: mx.eval(tensors)))"
     )
     done = python("-c", code, str(file))
     assert done.returncode == 1
