@@ -3,7 +3,7 @@
 A time t counts noise levels: 0 is the picture without noise, t the training timestep t - 1, and
 times between two of them are interpolated. The models must predict noise. Latents have the
 variance that the network sees, x / sqrt(sigma² + 1), as in `Sampler`, which has more samplers and
-schedules, and noise that depends on nothing but a seed.
+schedules, and noise that depends on a seed alone.
 """
 
 import mlx.core as mx
