@@ -18,17 +18,14 @@ import stable_diffusion  # noqa: F401  isort: skip
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from kinds import KINDS
 
-from stable_diffusion import pipeline
 from stable_diffusion.device import compile_kernels, cpu_kernels, kernel_calls
-from stable_diffusion.model_io import convert
-from stable_diffusion.model_io.sources import Source
 from stable_diffusion.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -52,16 +49,11 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session")
-def unchanged() -> set[str]:
-    """The names of models that no test changes."""
-    return {"tiny"}
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function that returns the folder of a tiny checkpoint of a kind.
 
-
-@pytest.fixture(scope="session")
-def checkpoint(
-    tmp_path_factory: pytest.TempPathFactory, unchanged: set[str]
-) -> Callable[[str], Path]:
-    """The folder of a tiny checkpoint of a kind, written by diffusers. Not to be changed."""
+    diffusers has written it. Not to be changed.
+    """
     from checkpoints import write_checkpoint
 
     shared = tmp_path_factory.getbasetemp()
@@ -75,7 +67,6 @@ def checkpoint(
             made = write_checkpoint(kind, tmp_path_factory.mktemp("made") / kind)
             with suppress(OSError):  # another process was faster, and wrote the same
                 made.rename(folder)
-        unchanged.add(str(folder))
         return folder
 
     return write
@@ -120,20 +111,34 @@ def all_cores(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def tokenizers_are_read_once(unchanged: set[str]) -> Iterator[None]:
-    """Those of unchanged models: to read one takes as long as a tiny picture."""
-    load = pipeline.load_tokenizer
-    read = cache(load)
+def tokenizers_are_read_once() -> Iterator[None]:
+    """Keep the tokenizers of files with the same contents: reading takes as long as a picture."""
+    known: dict[object, Tokenizer] = {}
 
-    def load_tokenizer(source: Source, *keys: str) -> Tokenizer:
-        if source.name not in unchanged:
-            return load(source, *keys)
-        known = read(source.name, *keys)
-        tokenizer = Tokenizer.__new__(Tokenizer)  # one that learns words by itself
-        vars(tokenizer).update(vars(known), _ids=dict(known._ids), _added=list(known._added))
-        return tokenizer
+    def keep(read: Callable[..., Tokenizer]) -> classmethod:
+        @wraps(read)
+        def read_once(cls: type[Tokenizer], *files: Path, **options: object) -> Tokenizer:
+            contents = [file.read_bytes() for file in files]
+            contents += [
+                option.read_bytes() if isinstance(option, Path) else option
+                for option in options.values()
+            ]
+            key = cls, read.__name__, *options, *contents
+            if key not in known:
+                known[key] = read(*files, **options)
+            return _copy(known[key])
+
+        return classmethod(read_once)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (pipeline, convert):
-            patch.setattr(module, "load_tokenizer", load_tokenizer)
+        for name in ("from_files", "from_json"):
+            patch.setattr(Tokenizer, name, keep(getattr(Tokenizer, name)))
         yield
+
+
+def _copy(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a tokenizer that learns tokens without teaching them to the original."""
+    new = Tokenizer.__new__(Tokenizer)
+    for name, value in vars(tokenizer).items():
+        setattr(new, name, value.copy() if isinstance(value, dict | list) else value)
+    return new

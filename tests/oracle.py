@@ -1,5 +1,6 @@
 """diffusers as the tests ask it: in float64 for components, in float32 for pictures."""
 
+import copy
 import warnings
 from functools import cached_property
 from pathlib import Path
@@ -76,9 +77,26 @@ class Oracle:
         """The pipeline in float32, as users run it."""
         return self._load()
 
+    @cached_property
+    def _unchanged(self) -> DiffusionPipeline:
+        """The pipeline as it was read, which takes longer than copying its networks."""
+        return self._read()
+
     def _load(self) -> DiffusionPipeline:
+        """Return a new pipeline in float32, whose networks may be changed."""
+        parts = self._unchanged.components
+        networks = {
+            name: copy.deepcopy(part)
+            for name, part in parts.items()
+            if isinstance(part, torch.nn.Module)
+        }
+        tokenizers = {name: part for name, part in parts.items() if name.startswith("tokenizer")}
+        return self._read(**networks, **tokenizers)
+
+    def _read(self, **parts: object) -> DiffusionPipeline:
+        """Read the pipeline in float32, except the parts that are given."""
         pipeline = DiffusionPipeline.from_pretrained(
-            self.folder, safety_checker=None, torch_dtype=torch.float32
+            self.folder, safety_checker=None, torch_dtype=torch.float32, **parts
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline

@@ -37,14 +37,13 @@ AS_SCRIPTS = ("--text-encoder-bits", "4", "--unet-bits", "8")  # as their -q
 
 
 @pytest.fixture(scope="module")
-def converted(checkpoint, tmp_path_factory, unchanged) -> Callable[..., Path]:
+def converted(checkpoint, tmp_path_factory) -> Callable[..., Path]:
     """The folder of a kind, converted with some options. Not to be changed."""
 
     @cache
     def make(kind: str, *options: str) -> Path:
         folder = tmp_path_factory.mktemp("converted") / kind
         assert convert_main([str(checkpoint(kind)), str(folder), *options]) == 0
-        unchanged.add(str(folder))
         return folder
 
     return make
