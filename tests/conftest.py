@@ -1,6 +1,6 @@
 """Fixtures that several test files share.
 
-What is slow to import is imported where it is used: the process that hands out tests needs none.
+Slow imports are inside functions: the process that distributes the tests does not need them.
 """
 
 import gc
@@ -9,7 +9,7 @@ import os
 # Before the first import of huggingface_hub: the tests reach no network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-# And that of torch: it shares the cores with other files of tests.
+# Before the first import of torch, which shares the cores with other test processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Before the first import of mlx, which must find a fast BLAS loaded.
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 
 def pytest_configure() -> None:
-    """Compile the kernels, before there are others who would.
+    """Compile the kernels before several processes do, and stop the collection of garbage.
 
-    Collect no garbage while modules are read; `pytest_collection_finish` ends that.
+    `pytest_collection_finish` starts it again when all modules are imported.
     """
     if cpu_kernels.is_used():
         compile_kernels.load()
@@ -43,7 +43,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What torch and diffusers are made of is not garbage: to look takes a tenth of the time."""
+    """Freeze what has been imported: to search it for garbage takes a tenth of the time."""
     gc.freeze()
     gc.enable()
 
@@ -74,7 +74,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 @pytest.fixture(scope="session")
 def oracle(checkpoint: Callable[[str], Path]) -> "Callable[[str], Oracle]":
-    """diffusers with the same checkpoint."""
+    """Return a function that returns diffusers with the checkpoint of a kind."""
     from oracle import Oracle
 
     return cache(lambda kind: Oracle(checkpoint(kind)))
@@ -82,21 +82,21 @@ def oracle(checkpoint: Callable[[str], Path]) -> "Callable[[str], Oracle]":
 
 @pytest.fixture
 def copy(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
-    """A copy of a checkpoint, that may be changed."""
+    """Return a function that copies a checkpoint, which may then be changed."""
     return lambda kind: shutil.copytree(checkpoint(kind), tmp_path / kind)
 
 
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
-    """Each kind of checkpoint in turn."""
+    """Return each kind of checkpoint in turn."""
     return request.param
 
 
 @pytest.fixture(autouse=True, scope="session")
 def cores() -> Iterator[int]:
-    """The cores that programs would compute on here, two at least. Tests compute on one.
+    """Let tests compute on one core, and return how many programs would use here, at least two.
 
-    Others have tests of their own, and networks as tiny as these are twice the work on two.
+    There are tests of several cores, and for networks as tiny as these, two cores double the work.
     """
     with pytest.MonkeyPatch.context() as patch:
         n = max(2, kernel_calls.CORES)
@@ -106,7 +106,7 @@ def cores() -> Iterator[int]:
 
 @pytest.fixture
 def all_cores(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test computes on all of them."""
+    """Compute on all cores in this test."""
     monkeypatch.setattr(kernel_calls, "CORES", cores)
 
 
