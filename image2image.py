@@ -3,7 +3,7 @@
 import signal
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while modules are read: no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of Ctrl-C while importing
 
 from stable_diffusion.cli.main import image2image as main
 

@@ -1,14 +1,14 @@
-"""Times this port beside diffusers on the same machine, and writes a table and a plot.
+"""Compare the speed of this port with diffusers on this machine; write a table and a plot.
 
     pip install -r requirements.txt -r tests/requirements.txt -r benchmarks/requirements.txt
     python benchmarks/bench.py             # everything
     python benchmarks/bench.py --quick     # a few minutes once the checkpoints exist
     python benchmarks/bench.py --only unet decode
 
-It first writes checkpoints of the real sizes with random weights, 10 GB, into the cache folder.
-Both sides then run in turn, every time in a process of its own, so that what the machine does
-besides falls on both; the figures are medians. The floor is what diffusers' operations, counted by
-torch, would take as large matrix products, at the rate measured in the same run.
+It first writes checkpoints of the real sizes with random weights, 10 GB, to the cache folder. Then
+both sides run in turn, every time in a new process, so that other programs on the machine slow down
+both; the figures are medians. The floor is the time of diffusers' operations, counted by torch, at
+the rate of large matrix products, which is measured in the same run.
 """
 
 import argparse
@@ -36,7 +36,7 @@ CACHE = Path.home() / ".cache" / "stable_diffusion_benchmark"
 
 
 class Side(NamedTuple):
-    """Medians of one side of a task. Seconds; bytes."""
+    """Medians of one side of a task: seconds and bytes."""
 
     run: float
     resident: int
@@ -45,7 +45,7 @@ class Side(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A task: this port (`ours`) beside its peer, and how far apart the results are."""
+    """A task: this port (`ours`), its peer, and the difference of their results."""
 
     task: Task
     ours: Side
@@ -54,12 +54,12 @@ class Row(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """Our time to the peer's."""
+        """Return our time divided by the peer's."""
         return self.ours.run / self.peer.run
 
 
-def checkpoints(folder: Path, models: Iterable[str]) -> None:
-    """Write the checkpoints that are not there, each whole or not at all."""
+def write_checkpoints(folder: Path, models: Iterable[str]) -> None:
+    """Write the checkpoints that do not exist, each completely or not at all."""
     for model in models:
         if not (folder / model).exists():
             part = folder / f"{model}.part"
@@ -69,7 +69,7 @@ def checkpoints(folder: Path, models: Iterable[str]) -> None:
 
 
 def measure(name: str, sides: tuple[str, str], folder: Path, rounds: int, repeats: int) -> Row:
-    """One task: both sides in turn, `rounds` times."""
+    """Run one task on both sides in turn, `rounds` times."""
     task = (TASKS | QUANTIZED)[name]
     reports: dict[str, list[dict]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory() as results:
@@ -81,13 +81,13 @@ def measure(name: str, sides: tuple[str, str], folder: Path, rounds: int, repeat
                 if side == "theirs" and round_ == 0:
                     options.append("--count")
                 command = [HERE / "worker.py", side, name, folder / task.model, *options]
-                reports[side].append(json.loads(output_of(command).splitlines()[-1]))
+                reports[side].append(json.loads(run_python(command).splitlines()[-1]))
         error = relative_l2(*(np.load(files[side]) for side in sides))
-    return Row(task, *(summary(reports[side], task) for side in sides), error)
+    return Row(task, *(summarize(reports[side], task) for side in sides), error)
 
 
-def summary(reports: list[dict], task: Task) -> Side:
-    """The medians of a side's reports; of loading alone, its time is the run."""
+def summarize(reports: list[dict], task: Task) -> Side:
+    """Return the medians of a side's reports; the time of a load task is that of loading."""
     if task.part == "load":
         times = [report["load"] for report in reports]
     else:
@@ -101,13 +101,16 @@ def summary(reports: list[dict], task: Task) -> Side:
 
 
 def relative_l2(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The difference in proportion, 0 where nothing was computed."""
+    """Return the relative difference, 0 if nothing was computed."""
     norm = float(np.linalg.norm(theirs.astype(np.float64)))
     return float(np.linalg.norm(ours.astype(np.float64) - theirs)) / norm if norm else 0.0
 
 
-def product_rate() -> tuple[float, str]:
-    """Floating-point operations a second of our float32 product of 2048 × 2048 matrices; where."""
+def measure_product_rate() -> tuple[float, str]:
+    """Return floating-point operations per second of a float32 product of 2048 × 2048 matrices.
+
+    The second value is the device.
+    """
     code = (
         "import stable_diffusion, time, mlx.core as mx\n"
         "from stable_diffusion.layers import Linear\n"
@@ -117,12 +120,12 @@ def product_rate() -> tuple[float, str]:
         "    best = min(best, time.perf_counter() - start)\n"
         "print(2 * 2048**3 / best, mx.default_device(), sep='\\n')"
     )
-    rate, device = output_of(["-c", code]).splitlines()
+    rate, device = run_python(["-c", code]).splitlines()
     return float(rate), device
 
 
-def script_peak(model: Path, size: int) -> int:
-    """The most memory, in bytes, of the script with `-q` for one picture in one step."""
+def measure_script_peak(model: Path, size: int) -> int:
+    """Return the peak memory, in bytes, of the script with `-q` for one picture in one step."""
     with tempfile.TemporaryDirectory() as folder:
         options = ["--model", model, "--width", size, "--height", size, "--n_images", 1, "-q"]
         options += ["--steps", 1, "--cfg", 1, "--seed", 1, "--output", Path(folder) / "out.png"]
@@ -130,21 +133,21 @@ def script_peak(model: Path, size: int) -> int:
         process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise SystemExit(f"this failed: txt2image.py with {model}")
+        raise SystemExit(f"failed: txt2image.py with {model}")
     return peak_resident(usage)
 
 
-def output_of(command: list) -> str:
-    """What Python prints; its errors go to ours."""
+def run_python(command: list) -> str:
+    """Run Python and return its standard output; standard error is passed on."""
     command = [sys.executable, *map(str, command)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     if done.returncode:
-        raise SystemExit(f"this failed: {' '.join(command[:5])}")
+        raise SystemExit(f"failed: {' '.join(command[:5])}")
     return done.stdout
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a few tasks, once each")
     parser.add_argument("--only", nargs="+", metavar="TASK", choices=[*TASKS, *QUANTIZED])
@@ -159,22 +162,22 @@ def main() -> None:
 
     folder = args.checkpoints.expanduser().resolve()
     needed = {(TASKS | QUANTIZED)[name].model for name in names}
-    checkpoints(folder, sorted(needed))
+    write_checkpoints(folder, sorted(needed))
     args.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    rate, device = product_rate()
-    heading = machine(rate, device)
+    rate, device = measure_product_rate()
+    heading = describe_machine(rate, device)
     rows = []
     for name in names:
         sides = ("quantized", "ours") if name in QUANTIZED else ("ours", "theirs")
         rows.append(measure(name, sides, folder, rounds, repeats))
         say(f"{rows[-1].task.title}: {rows[-1].ratio:.2f} of the peer's time")
-        report = [heading, "", *table(rows, rate)]
-        (args.out / "bench.md").write_text("\n".join(report) + "\n")  # so far
+        report = [heading, "", *make_table(rows, rate)]
+        (args.out / "bench.md").write_text("\n".join(report) + "\n")  # in case a later task fails
     if whole:
-        report += ["", *memory_table(folder)]
+        report += ["", *measure_memory(folder)]
     if not args.only:
-        report += ["", *operations_table(folder)]
+        report += ["", *count_operations(folder)]
     (args.out / "bench.md").write_text("\n".join(report) + "\n")
     print("\n".join(report))
     plot(rows, rate, args.out / "bench.png")
@@ -182,12 +185,12 @@ def main() -> None:
 
 
 def say(line: str) -> None:
-    """Progress, on standard error."""
+    """Print progress to standard error."""
     print(line, file=sys.stderr, flush=True)
 
 
-def machine(rate: float, device: str) -> str:
-    """What this was measured on."""
+def describe_machine(rate: float, device: str) -> str:
+    """Return the processor, the rate of products and the versions of libraries."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -197,8 +200,8 @@ def machine(rate: float, device: str) -> str:
     return f"{cpu}; matrix products at {rate / 1e9:.0f} GFLOP/s; {versions}."
 
 
-def table(rows: list[Row], rate: float) -> list[str]:
-    """In Markdown; seconds and gigabytes."""
+def make_table(rows: list[Row], rate: float) -> list[str]:
+    """Return the lines of a Markdown table in seconds and gigabytes."""
     lines = [
         "| | this port | peer | ratio | floor | peak: ours | MLX's | peer's | difference |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -214,19 +217,19 @@ def table(rows: list[Row], rate: float) -> list[str]:
     return lines
 
 
-def memory_table(folder: Path) -> list[str]:
-    """Peak resident size of the script."""
+def measure_memory(folder: Path) -> list[str]:
+    """Return a Markdown table of the peak resident size of the script."""
     lines = ["| one picture, the whole process | peak resident size |", "|---|---|"]
     for title, (model, size) in MEMORY.items():
         say(title)
-        lines.append(f"| {title} | {script_peak(folder / model, size) / 1e9:.2f} GB |")
+        lines.append(f"| {title} | {measure_script_peak(folder / model, size) / 1e9:.2f} GB |")
     return lines
 
 
-def operations_table(folder: Path) -> list[str]:
-    """What a GPU would launch for one picture of 512×512."""
+def count_operations(folder: Path) -> list[str]:
+    """Return a Markdown table of the operations that a GPU launches for a picture of 512×512."""
     sys.path.insert(0, str(ROOT))
-    from operations import Count, unet_step, vae_decode
+    from operations import Count, count_unet_step, count_vae_decode
 
     lines = [
         "| on a GPU | operations launched | bytes written, nothing fused |",
@@ -236,18 +239,18 @@ def operations_table(folder: Path) -> list[str]:
     def add(title: str, count: Count) -> None:
         lines.append(f"| {title} | {count.launched:,} | {count.bytes_unfused / 1e9:.2f} GB |")
 
-    there = [model for model in NAMES if (folder / model).exists()]
-    for model in there:
+    written = [model for model in NAMES if (folder / model).exists()]
+    for model in written:
         step, at = f"UNet step, {NAMES[model]}, float16", folder / model
-        add(f"{step}, as written", unet_step(at, hoisted=False, compiled=False))
-        add(f"{step}, text projected before", unet_step(at, hoisted=True, compiled=False))
-        add(f"{step}, and compiled: as it runs", unet_step(at, hoisted=True, compiled=True))
-    add("VAE decode, float32", vae_decode(folder / there[0]))  # the same in both
+        add(f"{step}, as written", count_unet_step(at, hoisted=False, compiled=False))
+        add(f"{step}, text projected before", count_unet_step(at, hoisted=True, compiled=False))
+        add(f"{step}, and compiled: as it runs", count_unet_step(at, hoisted=True, compiled=True))
+    add("VAE decode, float32", count_vae_decode(folder / written[0]))  # the same in both
     return lines
 
 
 def plot(rows: list[Row], rate: float, file: Path) -> None:
-    """Our time in proportion to the peer's, and the floor's, one bar a task."""
+    """Plot our time relative to the peer's, and the floor, one bar a task."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -260,10 +263,10 @@ def plot(rows: list[Row], rate: float, file: Path) -> None:
     titles = [row.task.title for row in rows]
     axes.barh(titles, [row.ratio for row in rows], color="#4c72b0", label="this port")
     floors = [row.peer.operations / rate / row.peer.run for row in rows]
-    axes.plot(floors, titles, "k|", markersize=18, label="floor: products alone")
+    axes.plot(floors, titles, "k|", markersize=18, label="floor: products only")
     axes.axvline(1, color="#c44e52", label="diffusers")
     axes.invert_yaxis()
-    axes.set_xlabel("time in proportion to diffusers'")
+    axes.set_xlabel("time relative to diffusers")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, frameon=False)
     figure.savefig(file, dpi=120)
 

@@ -3,8 +3,8 @@
     python benchmarks/full_size.py sd FOLDER        # SD 2.1 base: 1.3 billion parameters
     python benchmarks/full_size.py sdxl FOLDER      # SDXL-turbo: 3.5 billion
 
-The configs are the published ones, the weights float16 (2.6 and 7 GB). One network is made at a
-time, so that the largest, SDXL's UNet, is what must fit the memory (5.2 GB). It needs
+The configs are the published ones; the weights are float16 (2.6 and 7 GB). Networks are made one at
+a time, so the memory must hold only the largest, SDXL's UNet (5.2 GB). It needs
 `tests/requirements.txt`.
 """
 
@@ -42,8 +42,8 @@ VAE = {
 }
 
 
-def sd(folder: Path) -> None:
-    """Stable Diffusion 2.1 base."""
+def write_sd(folder: Path) -> None:
+    """Write Stable Diffusion 2.1 base."""
     write_tokenizer(folder / "tokenizer", "!")
     _write(
         folder,
@@ -71,8 +71,8 @@ def sd(folder: Path) -> None:
     )
 
 
-def sdxl(folder: Path) -> None:
-    """SDXL-turbo."""
+def write_sdxl(folder: Path) -> None:
+    """Write SDXL-turbo."""
     write_tokenizer(folder / "tokenizer", "<|endoftext|>")
     write_tokenizer(folder / "tokenizer_2", "!")
     _write(
@@ -120,6 +120,7 @@ def sdxl(folder: Path) -> None:
 
 
 def _write(folder: Path, pipeline: str, components: dict[str, Callable[[], Component]]) -> None:
+    """Write the components, each made by its function, and the index of the pipeline."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float16)
     kinds: dict[str, type] = {}
@@ -131,7 +132,7 @@ def _write(folder: Path, pipeline: str, components: dict[str, Callable[[], Compo
             n_parameters = sum(p.numel() for p in component.parameters())
             print(f"{name}: {n_parameters / 1e6:,.0f} million parameters", flush=True)
         del component
-    # As diffusers' pipelines write it, so that they read it.
+    # As diffusers' pipelines write it, so that they can read it.
     index: dict[str, object] = {"_class_name": pipeline}
     tokenizers = {path.name: CLIPTokenizer for path in folder.glob("tokenizer*")}
     for name, kind in (kinds | tokenizers).items():
@@ -146,4 +147,4 @@ if __name__ == "__main__":
     parser.add_argument("model", choices=["sd", "sdxl"])
     parser.add_argument("folder", type=Path)
     args = parser.parse_args()
-    {"sd": sd, "sdxl": sdxl}[args.model](args.folder)
+    {"sd": write_sd, "sdxl": write_sdxl}[args.model](args.folder)

@@ -1,7 +1,7 @@
-"""Counts what one UNet step and one decode launch on a GPU, from MLX's own graphs, on any machine.
+"""Count the operations that a UNet step and a decode launch on a GPU, from MLX's graphs.
 
-Nothing but the weights is evaluated. The Linux CPU's own ways are off, and what `mlx.core.fast`
-does in one launch on a GPU counts as one.
+This works on any machine, as only the weights are evaluated. The kernels for Linux CPUs are off,
+and each operation of `mlx.core.fast`, which a GPU does in one launch, counts as one.
 """
 
 import io
@@ -21,27 +21,27 @@ from stable_diffusion.device import cpu_kernels
 from stable_diffusion.model_io import loaders
 from stable_diffusion.model_io.weights import read_weights
 
-# They only look at their input in another way; `Full` are constants.
+# They launch nothing: views of their input, and `Full`, which is a constant.
 VIEWS = {
     *("AsStrided", "Broadcast", "Depends", "ExpandDims"),
     *("Full", "Slice", "Split", "Squeeze", "Transpose"),
 }
 RESHAPES = {"Flatten", "Reshape", "Unflatten"}
-MOVES = {"Transpose", "Broadcast"}  # after which a reshape has to copy
+MOVES = {"Transpose", "Broadcast"}  # a reshape after them copies
 
 
 class Count(NamedTuple):
     """Operations launched, and the bytes that they write."""
 
     launched: int
-    bytes_unfused: int  # before `mx.compile` has joined any
+    bytes_unfused: int  # without the fusion of `mx.compile`
 
 
-def unet_step(folder: Path, *, hoisted: bool, compiled: bool) -> Count:
-    """One step of one picture of 512×512 in half precision, without guidance.
+def count_unet_step(folder: Path, *, hoisted: bool, compiled: bool) -> Count:
+    """Count one step of one picture of 512×512 in half precision, without guidance.
 
     Args:
-        hoisted: whether the text's keys and values are there already.
+        hoisted: whether the keys and values of the text have been computed before.
         compiled: whether the step is compiled as a whole.
     """
     unet = loaders.load_unet(folder, float16=True)
@@ -65,8 +65,8 @@ def unet_step(folder: Path, *, hoisted: bool, compiled: bool) -> Count:
             return _count(predict(text), inputs[:-1])
 
 
-def vae_decode(folder: Path) -> Count:
-    """One picture of 512×512, in float32."""
+def count_vae_decode(folder: Path) -> Count:
+    """Count the decoding of one picture of 512×512 in float32."""
     vae = loaders.load_autoencoder(folder)
     read_weights(vae)
     with _as_on_a_gpu(compiled=False):
@@ -93,11 +93,11 @@ def _as_on_a_gpu(compiled: bool) -> Iterator[None]:
 def _count(function: Callable[..., mx.array], inputs: list[mx.array]) -> Count:
     dot = io.StringIO()
     mx.export_to_dot(dot, function(*inputs))
-    return Count(_launched(dot.getvalue()), _bytes_unfused(function, inputs))
+    return Count(_count_launched(dot.getvalue()), _count_bytes(function, inputs))
 
 
-def _launched(dot: str) -> int:
-    """Primitives of a graph in the language of Graphviz, but for views."""
+def _count_launched(dot: str) -> int:
+    """Count the primitives of a graph in Graphviz' language, without views."""
     names = dict(re.findall(r'(\d+) \[label ="(\w+)"', dot))
     made_by = {array: node for node, array in re.findall(r'(\d+) -> "(\w+)"', dot)}
     sources: dict[str, list[str]] = {}
@@ -106,8 +106,8 @@ def _launched(dot: str) -> int:
     return sum(_launches(name, sources.get(node, [])) for node, name in names.items())
 
 
-def _bytes_unfused(function: Callable[..., mx.array], inputs: list[mx.array]) -> int:
-    """What the outputs of all primitives take, but for views."""
+def _count_bytes(function: Callable[..., mx.array], inputs: list[mx.array]) -> int:
+    """Return the bytes of the outputs of all primitives, without views."""
     made_by: dict[str, str] = {}
     total = 0
 
@@ -130,7 +130,7 @@ def _bytes_unfused(function: Callable[..., mx.array], inputs: list[mx.array]) ->
 
 
 def _launches(name: str, sources: list[str]) -> bool:
-    """Whether a primitive runs a kernel; a reshape of what was transposed copies it."""
+    """Return whether a primitive runs a kernel; a reshape after a transposition copies."""
     if name in RESHAPES:
         return any(source in MOVES for source in sources)
     return name not in VIEWS

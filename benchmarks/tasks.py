@@ -1,4 +1,4 @@
-"""What is measured: the tasks, and the inputs that both sides get."""
+"""The tasks that are measured, and the inputs that both sides get."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +16,8 @@ class Task:
 
     Attributes:
         model: the checkpoint, `sd` (SD 2.1 base) or `sdxl` (SDXL-turbo).
-        part: what is run: "load", "text", "unet", "decode", "encode" or "picture".
-        batch: pictures (of a picture), or latents (of the UNet).
+        part: what runs: "load", "text", "unet", "decode", "encode" or "picture".
+        batch: number of pictures, or of latents for the UNet.
         is_quick: whether `--quick` runs it.
     """
 
@@ -32,13 +32,13 @@ class Task:
 
     @property
     def is_picture(self) -> bool:
-        """Whether it makes whole pictures."""
+        """Return whether the task makes whole pictures."""
         return self.part == "picture"
 
 
 _picture = partial(Task, part="picture")
 
-# This port beside diffusers, both in float32.
+# This port and diffusers, both in float32.
 TASKS = {
     "load": Task("load, SD 2.1 base", "sd", "load"),
     "text": Task("text encoder, SD 2.1", "sd", "text", is_quick=True),
@@ -51,13 +51,13 @@ TASKS = {
     "xl-picture": _picture("picture, SDXL-turbo, 2 steps", "sdxl", steps=2),
 }
 
-# This port's `-q` beside this port in float32.
+# This port with `-q`, and this port in float32.
 QUANTIZED = {
     "q1": _picture("`-q`, one picture, 4 steps", "sd", steps=4, guidance=7.5),
     "q4": _picture("`-q`, four pictures, 2 steps", "sd", steps=2, guidance=7.5, batch=4),
 }
 
-# The script's peak resident size, as a user runs it.
+# Checkpoint and size of the pictures for which the script's peak resident size is measured.
 MEMORY = {
     "SD 2.1 base, `-q`, 512×512": ("sd", 512),
     "SDXL-turbo, `-q`, 512×512": ("sdxl", 512),
@@ -66,17 +66,17 @@ MEMORY = {
 
 
 def random_normal(*shape: int, seed: int = 0) -> np.ndarray:
-    """Float32 numbers, the same on both sides; channels last where they are pictures."""
+    """Return float32 numbers, the same on both sides; pictures and latents are channels last."""
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
 def random_picture() -> np.ndarray:
-    """[1, 512, 512, 3] in [-1, 1]."""
+    """Return a picture [1, 512, 512, 3] in [-1, 1]."""
     return np.random.default_rng(0).uniform(-1, 1, (1, 512, 512, 3)).astype(np.float32)
 
 
 def token_ids() -> np.ndarray:
-    """[1, 77], a prompt's length of words and the padding."""
+    """Return ids [1, 77]: the length of a usual prompt, then padding."""
     ids = np.full((1, 77), 49407)
     ids[0, 0] = 49406
     ids[0, 1:12] = np.random.default_rng(1).integers(1, 49406, 11)
@@ -84,5 +84,5 @@ def token_ids() -> np.ndarray:
 
 
 def pooled_width(config) -> int:
-    """The width of the pooled text that SDXL's UNet takes; the config may be either side's."""
+    """Return the width of the pooled text of SDXL's UNet, for a config of either side."""
     return config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim

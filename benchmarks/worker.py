@@ -1,8 +1,8 @@
-"""One task on one side in a process of its own; `bench.py` starts it.
+"""Run one task on one side; `bench.py` starts this in a process of its own.
 
     python benchmarks/worker.py ours unet FOLDER --repeats 3 --result FILE
 
-Prints one line of JSON: seconds to load and of each run, and peak memory in bytes.
+Prints one line of JSON: the seconds to load, the seconds of each run, and peak memory in bytes.
 """
 
 import argparse
@@ -21,12 +21,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # stable_diffusion
 
 
 def peak_resident(usage: resource.struct_rusage) -> int:
-    """The most memory that a process has had, in bytes."""
+    """Return the peak memory of a process in bytes."""
     return usage.ru_maxrss if sys.platform == "darwin" else 1024 * usage.ru_maxrss
 
 
-def main() -> None:
-    """Load, warm up, run, report."""
+def main(arguments: list[str] | None = None) -> None:
+    """Load, warm up, run, and print the report.
+
+    Args:
+        arguments: those of the command line; None for this process's own.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("side", choices=["ours", "theirs", "quantized"])
     parser.add_argument("task", choices=[*TASKS, *QUANTIZED])
@@ -34,15 +38,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--result", type=Path, help="where to save the last run's result")
     parser.add_argument("--count", action="store_true", help="count operations (theirs)")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     task = replace((TASKS | QUANTIZED)[args.task], quantized=args.side == "quantized")
-    side = importlib.import_module("theirs" if args.side == "theirs" else "ours")
+    side = importlib.import_module("tasks_diffusers" if args.side == "theirs" else "tasks_mlx")
 
     start = time.perf_counter()
     run = side.prepare(task, args.folder)
     report = {"load": time.perf_counter() - start, "runs": []}
     if not task.is_picture:
-        run()  # a picture warms up by itself, and takes the model apart
+        run()  # pictures need no warm-up, and their networks are freed on the way
     for _ in range(1 if task.is_picture else args.repeats):
         start = time.perf_counter()
         result = run()
@@ -50,7 +54,7 @@ def main() -> None:
     report["resident"] = peak_resident(resource.getrusage(resource.RUSAGE_SELF))
     if args.side == "theirs":
         if args.count:
-            report["operations"] = side.operations(task, args.folder)
+            report["operations"] = side.count_operations(task, args.folder)
     else:
         report["mlx"] = side.mx.get_peak_memory()
     if args.result:

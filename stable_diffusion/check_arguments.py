@@ -1,23 +1,22 @@
 """Check what callers give to the library: the kind of each argument, and its range.
 
-A wrong kind is a `TypeError`, a wrong value a `ValueError`. Both name the argument, and say what it
-is to be and what it was. Scalars of NumPy and MLX are as good as Python's.
+A wrong kind raises a `TypeError`, a wrong value a `ValueError`. Both name the argument, and say
+what it must be and what it was. Scalars of NumPy and MLX are taken like Python's numbers.
 """
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from .conditioning import Texts, for_each
+from .conditioning import expand_texts
 from .config.model import ModelConfig
-from .model_io.sources import Source
-from .utils.wording import abbreviate
-
-OptionalTexts = Texts | Sequence[str | None] | None
+from .model_io.model import Model
+from .sampler.sampler import Sampler
+from .utils.wording import abbreviate, did_you_mean
 
 # Resampling filters overshoot: by a third of the range in practice, by half of it at most.
 MAX_LEVEL = 2.0
@@ -26,14 +25,26 @@ IMAGE = f"image must be [H, W, 3] floats in [-1, 1]: {FROM_8_BITS} for x of 8 bi
 SWAPPED = "the image comes first, then the text"
 
 
+def check_option_names(options: Iterable[str], known: Iterable[str]) -> None:
+    """Check that all keyword arguments of a generator are known.
+
+    Raises:
+        TypeError: if one is not.
+    """
+    known = list(known)
+    for name in options:
+        if name not in known:
+            raise TypeError(f"unexpected keyword argument {name!r}{did_you_mean(name, known)}")
+
+
 def check_integer(name: str, value: Any, low: int | None = None) -> int:
     """Return an integer of Python, NumPy or MLX as Python's.
 
     Raises:
-        TypeError: if it is none, `True` and `2.0` included.
+        TypeError: if it is not an integer; `True` and `2.0` are not.
         ValueError: if it is below `low`.
     """
-    number = _scalar(value)
+    number = _to_python(value)
     if isinstance(number, bool) or not isinstance(number, int):
         raise TypeError(f"{name} must be an integer, got {_describe(value)}")
     if low is not None and number < low:
@@ -45,14 +56,14 @@ def check_number(name: str, value: Any, low: float = -math.inf, high: float = ma
     """Return a number of Python, NumPy or MLX as Python's.
 
     Raises:
-        TypeError: if it is none, `True` included.
+        TypeError: if it is not a number; `True` is not.
         ValueError: if it is not finite, or outside [low, high].
     """
-    number = _scalar(value)
+    number = _to_python(value)
     if isinstance(number, bool) or not isinstance(number, (int, float)):
         raise TypeError(f"{name} must be a number, got {_describe(value)}")
     if (low, high) != (-math.inf, math.inf):
-        if not low <= number <= high:  # nor is NaN
+        if not low <= number <= high:  # NaN is not either
             raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {number}")
     elif not _is_finite(number):
         raise ValueError(f"{name} must be a finite number, got {abbreviate(number)}")
@@ -60,26 +71,39 @@ def check_number(name: str, value: Any, low: float = -math.inf, high: float = ma
 
 
 def check_model(model: Any, vae: Any, sampler: Any, schedule: Any, prediction_type: Any) -> None:
-    """Refuse what cannot be a model, another VAE, or a word; which words there are is seen later.
+    """Check the kinds of the arguments that choose a model; the names in them are checked later.
 
     Raises:
-        TypeError: if a model is neither text, nor a path, nor open; if a word is no text.
+        TypeError: if a model is neither text, nor a path, nor an open model; if another argument
+            is not text.
     """
     words = {"sampler": sampler, "schedule": schedule, "prediction_type": prediction_type}
     for name, word in words.items():
         if word is not None and not isinstance(word, str):
             raise TypeError(f"{name} must be text or None, got {_describe(word)}")
-    if not isinstance(model, Source):
+    if not isinstance(model, Model):
         check_path("model", model)
-    if not isinstance(vae, Source | None):
+    if not isinstance(vae, Model | None):
         check_path("vae", vae)
 
 
-def check_lora(path: Any, scale: Any) -> float:
-    """Return the scale of a LoRA, if both can be one's file and its scale.
+def check_sampler(sampler: Any, schedule: Any) -> None:
+    """Check that these can be a sampler and a schedule; their names are checked later.
 
     Raises:
-        TypeError: if the one is no path, or the other no number.
+        TypeError: if one is neither text nor None, and the sampler is no `Sampler` either.
+    """
+    if sampler is not None and not isinstance(sampler, (str, Sampler)):
+        raise TypeError(f"sampler must be text, a Sampler or None, got {_describe(sampler)}")
+    if schedule is not None and not isinstance(schedule, str):
+        raise TypeError(f"schedule must be text or None, got {_describe(schedule)}")
+
+
+def check_lora(path: Any, scale: Any) -> float:
+    """Return the scale of a LoRA as Python's number.
+
+    Raises:
+        TypeError: if `path` is not a path, or `scale` is not a number.
         ValueError: if the scale is not finite.
     """
     check_path("path", path)
@@ -87,10 +111,10 @@ def check_lora(path: Any, scale: Any) -> float:
 
 
 def check_embedding(name: Any, path: Any) -> None:
-    """Refuse what cannot be the name of a learned word, or of its file.
+    """Check that these can be a learned word and its file.
 
     Raises:
-        TypeError: if the one is no text, or the other no path.
+        TypeError: if `name` is not text, or `path` is not a path.
     """
     if not isinstance(name, str):
         raise TypeError(f"name must be text, got {_describe(name)}")
@@ -98,7 +122,7 @@ def check_embedding(name: Any, path: Any) -> None:
 
 
 def check_path(name: str, value: Any) -> None:
-    """Refuse what cannot be a file's name.
+    """Check that a value can be the name of a file.
 
     Raises:
         TypeError: if it is neither text nor a path.
@@ -108,11 +132,11 @@ def check_path(name: str, value: Any) -> None:
 
 
 def check_size(value: Any, config: ModelConfig) -> tuple[int, int]:
-    """Return `latent_size` as two integers, height and width; the model's own in place of None.
+    """Return `latent_size` as two integers, height and width; the model's own size for None.
 
     Raises:
-        TypeError: if it is none or has parts that are no integers.
-        ValueError: if it has other than two parts, or one below 1.
+        TypeError: if it is not a sequence of integers.
+        ValueError: if it does not have two parts, or one is below 1.
     """
     if value is None:
         width, height = config.defaults.size
@@ -120,48 +144,51 @@ def check_size(value: Any, config: ModelConfig) -> tuple[int, int]:
     wanted = "latent_size must be a height and a width in latents, such as (64, 64)"
     if not isinstance(value, (Sequence, np.ndarray, mx.array)) or isinstance(value, (str, bytes)):
         raise TypeError(f"{wanted}, got {_describe(value)}")
-    parts = _listed(value)
+    parts = _to_list(value)
     if len(parts) != 2:
         raise ValueError(f"{wanted}, got {abbreviate(value)}")
-    size = tuple(check_integer("each side of latent_size", part) for part in parts)
-    if min(size) < 1:
+    height, width = (check_integer("each side of latent_size", part) for part in parts)
+    if min(height, width) < 1:
         raise ValueError(f"{wanted}, got {abbreviate(value)}")
-    return size
+    return height, width
 
 
 def check_seed(value: Any) -> int | list[int] | None:
     """Return the seed, or the seeds of several pictures, as Python's integers.
 
     Raises:
-        TypeError: if it is neither an integer, nor several of them, nor None.
+        TypeError: if it is neither an integer, nor a sequence of integers, nor None.
     """
     if value is None:
         return None
-    if isinstance(value, (str, bytes)) or not _is_listed(value):
+    if isinstance(value, (str, bytes)) or not _is_list(value):
         return check_integer("seed", value)
-    return [check_integer("each seed", each) for each in _listed(value)]
+    return [check_integer("each seed", each) for each in _to_list(value)]
 
 
 def check_prompts(text: Any, negative_text: Any, n_images: int) -> tuple[list[str], list[str]]:
-    """Return a text and a negative one for each picture.
+    """Return a text and a negative text for each picture.
 
     Raises:
-        TypeError: if one is neither text nor a list of it; None is no negative text.
-        ValueError: if there are several, but not as many as pictures.
+        TypeError: if one is neither text nor a list of texts; None stands for no negative text.
+        ValueError: if there are several texts, but not as many as pictures.
     """
-    text = check_texts("text", text)
-    negative_text = check_texts("negative_text", negative_text, is_optional=True)
-    return for_each(text, n_images, "text"), for_each(negative_text, n_images, "negative_text")
+    texts = check_texts("text", text)
+    negative_texts = check_texts("negative_text", negative_text, is_optional=True)
+    return (
+        expand_texts(texts, n_images, "text"),
+        expand_texts(negative_texts, n_images, "negative_text"),
+    )
 
 
 def check_texts(name: str, value: Any, *, is_optional: bool = False) -> str | list[str]:
     """Return a text, or a list of them.
 
     Args:
-        is_optional: take None for no text, also in a list.
+        is_optional: let None stand for the empty text, also in a list.
 
     Raises:
-        TypeError: if it is neither.
+        TypeError: if the value is neither.
     """
     if isinstance(value, str) or (value is None and is_optional):
         return value or ""
@@ -170,9 +197,9 @@ def check_texts(name: str, value: Any, *, is_optional: bool = False) -> str | li
         raise TypeError(
             f"{wanted}, got {_describe(value)}: in generate_latents_from_image {SWAPPED}"
         )
-    if isinstance(value, (bytes, mx.array)) or not _is_listed(value):
+    if isinstance(value, (bytes, mx.array)) or not _is_list(value):
         raise TypeError(f"{wanted}, got {_describe(value)}")
-    texts = _listed(value)
+    texts = _to_list(value)
     for text in texts:
         if not (isinstance(text, str) or (text is None and is_optional)):
             raise TypeError(f"{wanted}, got a list with {_describe(text)} in it")
@@ -183,61 +210,72 @@ def check_image(image: Any, factor: int) -> mx.array:
     """Return the picture to start from, float32 [H, W, 3]; this evaluates it.
 
     Args:
-        factor: what its sides are to be multiples of.
+        factor: the sides must be multiples of this.
 
     Raises:
-        TypeError: if it is no array of numbers.
-        ValueError: if its shape, the type of its numbers, or their range is another.
+        TypeError: if it is not an array of real numbers.
+        ValueError: if its shape, the type of its numbers, or their range is wrong.
+    """
+    array = _check_is_array(image)
+    shape = list(array.shape)
+    if len(shape) != 3 or shape[-1] != 3 or not all(shape):
+        raise ValueError(f"{IMAGE}; got the shape {shape}{_suggest_for_shape(shape)}")
+    if any(side % factor for side in shape[:2]):
+        raise ValueError(
+            f"image must be [H, W, 3] with sides that are multiples of {factor}, got {shape}"
+        )
+    if isinstance(array, np.ndarray):
+        is_float = array.dtype.kind == "f"
+    else:
+        is_float = mx.issubdtype(array.dtype, mx.floating)
+    if not is_float:
+        name = str(array.dtype).removeprefix("mlx.core.")
+        raise ValueError(f"{IMAGE}; got integers, {name}")
+    picture = mx.array(array, dtype=mx.float32)
+    low, high = np.array(mx.stack([picture.min(), picture.max()])).tolist()
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{IMAGE}; got numbers that are not finite")
+    if max(-low, high) > MAX_LEVEL:
+        raise ValueError(f"{IMAGE}; got values from {low:g} to {high:g}")
+    return picture
+
+
+def _check_is_array(image: Any) -> np.ndarray | mx.array:
+    """Return the picture to start from as an array.
+
+    Raises:
+        TypeError: if it is not an array of real numbers; the message says how to make it one.
     """
     if isinstance(image, (str, bytes, os.PathLike)) or (
         isinstance(image, Sequence) and image and all(isinstance(each, str) for each in image)
     ):
         raise TypeError(
-            f"{IMAGE}; got text, {abbreviate(image)!r}: {SWAPPED}, and a file is read first, "
+            f"{IMAGE}; got text, {abbreviate(image)!r}: {SWAPPED}; read a file first, "
             'np.asarray(Image.open(file).convert("RGB")) / 127.5 - 1'
         )
     if _is_pil(image):
         raise TypeError(
             f'{IMAGE}; got {_describe(image)}: give np.asarray(image.convert("RGB")) / 127.5 - 1'
         )
-    given = image
-    if not isinstance(image, mx.array):
-        try:
-            image = np.asarray(image)
-        except (ValueError, TypeError, RuntimeError):  # ragged lists; tensors of a GPU
-            raise TypeError(f"{IMAGE}; got {_describe(image)}, which is no array") from None
-        if image.dtype.kind not in "biuf":
-            raise TypeError(f"{IMAGE}; got {_describe(given)}, which is no array of real numbers")
-        is_float = image.dtype.kind == "f"
-    elif image.dtype == mx.complex64:
-        raise TypeError(f"{IMAGE}; got {_describe(image)}")
-    else:
-        is_float = mx.issubdtype(image.dtype, mx.floating)
-    shape = list(image.shape)
-    if len(shape) != 3 or shape[-1] != 3 or not all(shape):
-        raise ValueError(f"{IMAGE}; got the shape {shape}{_hint_for(shape)}")
-    if any(side % factor for side in shape[:2]):
-        raise ValueError(
-            f"image must be [H, W, 3] with sides that are multiples of {factor}, got {shape}"
-        )
-    if not is_float:
-        name = str(image.dtype).removeprefix("mlx.core.")
-        raise ValueError(f"{IMAGE}; got integers, {name}")
-    image = mx.array(image, dtype=mx.float32)
-    low, high = image.min().item(), image.max().item()
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"{IMAGE}; got numbers that are not finite")
-    if max(-low, high) > MAX_LEVEL:
-        raise ValueError(f"{IMAGE}; got values from {low:g} to {high:g}")
-    return image
+    if isinstance(image, mx.array):
+        if image.dtype == mx.complex64:
+            raise TypeError(f"{IMAGE}; got {_describe(image)}")
+        return image
+    try:
+        array = np.asarray(image)
+    except (ValueError, TypeError, RuntimeError):  # ragged lists; tensors of a GPU
+        raise TypeError(f"{IMAGE}; got {_describe(image)}, which is no array") from None
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{IMAGE}; got {_describe(image)}, which is no array of real numbers")
+    return array
 
 
 def check_latents(x: Any, channels: int) -> mx.array:
     """Return latents [B, h, w, C] to be decoded, float32.
 
     Raises:
-        TypeError: if they are no array.
-        ValueError: if their shape is another.
+        TypeError: if they are not an array.
+        ValueError: if their shape is wrong.
     """
     wanted = f"latents must be an array [B, h, w, {channels}]"
     if not isinstance(x, (mx.array, np.ndarray)):
@@ -247,10 +285,10 @@ def check_latents(x: Any, channels: int) -> mx.array:
     return mx.array(x, dtype=mx.float32)
 
 
-def _scalar(value: Any) -> Any:
-    """A Python number in place of one of NumPy or MLX; what is none stays.
+def _to_python(value: Any) -> Any:
+    """Return a scalar of NumPy or MLX as Python's number, and anything else unchanged.
 
-    0.7 of float32 becomes Python's 0.7, not 0.699999988: steps times strength are cut down.
+    0.7 of float32 becomes Python's 0.7, not 0.699999988: steps times strength are rounded down.
     """
     if getattr(value, "ndim", None) != 0 or not hasattr(value, "item"):
         return value
@@ -269,21 +307,24 @@ def _is_finite(number: int | float) -> bool:
         return False
 
 
-def _is_listed(value: Any) -> bool:
+def _is_list(value: Any) -> bool:
+    """Return whether a value is a sequence or an array, not a scalar."""
     return isinstance(value, (Sequence, np.ndarray, mx.array)) and getattr(value, "ndim", 1) > 0
 
 
-def _listed(value: Any) -> list:
-    return value.tolist() if isinstance(value, (np.ndarray, mx.array)) else list(value)
+def _to_list(value: Sequence[Any] | np.ndarray | mx.array) -> list[Any]:
+    """Return the items; those of an array as Python's numbers."""
+    items: Any = value.tolist() if isinstance(value, (np.ndarray, mx.array)) else value
+    return list(items)
 
 
 def _is_pil(value: Any) -> bool:
-    """Return whether it is a picture of Pillow, which this does not import."""
+    """Return whether a value is a picture of Pillow, without importing Pillow."""
     return any(each.__module__.partition(".")[0] == "PIL" for each in type(value).__mro__)
 
 
 def _describe(value: Any) -> str:
-    """Say what a value is, on one line."""
+    """Return what a value is, in words on one line."""
     name = type(value).__name__
     if _is_pil(value):
         return f"a picture of Pillow, {name}"
@@ -296,8 +337,8 @@ def _with_article(name: str) -> str:
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
-def _hint_for(shape: list[int]) -> str:
-    """Say what to do about a shape that is often given in place of [H, W, 3]."""
+def _suggest_for_shape(shape: list[int]) -> str:
+    """Return advice for a shape that is often given instead of [H, W, 3], or nothing."""
     if not all(shape):
         return ": it is empty"
     match shape:
@@ -310,7 +351,7 @@ def _hint_for(shape: list[int]) -> str:
         case [3, _, _]:
             return ": put the channels last, image.transpose(1, 2, 0)"
         case [_, _, 4]:
-            return ": lay it over a background, or leave out what is transparent, image[..., :3]"
+            return ": blend it with a background, or drop the alpha channel, image[..., :3]"
         case [_, _, 1]:
             return ": repeat the grey, np.repeat(image, 3, axis=-1)"
         case [_, _]:

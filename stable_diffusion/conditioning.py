@@ -1,7 +1,7 @@
-"""Prompts to what the UNet is conditioned with: windows of tokens, their weights, their embeddings.
+"""Prompts → the embeddings that condition the UNet.
 
-A text encoder takes one window of 77 tokens. Of a longer prompt every 75 tokens are put between a
-start and an end token of their own, and the embeddings of the windows follow each other.
+A text encoder reads one window of 77 tokens. A longer prompt is split into windows: 75 tokens each,
+between a start and an end token of their own. The embeddings of the windows are concatenated.
 """
 
 import warnings
@@ -17,7 +17,7 @@ from .tokenizer.prompt_weights import find_networks, find_plain_syntax, parse_we
 from .tokenizer.tokenizer import Tokenizer
 from .utils.wording import PromptWarning, abbreviate
 
-# Here a step attends to about as many tokens of text as a picture of 512x512 has latents.
+# At this limit the text has about as many tokens as a picture of 512x512 pixels has latents.
 MAX_WINDOWS = 50
 
 Reader = tuple[Tokenizer, CLIPTextModel]
@@ -26,24 +26,26 @@ Texts = str | Sequence[str]  # one for all pictures, or one for each
 
 @dataclass(frozen=True)
 class TextOptions:
-    """How prompts are read; the arguments of `StableDiffusion.generate_latents`."""
+    """How prompts are read: options of the generators (`GenerationOptions`)."""
 
     long_prompt: bool = False
     prompt_weights: bool = False
     clip_skip: int = 0
 
     @classmethod
-    def of(
+    def for_model(
         cls, config: ModelConfig, long_prompt: bool, prompt_weights: bool, clip_skip: int
     ) -> "TextOptions":
-        """The same, checked against a model.
+        """Return the options, checked against a model.
 
         Raises:
-            ValueError: `clip_skip` is out of its range.
+            ValueError: if `clip_skip` is out of range.
         """
-        most = config.most_clip_skip
-        if clip_skip not in range(most + 1):
-            raise ValueError(f"clip_skip must be from 0 to {most} for this model, got {clip_skip}")
+        max_skip = config.most_clip_skip
+        if clip_skip not in range(max_skip + 1):
+            raise ValueError(
+                f"clip_skip must be from 0 to {max_skip} for this model, got {clip_skip}"
+            )
         return cls(long_prompt, prompt_weights, clip_skip)
 
 
@@ -57,9 +59,9 @@ class Layer:
     position: int
     is_normalized: bool  # by the text encoder's final norm
 
-    def of(self, text_encoder: CLIPTextModel, output: CLIPOutput, skipped: int) -> mx.array:
-        """Its output [B, N, D], or that of the layer `skipped` before it."""
-        states = output.hidden_states[-self.position - skipped]
+    def select(self, text_encoder: CLIPTextModel, output: CLIPOutput, clip_skip: int) -> mx.array:
+        """Return the output [B, N, D] of this layer, or of the one `clip_skip` layers before it."""
+        states = output.hidden_states[-self.position - clip_skip]
         return text_encoder.final_layer_norm(states) if self.is_normalized else states
 
 
@@ -69,17 +71,20 @@ PENULTIMATE = Layer(position=2, is_normalized=False)  # SDXL
 
 @dataclass(frozen=True)
 class Window:
-    """What a text encoder reads at once: token ids [N], and what each of them weighs."""
+    """What a text encoder reads at once: N token ids, and the weight of each."""
 
     ids: list[int]
     weights: list[float]
 
 
 def require_fit(tokenizer: Tokenizer, text_encoder: CLIPTextModel, name: str) -> None:
-    """Refuse a tokenizer whose ids or windows the tables of a text encoder have no rows for.
+    """Check that a text encoder's tables have rows for all of a tokenizer's ids and positions.
+
+    Args:
+        name: of the model, for the message.
 
     Raises:
-        ValueError: so it is; `name` says of which model.
+        ValueError: if they do not.
     """
     for what, table, n in (
         ("token ids", text_encoder.token_embedding, tokenizer.n_ids),
@@ -92,22 +97,22 @@ def require_fit(tokenizer: Tokenizer, text_encoder: CLIPTextModel, name: str) ->
             )
 
 
-def windows(text: str, tokenizer: Tokenizer, options: TextOptions) -> list[Window]:
-    """One window; or as many as `text` needs, where long prompts are asked for.
+def split_into_windows(text: str, tokenizer: Tokenizer, options: TextOptions) -> list[Window]:
+    """Return the windows of a text: as many as it needs with `long_prompt`, otherwise one.
 
-    Else what does not fit is dropped, with a warning.
+    Warns of the words that do not fit into the one window and are dropped.
 
     Raises:
-        ValueError: a long prompt needs more than `MAX_WINDOWS`.
+        ValueError: if a long prompt needs more than `MAX_WINDOWS`.
     """
-    found, dropped = _read(text, tokenizer, options)
+    windows, dropped = _split(text, tokenizer, options)
     if dropped:
         warnings.warn(tokenizer.tell_dropped(dropped), stacklevel=2)
-    return found
+    return windows
 
 
-def _read(text: str, tokenizer: Tokenizer, options: TextOptions) -> tuple[list[Window], str]:
-    """The windows of a text, and the words that are dropped."""
+def _split(text: str, tokenizer: Tokenizer, options: TextOptions) -> tuple[list[Window], str]:
+    """Return the windows of a text, and the words that are dropped."""
     parts = parse_weights(text) if options.prompt_weights else [(text, 1.0)]
     words = (
         (word, [(token, weight) for token in ids])
@@ -116,24 +121,31 @@ def _read(text: str, tokenizer: Tokenizer, options: TextOptions) -> tuple[list[W
     )
     dropped = ""
     if options.long_prompt:
-        most = MAX_WINDOWS * tokenizer.room
-        tokens = list(islice(chain.from_iterable(tokens for _, tokens in words), most + 1))
-        if len(tokens) > most:
+        max_tokens = MAX_WINDOWS * tokenizer.room
+        tokens = list(islice(chain.from_iterable(tokens for _, tokens in words), max_tokens + 1))
+        if len(tokens) > max_tokens:
             raise ValueError(
-                f"a prompt may have up to {most} tokens, this one has more: shorten it"
+                f"a prompt may have up to {max_tokens} tokens, this one has more: shorten it"
             )
     else:
         tokens, dropped = tokenizer.cut(words)
     starts = range(0, max(len(tokens), 1), max(tokenizer.room, 1))
-    return [_window(tokens[i : i + tokenizer.room], tokenizer) for i in starts], dropped
+    return [_make_window(tokens[i : i + tokenizer.room], tokenizer) for i in starts], dropped
+
+
+def _make_window(tokens: Sequence[tuple[int, float]], tokenizer: Tokenizer) -> Window:
+    """Put tokens with their weights between BOS and EOS, and pad them to a window."""
+    ids = tokenizer.pad([tokenizer.bos_id, *(token for token, _ in tokens), tokenizer.eos_id])
+    weights = [1.0, *(weight for _, weight in tokens)]
+    return Window(ids, weights + [1.0] * (len(ids) - len(weights)))
 
 
 def warn_of_syntax(texts: Mapping[str, str], prompt_weights: bool) -> None:
-    """Warn of what other programs read in prompts, and this one takes for words.
+    """Warn of syntax in prompts that other programs interpret and this one reads as plain text.
 
     Args:
-        texts: prompts, and what to call each.
-        prompt_weights: whether brackets in them weigh.
+        texts: what to call each prompt in the warning, by prompt.
+        prompt_weights: whether brackets in the prompts have weights.
     """
     tagged = {text: find_networks(text) for text in texts if "<" in text}
     tagged = {text: found for text, found in tagged.items() if found[0]}
@@ -163,32 +175,38 @@ def warn_of_syntax(texts: Mapping[str, str], prompt_weights: bool) -> None:
 def embed(
     texts: Mapping[str, str], readers: Sequence[Reader], layer: Layer, options: TextOptions
 ) -> tuple[mx.array, mx.array]:
-    """Embeddings [R, N, D] of R texts, and the pooled ones [R, P] of the last text encoder.
+    """Return the embeddings of R texts, and their pooled embeddings by the last text encoder.
 
-    `texts` are these with what to call each: of one that is cut a single warning says so.
+    Args:
+        texts: what to call each text in a warning, by text. There is one warning for each text
+            that is cut.
+        readers: the tokenizers, each with its text encoder.
+        layer: of the text encoders, whose output is taken.
 
-    N is 77 for each window; all texts get as many as the longest, the others' being empty. D is
-    the width of all text encoders together. Pooled is the first window.
+    Returns:
+        Embeddings [R, N, D]: N is 77 for each window; all texts get as many windows as the longest
+        one needs, the others' being empty at the end. D is the width of all text encoders together.
+        Pooled ones [R, P], of the first windows.
     """
-    read, is_told = [], set()
+    windows: list[list[list[Window]]] = []  # by reader, and by text
+    warned: set[str] = set()
     for tokenizer, _ in readers:
-        of_texts = []
+        windows.append([])
         for text, name in texts.items():
-            found, dropped = _read(text, tokenizer, options)
-            of_texts.append(found)
-            if dropped and text not in is_told:
-                is_told.add(text)
+            found, dropped = _split(text, tokenizer, options)
+            windows[-1].append(found)
+            if dropped and text not in warned:
+                warned.add(text)
                 warnings.warn(tokenizer.tell_dropped(dropped, name), stacklevel=2)
-        read.append(of_texts)
-    n = max(len(of_text) for of_texts in read for of_text in of_texts)
+    n = max(len(found) for of_reader in windows for found in of_reader)
     embeddings = []
-    for (tokenizer, text_encoder), of_texts in zip(readers, read, strict=True):
-        empty = _window([], tokenizer)
-        rows = [row for of_text in of_texts for row in [*of_text, *[empty] * (n - len(of_text))]]
+    for (tokenizer, text_encoder), of_reader in zip(readers, windows, strict=True):
+        empty = _make_window([], tokenizer)
+        rows = [row for found in of_reader for row in [*found, *[empty] * (n - len(found))]]
         output = text_encoder(mx.array([row.ids for row in rows]))
-        states = layer.of(text_encoder, output, options.clip_skip)  # [R·n, 77, D]
+        states = layer.select(text_encoder, output, options.clip_skip)  # [R·n, 77, D]
         if options.prompt_weights:
-            states = weigh(states, mx.array([row.weights for row in rows]))
+            states = apply_weights(states, mx.array([row.weights for row in rows]))
         embeddings.append(states.reshape(len(texts), -1, states.shape[-1]))
     return mx.concatenate(embeddings, axis=-1), output.pooled_output[::n]
 
@@ -201,34 +219,44 @@ def embed_pairs(
     options: TextOptions,
     has_zeros: bool = False,
 ) -> tuple[mx.array, mx.array]:
-    """What `embed` makes of texts, and then of as many to steer away from, if there are any.
+    """Return the embeddings of B texts and of as many negative texts, if there are any.
 
-    A text that comes several times is encoded once. With `has_zeros` an empty one to steer away
-    from is all zeros, and not encoded.
+    A text that occurs several times is encoded once.
+
+    Args:
+        has_zeros: let zeros stand for an empty negative text, which is not encoded then.
+
+    Returns:
+        Embeddings [B, N, D] and pooled ones [B, P], see `embed`; with negative texts [2B, …],
+        whose rows come second.
     """
-    texts = _listed(texts)
-    negative_texts = [] if negative_texts is None else _listed(negative_texts)
-    zeros = None  # stands for a text that is not encoded
-    wanted = [*texts, *(text or zeros if has_zeros else text for text in negative_texts)]
+    texts = _to_list(texts)
+    negative_texts = [] if negative_texts is None else _to_list(negative_texts)
     names = dict.fromkeys(texts, "prompt")
-    names |= {text: "negative prompt" for text in negative_texts if text not in names}
-    named = {text: names[text] for text in wanted if text is not zeros}
-    warn_of_syntax({text: f"the {name}" for text, name in named.items()}, options.prompt_weights)
-    embedded = embed(named, readers, layer, options)
-    different = list(named)
-    if zeros in wanted:
-        embedded = [mx.concatenate([x, mx.zeros_like(x[:1])]) for x in embedded]
-        different.append(zeros)
-    rows = mx.array([different.index(text) for text in wanted])
-    embeddings, pooled = (x[rows] for x in embedded)
-    return embeddings, pooled
+    for text in negative_texts:
+        if text or not has_zeros:
+            names.setdefault(text, "negative prompt")
+    warn_of_syntax({text: f"the {name}" for text, name in names.items()}, options.prompt_weights)
+    embeddings, pooled = embed(names, readers, layer, options)
+    row_of = {text: i for i, text in enumerate(names)}
+    rows = [row_of[text] for text in texts]
+    if has_zeros and "" in negative_texts:
+        embeddings, pooled = (
+            mx.concatenate([x, mx.zeros_like(x[:1])]) for x in (embeddings, pooled)
+        )
+        row_of = {**row_of, "": len(names)}
+    rows += [row_of[text] for text in negative_texts]
+    return embeddings[mx.array(rows)], pooled[mx.array(rows)]
 
 
-def for_each(texts: Texts, n_images: int, name: str) -> list[str]:
-    """A text for each picture.
+def expand_texts(texts: Texts, n_images: int, name: str) -> list[str]:
+    """Return a text for each picture.
+
+    Args:
+        name: of the argument, for the message.
 
     Raises:
-        ValueError: there are several, but not as many as pictures.
+        ValueError: if there are several texts, but not as many as pictures.
     """
     if isinstance(texts, str):
         return [texts] * n_images
@@ -237,32 +265,27 @@ def for_each(texts: Texts, n_images: int, name: str) -> list[str]:
     return list(texts)
 
 
-def size_ids(size: tuple[int, int], n: int) -> mx.array:
-    """What SDXL's UNet is told of n pictures that are made whole, of (height, width) pixels.
+def make_time_ids(height: int, width: int, n: int) -> mx.array:
+    """Return the sizes that SDXL's UNet takes for n uncropped pictures: [n, 6].
 
-    Original size, top left corner of the crop, target size (arXiv:2307.01952, section 2.2).
+    Original size, top left corner of the crop, target size (arXiv:2307.01952, section 2.2), each
+    as (height, width) in pixels.
     """
-    return mx.array([[*size, 0, 0, *size]] * n)  # [n, 6]
+    return mx.array([[height, width, 0, 0, height, width]] * n)
 
 
-def _listed(texts: Texts) -> list[str]:
+def _to_list(texts: Texts) -> list[str]:
     return [texts] if isinstance(texts, str) else list(texts)
 
 
-def weigh(states: mx.array, weights: mx.array) -> mx.array:
-    """Embeddings [B, N, D] times the weights [B, N] of their tokens, the mean of each B restored.
+def apply_weights(states: mx.array, weights: mx.array) -> mx.array:
+    """Multiply embeddings [B, N, D] by the weights [B, N] of their tokens, and restore their mean.
 
-    As AUTOMATIC1111's web UI does. Where all weights are 1 nothing changes, to the bit.
+    The mean is that of each window, as in AUTOMATIC1111's web UI. If all weights are 1 nothing
+    changes, to the bit.
     """
     z = states.astype(mx.float32)
     weighted = z * weights[..., None]
     mean = weighted.mean(axis=(1, 2), keepdims=True)
     ratio = mx.where(mean == 0, 1, z.mean(axis=(1, 2), keepdims=True) / mean)
     return (weighted * ratio).astype(states.dtype)
-
-
-def _window(tokens: Sequence[tuple[int, float]], tokenizer: Tokenizer) -> Window:
-    """Tokens, with their weights, between BOS and EOS and filled up."""
-    ids = tokenizer.pad([tokenizer.bos_id, *(token for token, _ in tokens), tokenizer.eos_id])
-    weights = [1.0, *(weight for _, weight in tokens)]
-    return Window(ids, weights + [1.0] * (len(ids) - len(weights)))

@@ -1,13 +1,18 @@
-"""Results that are not finite, or constant: computed again, or refused with the reason.
+"""Make pictures, and notice results that are not finite, or constant.
 
-Numbers that are not finite come from half precision, which is given up, or from weights, which are
-named. A constant, most of all zero, is what a GPU leaves that ran out of memory: it is computed
-once more. Nothing is searched before something has gone wrong: a phase that goes well costs one
-look at its result.
+Such a result is computed again, and refused with the reason if it is no better then:
+
+- Numbers that are not finite come from half precision that overflows, which is then given up for
+  float32, or from damaged weights, which the error names.
+- A constant, most of all zero, is what a GPU leaves when its memory does not suffice.
+
+`make_pictures` does all of it; the other functions do it phase by phase. A phase that goes well
+costs one look at its result: weights are only searched after something has gone wrong.
 """
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from enum import StrEnum
 from pathlib import Path
 
 import mlx.core as mx
@@ -19,20 +24,221 @@ from .model_io.safetensors_file import not_finite
 from .pipeline import StableDiffusion
 from .utils.wording import join_names
 
-NOT_FINITE, CONSTANT = "not finite numbers", "constant"  # what can be wrong with a result
 EMBEDDINGS = "embeddings of text and picture"
 
 
+class Fault(StrEnum):
+    """What is wrong with a result."""
+
+    NOT_FINITE = "not finite numbers"
+    CONSTANT = "constant"
+
+
+class RecomputeWarning(UserWarning):
+    """Says that a faulty result is computed again.
+
+    Attributes:
+        what: the result, such as "latents".
+        fault: what is wrong with it.
+        gives_up_float16: whether the model is loaded again to compute in float32; then
+            `StableDiffusion(..., float16=False)` from the start saves time.
+    """
+
+    def __init__(self, what: str, fault: Fault, gives_up_float16: bool):
+        if gives_up_float16:
+            how = " in half precision: computing them again in float32"
+        else:
+            how = ": computing them again"
+        super().__init__(f"the {what} are {fault}{how}")
+        self.what = what
+        self.fault = fault
+        self.gives_up_float16 = gives_up_float16
+
+
+class FaultyResultError(ValueError):
+    """A result is faulty, also when it is computed again.
+
+    Attributes:
+        what: the result, such as "latents".
+        fault: what is wrong with it. If it is constant, the memory may not suffice: smaller or
+            fewer pictures or a quantized model need less.
+        damaged: the weights that are not finite, as "FILE: KEY". If there are none, the model
+            overflows even in float32: less guidance, a smaller scale of LoRAs or another sampler
+            may help.
+    """
+
+    def __init__(self, what: str, fault: Fault, damaged: Sequence[str] = ()):
+        if fault is Fault.CONSTANT:
+            message = f"the {what} are constant, even when computed again"
+        elif damaged:
+            message = (
+                f"the {what} are not finite numbers, because these weights are not: "
+                f"{join_names(damaged)}; get the file again"
+            )
+        else:
+            message = (
+                f"the {what} are not finite numbers, though all weights are: the model overflows"
+            )
+        super().__init__(message)
+        self.what = what
+        self.fault = fault
+        self.damaged = tuple(damaged)
+
+
+def make_pictures(
+    sd: StableDiffusion,
+    start: Callable[[], Denoising],
+    *,
+    tiled: bool | None = None,
+    adapter_files: Sequence[Path] = (),
+    is_flat: bool = False,
+) -> mx.array:
+    """Make pictures, [B, H, W, 3] in [0, 1], and check the result of each phase.
+
+    For example, in half precision, which some models overflow:
+
+    >>> from stable_diffusion import StableDiffusion
+    >>> from stable_diffusion.overflow import make_pictures
+    >>> sd = StableDiffusion("tiny", float16=True)
+    >>> pictures = make_pictures(sd, lambda: sd.generate_latents("a red circle", seed=1))
+    >>> pictures.shape
+    (1, 64, 64, 3)
+
+    Args:
+        sd: the model. If half precision overflows it computes in float32 from then on.
+        start: calls one of the generators of `sd`. It is called again if the text has to be
+            embedded again.
+        tiled: as in `StableDiffusion.decode`.
+        adapter_files: the files of LoRAs and textual inversions that `sd` has loaded, which are
+            searched for weights that are not finite, too.
+        is_flat: whether the picture to start from has one colour, so that the results may have.
+
+    Warns:
+        RecomputeWarning: if a result is computed again.
+
+    Raises:
+        FaultyResultError: if a result is not finite, or constant, also when computed again.
+    """
+    latents = start_checked(sd, start, adapter_files=adapter_files, is_flat=is_flat)
+    x_0 = denoise_checked(sd, latents, adapter_files=adapter_files)
+    return decode_checked(sd, x_0, tiled, is_flat=is_flat)
+
+
+def start_checked(
+    sd: StableDiffusion,
+    start: Callable[[], Denoising],
+    others: Iterable[Denoising] = (),
+    *,
+    adapter_files: Sequence[Path] = (),
+    is_flat: bool = False,
+) -> Denoising:
+    """Return what `start` returns, with its inputs evaluated; start again if they are faulty.
+
+    Args:
+        sd, start, adapter_files, is_flat: as in `make_pictures`.
+        others: batches that were started before and not denoised yet; they are restarted if the
+            model is loaded again in float32.
+
+    Raises:
+        FaultyResultError: if the inputs are not finite, or constant, also when computed again.
+    """
+    latents = start()
+    # Not evaluated together, so that the picture's encoder and the text's take turns in memory.
+    fault = _find_fault(latents.inputs, lambda: _has_constant_input(sd, latents, is_flat))
+    if fault is not None and (sd.float16 or fault is Fault.CONSTANT):
+        _prepare_again(sd, "text embeddings", fault, others)
+        latents = start()
+    _require_finite(latents.inputs, EMBEDDINGS, sd, (*_text_encoders(sd), "vae"), adapter_files)
+    if _has_constant_input(sd, latents, is_flat):
+        raise FaultyResultError(EMBEDDINGS, Fault.CONSTANT)
+    return latents
+
+
+def evaluate_steps(latents: Denoising) -> mx.array:
+    """Evaluate all steps, or those up to the first that is not finite; return the last latents."""
+    for x_t in latents:
+        if not is_finite(x_t):
+            break
+    return x_t
+
+
+def denoise_checked(
+    sd: StableDiffusion,
+    latents: Denoising,
+    run: Callable[[Denoising], mx.array] = evaluate_steps,
+    others: Iterable[Denoising] = (),
+    *,
+    adapter_files: Sequence[Path] = (),
+) -> mx.array:
+    """Return the last latents, x_0 [B, h, w, C]; run the steps again if they are faulty.
+
+    They are also faulty if the last prediction of the UNet is constant, which leaves noise.
+    Latents that are constant from the start may stay so.
+
+    Args:
+        sd, adapter_files: as in `make_pictures`.
+        latents: what `start_checked` returned.
+        run: evaluates the steps, and returns the last latents that it got.
+        others: as in `start_checked`.
+
+    Raises:
+        FaultyResultError: if the latents are not finite, or constant, also when computed again.
+    """
+
+    def has_constant(x_0: mx.array) -> bool:
+        found = is_constant(x_0) & ~is_constant(latents.inputs[0])
+        if latents.prediction is not None:
+            found = found | is_constant(latents.prediction)
+        return bool(found.any().item())
+
+    x_0 = run(latents)
+    fault = _find_fault([x_0], lambda: has_constant(x_0))
+    if fault is not None and (sd.float16 or fault is Fault.CONSTANT):
+        _prepare_again(sd, "latents", fault, others)
+        latents.restart()
+        x_0 = run(latents)
+    _require_finite([x_0], "latents", sd, ("unet", *_text_encoders(sd)), adapter_files)
+    if has_constant(x_0):
+        raise FaultyResultError("latents", Fault.CONSTANT)
+    return x_0
+
+
+def decode_checked(
+    sd: StableDiffusion, x_0: mx.array, tiled: bool | None = None, *, is_flat: bool = False
+) -> mx.array:
+    """Return the pictures [B, H, W, 3] in [0, 1] of latents; decode in strips if they are faulty.
+
+    A picture that is all white or all black because it was clipped at 1 or 0 is not faulty.
+
+    Args:
+        sd, tiled, is_flat: as in `make_pictures`.
+        x_0: what `denoise_checked` returned, or some of it.
+
+    Raises:
+        FaultyResultError: if pictures are not finite, or constant before they are clipped.
+    """
+    pictures = sd.decode(x_0, tiled)
+    _require_finite([pictures], "pictures", sd, ["vae"])
+    if is_flat or not is_constant(pictures).any().item():
+        return pictures
+    mx.clear_cache()
+    unclipped = sd.decode_unclipped(x_0, tiled=True)
+    _require_finite([unclipped], "pictures", sd, ["vae"])
+    if is_constant(unclipped).any().item():
+        raise FaultyResultError("pictures", Fault.CONSTANT)
+    return mx.clip(unclipped, 0, 1)
+
+
 def is_finite(*arrays: mx.array) -> bool:
-    """Return whether all numbers are; evaluates them, one array after another."""
+    """Return whether all numbers are finite; evaluates the arrays, one after another."""
     return all(mx.isfinite(array).all().item() for array in arrays)
 
 
 def is_constant(x: mx.array) -> mx.array:
     """Return for each item of [B, …, C] whether it is constant, to the bit: booleans [B].
 
-    It is if all its places (pixels, tokens) have the same C numbers; an item of one place, if all
-    these numbers are equal.
+    An item is constant if all its places (pixels, tokens) have the same C numbers. An item of one
+    place is constant if all these numbers are equal.
     """
     places = x.reshape(len(x), -1, x.shape[-1])  # [B, N, C]
     if places.shape[1] == 1:
@@ -41,149 +247,38 @@ def is_constant(x: mx.array) -> mx.array:
     return (places == places[:, :1]).all(axis=(1, 2)) if n > 1 else mx.zeros(len(x), mx.bool_)
 
 
-def started(
-    sd: StableDiffusion,
-    start: Callable[[], Denoising],
-    others: Iterable[Denoising] = (),
-    added: Sequence[Path] = (),
-    *,
-    is_flat: bool = False,
-) -> Denoising:
-    """Return what `start` begins, with its inputs evaluated; begun once more if they are suspect.
-
-    In float32 if that was half precision.
-
-    Args:
-        others: have begun before, and follow into float32.
-        added: the files of LoRAs and learned words.
-        is_flat: the picture to start from is of one colour, and may be so when it is encoded.
-
-    Raises:
-        ValueError: if the inputs are not finite, or constant; the message names weights that are
-            not finite.
-    """
-    latents = start()
-    # The picture's encoder and the text's work at different times.
-    fault = _find_fault(is_finite(*latents.inputs), lambda: _has_constant(sd, latents, is_flat))
-    if fault is not None and (sd.float16 or fault is CONSTANT):
-        _prepare_again(sd, "text embeddings", fault, others)
-        latents = start()
-    components = (*_text_encoders(sd), "vae")
-    require_finite(latents.inputs, EMBEDDINGS, sd, components, added)
-    if _has_constant(sd, latents, is_flat):
-        raise ValueError(_say_constant(EMBEDDINGS))
-    return latents
-
-
-def denoised(
-    sd: StableDiffusion,
-    latents: Denoising,
-    run: Callable[[Denoising], mx.array],
-    others: Iterable[Denoising] = (),
-    added: Sequence[Path] = (),
-) -> mx.array:
-    """Return the last of `latents`, [B, h, w, C], which `run` evaluates; if suspect, once more.
-
-    That is, too, if the UNet's last prediction is constant, which leaves noise. Latents that are
-    constant from the start may stay so. Args and errors: as of `started`.
-    """
-
-    def has_constant(x_0: mx.array) -> bool:
-        found = is_constant(x_0) & ~is_constant(latents.inputs[0])
-        if latents.prediction is not None:
-            found = found | is_constant(latents.prediction)
-        return found.any().item()
-
-    x_0 = run(latents)
-    fault = _find_fault(is_finite(x_0), lambda: has_constant(x_0))
-    if fault is not None and (sd.float16 or fault is CONSTANT):
-        _prepare_again(sd, "latents", fault, others)
-        latents.restart()
-        x_0 = run(latents)
-    require_finite([x_0], "latents", sd, ("unet", *_text_encoders(sd)), added)
-    if has_constant(x_0):
-        raise ValueError(_say_constant("latents"))
-    return x_0
-
-
-def decoded(
-    sd: StableDiffusion, x_0: mx.array, tiled: bool | None, *, is_flat: bool = False
-) -> mx.array:
-    """Return the pictures [B, H, W, 3] in [0, 1] of latents; decoded in strips if suspect.
-
-    A picture that is white, or black, because it was cut off at 1, or 0, is not.
-
-    Args:
-        tiled: as of `StableDiffusion.decode`.
-        is_flat: the picture to start from is of one colour, and what comes of it may be so.
-
-    Raises:
-        ValueError: if they are not finite, or constant before they were cut off; the message
-            names weights that are not finite.
-    """
-    pictures = sd.decode(x_0, tiled)
-    require_finite([pictures], "pictures", sd, ["vae"])
-    if is_flat or not is_constant(pictures).any().item():
-        return pictures
-    mx.clear_cache()
-    whole = sd.decode_unclipped(x_0, tiled=True)
-    require_finite([whole], "pictures", sd, ["vae"])
-    if is_constant(whole).any().item():
-        raise ValueError(_say_constant("pictures"))
-    return mx.clip(whole, 0, 1)
-
-
-def require_finite(
-    arrays: Sequence[mx.array],
-    what: str,
-    sd: StableDiffusion,
-    components: Iterable[str],
-    added: Sequence[Path] = (),
-) -> None:
-    """Refuse results that are not finite, with the names of weights that may be why.
-
-    Raises:
-        ValueError: so it is.
-    """
-    if is_finite(*arrays):
-        return
-    damaged = damaged_weights(sd.source, components, sd.float16)
-    damaged += [f"{file}: {key}" for file in added for key in not_finite(file, mx.float32)]
-    if damaged:
-        raise ValueError(
-            f"the {what} are not finite numbers, for these weights are not: {join_names(damaged)}; "
-            "get the file again"
-        )
-    raise ValueError(
-        f"the {what} are not finite numbers, though all weights are: the model overflows; try "
-        "another --sampler, a smaller --cfg, or less of --lora"
-    )
-
-
 def warn_of_blank(image: np.ndarray) -> None:
-    """Say so where a picture, uint8 [H, W, 3], is of one colour all over."""
+    """Warn if a picture, uint8 [H, W, 3], has one colour."""
     if (image == image[0, 0]).all():
         colour = "black" if not image.any() else "of one colour"
         warnings.warn(f"a picture is {colour} all over: the model may be damaged", stacklevel=2)
 
 
 def _text_encoders(sd: StableDiffusion) -> tuple[str, ...]:
+    """Return the components of the model that are text encoders."""
     return ("text_encoder", "text_encoder_2")[: len(sd.config.text_encoders)]
 
 
-def _has_constant(sd: StableDiffusion, latents: Denoising, is_flat: bool) -> bool:
-    """Return whether latents, or what a text encoder made of a text, are constant."""
+def _find_fault(results: Sequence[mx.array], has_constant: Callable[[], bool]) -> Fault | None:
+    """Return what is wrong with results, if anything is."""
+    if not is_finite(*results):
+        return Fault.NOT_FINITE
+    return Fault.CONSTANT if has_constant() else None
+
+
+def _has_constant_input(sd: StableDiffusion, latents: Denoising, is_flat: bool) -> bool:
+    """Return whether latents, or the embeddings of a text by one text encoder, are constant."""
     has_zeros = sd.config.pipeline.force_zeros_for_empty_prompt
     n_images = len(latents.inputs[0])
     for x in latents.inputs:
-        if x.ndim == 4:
+        if x.ndim == 4:  # latents
             if not is_flat and is_constant(x).any().item():
                 return True
             continue
         widths = [each.hidden_size for each in sd.config.text_encoders] if x.ndim == 3 else []
         for part in mx.split(x, np.cumsum(widths)[:-1].tolist(), axis=-1) if widths else [x]:
             found = is_constant(part)
-            if has_zeros:  # in place of an empty text to steer away from
+            if has_zeros:  # they stand for an empty negative prompt, in the second half
                 is_zero = (part == 0).all(axis=tuple(range(1, part.ndim)))
                 found = found & ~(is_zero & (mx.arange(len(part)) >= n_images))
             if found.any().item():
@@ -191,31 +286,32 @@ def _has_constant(sd: StableDiffusion, latents: Denoising, is_flat: bool) -> boo
     return False
 
 
-def _find_fault(is_finite: bool, has_constant: Callable[[], bool]) -> str | None:
-    """Return what is wrong with a result; nothing has been seen of it if that is None."""
-    if not is_finite:
-        return NOT_FINITE
-    return CONSTANT if has_constant() else None
+def _require_finite(
+    results: Sequence[mx.array],
+    what: str,
+    sd: StableDiffusion,
+    components: Iterable[str],
+    adapter_files: Sequence[Path] = (),
+) -> None:
+    """Refuse results that are not finite, with the names of the weights that may be the reason.
 
-
-def _say_constant(what: str) -> str:
-    return (
-        f"the {what} are constant, when computed again, too: the memory may not be enough: try "
-        "smaller pictures, --low-memory or -q; if that does not help, the model may be damaged"
-    )
-
-
-def _prepare_again(sd: StableDiffusion, what: str, fault: str, begun: Iterable[Denoising]) -> None:
-    """Say that something is computed again; in float32 if that was half precision."""
-    mx.clear_cache()
-    if not sd.float16:
-        warnings.warn(f"the {what} are {fault}: once more", stacklevel=3)
+    Raises:
+        FaultyResultError: if they are not finite.
+    """
+    if is_finite(*results):
         return
-    warnings.warn(
-        f"the {what} are {fault} in half precision: once more in float32 "
-        "(--no-float16 saves the detour)",
-        stacklevel=3,
-    )
-    sd.use_float32()
-    for latents in begun:
-        latents.restart()
+    damaged = damaged_weights(sd.model, components, sd.float16)
+    damaged += [f"{file}: {key}" for file in adapter_files for key in not_finite(file, mx.float32)]
+    raise FaultyResultError(what, Fault.NOT_FINITE, damaged)
+
+
+def _prepare_again(
+    sd: StableDiffusion, what: str, fault: Fault, others: Iterable[Denoising]
+) -> None:
+    """Warn that a result is computed again; load a model in half precision again in float32."""
+    mx.clear_cache()
+    warnings.warn(RecomputeWarning(what, fault, gives_up_float16=sd.float16), stacklevel=3)
+    if sd.float16:
+        sd.use_float32()
+        for latents in others:
+            latents.restart()

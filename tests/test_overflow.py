@@ -1,5 +1,7 @@
-"""Results that are not finite, or constant: computed again, or refused with the reason."""
+"""Results that are not finite, or constant, are computed again, or refused with the reason."""
 
+import doctest
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from stable_diffusion.denoising import Denoising
 from stable_diffusion.device import cpu_kernels
 from stable_diffusion.images.arrays import to_uint8
 from stable_diffusion.model_io import loaders
+from stable_diffusion.overflow import Fault, FaultyResultError, RecomputeWarning
 from stable_diffusion.unet import UNetModel
 from stable_diffusion.vae import Autoencoder
 
@@ -29,46 +32,50 @@ TOO_LARGE = 1e5  # for half precision, whose largest number is 65504
 
 @pytest.fixture
 def half(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A CPU that computes in half precision, as Metal does, by MLX's own operations."""
+    """Compute in half precision, as Metal does, with MLX's own operations."""
+    if cpu_kernels.is_used():
+        cpu_kernels.kernels()  # they can only be checked, once, while mx.compile is on
     monkeypatch.setattr(cpu_kernels, "is_used", lambda: False)
-    mx.disable_compile()  # which takes a CPU most of a minute
+    mx.disable_compile()  # it takes a CPU most of a minute
     yield
     mx.enable_compile()
 
 
-def overflow_within(tensors: dict) -> None:
-    """Attention whose values exceed half precision; what comes of them is as before."""
+def make_overflow(tensors: dict) -> None:
+    """Let the values of an attention layer exceed half precision, but not its result."""
     name = "mid_block.attentions.0.transformer_blocks.0.attn2"
     tensors[f"{name}.to_v.weight"] *= 1e6
     tensors[f"{name}.to_out.0.weight"] /= 1e6
 
 
-def last(latents: Denoising) -> mx.array:
+def run_all(latents: Denoising) -> mx.array:
+    """Return the last latents."""
     for x_t in latents:
         mx.eval(x_t)
     return x_t
 
 
 def run(folder: Path, *options: object, prompt: str = "a photo") -> int:
+    """Run txt2image.py with a small picture and return its exit status."""
     common = ["--n_images=1", "--steps=1", "--cfg=0", "--seed=5", "--model", folder, *options]
     return txt2image.main([prompt, *map(str, common)])
 
 
 def test_denoising_is_done_again_in_float32(copy, half, monkeypatch):
-    """The picture is then that of float32 from the start, and it is said."""
+    """The picture is then the same as in float32 from the start, and there is a warning."""
     folder = copy("sd-1")
-    edit(folder / UNET_FILE, overflow_within)
+    edit(folder / UNET_FILE, make_overflow)
     options = {"num_steps": 2, "cfg_weight": 0.0, "seed": 5}
     sd, exact = StableDiffusion(folder, float16=True), StableDiffusion(folder)
-    expected = last(exact.generate_latents("a cat", **options))
+    expected = run_all(exact.generate_latents("a cat", **options))
     latents, other = (sd.generate_latents("a cat", **options) for _ in range(2))
     assert latents.inputs[1].dtype == mx.float16
     mx.eval(latents.inputs)
     sd.free_text_encoders()
-    with pytest.warns(UserWarning, match="the latents are not finite .* once more in float32"):
-        x_0 = overflow.denoised(sd, latents, last, [other])
+    with pytest.warns(UserWarning, match="the latents are not finite .* again in float32"):
+        x_0 = overflow.denoise_checked(sd, latents, run_all, [other])
     assert sd.unet.conv_in.weight.dtype == mx.float32
-    assert overflow.is_finite(overflow.denoised(sd, other, last))  # without another warning
+    assert overflow.is_finite(overflow.denoise_checked(sd, other))  # without another warning
     monkeypatch.undo()
     ours, theirs = (np.array(sd.decode(x)) for x in (x_0, expected))
     assert psnr(ours * 255, theirs * 255) > 50  # the text was embedded in half precision
@@ -78,17 +85,19 @@ def test_denoising_is_done_again_in_float32(copy, half, monkeypatch):
 def test_text_is_embedded_again_in_float32(copy, half, checkpoint):
     folder = copy("sd-1")
 
-    def overflow(tensors: dict) -> None:
+    def enlarge_values(tensors: dict) -> None:
         (prefix,) = {key.partition("encoder.layers")[0] for key in tensors if ".mlp." in key}
         tensors[f"{prefix}encoder.layers.0.self_attn.v_proj.weight"] *= 1e6
         tensors[f"{prefix}encoder.layers.0.self_attn.v_proj.bias"] *= 1e6
         tensors[f"{prefix}encoder.layers.0.self_attn.out_proj.weight"] /= 1e6
 
-    edit(folder / TEXT_FILE, overflow)
+    edit(folder / TEXT_FILE, enlarge_values)
     sd = StableDiffusion(folder, float16=True)
     before = sd.generate_latents("first", **OPTIONS)  # of another batch
     with pytest.warns(UserWarning, match="the text embeddings are not finite"):
-        latents = overflow.started(sd, lambda: sd.generate_latents("a cat", **OPTIONS), [before])
+        latents = overflow.start_checked(
+            sd, lambda: sd.generate_latents("a cat", **OPTIONS), [before]
+        )
     assert overflow.is_finite(*latents.inputs)
     assert (sd.float16, sd.dtype) == (False, mx.float32)
     expected = StableDiffusion(folder).generate_latents("a cat", **OPTIONS)
@@ -97,8 +106,8 @@ def test_text_is_embedded_again_in_float32(copy, half, checkpoint):
     assert mx.array_equal(ours, theirs).item()
 
 
-def test_what_is_loaded_again_is_what_it_was(checkpoint, tmp_path):
-    """Quantized, with a LoRA; text encoders that were freed stay away."""
+def test_a_model_that_is_loaded_again(checkpoint, tmp_path):
+    """It is quantized again; text encoders that were freed are not loaded."""
     sd = StableDiffusionXL(checkpoint("sdxl"), float16=True)
     sd.quantize()
     exact = StableDiffusionXL(checkpoint("sdxl"))
@@ -112,7 +121,7 @@ def test_what_is_loaded_again_is_what_it_was(checkpoint, tmp_path):
 
 
 def test_restart_makes_the_same_picture(checkpoint):
-    """Fresh noise included, and after some steps."""
+    """The fresh noise is the same, also if some steps were run."""
     sd = StableDiffusion(checkpoint("sd-1"), sampler="euler-a")
     latents = sd.generate_latents("a cat", **OPTIONS)
     first = pictures(sd, latents)
@@ -132,27 +141,29 @@ def test_restart_makes_the_same_picture(checkpoint):
         ("text_encoder_2/model.safetensors", "embeddings of text and picture", "sdxl"),
     ],
 )
-def test_the_guilty_weights_are_named(copy, capsys, tmp_path, file, what, kind):
-    """In one line, with file and tensor; and nothing is written."""
+def test_the_damaged_weights_are_named(copy, capsys, tmp_path, file, what, kind):
+    """One line has the file and the tensor, and no picture is written."""
     folder = copy(kind)
-    guilty = []
+    damaged = []
 
     def damage(tensors: dict) -> None:
         ends = ("final_layer_norm.bias", "decoder.conv_out.bias")
         (key,) = (key for key in tensors if key.endswith(ends) or key == "conv_out.bias")
         tensors[key][0] = np.nan
-        guilty.append(key)
+        damaged.append(key)
 
     edit(folder / file, damage)
     assert run(folder, "--output", tmp_path / "o.png") == 1
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith(f"error: the {what} are not finite numbers, for these weights are not: ")
-    assert f"{folder / file}: {guilty[0]}; get the file again" in line
+    assert line.startswith(
+        f"error: the {what} are not finite numbers, because these weights are not: "
+    )
+    assert f"{folder / file}: {damaged[0]}; get the file again" in line
     assert not (tmp_path / "o.png").exists()
 
 
 def test_infinite_pixels_are_not_white(copy, tmp_path, capsys):
-    """Cut off at 1, they would be."""
+    """They would be if they were clipped at 1."""
     folder = copy("sd-1")
     edit(folder / VAE_FILE, lambda tensors: tensors["decoder.conv_out.bias"].fill(np.inf))
     assert run(folder, "--output", tmp_path / "o.png") == 1
@@ -161,7 +172,7 @@ def test_infinite_pixels_are_not_white(copy, tmp_path, capsys):
 
 
 def test_weights_that_half_precision_cannot_hold(copy, capsys, tmp_path):
-    """They are no error, for float32 holds them."""
+    """They are no error, because float32 can hold them."""
     folder = copy("sd-1")
 
     def enlarge(tensors: dict) -> None:
@@ -175,7 +186,7 @@ def test_weights_that_half_precision_cannot_hold(copy, capsys, tmp_path):
     (found,) = loaders.damaged_weights(source, ["unet"], float16=True)
     assert found.endswith(f"{UNET_FILE}: conv_norm_out.weight")
     assert run(folder, "--float16", "--output", tmp_path / "o.png") == 0
-    assert "once more in float32" in capsys.readouterr().err
+    assert "again in float32 (--no-float16 avoids this)" in capsys.readouterr().err
 
 
 def test_nothing_is_searched_on_the_good_path(checkpoint, monkeypatch, tmp_path):
@@ -199,9 +210,9 @@ def test_a_lora_that_is_not_finite_is_named(checkpoint, tmp_path, capsys):
     assert f"{file}: {name}.lora_down.weight" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("level", "said"), [(0, "black"), (7, "of one colour")])
-def test_blank_pictures_are_told_of(level, said):
-    with pytest.warns(UserWarning, match=f"a picture is {said} all over"):
+@pytest.mark.parametrize(("level", "colour"), [(0, "black"), (7, "of one colour")])
+def test_blank_pictures_are_warned_of(level, colour):
+    with pytest.warns(UserWarning, match=f"a picture is {colour} all over"):
         overflow.warn_of_blank(np.full((8, 8, 3), level, np.uint8))
 
 
@@ -233,20 +244,20 @@ def test_a_lora_stays_when_float32_takes_over(checkpoint, tmp_path):
         (mx.zeros((1, 1, 1, 1)), [False]),  # a single number says nothing
     ],
 )
-def test_what_is_constant(x, constant):
+def test_is_constant(x, constant):
     assert overflow.is_constant(x).tolist() == constant
 
 
-def zero(*ends: str) -> Callable[[dict], None]:
-    """What sets tensors to zero, which is what a convolution makes without memory."""
+def make_zeroing(*ends: str) -> Callable[[dict], None]:
+    """Return a function that sets tensors to zero, as a GPU does with too little memory."""
 
-    def edit_(tensors: dict) -> None:
+    def set_to_zero(tensors: dict) -> None:
         found = [key for key in tensors if key.endswith(ends)]
         assert found
         for key in found:
             tensors[key][:] = 0
 
-    return edit_
+    return set_to_zero
 
 
 @pytest.mark.parametrize(
@@ -256,27 +267,27 @@ def zero(*ends: str) -> Callable[[dict], None]:
         (UNET_FILE, "latents", ("conv_out.weight",), "sd-1"),  # constant, not zero
         (VAE_FILE, "pictures", ("decoder.conv_out.weight", "decoder.conv_out.bias"), "sd-1"),
         (TEXT_FILE, "embeddings of text and picture", ("final_layer_norm.weight",), "sd-1"),
-        # Of one of two text encoders; the other's are as they should be.
+        # Of one of two text encoders; the other one is not damaged.
         (TEXT_FILE, "embeddings of text and picture", ("embedding.weight", "_proj.weight"), "sdxl"),
     ],
 )
 def test_constant_results_are_not_saved(copy, capsys, tmp_path, file, what, ends, kind):
-    """They are computed once more, and then refused in one line that says what to do."""
+    """They are computed again, and then refused in one line that says what to do."""
     folder = copy(kind)
-    edit(folder / file, zero(*ends))
+    edit(folder / file, make_zeroing(*ends))
     assert run(folder, "--output", tmp_path / "o.png") == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == (
-        f"error: the {what} are constant, when computed again, too: the memory may not be enough: "
+        f"error: the {what} are constant, even when computed again: the memory may not be enough: "
         "try smaller pictures, --low-memory or -q; if that does not help, the model may be damaged"
     )
-    again = [line for line in lines if line.endswith("are constant: once more")]
+    again = [line for line in lines if line.endswith("are constant: computing them again")]
     assert len(again) == (what != "pictures")
     assert not (tmp_path / "o.png").exists()
 
 
 def test_a_constant_result_is_computed_again(checkpoint, monkeypatch):
-    """What fails once is right the second time: text, latents, and one picture of two."""
+    """If it is right the second time it is used: text, latents, and one picture of two."""
     sd = StableDiffusion(checkpoint("sd-1"))
     options = OPTIONS | {"n_images": 2}
     expected = sd.generate_latents("a cat", **options)
@@ -304,49 +315,49 @@ def test_a_constant_result_is_computed_again(checkpoint, monkeypatch):
         return latents
 
     def run_(latents: Denoising) -> mx.array:
-        x_0 = last(latents)
+        x_0 = run_all(latents)
         failing.discard("latents")
         return x_0
 
-    with pytest.warns(UserWarning, match="the text embeddings are constant: once more"):
-        latents = overflow.started(sd, start)
+    with pytest.warns(UserWarning, match="the text embeddings are constant: computing"):
+        latents = overflow.start_checked(sd, start)
     assert mx.array_equal(latents.inputs[1], expected.inputs[1]).item()
     options["cfg_weight"] = 1.0  # of a prediction and a half of zeros guidance makes no constant
     latents = sd.generate_latents("a cat", **options)
-    with pytest.warns(UserWarning, match="the latents are constant: once more"):
-        x_0 = overflow.denoised(sd, latents, run_)
-    assert mx.array_equal(x_0, last(sd.generate_latents("a cat", **options))).item()
-    assert overflow.is_constant(sd.decode(x_0)).tolist() == [False, True]  # the library says so
-    made = overflow.decoded(sd, x_0, tiled=None)
+    with pytest.warns(UserWarning, match="the latents are constant: computing"):
+        x_0 = overflow.denoise_checked(sd, latents, run_)
+    assert mx.array_equal(x_0, run_all(sd.generate_latents("a cat", **options))).item()
+    assert overflow.is_constant(sd.decode(x_0)).tolist() == [False, True]
+    made = overflow.decode_checked(sd, x_0, tiled=None)
     failing.clear()
     assert psnr(np.array(made) * 255, np.array(sd.decode(x_0)) * 255) > 50
 
 
 def test_half_precision_is_given_up_for_a_constant(copy, half):
-    """What is too small for it may be zero there."""
+    """A number that is too small for it is zero there."""
     folder = copy("sd-1")
 
     def shrink(tensors: dict) -> None:
         tensors["conv_norm_out.weight"] *= 1e-10
         tensors["conv_norm_out.bias"] *= 1e-10
-        tensors["conv_out.bias"][:] = 0  # beside which it would be nothing in float32, too
+        tensors["conv_out.bias"][:] = 0  # or the rest would be negligible in float32, too
 
     edit(folder / UNET_FILE, shrink)
     sd = StableDiffusion(folder, float16=True)
     latents = sd.generate_latents("a cat", **OPTIONS)
-    with pytest.warns(UserWarning, match="the latents are constant in half precision: once more"):
-        overflow.denoised(sd, latents, last)
+    with pytest.warns(UserWarning, match="the latents are constant in half precision: computing"):
+        overflow.denoise_checked(sd, latents)
     assert not sd.float16
 
 
-def test_white_is_no_constant(copy, tmp_path):
-    """It was cut off at 1: before, no two pixels were the same."""
+def test_a_white_picture_is_not_constant(copy, tmp_path):
+    """Before it was clipped at 1, no two pixels were the same."""
     folder = copy("sd-1")
     edit(folder / VAE_FILE, lambda tensors: tensors["decoder.conv_out.bias"].fill(1000))
     with pytest.warns(UserWarning, match="of one colour all over"):
         sd = StableDiffusion(folder)
-        x_0 = last(sd.generate_latents("a cat", **OPTIONS))
-        picture = overflow.decoded(sd, x_0, tiled=None)
+        x_0 = run_all(sd.generate_latents("a cat", **OPTIONS))
+        picture = overflow.decode_checked(sd, x_0, tiled=None)
         overflow.warn_of_blank(to_uint8(np.array(picture))[0])
     assert (np.array(picture) == 1).all()
     assert run(folder, "--output", tmp_path / "o.png") == 0
@@ -355,9 +366,9 @@ def test_white_is_no_constant(copy, tmp_path):
 
 @pytest.mark.parametrize("strength", [0, 1])
 def test_a_picture_that_starts_from_one_colour_may_be_of_one(copy, tmp_path, capsys, strength):
-    """It is saved, and nothing is said of it."""
+    """It is saved, without a warning."""
     folder = copy("sd-1")
-    edit(folder / VAE_FILE, zero("decoder.conv_out.weight"))
+    edit(folder / VAE_FILE, make_zeroing("decoder.conv_out.weight"))
     for name, level, status in (("flat", 0, 0), ("varied", 255, 1)):
         levels = np.full((64, 64, 3), 90, np.uint8)
         levels[0, 0] += level
@@ -370,24 +381,68 @@ def test_a_picture_that_starts_from_one_colour_may_be_of_one(copy, tmp_path, cap
     assert "all over" not in capsys.readouterr().err
 
 
-def test_the_encoded_picture_is_looked_at(copy):
+def test_the_encoded_picture_is_checked(copy):
     folder = copy("sd-1")
-    edit(folder / VAE_FILE, zero("encoder.conv_out.weight"))
+    edit(folder / VAE_FILE, make_zeroing("encoder.conv_out.weight"))
     image = np.random.RandomState(0).uniform(-1, 1, (64, 64, 3))
     sd = StableDiffusion(folder)
     with (
-        pytest.warns(UserWarning, match="constant: once more"),
+        pytest.warns(UserWarning, match="constant: computing them again"),
         pytest.raises(ValueError, match="embeddings of text and picture are constant"),
     ):
-        overflow.started(sd, lambda: sd.generate_latents_from_image(image, "a cat", **OPTIONS))
-    overflow.started(
+        overflow.start_checked(
+            sd, lambda: sd.generate_latents_from_image(image, "a cat", **OPTIONS)
+        )
+    overflow.start_checked(
         sd, lambda: sd.generate_latents_from_image(0 * image, "a cat", **OPTIONS), is_flat=True
     )
 
 
-def test_zeros_in_place_of_an_empty_negative_text_are_meant(checkpoint, recwarn):
+def test_zeros_instead_of_an_empty_negative_text_are_no_fault(checkpoint, recwarn):
     sd = StableDiffusionXL(checkpoint("sdxl-turbo"))
     assert sd.config.pipeline.force_zeros_for_empty_prompt
-    latents = overflow.started(sd, lambda: sd.generate_latents("a cat", **OPTIONS))
+    latents = overflow.start_checked(sd, lambda: sd.generate_latents("a cat", **OPTIONS))
     assert not latents.inputs[1][1:].any().item()
     assert not [warning for warning in recwarn if "constant" in str(warning.message)]
+
+
+def test_the_library_recovers_in_one_call(copy, half):
+    """A warning says what has happened, without options of the command line."""
+    folder = copy("sd-1")
+    edit(folder / UNET_FILE, make_overflow)
+    sd = StableDiffusion(folder, float16=True)
+    with pytest.warns(RecomputeWarning) as caught:
+        made = overflow.make_pictures(sd, lambda: sd.generate_latents("a cat", **OPTIONS))
+    (warning,) = [each.message for each in caught]
+    assert (warning.what, warning.fault, warning.gives_up_float16) == (
+        *("latents", Fault.NOT_FINITE),
+        True,
+    )
+    assert "--" not in str(warning)
+    assert not sd.float16
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected = overflow.make_pictures(sd, lambda: sd.generate_latents("a cat", **OPTIONS))
+    assert psnr(np.array(made) * 255, np.array(expected) * 255) > 50  # the text was in half
+
+
+@pytest.mark.parametrize(
+    ("what", "fault", "damaged", "message"),
+    [
+        ("latents", Fault.NOT_FINITE, ["a: b"], "because these weights are not: a: b; get the fi"),
+        ("latents", Fault.NOT_FINITE, [], "though all weights are: the model overflows$"),
+        ("pictures", Fault.CONSTANT, [], "^the pictures are constant, even when computed again$"),
+    ],
+)
+def test_errors_say_what_happened(what, fault, damaged, message):
+    """They name no options of the command line."""
+    error = FaultyResultError(what, fault, damaged)
+    assert (error.what, error.fault, error.damaged) == (what, fault, tuple(damaged))
+    with pytest.raises(ValueError, match=message):
+        raise error
+    assert "--" not in str(error)
+
+
+def test_the_example_in_the_docstring():
+    results = doctest.testmod(overflow)
+    assert results.attempted >= 5 and results.failed == 0

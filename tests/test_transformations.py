@@ -1,4 +1,4 @@
-"""Networks work inside MLX's transformations: `mx.grad`, `mx.compile`, `mx.vmap`."""
+"""Networks within MLX's transformations: `mx.grad`, `mx.compile`, `mx.vmap`, on every device."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,31 +11,34 @@ from mlx.utils import tree_flatten, tree_map
 from parity import POOLED_WIDTH, TIME_IDS, random_normal
 
 from stable_diffusion import StableDiffusion, layers
-from stable_diffusion.adapters.lora_layers import LoRALinear
+from stable_diffusion.adapters.lora import LoRALinear
 from stable_diffusion.model_io import loaders
 
-STEP = 0.02  # of differences: with smaller ones, float32's rounding is too large
+STEP = 0.02  # of differences; those of smaller steps are lost in float32's rounding
 Function = Callable[[mx.array], mx.array]
 
 
 def encode_text(tokens: mx.array, encoder: nn.Module) -> mx.array:
+    """Return the last hidden state of token ids [B, N]."""
     return encoder(tokens).last_hidden_state
 
 
 def load_network(name: str, folder) -> tuple[nn.Module, Function, mx.array]:
-    """Return a network, a function of it to differentiate, and an input of that."""
+    """Load a network; return it, the function to differentiate, and an input."""
     if name == "unet":
         unet = loaders.load_unet(folder)
         embeddings = mx.array(random_normal(2, 77, unet.config.cross_attention_dim))
         is_xl = unet.config.addition_embed_type is not None
         added = (mx.array(random_normal(2, POOLED_WIDTH)), mx.array(TIME_IDS)) if is_xl else None
-        x = mx.array(random_normal(2, 16, 16, unet.config.in_channels))
+        # Two pixels in the middle block: attention to a single one is constant.
+        side = 2 ** len(unet.config.block_out_channels)
+        x = mx.array(random_normal(2, side, side, unet.config.in_channels))
         return unet, lambda x: unet(x, mx.array([999.0, 3.5]), embeddings, added), x
     if name == "text encoder":
         encoder = loaders.load_text_encoder(folder)
         rows = mx.array(random_normal(2, 12, encoder.position_embedding.weight.shape[1]))
 
-        def encode(x: mx.array) -> mx.array:  # embeddings, where `encoder` takes ids
+        def encode(x: mx.array) -> mx.array:  # of embeddings; `encoder` takes ids
             for layer in encoder.layers:
                 x = layer(x)
             return encoder.final_layer_norm(x)
@@ -54,7 +57,7 @@ def folder(request, checkpoint):
     return checkpoint(request.param)
 
 
-# The kinds differ in the UNet.
+# Only the UNet differs between the kinds.
 NETWORKS = [
     *(("sd-2", name) for name in ("unet", "text encoder", "decode", "encode")),
     ("sdxl", "unet"),
@@ -63,7 +66,7 @@ NETWORKS = [
 
 @pytest.mark.parametrize(("kind", "name"), NETWORKS)
 def test_gradient_against_differences(checkpoint, kind, name):
-    """It is that of a sum of the output, along one direction of the input."""
+    """The gradient of a sum over the output equals differences along a direction of the input."""
     _, function, x = load_network(name, checkpoint(kind))
     shape = function(x).shape
     weights, direction = mx.array(random_normal(*shape)), mx.array(random_normal(*x.shape)) * STEP
@@ -83,12 +86,15 @@ def test_gradient_against_differences(checkpoint, kind, name):
 
 @pytest.mark.parametrize(("kind", "name"), NETWORKS)
 def test_mapped_and_compiled(checkpoint, kind, name):
-    """g++ takes a minute for a whole network, so compiled results are compared by block, below."""
+    """`mx.vmap` gives the same numbers, `mx.compile` the same shape.
+
+    g++ needs a minute to evaluate what is compiled: the next test does so for single blocks.
+    """
     _, function, x = load_network(name, checkpoint(kind))
     plain = np.array(function(x))
     scale = abs(plain).max()
     assert mx.compile(function)(x).shape == plain.shape
-    if name == "unet":  # whose batch goes with that of the text
+    if name == "unet":  # its batch is that of the text
         many = mx.stack([x, -x])
         mapped, each = mx.vmap(function)(many), [function(one) for one in many]
     else:
@@ -107,7 +113,7 @@ def test_compiled_blocks_as_plain(checkpoint):
     x = mx.array(random_normal(2, 8, 8, unet.config.block_out_channels[0]))
     memory = mx.array(random_normal(2, 77, unet.config.cross_attention_dim))
     transformer = block.attentions[0]
-    texts = [transformer.transformer_blocks[0].attn2.project_memory(memory)]
+    texts = [transformer.transformer_blocks[0].attn2.project(memory)]
     for function in (
         lambda x: block.resnets[0](x, temb),
         lambda x: transformer(x, iter(texts)),
@@ -117,7 +123,10 @@ def test_compiled_blocks_as_plain(checkpoint):
         assert error.item() < 1e-5
 
 
-def find_without_gradient(network: nn.Module, loss: Callable[[nn.Module], mx.array]) -> set[str]:
+def find_parameters_without_gradient(
+    network: nn.Module, loss: Callable[[nn.Module], mx.array]
+) -> set[str]:
+    """Return the names of parameters whose gradient is zero or not finite."""
     _, gradients = nn.value_and_grad(network, loss)(network)
     mx.eval(gradients)
     return {
@@ -129,15 +138,17 @@ def find_without_gradient(network: nn.Module, loss: Callable[[nn.Module], mx.arr
 
 def test_every_parameter_of_the_unet_learns(folder):
     unet, function, x = load_network("unet", folder)
-    assert find_without_gradient(unet, lambda _: function(x).square().sum()) == set()
+    assert find_parameters_without_gradient(unet, lambda _: function(x).square().sum()) == set()
 
 
 def test_every_parameter_of_the_text_encoder_learns(checkpoint):
-    """That includes the table of words, which has a gradient for the words of the text."""
+    """The embeddings of other words than the text's have no gradient, in rows of one parameter."""
     encoder = loaders.load_text_encoder(checkpoint("sd-2"))
     tokens = mx.array([[49406, 320, 49407]])
     assert (
-        find_without_gradient(encoder, lambda _: encode_text(tokens, encoder).square().sum())
+        find_parameters_without_gradient(
+            encoder, lambda _: encode_text(tokens, encoder).square().sum()
+        )
         == set()
     )
 
@@ -149,12 +160,14 @@ def test_every_parameter_of_the_autoencoder_learns(checkpoint):
         mean, logvar = autoencoder.encode(x)
         return autoencoder.decode(mean).square().sum() + logvar.square().sum()
 
-    # The bias of the keys moves all scores of a query by the same number: the softmax ignores it.
-    assert all(key.endswith("key_proj.bias") for key in find_without_gradient(autoencoder, loss))
+    # A bias of the keys adds the same to all scores of a query: softmax does not change.
+    assert all(
+        key.endswith("key_proj.bias") for key in find_parameters_without_gradient(autoencoder, loss)
+    )
 
 
 def test_only_one_layer_learns(checkpoint):
-    """Its weight has a gradient, although its input does not depend on a variable."""
+    """A layer learns if its weight is a variable, and its input is not."""
     unet, function, x = load_network("unet", checkpoint("sd-2"))
     unet.freeze()
     unet.mid_block.resnets[0].conv1.unfreeze(keys="weight")
@@ -165,7 +178,7 @@ def test_only_one_layer_learns(checkpoint):
 
 @pytest.mark.parametrize("bits", [None, 8])
 def test_a_lora_learns(checkpoint, bits, tmp_path):
-    """It learns with frozen weights, quantized ones too, as in training."""
+    """A LoRA beside frozen weights learns, also if they are quantized."""
     unet, function, x = load_network("unet", checkpoint("sd-2"))
     if bits is not None:
         nn.quantize(unet, 32, bits, class_predicate=lambda _, layer: _fits(layer))
@@ -176,7 +189,7 @@ def test_a_lora_learns(checkpoint, bits, tmp_path):
     down, up = (mx.array(random_normal(*shape)) for shape in ((4, dims), (dims, 4)))
     layer.query_proj = LoRALinear(base, down, up)
     base.freeze()
-    unlearned = find_without_gradient(unet, lambda _: function(x).square().sum())
+    unlearned = find_parameters_without_gradient(unet, lambda _: function(x).square().sum())
     assert unlearned == set()
 
 
@@ -191,13 +204,16 @@ def test_steps_of_training_lower_the_loss(checkpoint):
     for _ in range(3):
         loss, gradients = step(unet)
         losses.append(loss.item())
+        if len(losses) == 3:
+            break
         new = tree_map(lambda p, g: p - 1e-3 * g, unet.trainable_parameters(), gradients)
         unet.update(new)
+        mx.eval(unet.parameters())
     assert losses[0] > losses[1] > losses[2]
 
 
 def test_decoded_pictures_are_differentiable():
-    """Also large pictures, which otherwise are decoded in strips."""
+    """So are those that are otherwise decoded in strips."""
     sd = StableDiffusion("tiny")
     z = mx.array(random_normal(1, 2, 2, sd.config.autoencoder.latent_channels))
     for tiled in (None, True):

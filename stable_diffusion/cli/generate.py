@@ -1,14 +1,16 @@
-"""What the scripts do: load → embed the text → denoise → decode → save.
+"""Make the pictures of a run: load → embed the text → denoise → decode → save.
 
-The library is lazy; here things are evaluated, phase by phase, and what a phase was the last to
-need is dropped before the next begins.
+The library is lazy. Here things are evaluated, phase by phase, and what only earlier phases needed
+is freed before the next phase begins.
 """
 
-import argparse
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -19,237 +21,316 @@ from ..denoising import Denoising
 from ..device import cpu_kernels, memory
 from ..images.arrays import to_uint8
 from ..latent_preview import LinearDecoder
-from ..model_io.hub import announcements
-from ..model_io.loaders import load_model_config, open_model
-from ..model_io.sources import Source
+from ..model_io.loaders import open_model
+from ..model_io.model import Model, announcements
 from ..model_io.weight_files import STEMS
 from ..pipeline import StableDiffusion, pipeline_class
-from ..sampler.sampler import Sampler
-from .job import Batch, check_start_size, warn_of_no_guidance, warn_of_prompts
+from ..utils.atomic_files import remove_abandoned
+from .job import Batch, CompleteJob, check_start_size, warn_of_no_guidance, warn_of_prompts
+from .output.continuation import explain_continuation
+from .output.file_names import check_sizes
+from .output.picture_writer import PictureWriter
 from .output.preview import Preview
-from .plan import Plan, batches, make_plan
+from .plan import Plan, make_batches, make_plan
 from .ranks import Ranks
 from .recipe.record import Record
+from .settings import Settings
 from .terminal.console import say
-from .terminal.progress import Progress
+from .terminal.progress import BatchWork, Progress
 
-NETWORKS = {  # attributes of a model, in the order that they are needed in
+NETWORKS = {  # attributes of a pipeline, in the order in which they are needed
     "text_encoder": "text encoder",
     "text_encoder_1": "first text encoder",
     "text_encoder_2": "second text encoder",
     "unet": "UNet",
     "autoencoder": "VAE",
 }
-
-# Calls one of the library's generators.
-Start = Callable[[StableDiffusion, argparse.Namespace, Batch], Denoising]
+TEXT_ENCODERS = ("text_encoder", "text_encoder_1", "text_encoder_2")
 
 
-def generate(args: argparse.Namespace, start: Start, ranks: Ranks) -> None:
-    """Run all phases and write the output.
+@dataclass(frozen=True)
+class Run:
+    """What the phases of a run need.
 
-    The text of all batches comes first, so that the text encoders can go. Each batch is written
-    before the next is denoised.
+    Attributes:
+        settings: the command line.
+        progress: shows how far the run is.
+        jobs: the pictures to make.
+        sd: the model, with the LoRAs and textual inversions of the settings.
+        record: what the files say of how their pictures were made.
+    """
+
+    settings: Settings
+    progress: Progress
+    jobs: Sequence[CompleteJob]
+    sd: StableDiffusion
+    record: Record
+
+    @property
+    def starts_flat(self) -> bool:
+        """Whether there is a picture to start from, and it has one colour."""
+        start = self.settings.start
+        return start is not None and bool((start.pixels == start.pixels[0, 0]).all())
+
+    @property
+    def adapter_files(self) -> list[Path]:
+        """The files of LoRAs and textual inversions."""
+        loras = [file for file, _ in self.settings.lora]
+        return loras + [file for _, file in self.settings.embedding]
+
+    def read_networks(self, names: Iterable[str]) -> None:
+        """Read the weights of those networks that the model has."""
+        for name in names:
+            if hasattr(self.sd, name):
+                self.progress.read_network(NETWORKS[name], getattr(self.sd, name))
+
+    def read_decoder(self) -> None:
+        """Read the weights of the VAE's decoder."""
+        self.progress.read_network("VAE's decoder", self.sd.autoencoder.decoder)
+
+
+class StartedBatch(NamedTuple):
+    """A batch whose text and picture are encoded, and its latents."""
+
+    batch: Batch
+    latents: Denoising
+
+
+def generate(settings: Settings, ranks: Ranks) -> None:
+    """Make the pictures that the settings ask for, and write their files.
 
     Raises:
-        UsageError: an argument does not suit the model, or the files that there are.
-        OSError, ValueError: what the library raises, or results that are not finite, or
-            constant.
-        RankError: another rank failed.
+        UsageError: if an argument does not suit the model, or the files that exist.
+        OSError, ValueError: if the library raises one, or if a result is not finite, or constant.
+        RankError: if another rank failed.
     """
-    plan = make_plan(args, ranks)
+    plan = make_plan(settings, ranks)
+    writer = None
+    if plan.names is not None:
+        remove_abandoned([*plan.names.all_files, plan.names.preview])
+        writer = PictureWriter(plan.names, settings.n_rows)
     if not plan.jobs:
+        if writer is not None:
+            writer.finish()
         return
 
-    with _continuable(plan):
-        progress = Progress(args.verbose)
-        _make_all(plan, args, start, ranks, progress)
-        say(progress.summary(len(plan.jobs)))
+    with _explain_interruption(settings, plan, writer):
+        progress = Progress(settings.verbose)
+        _make_pictures(settings, plan, writer, ranks, progress)
+        say(progress.summarize(len(plan.jobs)))
 
 
-def _make_all(
-    plan: Plan, args: argparse.Namespace, start: Start, ranks: Ranks, progress: Progress
+@contextmanager
+def _explain_interruption(
+    settings: Settings, plan: Plan, writer: PictureWriter | None
+) -> Iterator[None]:
+    """Keep the finished pictures if the block is interrupted, and say how to make the rest."""
+    try:
+        yield
+    except KeyboardInterrupt as interruption:
+        if writer is not None and plan.names is not None:
+            with suppress(ValueError, OSError):  # the interruption is what matters
+                writer.finish()
+            names, n_finished = plan.names, writer.n_finished
+            interruption.args = (explain_continuation(settings, names, plan.jobs, n_finished),)
+        raise
+
+
+def _make_pictures(
+    settings: Settings,
+    plan: Plan,
+    writer: PictureWriter | None,
+    ranks: Ranks,
+    progress: Progress,
 ) -> None:
-    """Make and write the pictures of a plan, with the other ranks."""
-    source = open_model(args.model, vae=args.vae, prediction_type=args.prediction_type)
-    args.float16 = _use_float16(args)
-    for line in announcements(source, STEMS, args.float16):
-        say(line)
-    config = load_model_config(source)
-    jobs = [job.suited_to(config) for job in plan.jobs]
-    if plan.drawn_seed is not None:
-        say(f"Seed: {plan.drawn_seed}")
-    warn_of_no_guidance(jobs)
-    warn_of_prompts(jobs)
-    check_start_size(args, config)
+    """Make and write the pictures of a plan, together with the other ranks.
 
-    if plan.output is not None:
-        plan.output.check_sizes(jobs)
-
-    memory.limit_cache()
-    if cpu_kernels.needs_compiling():
-        say("Compiling the kernels for this processor, once …")
-    sd = _load(source, config, args, progress)
-    if plan.output is not None:
-        plan.output.record = Record(args, source)
-    shares = batches(jobs, plan.at_once, ranks.size)
-    with progress.phase("text and image encoding"):
-        _read(sd, progress, *(name for name in NETWORKS if name.startswith("text_encoder")))
-        own = shares[ranks.rank :: ranks.size]
-        started: deque[tuple[Batch, Denoising]] = deque()
-        for batch in own:
-            others = [latents for _, latents in started]
-            started.append((batch, _start(sd, args, batch, start, others)))
-        sd.free_text_encoders()
-    preview = _preview(sd, plan, args, progress)
+    The text of all batches is embedded first, so that the text encoders can be freed. Then each
+    batch is denoised, decoded and written before the next one is denoised.
+    """
+    run = _prepare_run(settings, plan, progress)
+    if writer is not None:
+        writer.record = run.record
+    batches = make_batches(run.jobs, plan.count_at_once, ranks.size)
+    started = _start_batches(run, batches[ranks.rank :: ranks.size])
+    preview = None if plan.names is None else _prepare_preview(run, plan.names.preview)
     if started:
-        with progress.phase("reading the UNet"):
-            _read(sd, progress, "unet")
-    with progress.of([(len(batch.jobs), len(latents)) for batch, latents in started]):
-        for i in range(0, len(shares), ranks.size):
-            made = ranks.gather(_make(sd, started, args, progress, preview))
-            if ranks.is_first:
-                for batch, images in zip(shares[i : i + ranks.size], made, strict=False):
-                    for job, image in zip(batch.jobs, images, strict=True):
-                        plan.output.add(job, image)
-    if ranks.is_first:
-        plan.output.finish()
+        with progress.measure("reading the UNet"):
+            run.read_networks(["unet"])
+    work = [BatchWork(len(each.batch.jobs), len(each.latents)) for each in started]
+    with progress.show_batches(work):
+        for i in range(0, len(batches), ranks.size):
+            made = ranks.gather(_make_next_batch(run, started, preview))
+            if writer is not None:
+                _write_batches(writer, batches[i : i + ranks.size], made)
+    if writer is not None:
+        writer.finish()
     if preview is not None:
         preview.remove()
 
 
-def _make(
-    sd: StableDiffusion,
-    started: deque[tuple[Batch, Denoising]],
-    args: argparse.Namespace,
-    progress: Progress,
-    preview: Preview | None,
-) -> Iterator[np.ndarray]:
-    """The pictures of the next batch, uint8 [H, W, 3]; none where there is none."""
-    if not started:
-        return
-    batch, latents = started.popleft()
-
-    def run(latents: Denoising) -> mx.array:
-        for step, x_t in enumerate(progress.steps(latents, len(batch.jobs)), 1):
-            if not overflow.is_finite(x_t):
-                break  # nor will what follows be
-            if preview is not None:
-                preview.show(step, len(latents), latents.estimate)
-        return x_t
-
-    with progress.phase("denoising"):
-        others = [other for _, other in started]
-        x_0 = overflow.denoised(sd, latents, run, others, _added(args))
-        del latents, others
-        if not started:
-            del sd.unet
-    with progress.phase("decoding"):
-        progress.read("VAE's decoder", sd.autoencoder.decoder)
-        for image in _decode(sd, x_0, args):
-            yield image
-            progress.finished()
+def _prepare_run(settings: Settings, plan: Plan, progress: Progress) -> Run:
+    """Open the model, check that everything suits it, and load it; weights are read later."""
+    model = open_model(settings.model, vae=settings.vae, prediction_type=settings.prediction_type)
+    float16 = _choose_precision(settings)
+    for line in announcements(model, STEMS, float16):
+        say(line)
+    jobs = _complete_jobs(settings, plan, model.config)
+    memory.limit_cache()
+    if cpu_kernels.needs_compiling():
+        say("Compiling the kernels for this processor, once …")
+    sd = _load(settings, model, float16)
+    run = Run(settings, progress, jobs, sd, Record(settings, model, float16))
+    if settings.preload_models:
+        with progress.measure("loading"):
+            run.read_networks(NETWORKS)
+    return run
 
 
-@contextmanager
-def _continuable(plan: Plan) -> Iterator[None]:
-    """Where it is interrupted, keep the pictures that are finished, and say how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt as interruption:
-        if plan.output is not None:
-            with suppress(ValueError, OSError):  # what would come is more telling
-                plan.output.finish()
-            interruption.args = (plan.output.how_to_continue(plan.jobs),)
-        raise
-
-
-def _load(
-    source: Source, config: ModelConfig, args: argparse.Namespace, progress: Progress
-) -> StableDiffusion:
-    """The model with all that is asked to be added to it."""
-    sd = pipeline_class(config)(source, args.float16, args.sampler, schedule=args.schedule)
-    if args.quantize:
-        sd.quantize()
-    for file, scale in args.lora:
-        sd.load_lora(file, scale)
-    for name, file in args.embedding:
-        sd.load_embedding(name, file)
-    if args.preload_models:
-        with progress.phase("loading"):
-            _read(sd, progress, *NETWORKS)
-    return sd
-
-
-def _read(sd: StableDiffusion, progress: Progress, *names: str) -> None:
-    """Read the weights of those networks that the model has."""
-    for name in names:
-        if hasattr(sd, name):
-            progress.read(NETWORKS[name], getattr(sd, name))
-
-
-def _preview(
-    sd: StableDiffusion, plan: Plan, args: argparse.Namespace, progress: Progress
-) -> Preview | None:
-    """What shows the pictures in the making, where that is asked for; the first rank's only."""
-    if args.preview is None or plan.output is None:
-        return None
-
-    def decode(x: mx.array) -> np.ndarray:
-        return np.stack(list(_decode(sd, x, args)))
-
-    with progress.phase("preparing previews"):
-        progress.read("VAE's decoder", sd.autoencoder.decoder)
-        if not args.preview_vae:
-            config = sd.config.autoencoder
-            decode = LinearDecoder(sd.decode, config.latent_channels, config.factor)
-    return Preview(plan.output.preview, args.preview, args.n_rows, decode)
-
-
-def _start(
-    sd: StableDiffusion,
-    args: argparse.Namespace,
-    batch: Batch,
-    start: Start,
-    others: list[Denoising],
-) -> Denoising:
-    """A batch, with its text and its picture encoded; `others` have begun before."""
-    first = batch.jobs[0]
-    sd.sampler = Sampler.for_model(sd.diffusion_config, first.sampler, first.schedule)
-    return overflow.started(
-        sd, lambda: start(sd, args, batch), others, _added(args), is_flat=_starts_flat(args)
-    )
-
-
-def _starts_flat(args: argparse.Namespace) -> bool:
-    """Return whether the picture to start from is of one colour."""
-    image = getattr(args, "image", None)
-    return image is not None and bool((image == image[0, 0]).all())
-
-
-def _added(args: argparse.Namespace) -> list[Path]:
-    """The files of LoRAs and learned words."""
-    return [*(file for file, _ in args.lora), *(file for _, file in args.embedding)]
-
-
-def _use_float16(args: argparse.Namespace) -> bool:
-    """What was asked for; else half precision wherever the device computes in it."""
-    if args.float16 is not None:
-        return args.float16
+def _choose_precision(settings: Settings) -> bool:
+    """Return whether to use half precision: as asked, or else if the device computes in it."""
+    if settings.float16 is not None:
+        return settings.float16
     if mx.default_device().type == mx.gpu:
         return True
-    say("Computing in float32, as a CPU is fastest (--float16 stores the weights in half).")
+    say("Computing in float32, which is fastest on a CPU (--float16 stores the weights in half).")
     return False
 
 
-def _decode(sd: StableDiffusion, x_0: mx.array, args: argparse.Namespace) -> Iterator[np.ndarray]:
-    """Pictures, uint8 [H, W, 3], decoded a few at a time."""
-    spares_memory = memory.is_memory_short() if args.low_memory is None else args.low_memory
-    tiled = True if args.tiled or spares_memory else None  # None: by size
-    is_flat = _starts_flat(args)
-    for i in range(0, len(x_0), args.decoding_batch_size):
-        batch = overflow.decoded(sd, x_0[i : i + args.decoding_batch_size], tiled, is_flat=is_flat)
-        for image in to_uint8(np.array(batch)):
+def _complete_jobs(settings: Settings, plan: Plan, config: ModelConfig) -> list[CompleteJob]:
+    """Return the jobs with the model's defaults; check that all suits the model and the files.
+
+    Raises:
+        UsageError: if something does not.
+    """
+    jobs = [job.with_defaults(config) for job in plan.jobs]
+    if plan.drawn_seed is not None:
+        say(f"Seed: {plan.drawn_seed}")
+    warn_of_no_guidance(jobs)
+    warn_of_prompts(jobs)
+    check_start_size(settings.start, config)
+    if plan.names is not None:
+        check_sizes(plan.names, jobs, settings.n_rows)
+    return jobs
+
+
+def _load(settings: Settings, model: Model, float16: bool) -> StableDiffusion:
+    """Return the model with the LoRAs and textual inversions of the settings."""
+    sd = pipeline_class(model.config)(model, float16)
+    if settings.quantize:
+        sd.quantize()
+    for file, scale in settings.lora:
+        sd.load_lora(file, scale)
+    for name, file in settings.embedding:
+        sd.load_embedding(name, file)
+    return sd
+
+
+def _start_batches(run: Run, batches: Sequence[Batch]) -> deque[StartedBatch]:
+    """Encode the text and picture of these batches, and free the text encoders."""
+    started: deque[StartedBatch] = deque()
+    with run.progress.measure("text and image encoding"):
+        run.read_networks(TEXT_ENCODERS)
+        for batch in batches:
+            latents = overflow.start_checked(
+                run.sd,
+                partial(_call_generator, run.sd, run.settings, batch),
+                others=[each.latents for each in started],
+                adapter_files=run.adapter_files,
+                is_flat=run.starts_flat,
+            )
+            started.append(StartedBatch(batch, latents))
+        run.sd.free_text_encoders()
+    return started
+
+
+def _call_generator(sd: StableDiffusion, settings: Settings, batch: Batch) -> Denoising:
+    """Call the library's generator for a batch."""
+    if settings.start is None or batch.strength is None:  # they are given together
+        size = batch.latent_size(sd.config.autoencoder.factor)
+        return sd.generate_latents(latent_size=size, **batch.options)
+    return sd.generate_latents_from_image(
+        settings.start.pixels, strength=batch.strength, **batch.options
+    )
+
+
+def _prepare_preview(run: Run, path: Path) -> Preview | None:
+    """Return the preview if it is asked for; read or fit what decodes it."""
+    settings, sd = run.settings, run.sd
+    if settings.preview is None:
+        return None
+    decode: Callable[[mx.array], np.ndarray]
+    with run.progress.measure("preparing previews"):
+        run.read_decoder()
+        if settings.preview_vae:
+            decode = partial(_decode_all, run)
+        else:
+            config = sd.config.autoencoder
+            decode = LinearDecoder(sd.decode, config.latent_channels, config.factor)
+    return Preview(path, settings.preview, settings.n_rows, decode)
+
+
+def _make_next_batch(
+    run: Run, started: deque[StartedBatch], preview: Preview | None
+) -> Iterator[np.ndarray]:
+    """Yield the pictures of the next batch, uint8 [H, W, 3], if there is one."""
+    if not started:
+        return
+    batch, latents = started.popleft()
+    with run.progress.measure("denoising"):
+        x_0 = overflow.denoise_checked(
+            run.sd,
+            latents,
+            lambda latents: _run_steps(run, latents, len(batch.jobs), preview),
+            others=[each.latents for each in started],
+            adapter_files=run.adapter_files,
+        )
+        del latents
+        if not started:
+            del run.sd.unet
+    with run.progress.measure("decoding"):
+        run.read_decoder()
+        for picture in _decode(run, x_0):
+            yield picture
+            run.progress.count_decoded()
+
+
+def _run_steps(run: Run, latents: Denoising, n_pictures: int, preview: Preview | None) -> mx.array:
+    """Run the steps of a batch, show previews of it, and return the last latents."""
+    for step, x_t in enumerate(run.progress.run_steps(latents, n_pictures), 1):
+        if not overflow.is_finite(x_t):
+            break  # later steps would not be finite either
+        if preview is not None:
+            preview.show(step, len(latents), latents.estimate)
+    return x_t
+
+
+def _decode(run: Run, x_0: mx.array) -> Iterator[np.ndarray]:
+    """Yield the pictures of latents, uint8 [H, W, 3], decoded a few at a time."""
+    settings = run.settings
+    spares_memory = settings.low_memory
+    if spares_memory is None:
+        spares_memory = memory.is_memory_short()
+    tiled = True if settings.tiled or spares_memory else None  # None: if the picture is large
+    is_flat = run.starts_flat
+    for i in range(0, len(x_0), settings.decoding_batch_size):
+        some = x_0[i : i + settings.decoding_batch_size]
+        decoded = overflow.decode_checked(run.sd, some, tiled, is_flat=is_flat)
+        for picture in to_uint8(np.array(decoded)):
             if not is_flat:
-                overflow.warn_of_blank(image)
-            yield image
+                overflow.warn_of_blank(picture)
+            yield picture
+
+
+def _decode_all(run: Run, x_0: mx.array) -> np.ndarray:
+    """Return the pictures of latents, uint8 [B, H, W, 3]."""
+    return np.stack(list(_decode(run, x_0)))
+
+
+def _write_batches(
+    writer: PictureWriter, batches: Sequence[Batch], made: Sequence[Iterable[np.ndarray]]
+) -> None:
+    """Write the pictures that each rank made of its batch; the last batches may be fewer."""
+    for batch, pictures in zip(batches, made, strict=False):
+        for job, picture in zip(batch.jobs, pictures, strict=True):
+            writer.add(job, picture)

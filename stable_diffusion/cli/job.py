@@ -1,36 +1,43 @@
-"""What is to be made: one `Job` a picture, and which of them are made at once."""
+"""What to make: one `Job` for each picture, and which pictures are made together."""
 
-import argparse
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..conditioning import warn_of_syntax
 from ..config.model import ModelConfig
-from ..images.arrays import MAX_PIXELS, MULTIPLE, similar_size
+from ..images.arrays import MAX_PIXELS, MULTIPLE, find_similar_size
 from ..sampler.sampler import Sampler
+from .settings import Settings, StartPicture
 
-# How many times as many pixels as a model is made for a picture to start from may have by itself:
-# from the first on pictures get odd and take long, from the second on steps take minutes, unless
-# there are few pixels in all, as with the embedded model.
-LARGE, TOO_LARGE = 2, 8
+# How many times the pixels that a model is made for a picture to start from may have if the user
+# gives no size. Above the first factor things are drawn twice and steps are slow; above the second
+# a step takes minutes, unless the picture has few pixels in all (the embedded model is small).
+MAX_USUAL_FACTOR, MAX_FACTOR = 2, 8
 FEW_PIXELS = 1024 * 1024
 
 
 class UsageError(ValueError):
-    """An argument that does not suit the model, or the others."""
+    """An argument that does not suit the model or the other arguments."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture. What is None is as the model says; `suited_to` fills it in."""
+    """One picture, as the user asks for it. `with_defaults` replaces the values that are None.
+
+    The fields are those of `settings.Request` and mean the same, except that a job has one picture
+    and always a seed.
+
+    Attributes:
+        index: the number of the picture among all pictures of the run, from 1.
+    """
 
     prompt: str
     seed: int
     negative_prompt: str = ""
-    width: int | None = None  # pixels
+    width: int | None = None
     height: int | None = None
     steps: int | None = None
     cfg: float | None = None
@@ -40,36 +47,27 @@ class Job:
     long_prompt: bool = False
     prompt_weights: bool = False
     clip_skip: int = 0
-    strength: float | None = None  # of a picture that starts from another
-    index: int = 1  # which of all the pictures that are asked for it is
-    file: str | None = None  # its name in the folder of the output, where it has one of its own
-    where: str = ""  # it is asked for: the line of a prompts file, as errors start
+    strength: float | None = None
+    index: int = 1
+    file: str | None = None
+    where: str = ""
 
-    @property
-    def settings(self) -> "Job":
-        """What pictures that are made at once have in common."""
-        alone = replace(self, seed=0, index=0, file=None, where="")
-        if self.long_prompt:  # a batch would give all texts the windows of the longest
-            return alone
-        return replace(alone, prompt="", negative_prompt="")
-
-    def suited_to(self, config: ModelConfig) -> "Job":
-        """The job with the model's defaults where it does not say.
+    def with_defaults(self, config: ModelConfig) -> "CompleteJob":
+        """Return the job with the model's defaults in place of None.
 
         Raises:
-            UsageError: what it asks for, the model has not.
+            UsageError: if the model cannot do what the job asks for.
         """
         factor = config.autoencoder.factor
-        for option in ("width", "height"):
-            pixels = getattr(self, option)
+        for option, pixels in (("width", self.width), ("height", self.height)):
             if pixels is not None and pixels % factor:
                 raise UsageError(
                     f"{self.where}--{option} must be a multiple of {factor}, got {pixels}"
                 )
-        most = config.most_clip_skip
-        if self.clip_skip > most:
+        max_clip_skip = config.most_clip_skip
+        if self.clip_skip > max_clip_skip:
             raise UsageError(
-                f"{self.where}--clip-skip must be from 0 to {most} for this model, "
+                f"{self.where}--clip-skip must be from 0 to {max_clip_skip} for this model, "
                 f"got {self.clip_skip}"
             )
         try:
@@ -79,38 +77,55 @@ class Job:
             sampler.schedule(steps)
         except ValueError as error:
             raise UsageError(f"{self.where}{error}") from None
-        width, height = defaults.size if self.width is None else (self.width, self.height)
-        cfg = defaults.guidance if self.cfg is None else self.cfg
-        return replace(
-            self,
-            sampler=sampler.name,
-            schedule=sampler.schedule_name,
-            steps=steps,
-            cfg=cfg,
-            width=width,
-            height=height,
-        )
+        chosen = {
+            "width": defaults.size.width if self.width is None else self.width,
+            "height": defaults.size.height if self.height is None else self.height,
+            "steps": steps,
+            "cfg": defaults.guidance if self.cfg is None else self.cfg,
+            "sampler": sampler.name,
+            "schedule": sampler.schedule_name,
+        }
+        return CompleteJob(**vars(self) | chosen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompleteJob(Job):
+    """One picture with everything that is needed to make it."""
+
+    width: int
+    height: int
+    steps: int
+    cfg: float
+    sampler: str
+
+    @property
+    def batch_key(self) -> "CompleteJob":
+        """Return the part of the job that is the same for all pictures of a batch."""
+        key = replace(self, seed=0, index=0, file=None, where="")
+        if self.long_prompt:  # in a batch every text would get as many windows as the longest
+            return key
+        return replace(key, prompt="", negative_prompt="")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Jobs that are made at once: they have the same settings."""
+    """Jobs that are made together: they have the same `batch_key`."""
 
-    jobs: Sequence[Job]
+    jobs: Sequence[CompleteJob]
 
     @property
     def strength(self) -> float | None:
-        """How far to go from the picture to start from, if there is one."""
+        """Return how far to go from the picture to start from, 0 to 1; None without one."""
         return self.jobs[0].strength
 
     def latent_size(self, factor: int) -> tuple[int, int]:
-        """Height and width in latents, of a VAE with this factor."""
+        """Return (height, width) of the latents, for a VAE that scales by `factor`."""
         job = self.jobs[0]
         return job.height // factor, job.width // factor
 
     @property
     def options(self) -> dict[str, Any]:
-        """The arguments that both of the library's generators take."""
+        """Return the arguments that both generators of the library take, by name."""
         job = self.jobs[0]
         return {
             "text": [job.prompt for job in self.jobs],
@@ -123,49 +138,59 @@ class Batch:
             "long_prompt": job.long_prompt,
             "prompt_weights": job.prompt_weights,
             "clip_skip": job.clip_skip,
+            "sampler": job.sampler,
+            "schedule": job.schedule,
         }
 
 
-def jobs_of(args: argparse.Namespace) -> list[Job]:
-    """All pictures that the command line asks for, in order."""
+def make_jobs(settings: Settings, seed: int) -> list[Job]:
+    """Return a job for each picture that is asked for, in order.
+
+    Args:
+        seed: the seed of the first picture of a request that gives none.
+    """
     jobs: list[Job] = []
-    for request in args.requests:
-        names = Job.__dataclass_fields__.keys() - {"seed", "index"}
-        options = {name: getattr(request, name) for name in names if name in request}
-        if "image" in args:
-            options["height"], options["width"], _ = args.image.shape
+    for request in settings.requests:
+        options = {
+            field.name: getattr(request, field.name)
+            for field in fields(Job)
+            if field.name not in ("seed", "index")
+        }
+        if settings.start is not None:
+            options["height"], options["width"], _ = settings.start.pixels.shape
+        first_seed = seed if request.seed is None else request.seed
         jobs += [
-            Job(seed=request.seed + i, index=len(jobs) + i + 1, **options)
+            Job(seed=first_seed + i, index=len(jobs) + i + 1, **options)
             for i in range(request.n_images)
         ]
     return jobs
 
 
-def check_start_size(args: argparse.Namespace, config: ModelConfig) -> None:
-    """Warn of a picture to start from that is large for the model, and refuse what is too large.
+def check_start_size(start: StartPicture | None, config: ModelConfig) -> None:
+    """Check that the picture to start from is not too large; warn if it is large for the model.
 
-    Nothing is said of a size that the user gives.
+    A size that the user gives is not checked.
 
     Raises:
-        UsageError: it is too large.
+        UsageError: if the picture is too large.
     """
-    size = getattr(args, "image_size", None)
-    if size is None:
+    if start is None or start.own_size is None:
         return
+    own_size = start.own_size
     width, height = config.defaults.size
     usual = width * height
-    n_pixels = math.prod(side - side % MULTIPLE for side in size)  # that are drawn
-    if n_pixels <= LARGE * usual:
+    n_pixels = math.prod(side - side % MULTIPLE for side in own_size)  # those that are drawn
+    if n_pixels <= MAX_USUAL_FACTOR * usual:
         return
-    # Proportions need steps much smaller than the sides.
+    # Sides of a small picture must be rounded more finely, or its proportions change.
     multiple = MULTIPLE if min(width, height) >= 4 * MULTIPLE else config.autoencoder.factor
-    fitting = similar_size(size, usual, multiple)
+    fitting = find_similar_size(own_size, usual, multiple)
     about = (
-        f"{args.image_file} has {size[0]}x{size[1]} pixels, some {n_pixels / usual:.0f} times as "
-        f"many as the model is made for ({width}x{height})"
+        f"{start.file} has {own_size[0]}x{own_size[1]} pixels, some {n_pixels / usual:.0f} times "
+        f"as many as the model is made for ({width}x{height})"
     )
     options = "--width {} --height {}".format(*fitting)
-    if n_pixels > MAX_PIXELS or n_pixels > max(TOO_LARGE * usual, FEW_PIXELS):
+    if n_pixels > MAX_PIXELS or n_pixels > max(MAX_FACTOR * usual, FEW_PIXELS):
         raise UsageError(f"{about}: add {options}, or another --width and --height to bring it to")
     warnings.warn(
         f"{about}: it takes long, and things may come out twice; {options} suits the model",
@@ -173,23 +198,23 @@ def check_start_size(args: argparse.Namespace, config: ModelConfig) -> None:
     )
 
 
-def warn_of_no_guidance(jobs: Iterable[Job]) -> None:
-    """Tell of what has no effect on these jobs, suited to a model, as they have no guidance."""
+def warn_of_no_guidance(jobs: Iterable[CompleteJob]) -> None:
+    """Warn of options that have no effect because their jobs have no guidance."""
     unguided = [job for job in jobs if job.cfg <= 1]
     options = {
         "--negative_prompt": any(job.negative_prompt for job in unguided),
         "--guidance-rescale": any(job.guidance_rescale for job in unguided),
     }
-    if asked := [option for option, is_asked in options.items() if is_asked]:
+    if given := [option for option, is_given in options.items() if is_given]:
         warnings.warn(
-            f"there is no guidance for {' and '.join(asked)} to work through: give --cfg more "
+            f"there is no guidance for {' and '.join(given)} to work through: give --cfg more "
             "than 1",
             stacklevel=2,
         )
 
 
-def warn_of_prompts(jobs: Iterable[Job]) -> None:
-    """Tell of what these jobs' prompts have in them that is only text here, and in which line."""
+def warn_of_prompts(jobs: Iterable[CompleteJob]) -> None:
+    """Warn of syntax in the jobs' prompts that has no meaning here, and name the line."""
     for weigh in (False, True):
         texts: dict[str, str] = {}
         for job in jobs:

@@ -1,79 +1,104 @@
 """The programs: from a command line to an exit status."""
 
 import argparse
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TextIO
 
+from ..overflow import Fault, FaultyResultError, RecomputeWarning
 from ..utils.wording import PromptWarning, describe_error
 from .arguments import parse
-from .generate import Start, generate
+from .generate import generate
 from .job import UsageError
-from .ranks import RankError, launched_ranks
-from .terminal.console import warn, with_lasting_streams
-from .terminal.signals import interruptible, status_of
+from .ranks import RankError, find_ranks
+from .settings import Settings
+from .terminal.console import run_with_safe_streams, warn
+from .terminal.signals import handle_signals, interrupted_status
 
-WRONG_USAGE, FAILED = 2, 1  # exit statuses
+SUCCEEDED, FAILED, WRONG_USAGE = 0, 1, 2  # exit statuses
+
+# The scripts, by the names of the commands that do the same; see pyproject.toml.
+COMMANDS = {"mlx-txt2image": "txt2image.py", "mlx-image2image": "image2image.py"}
 
 TOO_LITTLE_MEMORY = (
     "there is too little memory: try -q, --low-memory, fewer pictures or smaller ones"
 )
 
-# What errors of MLX mean, by a part of them.
+# What to say instead of an error of MLX, by a part of it.
 MLX_ERRORS = {
     "[read]": "a weight file changed while it was read: get it again",
     "malloc": TOO_LITTLE_MEMORY,
     "Cannot allocate memory": TOO_LITTLE_MEMORY,
-    "Resource temporarily unavailable": TOO_LITTLE_MEMORY,  # for one more thread
+    "Resource temporarily unavailable": TOO_LITTLE_MEMORY,  # for another thread
     "start new thread": TOO_LITTLE_MEMORY,
 }
 
+# What to try if a result is faulty, though no weight is damaged.
+FAULT_ADVICE = {
+    Fault.NOT_FINITE: "try another --sampler, a smaller --cfg, or less of --lora",
+    Fault.CONSTANT: (
+        "the memory may not be enough: try smaller pictures, --low-memory or -q; if that does not "
+        "help, the model may be damaged"
+    ),
+}
+FLOAT16_ADVICE = "--no-float16 avoids this"
+
 
 def txt2image(argv: list[str] | None = None) -> int:
-    """Make pictures of a text, as `txt2image.py` does; return the exit status."""
-    return main(
-        lambda: parse.parse(parse.txt2image_parser(), argv),
-        lambda sd, args, batch: sd.generate_latents(
-            latent_size=batch.latent_size(sd.config.autoencoder.factor), **batch.options
-        ),
-    )
+    """Make pictures of a text, as `txt2image.py` does, and return the exit status.
+
+    Args:
+        argv: the arguments after the program's name; None for those of this process.
+    """
+    return run_program(lambda: parse.parse(_name_examples(parse.txt2image_parser()), argv))
 
 
 def image2image(argv: list[str] | None = None) -> int:
-    """Make pictures that start from a picture, as `image2image.py` does; return the exit status."""
-    return main(
-        lambda: parse.parse(parse.image2image_parser(), argv),
-        lambda sd, args, batch: sd.generate_latents_from_image(
-            args.image, strength=batch.strength, **batch.options
-        ),
-    )
+    """Make pictures that start from a picture, as `image2image.py` does; see `txt2image`."""
+    return run_program(lambda: parse.parse(_name_examples(parse.image2image_parser()), argv))
 
 
-def main(parse_arguments: Callable[[], argparse.Namespace], start: Start) -> int:
-    """Make the pictures that the arguments ask for; `start` begins a batch of them.
+def run_program(read_settings: Callable[[], Settings]) -> int:
+    """Make the pictures that the settings ask for, and return the exit status.
 
-    Returns the exit status; see `exit_status`.
+    Args:
+        read_settings: reads the command line; it may end the program.
     """
-    ranks = launched_ranks()
+    ranks = find_ranks()
 
     def work() -> int:
-        return exit_status(lambda: generate(parse_arguments(), start, ranks))
+        return report_errors(lambda: generate(read_settings(), ranks))
 
-    return with_lasting_streams(lambda: ranks.together(work))
+    return run_with_safe_streams(lambda: ranks.run_together(work))
 
 
-def exit_status(work: Callable[[], None]) -> int:
-    """Do the work of a program; warnings and known errors become lines on standard error."""
+def _name_examples(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Let the examples of --help start the program in the way that it was started."""
+    command = Path(sys.argv[0]).name
+    if command in COMMANDS and parser.epilog is not None:
+        parser.epilog = parser.epilog.replace(f"python {COMMANDS[command]}", command)
+    return parser
+
+
+def report_errors(work: Callable[[], None]) -> int:
+    """Do the work of a program, and return its exit status.
+
+    Warnings and known errors become lines on standard error.
+    """
     try:
-        with _warnings_as_lines(), interruptible():
+        with _print_warnings(), handle_signals():
             work()
     except UsageError as error:
         return _fail(error, WRONG_USAGE)
+    except FaultyResultError as error:
+        return _fail(_add_advice(error), FAILED)
     except (ValueError, OSError) as error:
         return _fail(describe_error(error), FAILED)
     except RankError as error:
-        return error.status  # that rank says why
+        return error.status  # that rank prints the error
     except MemoryError:
         return _fail(TOO_LITTLE_MEMORY, FAILED)
     except RuntimeError as error:
@@ -82,24 +107,35 @@ def exit_status(work: Callable[[], None]) -> int:
             raise
         return _fail(explained[0], FAILED)
     except KeyboardInterrupt as interruption:
-        return _fail(": ".join(["interrupted", *interruption.args]), status_of(interruption))
-    return 0
+        status = interrupted_status(interruption)
+        return _fail(": ".join(["interrupted", *interruption.args]), status)
+    return SUCCEEDED
 
 
 @contextmanager
-def _warnings_as_lines() -> Iterator[None]:
-    """Show this package's warnings without the place in the code that they come from.
+def _print_warnings() -> Iterator[None]:
+    """Print warnings inside the block as lines, without the place in the code they come from.
 
-    Of those of prompts each topic once, however many prompts and batches there are.
+    A warning about prompts is printed once for each topic, however many prompts there are.
     """
     topics = set()
 
-    def show(message: Warning | str, *_: Any) -> None:
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
         if isinstance(message, PromptWarning):
             if message.topic in topics:
                 return
             topics.add(message.topic)
-        warn(f"warning: {message}")
+        advice = ""
+        if isinstance(message, RecomputeWarning) and message.gives_up_float16:
+            advice = f" ({FLOAT16_ADVICE})"
+        warn(f"warning: {message}{advice}")
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
@@ -107,6 +143,12 @@ def _warnings_as_lines() -> Iterator[None]:
         yield
 
 
+def _add_advice(error: FaultyResultError) -> str:
+    """Return what the error says, and which options may help."""
+    return str(error) if error.damaged else f"{error}: {FAULT_ADVICE[error.fault]}"
+
+
 def _fail(error: object, status: int) -> int:
+    """Print an error, and return the exit status."""
     warn(f"error: {error}")
     return status

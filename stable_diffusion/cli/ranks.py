@@ -1,7 +1,8 @@
-"""Several processes that make the pictures of one call: the ranks that `mlx.launch` starts.
+"""Let several processes make the pictures of one call: the ranks that `mlx.launch` starts.
 
-All of them run the same program. The first one names, writes and reports; the others hand it their
-pictures, and are silent. A rank that fails says so where the others wait for it, and all end.
+All of them run the same program. The first one names and writes the files and prints; the others
+send it their pictures, and print nothing. A rank that fails says so when the others wait for it
+next, and all end.
 """
 
 import io
@@ -15,13 +16,18 @@ from functools import cache
 import mlx.core as mx
 import numpy as np
 
-# What launchers tell the processes they start: mlx.launch, and two kinds of MPI.
+# Variables that launchers set for the processes they start: mlx.launch, and two kinds of MPI.
 LAUNCHERS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
-WELL, FAILED = 0, 1  # exit statuses
+SUCCEEDED, FAILED = 0, 1  # exit statuses
 
 
 class RankError(Exception):
-    """A rank has failed: the first that did, and its exit status."""
+    """A rank has failed.
+
+    Attributes:
+        rank: the first rank that failed.
+        status: its exit status.
+    """
 
     def __init__(self, rank: int, status: int):
         super().__init__(f"rank {rank} failed with status {status}")
@@ -39,23 +45,24 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the rank that names, writes and reports."""
+        """Whether this is the rank that names and writes the files and prints."""
         return self.rank == 0
 
-    def together(self, work: Callable[[], int]) -> int:
-        """Do `work`, and return its exit status, or that of the first rank that failed.
+    def run_together(self, work: Callable[[], int]) -> int:
+        """Do `work`; return its exit status, or that of the first rank that failed.
 
-        Only the first rank is heard, or, of another that failed, the last line.
+        Only the first rank prints; if another one fails, it prints its last line.
         """
         if self.size == 1:
             return work()
-        said = io.StringIO()
-        stdout, stderr = (sys.stdout, sys.stderr) if self.is_first else (io.StringIO(), said)
+        output = io.StringIO()
+        stdout, stderr = (sys.stdout, sys.stderr) if self.is_first else (io.StringIO(), output)
         with redirect_stdout(stdout), redirect_stderr(stderr):
             try:
                 status = work()
-            except SystemExit as stop:  # argparse's
-                status = stop.code
+            except SystemExit as stop:  # argparse raises it
+                code = SUCCEEDED if stop.code is None else stop.code
+                status = code if isinstance(code, int) else FAILED
             except Exception:
                 self._end(FAILED)
                 raise
@@ -63,12 +70,12 @@ class Ranks:
         if failed is None:
             return status
         if failed.rank == self.rank and not self.is_first:
-            *_, line = ["", *said.getvalue().splitlines()]
+            *_, line = ["", *output.getvalue().splitlines()]
             print(f"rank {self.rank}: {line}", file=sys.stderr, flush=True)
         return failed.status
 
     def share(self, numbers: Sequence[int]) -> list[int]:
-        """The first rank's numbers, in place of as many others.
+        """Return the first rank's numbers; the others give as many, which are not used.
 
         Raises:
             RankError, ConnectionError: see `meet`.
@@ -76,47 +83,59 @@ class Ranks:
         self.meet()
         return self._gather(np.array(numbers, np.int64))[0].tolist()
 
-    def least(self, number: int) -> int:
-        """The smallest of all ranks' numbers."""
+    def share_smallest(self, number: int) -> int:
+        """Return the smallest of all ranks' numbers.
+
+        Raises:
+            RankError, ConnectionError: see `meet`.
+        """
         self.meet()
         return int(self._gather(np.array(number, np.int64)).min())
 
     def require_same(self, what: object, complaint: str) -> None:
-        """Raise ValueError where `what` is not, as `repr` says it, the same on all ranks."""
+        """Check that `what` has the same `repr` on all ranks.
+
+        Raises:
+            ValueError: if it does not; the message has the rank and the complaint.
+            RankError, ConnectionError: see `meet`.
+        """
         self.meet()
         sums = self._gather(np.array(zlib.crc32(repr(what).encode()), np.int64))
         others = np.flatnonzero(sums != sums[0])
         if len(others):
             raise ValueError(f"rank {others[0]} was {complaint}")
 
-    def gather(self, images: Iterable[np.ndarray]) -> Sequence[Iterable[np.ndarray]]:
-        """The pictures of each rank, uint8 [H, W, 3]; there may be none of a rank.
+    def gather(self, pictures: Iterable[np.ndarray]) -> Sequence[Iterable[np.ndarray]]:
+        """Return the pictures of each rank, uint8 [H, W, 3]; a rank may have none.
 
-        One rank alone has its pictures as they come.
+        A single process gets its own pictures one by one, as they are made.
 
         Raises:
             RankError, ConnectionError: see `meet`.
         """
         if self.size == 1:
-            return [images]
-        images = list(images)
-        images = np.stack(images) if images else np.zeros((0, 0, 0, 3), np.uint8)  # [B, H, W, 3]
+            return [pictures]
+        made = list(pictures)
+        stacked = np.stack(made) if made else np.zeros((0, 0, 0, 3), np.uint8)  # [B, H, W, 3]
         self.meet()
-        shapes = self._gather(np.array(images.shape, np.int64))  # [ranks, 4]
+        shapes = self._gather(np.array(stacked.shape, np.int64))  # [ranks, 4]
         sizes = shapes.prod(axis=1)
         padded = np.zeros(sizes.max(), np.uint8)
-        padded[: images.size] = images.reshape(-1)
+        padded[: stacked.size] = stacked.reshape(-1)
         rows = self._gather(padded)
         return [
             row[:size].reshape(shape) for row, size, shape in zip(rows, sizes, shapes, strict=True)
         ]
 
-    def meet(self, status: int = WELL) -> None:
-        """Wait for the other ranks; `status` is not `WELL` where this one has failed.
+    def meet(self, status: int = SUCCEEDED) -> None:
+        """Wait for the other ranks.
+
+        Args:
+            status: not `SUCCEEDED` if this rank has failed.
 
         Raises:
-            RankError: a rank has failed.
-            ConnectionError: one is gone.
+            RankError: if a rank has failed.
+            ConnectionError: if a rank has disappeared.
         """
         statuses = self._gather(np.array(status, np.int64))
         failed = np.flatnonzero(statuses)
@@ -125,7 +144,7 @@ class Ranks:
             raise RankError(int(failed[0]), int(statuses[failed[0]]))
 
     def _end(self, status: int) -> RankError | None:
-        """Tell the others how this rank ended; the first that failed, if any is known of."""
+        """Tell the others how this rank ended; return the first that failed, if one is known."""
         try:
             if not self._has_ended:
                 self.meet(status)
@@ -136,7 +155,11 @@ class Ranks:
         return None
 
     def _gather(self, x: np.ndarray) -> np.ndarray:
-        """`x` of all ranks, which have the same shape: [ranks, …]."""
+        """Return `x` of all ranks, [ranks, …]; it has the same shape on each.
+
+        Raises:
+            ConnectionError: if a rank has disappeared.
+        """
         if self.size == 1:
             return x[None]
         try:
@@ -147,12 +170,16 @@ class Ranks:
 
 
 @cache
-def launched_ranks() -> Ranks:
-    """The ranks that this process was started with: itself alone, but for a launcher."""
+def find_ranks() -> Ranks:
+    """Return the ranks that this process was started with; without a launcher it is alone.
+
+    Raises:
+        SystemExit: if the ranks cannot connect to each other.
+    """
     if not any(name in os.environ for name in LAUNCHERS):
-        return Ranks()  # without a look at what MPI may be installed
+        return Ranks()  # without trying an MPI that may be installed
     try:
         group = mx.distributed.init()
     except (RuntimeError, ValueError) as error:
-        raise SystemExit(f"error: the ranks do not find each other: {error}") from None
+        raise SystemExit(f"error: the ranks cannot connect to each other: {error}") from None
     return Ranks(group.rank(), group.size())

@@ -1,4 +1,4 @@
-"""What a run asks for, as `cli.arguments` reads it. Nothing of it changes from there on."""
+"""The settings of a run, as `cli.arguments` reads them. They do not change afterwards."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,28 +13,32 @@ class StartPicture:
     """The picture to start from.
 
     Attributes:
-        file: as the user names it.
-        pixels: float32 [height, width, 3] in [-1, 1], at the size that is drawn.
-        own_size: of the picture in the file; None if the user says which size to bring it to.
-        fit: how it was brought to that size, one of `images.arrays.FITS`; None if not asked.
+        file: its name, as the user gave it.
+        pixels: float32 [height, width, 3] in [-1, 1], in the size that is drawn.
+        own_size: the size of the picture in the file; None if the user gave another size.
+        fit: how it was resized, one of `images.arrays.FITS`.
     """
 
     file: str
     pixels: np.ndarray
-    own_size: Size | None
-    fit: str | None
+    own_size: Size | None = None
+    fit: str = "stretch"
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt with its options: of the command line, or of a line of a prompts file.
+    """A prompt with its options, from the command line or a line of a prompts file.
 
-    What is None is decided later: by the model, or, for the seed, by `cli.plan`.
+    A value that is None is chosen later: the seed by `cli.plan`, everything else by the model.
 
     Attributes:
-        n_images: how many pictures, whose seeds follow each other.
-        file: the name of the picture in the folder of the output, if it has one of its own.
-        where: where it is asked for (the file and the line), as errors start.
+        n_images: the number of pictures; their seeds are consecutive.
+        seed: the seed of the first picture.
+        width, height: of a picture, in pixels. Both are None, or neither.
+        cfg: the guidance.
+        strength: how far to go from the picture to start from, 0 to 1; None without one.
+        file: the file name of the picture inside the output folder, if the line gives one.
+        where: the file and the line, with which error messages start.
     """
 
     prompt: str
@@ -58,7 +62,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Settings:
-    """A command line, checked. The names are those of the options."""
+    """A checked command line. The names are those of the options."""
 
     requests: tuple[Request, ...]
     start: StartPicture | None = None
@@ -70,11 +74,11 @@ class Settings:
     embedding: tuple[tuple[str, Path], ...] = ()  # names and files
 
     quantize: bool = False
-    float16: bool | None = None  # None: by the device
+    float16: bool | None = None  # None: depends on the device
     batch_size: int | None = None
     decoding_batch_size: int = 1
     tiled: bool = False
-    low_memory: bool | None = None
+    low_memory: bool | None = None  # None: depends on the memory of the machine
     preload_models: bool = False
 
     output: str = "out.png"

@@ -1,1 +1,1 @@
-"""Between picture files and arrays. Needs Pillow and NumPy, but not MLX."""
+"""Read picture files into arrays, and write arrays to picture files. Needs no MLX."""

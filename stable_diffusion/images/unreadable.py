@@ -1,6 +1,7 @@
-"""Say what a file is that is no picture for Pillow, or why there is none, and what to do.
+"""Explain what a file is that Pillow cannot read, or why there is no file, and what to do.
 
-A file is told by its first bytes, never by its suffix: a download that failed keeps the suffix.
+A kind of file is recognized by its first bytes, never by its suffix: a failed download has the
+right suffix, too.
 """
 
 import os
@@ -14,9 +15,9 @@ from urllib.parse import unquote
 from ..utils.wording import did_you_mean
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://?|data:", re.IGNORECASE)
-LIKENESS = 0.75  # of file names; much of two short ones is the suffix
-MAX_NAMES = 10_000  # of a folder that are compared
-HEAD_BYTES = 65_536  # of a file that are looked at: comments may come before a drawing begins
+MIN_LIKENESS = 0.75  # of a suggested file name; the suffix alone makes short names alike
+MAX_NAMES = 10_000  # files of a folder that are compared with a misspelt name
+HEAD_BYTES = 65_536  # how much of a file is examined: an SVG may begin with long comments
 HEIC_BRANDS = frozenset(
     (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 )  # ISO/IEC 23008-12, annexes B to E; the last two also begin AVIF
@@ -26,18 +27,19 @@ RAW_SUFFIXES = frozenset(
         *(".3fr", ".arw", ".cr2", ".dcr", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mos", ".nef"),
         *(".nrw", ".orf", ".pef", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw"),
     )
-)  # of TIFFs; some have nothing else that tells them from others
+)  # of files in the form of a TIFF; some differ from other TIFFs in nothing else
 
 EXPORT = "open it in a viewer or drawing program, and export it as PNG first"
-RAW = "a camera's raw file: export it as JPEG, PNG or TIFF with a photo program first"
+RAW = "a raw file of a camera: export it as JPEG, PNG or TIFF with a photo program first"
 JPEG_XL = "JPEG XL, which Pillow does not read: convert it first ({djxl})"
 POSTSCRIPT = f"not a picture but PostScript (EPS): {EXPORT}"
 VIDEO = "not a picture but a video: save one of its frames as a picture first ({ffmpeg})"
 ARCHIVE = "not a picture but an archive: unpack it first, and name a picture in it"
-LAYERS = "a painting program's own file: export it as PNG first"
+LAYERS = "a project of a painting program: export it as PNG first"
 DOWNLOAD = "the download may have failed: get the picture itself"
 
-# What files begin with, from a byte on. `{…}` are the commands of `_commands`.
+# The offset and bytes that identify a kind of file, and what to say about it. `{…}` stands for a
+# command of `_commands`.
 MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\x0a", JPEG_XL),  # a codestream
     (0, b"\0\0\0\x0cJXL \r\n\x87\n", JPEG_XL),  # a container
@@ -51,7 +53,7 @@ MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"FLV\x01", VIDEO),
     (0, b"OggS", VIDEO),
     (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", VIDEO),  # WMV
-    (4, b"moov", VIDEO),  # QuickTime of old
+    (4, b"moov", VIDEO),  # old QuickTime
     (4, b"mdat", VIDEO),
     (4, b"wide", VIDEO),
     (0, b"FUJIFILMCCD-RAW", RAW),
@@ -59,7 +61,7 @@ MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"IIRS", RAW),
     (0, b"MMOR", RAW),
     (0, b"IIU\0", RAW),  # Panasonic
-    (6, b"HEAPCCDR", RAW),  # Canon's first
+    (6, b"HEAPCCDR", RAW),  # the first Canon cameras
     (0, b"\0MRM", RAW),  # Minolta
     (0, b"FOVb", RAW),  # Sigma
     (0, b"PK\x03\x04", ARCHIVE),
@@ -72,20 +74,20 @@ MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"Rar!\x1a\x07", ARCHIVE),
     (257, b"ustar", ARCHIVE),
     (0, b"gimp xcf", LAYERS),
-    (0, b"8BPS\0\x02", LAYERS),  # Photoshop's large documents
+    (0, b"8BPS\0\x02", LAYERS),  # large Photoshop documents
     (0, b"\x76\x2f\x31\x01", "OpenEXR, which Pillow does not read: convert it to PNG first"),
     (0, b"#?RADIANCE", "Radiance HDR, which Pillow does not read: convert it to PNG first"),
     (0, b"#?RGBE", "Radiance HDR, which Pillow does not read: convert it to PNG first"),
-    (0, b"SIMPLE  =", "FITS, which is not read here: convert it to PNG or TIFF first"),
+    (0, b"SIMPLE  =", "FITS, which is not supported: convert it to PNG or TIFF first"),
     (128, b"DICM", "DICOM, which Pillow does not read: convert it to PNG or TIFF first"),
 )
-TIFF_BEGINS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 DNG_VERSION, NEW_SUBFILE_TYPE, COMPRESSION, PHOTOMETRIC, SUB_FILES = 50706, 254, 259, 262, 330
-REDUCED = 1  # of the kinds of subfiles: a preview of another
-RAW_PHOTOMETRIC = (32803, 34892)  # a colour filter array; DNG's linear raw
+REDUCED = 1  # bit of NEW_SUBFILE_TYPE: a preview of another picture
+RAW_PHOTOMETRIC = (32803, 34892)  # colour filter array, DNG's linear raw
 RAW_COMPRESSIONS = (32767, 32769, 32770, 34713, 65000, 65535)  # Sony, Epson, Samsung, Nikon, …
-SHORT = 3  # the type of an entry: a number of 16 bits
-MAX_ENTRIES = 4096  # of a TIFF's directory
+SHORT = 3  # type of an entry: unsigned integers of 16 bits
+MAX_ENTRIES = 4096  # that are read of a TIFF's directory
 
 
 def is_heic(head: bytes) -> bool:
@@ -95,7 +97,7 @@ def is_heic(head: bytes) -> bool:
 
 
 def explain_heic(path: str | os.PathLike) -> str:
-    """Say how a HEIC file can be read."""
+    """Return a message that says how a HEIC file can be read."""
     return (
         "HEIC, which Pillow reads only with the package pillow-heif: install it "
         f"(pip install pillow-heif), or convert the picture first (on a Mac: {_sips(path)})"
@@ -103,13 +105,17 @@ def explain_heic(path: str | os.PathLike) -> str:
 
 
 def is_raw(path: str | os.PathLike, file: BinaryIO) -> bool:
-    """Return whether a file, wherever it is read, is a camera's raw file in the form of a TIFF.
+    """Return whether a file is a camera's raw file in the form of a TIFF.
 
     Pillow would read the small preview in it.
+
+    Args:
+        path: its name, of which only the suffix matters.
+        file: the opened file, at any position.
     """
     file.seek(0)
     head = file.read(10)
-    if not head.startswith(TIFF_BEGINS):
+    if not head.startswith(TIFF_MAGIC):
         return False
     values = _tiff_values(head, file)
     return (
@@ -123,10 +129,10 @@ def is_raw(path: str | os.PathLike, file: BinaryIO) -> bool:
 
 
 def explain_unreadable(path: str | os.PathLike, head: bytes) -> str:
-    """Say what a file is that Pillow cannot read, and what to do.
+    """Return a message that says what a file is that Pillow cannot read, and what to do.
 
     Args:
-        head: its first `HEAD_BYTES`.
+        head: its first `HEAD_BYTES` bytes.
     """
     text = _explain(path, head) or "not a picture that can be read: convert it to PNG or JPEG first"
     commands = _commands(path)
@@ -134,20 +140,20 @@ def explain_unreadable(path: str | os.PathLike, head: bytes) -> str:
 
 
 def explain_address(address: str) -> str:
-    """Say how to come to the picture at an address."""
+    """Return a message that says how to get the picture at an address (URL)."""
     scheme, _, rest = address.partition(":")
-    place = re.split("[?#]", rest)[0].removeprefix("//").partition("/")[2]  # after the host
+    path = re.split("[?#]", rest)[0].removeprefix("//").partition("/")[2]  # after the host
     if scheme.lower() == "file":
-        return f"an address, not a file: name the file ({shlex.quote(unquote(f'/{place}'))})"
+        return f"an address, not a file: name the file ({shlex.quote(unquote(f'/{path}'))})"
     if scheme.lower() in ("http", "https", "ftp"):
-        name = Path(unquote(place)).name or "picture"
+        name = Path(unquote(path)).name or "picture"
         command = shlex.join(["curl", "-L", "-o", _operand(name), address])
         return f"pictures are not downloaded here: download it first ({command})"
     return "an address, not a file: save the picture in a file and name that"
 
 
 def suggest_name(path: Path) -> str:
-    """Return the end of a message about a file that is not there."""
+    """Return the end of a message about a file that does not exist: what may have been meant."""
     if not path.name:
         return ": name a picture"
     if not path.parent.is_dir():
@@ -155,14 +161,14 @@ def suggest_name(path: Path) -> str:
     try:
         with os.scandir(path.parent) as entries:
             names = [entry.name for entry in islice(entries, MAX_NAMES)]
-    except OSError:  # it may be entered, not read
+    except OSError:  # no permission to list it
         return ""
     files = {name: str(path.with_name(name)) for name in names}
-    return did_you_mean(path.name, (), files, LIKENESS)
+    return did_you_mean(path.name, (), files, MIN_LIKENESS)
 
 
 def _explain(path: str | os.PathLike, head: bytes) -> str | None:
-    """Say what a file is, with names of commands in braces; None if it is not known."""
+    """Return what a file is, with names of commands in braces; None if it is unknown."""
     if not head:
         return "not a picture but an empty file: copy or download it again"
     if not head.strip(b"\0"):
@@ -174,13 +180,13 @@ def _explain(path: str | os.PathLike, head: bytes) -> str | None:
             return text
     if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
         return VIDEO
-    if b"%PDF-" in head[:1024]:  # readers allow for so much before it
+    if b"%PDF-" in head[:1024]:  # the specification allows so much before it
         return f"not a picture but a PDF document: {EXPORT}"
     return _explain_text(head)
 
 
 def _explain_iso(head: bytes) -> str:
-    """Say what an ISO base media file is, which HEIC, AVIF and videos are."""
+    """Return what an ISO base media file is: HEIC, AVIF, a raw file or a video."""
     brands = _brands(head)
     if not brands.isdisjoint(AVIF_BRANDS):
         return "AVIF, which this Pillow cannot read: convert it to PNG first"
@@ -193,7 +199,7 @@ def _explain_iso(head: bytes) -> str:
 
 
 def _explain_text(head: bytes) -> str | None:
-    """Say what a text is; None if it is none."""
+    """Return what a text file is; None if it is not text."""
     text = _decode(head)
     if text is None:
         return None
@@ -214,12 +220,12 @@ def _explain_text(head: bytes) -> str | None:
 
 
 def _decode(head: bytes) -> str | None:
-    """Return the text in a file; None if it is none."""
+    """Return the text in a file; None if it is not text."""
     encoding = "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
-    # What is cut at the end of the head is no error.
+    # A character that is cut in two at the end of the head is replaced.
     text = head.decode(encoding, "replace")
     strange = sum(not (c.isprintable() or c.isspace()) or c == "\ufffd" for c in text)
-    # Some text is in neither encoding; of binary files a third of the bytes are no characters.
+    # Text in another encoding has a few strange characters, a binary file about a third.
     return None if "\0" in text or strange > 1 + len(text) / 10 else text.strip()
 
 
@@ -227,16 +233,18 @@ def _root_element(text: str) -> str | None:
     """Return the name of the first element of XML or HTML, in lower case, without a prefix."""
     if re.match(r"<!doctype\s+html", text, re.IGNORECASE):
         return "html"
-    begins = re.compile(r"\s*(<!--.*?-->|<\?.*?\?>|<!doctype[^[>]*(\[.*?\]\s*)?>)", re.S | re.I)
-    place = 0
-    while match := begins.match(text, place):
-        place = match.end()
-    match = re.compile(r"\s*<(?:[\w.-]+:)?([a-z][\w.-]*)", re.IGNORECASE).match(text, place)
+    before_root = re.compile(
+        r"\s*(<!--.*?-->|<\?.*?\?>|<!doctype[^[>]*(\[.*?\]\s*)?>)", re.S | re.I
+    )
+    position = 0
+    while match := before_root.match(text, position):
+        position = match.end()
+    match = re.compile(r"\s*<(?:[\w.-]+:)?([a-z][\w.-]*)", re.IGNORECASE).match(text, position)
     return None if match is None else match[1].lower()
 
 
 def _brands(head: bytes) -> frozenset[bytes]:
-    """Return the brands of an ISO base media file, none if it is of another kind."""
+    """Return the brands of an ISO base media file, an empty set if it is another kind of file."""
     if head[4:8] != b"ftyp":
         return frozenset()
     end = min(int.from_bytes(head[:4]), len(head))
@@ -246,9 +254,9 @@ def _brands(head: bytes) -> frozenset[bytes]:
 def _tiff_values(head: bytes, file: BinaryIO) -> dict[int, int]:
     """Return the first value of each entry in a TIFF's first directory, by tag.
 
-    Only those of whole numbers mean anything. BigTIFF, which no camera writes, has none.
+    Only values of integers are meaningful. BigTIFF, which no camera writes, gives no entries.
     """
-    if not head.startswith(TIFF_BEGINS[:2]):
+    if not head.startswith(TIFF_MAGIC[:2]):
         return {}
     order: Literal["little", "big"] = "little" if head.startswith(b"II") else "big"
     file.seek(int.from_bytes(head[4:8], order))
@@ -262,8 +270,8 @@ def _tiff_values(head: bytes, file: BinaryIO) -> dict[int, int]:
 
 
 def _commands(path: str | os.PathLike) -> dict[str, str]:
-    """Return the commands that convert a file, ready to paste, by name."""
-    source, png = _operand(path), _operand(_converted(path, ".png"))
+    """Return the shell commands that convert a file, by name."""
+    source, png = _operand(path), _operand(_unused_name(path, ".png"))
     return {
         "sips": _sips(path),
         "djxl": shlex.join(["djxl", source, png]),
@@ -273,19 +281,19 @@ def _commands(path: str | os.PathLike) -> dict[str, str]:
 
 
 def _sips(path: str | os.PathLike) -> str:
-    """Return the command of a Mac that makes a JPEG of a file."""
-    jpeg = _operand(_converted(path, ".jpg"))
+    """Return the macOS command that converts a file to JPEG."""
+    jpeg = _operand(_unused_name(path, ".jpg"))
     return shlex.join(["sips", "-s", "format", "jpeg", _operand(path), "--out", jpeg])
 
 
 def _operand(path: str | os.PathLike) -> str:
-    """Return a file's name as no program takes it for an option."""
+    """Return a file's name in a form that no program mistakes for an option."""
     name = os.fspath(path)
     return f"./{name}" if name.startswith("-") else name
 
 
-def _converted(path: str | os.PathLike, suffix: str) -> Path:
-    """Return the name for a converted file, one that no file has."""
+def _unused_name(path: str | os.PathLike, suffix: str) -> Path:
+    """Return an unused name for a converted file."""
     path = Path(path)
     name = path.with_suffix(suffix)
     n = 1

@@ -1,4 +1,4 @@
-"""Between picture files and arrays: reading, fitting to the networks, grids, saving."""
+"""Write arrays to picture files, and check beforehand that this is possible."""
 
 import io
 import math
@@ -6,13 +6,14 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..utils.atomic_files import write_whole
+from ..utils.atomic_files import write_atomically
 from ..utils.size import Size
-from .text_chunks import save_options
+from .text_chunks import make_save_options
 
 FORMATS = {
     ".png": "PNG",
@@ -23,19 +24,23 @@ FORMATS = {
     ".tif": "TIFF",
     ".tiff": "TIFF",
 }
-SAVE_OPTIONS = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
-MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}  # pixels that a format, as Pillow writes it, has
-MAX_BYTES = 220  # of a name; file systems take 255, and what is not finished has a longer one
+SAVE_OPTIONS: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
+MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}  # pixels that Pillow can write in a format
+MAX_NAME_BYTES = 220  # file systems take 255; the temporary name of an unfinished file is longer
 NO_TEXTS: Mapping[str, str] = MappingProxyType({})
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is this folder; the one that a program is started in may be deleted."""
+    """Return whether a folder exists; a working directory may have been deleted."""
     return path.is_dir() and path.stat().st_nlink > 0
 
 
 def check_output(path: str | os.PathLike) -> None:
-    """Raise ValueError where `save_image` could not write to `path`; creates nothing."""
+    """Check that `save_image` can write to `path`. Creates nothing.
+
+    Raises:
+        ValueError: if it cannot.
+    """
     path = Path(path)
     check_name(path)
     if not is_folder(path.parent):
@@ -44,35 +49,47 @@ def check_output(path: str | os.PathLike) -> None:
 
 
 def check_name(path: Path) -> None:
-    """Raise ValueError where no picture can have this name."""
+    """Check that a picture can have this name.
+
+    Raises:
+        ValueError: if it cannot.
+    """
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"{path}: the name must end in one of {', '.join(FORMATS)}")
-    if len(os.fsencode(path.name)) > MAX_BYTES:
-        raise ValueError(f"{path}: the name is longer than {MAX_BYTES} bytes")
+    if len(os.fsencode(path.name)) > MAX_NAME_BYTES:
+        raise ValueError(f"{path}: the name is longer than {MAX_NAME_BYTES} bytes")
     if path.is_dir():
         raise ValueError(f"{path}: is a folder")
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ValueError where `folder` is none that can be written to, or made."""
+    """Check that `folder` can be written to, or be created if it does not exist.
+
+    Raises:
+        ValueError: if it cannot.
+    """
     for part in folder.parts:
-        if len(os.fsencode(part)) > MAX_BYTES:
-            raise ValueError(f"{folder}: a name is longer than {MAX_BYTES} bytes")
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not is_folder(there):
-        raise ValueError(f"{folder}: {there} is not a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"{folder}: the folder {there} is not writable")
+        if len(os.fsencode(part)) > MAX_NAME_BYTES:
+            raise ValueError(f"{folder}: a name is longer than {MAX_NAME_BYTES} bytes")
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not is_folder(existing):
+        raise ValueError(f"{folder}: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder}: the folder {existing} is not writable")
 
 
 def check_size(path: str | os.PathLike, size: Size) -> None:
-    """Raise ValueError where the format that a name says has no pictures of this size."""
+    """Check that the file format of a name allows pictures of this size.
+
+    Raises:
+        ValueError: if it does not.
+    """
     file_format = FORMATS[Path(path).suffix.lower()]
-    most = MAX_SIDE.get(file_format, math.inf)
-    if max(size) > most:
+    limit = MAX_SIDE.get(file_format, math.inf)
+    if max(size) > limit:
         width, height = size
         raise ValueError(
-            f"{path}: {width}x{height} pixels, and {file_format} has at most {most} a side: "
+            f"{path}: {width}x{height} pixels, and {file_format} has at most {limit} a side: "
             "use .png"
         )
 
@@ -84,25 +101,30 @@ def save_image(
     *,
     overwrites: bool = True,
 ) -> None:
-    """Write a picture, uint8 [H, W, 3]; the suffix of `path` says how.
+    """Write a picture to a file, in the format of its suffix.
 
-    The file appears whole or not at all; see `unfinished.write_whole`. Texts go into it as
-    `metadata` says.
+    The file appears complete or not at all; see `atomic_files.write_atomically`.
+
+    Args:
+        image: uint8 [H, W, 3].
+        texts: texts to write into the file, as far as its format holds them; see `text_chunks`.
+        overwrites: whether an existing file is replaced.
 
     Raises:
-        ValueError: see `check_output` and `check_size`.
-        FileExistsError: there is a file, and `overwrites` is off.
-        OSError: writing failed.
+        ValueError: as `check_output` and `check_size` do.
+        FileExistsError: if the file exists and `overwrites` is False.
+        OSError: if writing fails.
     """
-    check_output(path)
-    check_size(path, image.shape[1::-1])
     path = Path(path)
+    height, width, _ = image.shape
+    check_output(path)
+    check_size(path, Size(width, height))
     file_format = FORMATS[path.suffix.lower()]
-    options = SAVE_OPTIONS.get(file_format, {}) | save_options(texts, file_format)
-    encoded = io.BytesIO()  # so that errors of writing are the system's, not Pillow's
+    options = SAVE_OPTIONS.get(file_format, {}) | make_save_options(texts, file_format)
+    encoded = io.BytesIO()  # Pillow writes to memory, so that errors of the disk are the system's
     Image.fromarray(image).save(encoded, file_format, **options)
     try:
-        write_whole(path, encoded.getbuffer(), overwrites=overwrites)
+        write_atomically(path, encoded.getbuffer(), overwrites=overwrites)
     except FileExistsError:
         raise
     except OSError as error:

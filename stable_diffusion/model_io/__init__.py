@@ -1,5 +1,6 @@
 """From a model's name to its components: files, configs and weights."""
 
+from .convert import convert_model
 from .loaders import (
     load_autoencoder,
     load_diffusion_config,
@@ -9,8 +10,11 @@ from .loaders import (
     load_unet,
     open_model,
 )
+from .model import Model
 
 __all__ = [
+    "Model",
+    "convert_model",
     "load_autoencoder",
     "load_diffusion_config",
     "load_model_config",

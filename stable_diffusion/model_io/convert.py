@@ -1,17 +1,17 @@
-"""Quantize once: a model as a folder that loads as it is, `--model FOLDER`.
+"""Write a model as a folder that is quantized once and loads as it is: `--model FOLDER`.
 
     python -m stable_diffusion.convert MODEL FOLDER --text-encoder-bits 4 --unet-bits 8
 
-The folder is laid out as diffusers lays them out, but its weights are in MLX's layout (see
-`native`), and a config.json says how its network is quantized. It is written tensor by tensor, and
-gets its name when all of it is there.
+The folder has the layout of diffusers, but its weights are in MLX's layout (`save_native`), and
+the config.json of a quantized network says how it is quantized. The folder is written tensor by
+tensor, and gets its name when it is complete.
 """
 
 import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,38 +19,32 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from tqdm import tqdm
 
-from ..cli.terminal.console import say
 from ..config.model import ModelConfig
 from ..config.networks import Quantization
 from ..quantize import quantize_text_encoder, quantize_unet
-from ..utils.atomic_files import remove_abandoned, unfinished_folder
-from .hub import announcements
+from ..utils.atomic_files import create_folder_atomically, remove_abandoned
 from .loaders import (
     Key,
     load_autoencoder,
-    load_model_config,
     load_text_encoder,
     load_tokenizer,
     load_unet,
     open_model,
-    usual_pad_token,
 )
+from .model import Model, announcements
 from .safetensors_file import save_native
-from .sources import Source
 from .weight_files import NATIVE, STEMS
-
-pass
 
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json")
 SPECIAL_TOKENS, TOKENIZER_CONFIG = "special_tokens_map.json", "tokenizer_config.json"
 
-Quantize = Callable[[nn.Module], Quantization]  # in place
+OnMessage = Callable[[str], object]  # a line of text
+OnProgress = Callable[[str, int, int], object]  # component, bytes written, bytes in all
 
 
-def convert(
+def convert_model(
     model: Key,
     folder: str | os.PathLike[str],
     *,
@@ -60,95 +54,162 @@ def convert(
     float16: bool = False,
     vae: Key | None = None,
     prediction_type: str | None = None,
+    on_message: OnMessage = lambda line: None,
+    on_progress: OnProgress = lambda component, written, total: None,
 ) -> None:
-    """Write a model as a folder that loads without being renamed, turned over or quantized.
+    """Write a model as a folder that loads without renaming, transposing or quantizing.
 
     Args:
-        model, vae, prediction_type: as of `open_model`.
-        folder: to be made; its own folder is there.
-        text_encoder_bits, unet_bits: of linear layers, one of `BITS`; None for no quantization.
-        group_size: one of `GROUP_SIZES`; where None, as in `StableDiffusion.quantize`.
-        float16: store in half precision what is not quantized. Without it float32 is stored, but
-            for the matrices that are left of a quantized UNet.
+        model, vae, prediction_type: as in `open_model`.
+        folder: a new folder in an existing one.
+        text_encoder_bits, unet_bits: bits of the weights of linear layers, one of
+            `config.networks.BITS`; None does not quantize.
+        group_size: how many weights share a scale, one of `config.networks.GROUP_SIZES`; None
+            takes the defaults of `StableDiffusion.quantize`.
+        float16: store the weights that are not quantized in half precision. Otherwise they are
+            stored in float32, except the matrices of a quantized UNet, which are in float16.
+        on_message: called with each line that a user may want to read: what is downloaded, and
+            what is not quantized.
+        on_progress: called with the component ("unet", "vae", "text_encoder" or
+            "text_encoder_2"), how many of its bytes are written, and how many there are; first
+            with 0 of them, then after each tensor.
 
     Raises:
-        OSError: the model is not to be had, `folder` is there already or cannot be written.
-        ValueError: the model is not supported or broken, or is quantized already.
+        OSError: if the model or one of its files cannot be found, or if `folder` exists or cannot
+            be written.
+        ValueError: if the model is not supported, is damaged, or is quantized already.
     """
     folder = Path(folder)
     if os.path.lexists(folder):
-        raise FileExistsError(f"{folder} is there already: give the name of a new folder")
+        raise FileExistsError(f"{folder} exists already: give the name of a new folder")
     if not folder.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {folder.parent} to make {folder.name} in")
-    source = open_model(model, vae=vae, prediction_type=prediction_type)
-    config = load_model_config(source)
-    text = text_encoder_bits and partial(
-        quantize_text_encoder, bits=text_encoder_bits, group_size=group_size
-    )
-    unet = unet_bits and partial(quantize_unet, bits=unet_bits, group_size=group_size)
-    _refuse_twice(config, text, unet)
-    for line in announcements(source, STEMS, float16):
-        say(line)
+    opened = open_model(model, vae=vae, prediction_type=prediction_type)
+    config = opened.config
+    _check_not_quantized(config, text_encoder_bits, unet_bits)
+    networks = _list_networks(config, text_encoder_bits, unet_bits, group_size)
+    for line in announcements(opened, STEMS, float16):
+        on_message(line)
 
     remove_abandoned([folder])
-    with unfinished_folder(folder) as unfinished:
-        _write_configs(source, config, unfinished)
-        for i in range(len(config.text_encoders)):
-            name = "text_encoder" if i == 0 else "text_encoder_2"
-            load = partial(load_text_encoder, model_key=name)
-            _write_network(source, name, load, text, float16, unfinished)
-            _write_tokenizer(source, name.replace("text_encoder", "tokenizer"), unfinished)
-        _write_network(source, "unet", load_unet, unet, float16, unfinished)
-        _write_network(source, "vae", load_autoencoder, None, float16, unfinished)
+    with create_folder_atomically(folder) as unfinished:
+        _write_configs(opened, unfinished)
+        for tokenizer in ("tokenizer", "tokenizer_2")[: len(config.text_encoders)]:
+            _write_tokenizer(opened, tokenizer, unfinished)
+        for network in networks:
+            _write_network(opened, network, float16, unfinished, on_message, on_progress)
 
 
-def _refuse_twice(config: ModelConfig, text: Quantize | None, unet: Quantize | None) -> None:
-    asked = {"the UNet": (config.unet, unet), "the text encoder": (config.text_encoders[0], text)}
-    for what, (network, quantize) in asked.items():
-        if quantize is not None and network.quantization is not None:
+@dataclass(frozen=True)
+class _Network:
+    """A network to convert.
+
+    Attributes:
+        component: its folder.
+        load: loads it from a model, in half precision or not.
+        quantize: quantizes it in place; None if it stays as it is.
+    """
+
+    component: str
+    load: Callable[[Model, bool], nn.Module]
+    quantize: Callable[[nn.Module], Quantization] | None = None
+
+
+def _check_not_quantized(
+    config: ModelConfig, text_encoder_bits: int | None, unet_bits: int | None
+) -> None:
+    """Check that the networks to quantize are not quantized already.
+
+    Raises:
+        ValueError: if one is.
+    """
+    for what, quantization, bits in (
+        ("the UNet", config.unet.quantization, unet_bits),
+        ("the text encoder", config.text_encoders[0].quantization, text_encoder_bits),
+    ):
+        if bits is not None and quantization is not None:
             raise ValueError(
-                f"{config.name}: {what} has {network.quantization.bits} bits already, and others "
-                "would be worse: convert what it was made of"
+                f"{config.name}: {what} has {quantization.bits} bits already, and quantizing it "
+                "again would make it worse: convert the model that it was made from"
             )
 
 
+def _list_networks(
+    config: ModelConfig,
+    text_encoder_bits: int | None,
+    unet_bits: int | None,
+    group_size: int | None,
+) -> list[_Network]:
+    """Return all networks of a model, with what to do with them."""
+    quantize_text = quantize_image = None
+    if text_encoder_bits is not None:
+        quantize_text = partial(
+            quantize_text_encoder, bits=text_encoder_bits, group_size=group_size
+        )
+    if unet_bits is not None:
+        quantize_image = partial(quantize_unet, bits=unet_bits, group_size=group_size)
+    text_encoders = [
+        _Network(name, partial(load_text_encoder, model_key=name), quantize_text)
+        for name in ("text_encoder", "text_encoder_2")[: len(config.text_encoders)]
+    ]
+    return [
+        *text_encoders,
+        _Network("unet", load_unet, quantize_image),
+        _Network("vae", load_autoencoder),
+    ]
+
+
 def _write_network(
-    source: Source,
-    component: str,
-    load: Callable[[Source, bool], nn.Module],
-    quantize: Quantize | None,
+    model: Model,
+    network: _Network,
     float16: bool,
     folder: Path,
+    on_message: OnMessage,
+    on_progress: OnProgress,
 ) -> None:
-    """Convert one network; its config.json is in `folder` already."""
-    network = load(source, float16)
-    if quantize is not None:
-        file = folder / component / "config.json"
-        quantization = quantize(network)
-        _write_json(file, json.loads(file.read_bytes()) | {"quantization": asdict(quantization)})
+    """Write the weights of a network, whose config.json is in `folder` already."""
+    component = network.component
+    loaded = network.load(model, float16)
+    if network.quantize is not None:
+        quantization = network.quantize(loaded)
+        config_file = folder / component / "config.json"
+        config = json.loads(config_file.read_bytes())
+        _write_json(config_file, config | {"quantization": asdict(quantization)})
         if n := len(quantization.unquantized):
-            say(f"{component}: {n} linear layers do not divide into groups, and stay whole")
-    tensors = dict(tree_flatten(network.parameters()))
-    del network  # so that a tensor goes once it is written
+            on_message(
+                f"{component}: {n} linear layers stay as they are, because the number of their "
+                "inputs is no multiple of the group size"
+            )
+    tensors = dict(tree_flatten(loaded.parameters()))
+    del loaded  # so that each tensor is freed when it is written
     if float16:
-        tensors = {key: _half(value) for key, value in tensors.items()}
+        tensors = {key: _to_float16(value) for key, value in tensors.items()}
     total = sum(value.nbytes for value in tensors.values())
-    with tqdm(total=total, desc=component, unit="B", unit_scale=True) as progress:
-        save_native(tensors, folder / component / NATIVE, progress.update)
+    written = 0
+
+    def count(n_bytes: int) -> None:
+        nonlocal written
+        written += n_bytes
+        on_progress(component, written, total)
+
+    count(0)
+    save_native(tensors, folder / component / NATIVE, count)
 
 
-def _half(value: mx.array) -> mx.array:
+def _to_float16(value: mx.array) -> mx.array:
+    """Return float32 in half precision, and other types as they are."""
     return value.astype(mx.float16) if value.dtype == mx.float32 else value
 
 
-def _write_configs(source: Source, config: ModelConfig, folder: Path) -> None:
-    """Everything that is JSON, as the model's files say it, and as the user does."""
+def _write_configs(model: Model, folder: Path) -> None:
+    """Write the JSON files of the model, with what the user says instead of the files."""
+    source, config = model.source, model.config
     has_index = source.find(INDEX) is not None
-    index = source.config(INDEX)[0] if has_index else _index(config)
+    index = source.config(INDEX)[0] if has_index else _make_index(config)
     if config.spec is not None:
-        index["_converted_from"] = config.pipeline._converted_from or source.name
+        index["_converted_from"] = config.pipeline._converted_from or model.name
     scheduler = source.config(SCHEDULER)[0] | {"prediction_type": config.diffusion.prediction_type}
-    vae = (source.vae or source).config("vae/config.json")[0]
+    vae = model.source_of("vae").config("vae/config.json")[0]
     vae = vae | {"scaling_factor": config.autoencoder.scaling_factor}
     contents = {INDEX: index, SCHEDULER: scheduler, "vae/config.json": vae}
     for name in ("unet", "text_encoder", "text_encoder_2")[: 1 + len(config.text_encoders)]:
@@ -158,23 +219,25 @@ def _write_configs(source: Source, config: ModelConfig, folder: Path) -> None:
         _write_json(folder / path, content)
 
 
-def _index(config: ModelConfig) -> dict[str, Any]:
-    """A model_index.json for a model that comes without."""
+def _make_index(config: ModelConfig) -> dict[str, Any]:
+    """Return a model_index.json for a model without one."""
     return {
         "_class_name": f"StableDiffusion{'XL' if config.is_xl else ''}Pipeline",
         "force_zeros_for_empty_prompt": config.pipeline.force_zeros_for_empty_prompt,
     }
 
 
-def _write_tokenizer(source: Source, component: str, folder: Path) -> None:
-    load_tokenizer(source, f"{component}_vocab", f"{component}_merges")  # refuses broken files
+def _write_tokenizer(model: Model, component: str, folder: Path) -> None:
+    """Copy the files of a tokenizer, and write its config with the pad token in it."""
+    load_tokenizer(model, f"{component}_vocab", f"{component}_merges")  # refuses damaged files
+    source = model.source
     (folder / component).mkdir()
     for name in (*VOCABULARY, SPECIAL_TOKENS):
         if (file := source.find(f"{component}/{name}")) is not None:
             shutil.copyfile(file, folder / component / name)
     path = f"{component}/{TOKENIZER_CONFIG}"
     config = {} if source.find(path) is None else source.config(path)[0]
-    config["pad_token"] = config.get("pad_token") or usual_pad_token(source, component)
+    config["pad_token"] = config.get("pad_token") or source.pad_token(component)
     _write_json(folder / path, config)
 
 

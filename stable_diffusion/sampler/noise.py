@@ -1,8 +1,9 @@
 """Seeded normal noise: the numbers of PyTorch's CPU generator, without PyTorch.
 
-A seed means the same picture in diffusers only where the noise is the same. The words are those of
-MT19937 (Matsumoto and Nishimura 1998, doi:10.1145/272991.272995), which NumPy has too; what PyTorch
-makes of them is Box and Muller's transform (1958), one way from 16 numbers on, another below.
+A seed gives the same picture as in diffusers only if the noise is the same. PyTorch draws 32-bit
+words from MT19937 (Matsumoto and Nishimura 1998, doi:10.1145/272991.272995), which NumPy has too,
+and turns them into normal numbers by the transform of Box and Muller (1958). It does so in one way
+for 16 numbers or more, and in another way for fewer.
 """
 
 import math
@@ -11,53 +12,54 @@ import secrets
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.random import RandomState  # now: later there may be no memory to read it
+from numpy.random import RandomState  # at import: later there may be too little memory for it
 
-MAX_SEED = 2**64 - 1  # of a picture, as other programs draw them; PyTorch takes no larger one
+MAX_SEED = 2**64 - 1  # of a picture; PyTorch takes no larger one
 BLOCK = 16  # PyTorch transforms 8 pairs at a time
 
 
 class NoiseStream:
-    """What `torch.Generator().manual_seed(seed)` gives to one `torch.randn` after another.
+    """The random numbers of `torch.Generator().manual_seed(seed)`, for successive `torch.randn`.
 
     Raises:
-        ValueError: `seed` is outside PyTorch's range, -2⁶³ to 2⁶⁴ - 1.
+        ValueError: if `seed` is outside PyTorch's range, -2⁶³ to 2⁶⁴ - 1.
     """
 
     def __init__(self, seed: int) -> None:
         seed = operator.index(seed)
         if not -(2**63) <= seed <= MAX_SEED:
             raise ValueError(f"seed must be in [-2**63, 2**64 - 1], got {seed}")
-        self._generator = RandomState(seed % 2**32)  # PyTorch, too, takes 32 bits only
-        self._spare: float | None = None  # the second of a pair, waiting for the next short draw
+        self._generator = RandomState(seed % 2**32)  # PyTorch uses only 32 bits, too
+        self._spare: float | None = None  # the second number of a pair, for the next short draw
 
     def normal(self, shape: Sequence[int]) -> np.ndarray:
-        """Standard normal numbers, float32 of `shape`, filled in C order.
+        """Return standard normal numbers, float32 of `shape`, filled in C order.
 
         Equal to `torch.randn(shape, generator=…)` within 1e-6.
         """
         n = math.prod(shape)
-        return (self._long(n) if n >= BLOCK else self._short(n)).reshape(shape)
+        return (self._draw_many(n) if n >= BLOCK else self._draw_few(n)).reshape(shape)
 
-    def _words(self, n: int) -> np.ndarray:
+    def _draw_words(self, n: int) -> np.ndarray:
+        """Return n random words of 32 bits."""
         return np.frombuffer(self._generator.bytes(4 * n), dtype="<u4")
 
-    def _long(self, n: int) -> np.ndarray:
-        """At least `BLOCK` numbers; where it does not divide `n`, the last block is drawn anew."""
-        words = self._words(n)
+    def _draw_many(self, n: int) -> np.ndarray:
+        """Return n ≥ `BLOCK` numbers; the last block is drawn again if it is not whole."""
+        words = self._draw_words(n)
         whole = n - n % BLOCK
         normal = np.empty(n, dtype=np.float32)
-        normal[:whole] = _box_muller(words[:whole])
+        normal[:whole] = _transform_words(words[:whole])
         if whole < n:
-            normal[-BLOCK:] = _box_muller(self._words(BLOCK))
+            normal[-BLOCK:] = _transform_words(self._draw_words(BLOCK))
         return normal
 
-    def _short(self, n: int) -> np.ndarray:
-        """Fewer numbers than `BLOCK`, in double precision, a pair at a time."""
+    def _draw_few(self, n: int) -> np.ndarray:
+        """Return n < `BLOCK` numbers, computed in double precision, a pair at a time."""
         normal = np.empty(n, dtype=np.float32)
         for i in range(n):
             if self._spare is None:
-                words = self._words(4).astype(np.uint64)
+                words = self._draw_words(4).astype(np.uint64)
                 u1, u2 = ((words[::2] << 32 | words[1::2]) % 2**53 * 2.0**-53).tolist()
                 radius, angle = math.sqrt(-2 * math.log1p(-u2)), 2 * math.pi * u1
                 normal[i], self._spare = radius * math.cos(angle), radius * math.sin(angle)
@@ -66,18 +68,18 @@ class NoiseStream:
         return normal
 
 
-def _box_muller(words: np.ndarray) -> np.ndarray:
-    """Blocks of words to blocks of normal numbers: 8 u1 and 8 u2 to 8 cosines and 8 sines."""
+def _transform_words(words: np.ndarray) -> np.ndarray:
+    """Transform blocks of words into normal numbers: 8 u1 and 8 u2 → 8 cosines and 8 sines."""
     uniform = ((words & 0xFFFFFF) * 2.0**-24).astype(np.float32)  # 24 bits: exact
     u1, u2 = np.moveaxis(uniform.reshape(-1, 2, BLOCK // 2), 1, 0)  # [blocks, 8] each
-    # PyTorch rounds the angle to float32, an error of up to 1e-6 that we share; no other counts.
+    # PyTorch rounds the angle to float32, an error of up to 1e-6: so do we. Other errors are tiny.
     angle = (np.float32(2 * np.pi) * u2).astype(np.float64)
     radius = np.sqrt(-2 * np.log1p(-u1.astype(np.float64)))
     return np.stack((radius * np.cos(angle), radius * np.sin(angle)), axis=1).reshape(-1)
 
 
-def draw_latents(streams: Sequence[NoiseStream], shape: tuple[int, int, int]) -> np.ndarray:
-    """Noise for latents, channels last: one picture a stream, drawn in PyTorch's channels first.
+def draw_latents(streams: Sequence[NoiseStream], shape: Sequence[int]) -> np.ndarray:
+    """Draw noise for latents: one picture from each stream, in PyTorch's order, channels first.
 
     Args:
         streams: B streams.
@@ -91,15 +93,17 @@ def draw_latents(streams: Sequence[NoiseStream], shape: tuple[int, int, int]) ->
     return np.ascontiguousarray(noise.transpose(0, 2, 3, 1))  # [B, C, H, W] -> [B, H, W, C]
 
 
-def picture_streams(
+def make_noise_streams(
     seed: int | Sequence[int] | None, n_images: int
 ) -> tuple[int, list[NoiseStream]]:
-    """The seed of the first picture, drawn where it is None, and a stream of noise for each.
+    """Return the seed of the first picture, and a stream of noise for each picture.
 
-    The other pictures have the seeds that follow, or each its own where there are several.
+    Args:
+        seed: of the first picture, the others have the seeds that follow; or one for each picture.
+            None draws a random one.
 
     Raises:
-        ValueError: a seed is out of its range, or there are not as many as pictures.
+        ValueError: if a seed is out of range, or there are not as many seeds as pictures.
     """
     if isinstance(seed, Sequence):
         seeds = list(seed)

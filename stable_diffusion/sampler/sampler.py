@@ -1,185 +1,233 @@
-"""Samplers: from latents at one noise level, and what the network says, to latents at the next.
+"""The samplers and schedules: a row each in `SAMPLERS` and `SCHEDULES`.
 
-All of them first tell x_0 and the noise from the prediction, and differ in what they make of the
-two. The steps are pure functions, equal to those of diffusers; `schedule.py` has the levels.
+To add a sampler, write its step function in `steps.py` and its row here; if none of the makers in
+`schedule.py` has its noise levels, write another one.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any
 
 import mlx.core as mx
 
-from ..config.diffusion import SPACINGS, DiffusionConfig
+from ..config.diffusion import PREDICTION_TYPES, SPACINGS, DiffusionConfig
 from ..utils.wording import did_you_mean
-from .schedule import CLEAN, Level, Schedule, Step, make_schedule
+from .schedule import (
+    Schedule,
+    Step,
+    make_ddim_schedule,
+    make_dpm_schedule,
+    make_euler_schedule,
+    make_lcm_schedule,
+)
+from .steps import (
+    Estimate,
+    StepInput,
+    dpm_2m_step,
+    euler_ancestral_step,
+    euler_step,
+    lcm_step,
+    split_into_x_0_and_noise,
+)
 
 
-class Estimate(NamedTuple):
-    """What x_0 looked like from a noise level."""
+@dataclass(frozen=True)
+class ScheduleSpec:
+    """A schedule: how the timesteps or noise levels of the steps are spaced."""
 
-    x_0: mx.array
-    level: Level
-
-
-def x_0_and_noise(
-    x: mx.array, prediction: mx.array, level: Level, prediction_type: str
-) -> tuple[mx.array, mx.array]:
-    """What x = alpha · x_0 + sigma · noise is made of, given one of the two or the velocity.
-
-    The velocity is alpha · noise - sigma · x_0 (Salimans & Ho 2022, arXiv:2202.00512, appendix D).
-    """
-    alpha, sigma = level.alpha, level.sigma
-    if prediction_type == "epsilon":
-        return (x - sigma * prediction) / alpha, prediction
-    if prediction_type == "sample":
-        return prediction, (x - alpha * prediction) / sigma
-    return alpha * x - sigma * prediction, sigma * x + alpha * prediction
+    name: str
+    webui_name: str | None  # in AUTOMATIC1111's web UI, if it has this schedule
+    options: dict[str, Any]  # of DiffusionConfig, which make it
 
 
-def euler_step(x_0: mx.array, noise: mx.array, end: Level) -> mx.array:
-    """The same x_0 and noise, mixed at another level.
+@dataclass(frozen=True)
+class SamplerSpec:
+    """A sampler: which schedules it takes, and how it steps down them."""
 
-    On latents of constant variance that is DDIM (Song et al. 2020, arXiv:2010.02502, equation 12
-    with σ = 0); on x / alpha, Euler's method (Karras et al. 2022, algorithm 2 without churn).
-    """
-    return end.mix(x_0, noise)
-
-
-def ancestral_ratios(ratio: float, next_ratio: float) -> tuple[float, float]:
-    """(down, up): step to `down`, then add noise of `up`, to be at `next_ratio`."""
-    up = (next_ratio**2 * (ratio**2 - next_ratio**2) / ratio**2) ** 0.5
-    return (next_ratio**2 - up**2) ** 0.5, up
-
-
-def euler_ancestral_step(
-    x_0: mx.array, noise: mx.array, start: Level, end: Level, fresh: mx.array
-) -> mx.array:
-    """Euler's method below the next level, and fresh noise back up to it."""
-    down, up = ancestral_ratios(start.ratio, end.ratio)
-    return end.alpha * (x_0 + down * noise + up * fresh)
+    name: str
+    webui_name: str  # in AUTOMATIC1111's web UI
+    schedules: tuple[str, ...]  # those that diffusers has for it; () if it has only its own
+    make_schedule: Callable[[DiffusionConfig, int], Schedule]
+    step: Callable[[StepInput], mx.array]
+    max_steps: Callable[[DiffusionConfig], int]
+    needs_noise: bool = False  # fresh noise in every step
+    prediction_types: tuple[str, ...] = PREDICTION_TYPES
 
 
-def dpm_2m_step(
-    x: mx.array, x_0: mx.array, start: Level, end: Level, before: Estimate | None
-) -> mx.array:
-    """DPM-Solver++ of the second order, multistep (Lu et al. 2022, arXiv:2211.01095, algorithm 2).
-
-    x_0 is drawn on to the middle of the step along the line from the estimate before. The first
-    step, which has none, and the last are of the first order.
-    """
-    if before is not None and end != CLEAN:
-        length = end.log_snr - start.log_snr
-        length_before = start.log_snr - before.level.log_snr
-        x_0 = x_0 + (x_0 - before.x_0) * (length / (2 * length_before))
-    return end.mix(x_0, (x - start.alpha * x_0) / start.sigma)
+def _make_spacing(name: str, webui_name: str | None) -> ScheduleSpec:
+    """Return the row of a spacing of the timesteps (arXiv:2305.08891, table 2)."""
+    return ScheduleSpec(name, webui_name, {"timestep_spacing": name, "use_karras_sigmas": False})
 
 
-def lcm_step(
-    x: mx.array, x_0: mx.array, step: Step, fresh: mx.array, timestep_scaling: float
-) -> mx.array:
-    """Multistep consistency sampling (Luo et al. 2023, arXiv:2310.04378, algorithm 2)."""
-    # The boundary condition of a consistency function, at time 0 x itself (appendix D).
-    time, sigma_data = step.timestep * timestep_scaling, 0.5
-    skip = sigma_data**2 / (time**2 + sigma_data**2)
-    out = time / (time**2 + sigma_data**2) ** 0.5
-    return step.end.mix(skip * x + out * x_0, fresh)
+SCHEDULES = {
+    spec.name: spec
+    for spec in (
+        _make_spacing("trailing", "SGM Uniform"),
+        _make_spacing("leading", None),
+        _make_spacing("linspace", "Uniform"),
+        ScheduleSpec("karras", "Karras", {"use_karras_sigmas": True}),
+    )
+}
+
+SAMPLERS = {
+    spec.name: spec
+    for spec in (
+        SamplerSpec(
+            name="euler",
+            webui_name="Euler",
+            schedules=(*SPACINGS, "karras"),
+            make_schedule=make_euler_schedule,
+            step=euler_step,
+            max_steps=lambda config: config.num_train_timesteps,
+        ),
+        SamplerSpec(
+            name="euler-a",
+            webui_name="Euler a",
+            schedules=SPACINGS,
+            make_schedule=make_euler_schedule,
+            step=euler_ancestral_step,
+            max_steps=lambda config: config.num_train_timesteps,
+            needs_noise=True,
+            prediction_types=("epsilon", "v_prediction"),
+        ),
+        SamplerSpec(
+            name="ddim",
+            webui_name="DDIM",
+            schedules=SPACINGS,
+            make_schedule=make_ddim_schedule,
+            step=euler_step,
+            max_steps=lambda config: config.num_train_timesteps,
+        ),
+        SamplerSpec(
+            name="dpm++2m",
+            webui_name="DPM++ 2M",
+            schedules=(*SPACINGS, "karras"),
+            make_schedule=make_dpm_schedule,
+            step=dpm_2m_step,
+            max_steps=lambda config: config.num_train_timesteps - 1,  # the end may be one of them
+        ),
+        SamplerSpec(
+            name="lcm",
+            webui_name="LCM",
+            schedules=(),
+            make_schedule=make_lcm_schedule,
+            step=lcm_step,
+            max_steps=lambda config: min(
+                config.num_train_timesteps, config.original_inference_steps
+            ),
+            needs_noise=True,
+        ),
+    )
+}
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A way to walk down a noise schedule: what `sd.sampler` is."""
+    """A sampler with the noise schedule of a model. `StableDiffusion.sampler` is one."""
 
     config: DiffusionConfig
-    name: str  # one of SAMPLERS
+    name: str  # a key of SAMPLERS
 
     @classmethod
     def for_model(
         cls, config: DiffusionConfig, name: str | None = None, schedule: str | None = None
     ) -> "Sampler":
-        """The sampler `name` with the schedule `schedule`, or the model's own where None.
+        """Return the sampler `name` with the schedule `schedule`.
+
+        Args:
+            config: what the model was trained on.
+            name: a key of `SAMPLERS`; the model's own sampler if None.
+            schedule: one of the sampler's schedules; the model's own one if None.
 
         Raises:
-            ValueError: there is no such sampler, or not with this schedule or model.
+            ValueError: if there is no such sampler, or it does not have this schedule, or it
+                cannot run this model.
         """
         name = config.sampler if name is None else name
         require_schedule(name, schedule)
-        if name == "euler-a" and config.prediction_type == "sample":
-            raise ValueError("sampler euler-a has no prediction type 'sample': take euler")
-        if schedule in SPACINGS:
-            config = replace(config, timestep_spacing=schedule, use_karras_sigmas=False)
-        elif schedule == "karras":
-            config = replace(config, use_karras_sigmas=True)
-        elif "karras" not in SAMPLERS[name]:
-            config = replace(config, use_karras_sigmas=False)  # the model's own
+        spec = SAMPLERS[name]
+        if config.prediction_type not in spec.prediction_types:
+            raise ValueError(
+                f"sampler {name} has no prediction type {config.prediction_type!r}: take euler"
+            )
+        if schedule is not None:
+            config = replace(config, **SCHEDULES[schedule].options)
+        elif "karras" not in spec.schedules:
+            config = replace(config, use_karras_sigmas=False)  # the model's own schedule
         return cls(config, name)
 
     @property
+    def spec(self) -> SamplerSpec:
+        """Return the sampler's row in `SAMPLERS`."""
+        return SAMPLERS[self.name]
+
+    @property
     def schedule_name(self) -> str | None:
-        """The schedule as `for_model` takes it; None for a sampler that brings its own."""
-        if not SAMPLERS[self.name]:
+        """Return the schedule as `for_model` takes it; None if the sampler has only its own."""
+        if not self.spec.schedules:
             return None
         return "karras" if self.config.use_karras_sigmas else self.config.timestep_spacing
 
     @property
     def needs_noise(self) -> bool:
-        """Whether `step` takes fresh noise."""
-        return self.name in ("euler-a", "lcm")
+        """Return whether `step` needs fresh noise."""
+        return self.spec.needs_noise
 
     def schedule(self, num_steps: int) -> Schedule:
-        """See `make_schedule`."""
-        return make_schedule(self.name, self.config, num_steps)
+        """Return the schedule of exactly `num_steps` steps.
+
+        Raises:
+            ValueError: if they are too few or too many, or this sampler cannot run the schedule.
+        """
+        max_steps = self.spec.max_steps(self.config)
+        if not 1 <= num_steps <= max_steps:
+            raise ValueError(f"steps must be from 1 to {max_steps}, got {num_steps}")
+        schedule = self.spec.make_schedule(self.config, num_steps)
+        if self.config.prediction_type == "epsilon" and schedule.steps[0].start.alpha == 0:
+            raise ValueError(
+                f"sampler {self.name} cannot begin with noise alone (rescale_betas_zero_snr) if "
+                "the model predicts noise: take euler"
+            )
+        return schedule
 
     def step(
         self,
         x: mx.array,
         prediction: mx.array,
         step: Step,
-        before: Estimate | None = None,
+        previous: Estimate | None = None,
         fresh: mx.array | None = None,
     ) -> tuple[mx.array, Estimate]:
-        """From latents at `step.start` to latents at `step.end`, all of them like `x`.
+        """Return latents at `step.end`, and the estimate of x_0 that they are made from.
 
         Args:
-            x: latents [B, h, w, C].
-            prediction: what the network says of them.
-            before: what the last step returned beside its latents.
-            fresh: standard normal noise, for samplers that need it.
+            x: latents [B, h, w, C] at `step.start`.
+            prediction: what the network predicts for them, shaped as `x`.
+            previous: the estimate that the step before returned.
+            fresh: standard normal noise, shaped as `x`, if `needs_noise`.
 
-        Returns:
-            The latents, and the estimate of x_0 that they come from.
+        Raises:
+            ValueError: if the sampler needs fresh noise and gets none.
         """
-        x_0, noise = x_0_and_noise(x, prediction, step.start, self.config.prediction_type)
-        match self.name:
-            case "euler-a":
-                x = euler_ancestral_step(x_0, noise, step.start, step.end, fresh)
-            case "dpm++2m":
-                x = dpm_2m_step(x, x_0, step.start, step.end, before)
-            case "lcm":
-                x = lcm_step(x, x_0, step, fresh, self.config.timestep_scaling)
-            case _:
-                x = euler_step(x_0, noise, step.end)
+        x_0, noise = split_into_x_0_and_noise(
+            x, prediction, step.start, self.config.prediction_type
+        )
+        x = self.spec.step(StepInput(x, x_0, noise, step, self.config, previous, fresh))
         return x, Estimate(x_0, step.start)
 
 
-# The samplers, each with the schedules that diffusers has for it.
-SAMPLERS = {
-    "euler": (*SPACINGS, "karras"),
-    "euler-a": SPACINGS,
-    "ddim": SPACINGS,
-    "dpm++2m": (*SPACINGS, "karras"),
-    "lcm": (),  # it brings its own
-}
-SCHEDULES = (*SPACINGS, "karras")
-
-
 def require_schedule(sampler: str, schedule: str | None) -> None:
-    """Refuse what is not in `SAMPLERS`; a schedule of None is the model's own."""
+    """Check that there is a sampler of this name, with this schedule if it is not None.
+
+    Raises:
+        ValueError: if not.
+    """
     if sampler not in SAMPLERS:
         raise ValueError(
             f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}"
             + did_you_mean(sampler, SAMPLERS)
         )
-    known = SAMPLERS[sampler]
+    known = SAMPLERS[sampler].schedules
     if schedule is not None and schedule not in known:
         only = f"only {', '.join(known)}" if known else "only its own: leave the schedule out"
         raise ValueError(f"sampler {sampler} has no schedule {schedule!r}, {only}")

@@ -1,1 +1,1 @@
-"""What every other part may use, and that uses none of them."""
+"""Helpers that know nothing of models: strict JSON, atomic files, wording, sizes."""

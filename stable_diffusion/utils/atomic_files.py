@@ -1,13 +1,13 @@
-"""Files and folders in the making: they appear whole under their names, or not at all.
+"""Write files and folders atomically: they appear complete under their names, or not at all.
 
-Each is made beside its place, under a name that nobody can guess, and gets its own name when it is
-complete. Until then the program holds a lock on it, which ends with the program, however that ends:
-what another program can lock is abandoned. Unlike the number of a process, this holds between
-containers, and between machines, that share a folder.
+Each is written beside its destination, under a random temporary name, and renamed when it is
+complete. Until then the program holds a lock on it. The lock ends with the program, even if it is
+killed: a temporary file that another program can lock is abandoned. Unlike process ids, this also
+works between containers, and between machines, that share a folder.
 
-Where a file system has no locks, the name says so, and nothing is taken for abandoned. The names
-with the number of a process, which earlier versions gave, are left alone, too: nothing tells
-whether such a file is still being written.
+If a file system has no locks, the temporary name says so, and such a file is never removed as
+abandoned. Names with a process id, which earlier versions used, are not removed either, because
+such a file may still be written.
 """
 
 import errno
@@ -21,28 +21,32 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-MAX_ATTEMPTS = 20  # a program that sweeps up may take a file for abandoned before it is locked
-TOKEN_BYTES = 8  # of a random name: too many to guess
-UNLOCKED = "unlocked-"  # begins the token of what could not be locked
+MAX_ATTEMPTS = 20  # another program may remove a file as abandoned before it is locked
+TOKEN_BYTES = 8  # of a random name: enough that nobody can guess it
+UNLOCKED = "unlocked-"  # prefix of the token if the file system has no locks
+# Temporary names.
 FILE = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.partial", re.DOTALL)
 FOLDER = re.compile(r"(?P<name>.+)\.unfinished-[0-9a-f]{16}", re.DOTALL)
 
-TO_MAKE_FILE = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_RDWR
-TO_LOCK_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_RDWR  # over NFS locks ask for writing, too
-TO_LOCK_FOLDER = os.O_NOFOLLOW | os.O_DIRECTORY | os.O_RDONLY
-PERMISSIONS = 0o666  # of a new file, without those that the umask takes away
-NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # no disk to wait for
+CREATE_FILE = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_RDWR
+LOCK_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_RDWR  # NFS locks only what is open for writing
+LOCK_FOLDER = os.O_NOFOLLOW | os.O_DIRECTORY | os.O_RDONLY
+PERMISSIONS = 0o666  # of a new file, before the umask
+NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)  # the file system cannot
 
 
-def write_whole(path: Path, content: bytes | memoryview, *, overwrites: bool = True) -> None:
-    """Write a file that appears whole under its name, or not at all, even if the power fails.
+def write_atomically(path: Path, content: bytes | memoryview, *, overwrites: bool = True) -> None:
+    """Write a file that appears complete or not at all, even if the power fails.
+
+    Args:
+        overwrites: whether an existing file is replaced.
 
     Raises:
-        FileExistsError: there is a file, and `overwrites` is off.
-        OSError: writing failed.
+        FileExistsError: if the file exists and `overwrites` is False.
+        OSError: if writing fails.
     """
     for _ in range(MAX_ATTEMPTS):
-        with _making(path, is_folder=False) as (partial, descriptor):
+        with _create_locked(path, is_folder=False) as (partial, descriptor):
             with open(descriptor, "wb", closefd=False) as file:
                 file.write(content)
             _sync(descriptor)
@@ -52,41 +56,40 @@ def write_whole(path: Path, content: bytes | memoryview, *, overwrites: bool = T
                 else:
                     _rename_if_free(partial, descriptor, path)
                 return
-            except (
-                FileNotFoundError
-            ):  # deleted by one that saw no lock: machines may not share them
-                continue
-    raise OSError(errno.EBUSY, "another program deletes what is being written", str(path))
+            except FileNotFoundError:
+                continue  # removed by a machine to which the file system does not show our lock
+    raise OSError(errno.EBUSY, "another program removes the unfinished file", str(path))
 
 
 @contextmanager
-def unfinished_folder(folder: Path) -> Iterator[Path]:
-    """Within, there is a folder to fill, which is called `folder` in the end.
+def create_folder_atomically(folder: Path) -> Iterator[Path]:
+    """Create a temporary folder to fill inside the block, and rename it to `folder` at the end.
 
-    Where an error or an interruption leaves the block, nothing is left of it.
+    If an error or an interruption leaves the block, the temporary folder is removed.
 
     Raises:
-        OSError: it cannot be made, or cannot have its name.
+        OSError: if it cannot be created or renamed.
     """
-    with _making(folder, is_folder=True) as (partial, _):
+    with _create_locked(folder, is_folder=True) as (partial, _):
         yield partial
         for path in partial.rglob("*"):
             if path.is_file():
-                with _opened(path, os.O_RDONLY) as descriptor:
+                with _open(path, os.O_RDONLY) as descriptor:
                     _sync(descriptor)
         partial.rename(folder)
 
 
 def remove_abandoned(paths: Iterable[Path]) -> None:
-    """Remove what programs that have ended left half made of these files and folders.
+    """Remove unfinished versions of these files and folders left by programs that have ended.
 
-    What is still being made stays, and so does what cannot be judged or is another user's.
+    Those that are still being written stay, and those that cannot be locked or removed, such as
+    another user's.
     """
     paths = set(paths)
     for parent in {path.parent for path in paths}:
         try:
             names = os.listdir(parent)
-        except OSError:  # it may not be there, or be written to but not read
+        except OSError:  # it does not exist, or may not be listed
             continue
         for name in names:
             for pattern in (FILE, FOLDER):
@@ -97,18 +100,21 @@ def remove_abandoned(paths: Iterable[Path]) -> None:
 
 
 @contextmanager
-def _making(path: Path, is_folder: bool) -> Iterator[tuple[Path, int]]:
-    """Within, there is an empty file or folder beside `path`, locked, and open as a descriptor.
+def _create_locked(path: Path, is_folder: bool) -> Iterator[tuple[Path, int]]:
+    """Create an empty file or folder beside `path`, and lock it inside the block.
 
-    In the end it is removed, unless it was renamed.
+    At the end it is removed, unless it was renamed.
+
+    Yields:
+        Its temporary name, and a descriptor of it.
     """
     can_lock = True
     for _ in range(MAX_ATTEMPTS):
         token = secrets.token_hex(TOKEN_BYTES)
-        partial = _partial(path, token if can_lock else UNLOCKED + token, is_folder)
+        partial = _temporary_name(path, token if can_lock else UNLOCKED + token, is_folder)
         try:
             descriptor = _create(partial, is_folder)
-        except FileExistsError:  # not ours
+        except FileExistsError:  # of another program
             continue
         try:
             if can_lock:
@@ -124,27 +130,27 @@ def _making(path: Path, is_folder: bool) -> Iterator[tuple[Path, int]]:
         finally:
             _remove(partial, is_folder)
             os.close(descriptor)
-    raise OSError(errno.EBUSY, "other programs take every name to write it under", str(path))
+    raise OSError(errno.EBUSY, "other programs use every temporary name", str(path))
 
 
-def _partial(path: Path, token: str, is_folder: bool) -> Path:
-    """Return the name of what is not finished; see `FILE` and `FOLDER`."""
+def _temporary_name(path: Path, token: str, is_folder: bool) -> Path:
+    """Return the name of an unfinished file or folder; see `FILE` and `FOLDER`."""
     name = f"{path.name}.unfinished-{token}" if is_folder else f".{path.name}.{token}.partial"
     return path.with_name(name)
 
 
 def _create(partial: Path, is_folder: bool) -> int:
-    """Make what must not be there yet, and open it; nothing is left of it if that fails.
+    """Create a file or folder and return a descriptor of it; if that fails, remove it.
 
     Raises:
-        FileExistsError: there is something, if only a link.
-        OSError: it cannot be made.
+        FileExistsError: if the name exists, even as a dangling link.
+        OSError: if it cannot be created.
     """
     try:
         if not is_folder:
-            return os.open(partial, TO_MAKE_FILE, PERMISSIONS)
+            return os.open(partial, CREATE_FILE, PERMISSIONS)
         partial.mkdir()
-        return os.open(partial, TO_LOCK_FOLDER)
+        return os.open(partial, LOCK_FOLDER)
     except FileExistsError:
         raise
     except BaseException:  # also an interruption
@@ -153,7 +159,7 @@ def _create(partial: Path, is_folder: bool) -> int:
 
 
 def _remove(partial: Path, is_folder: bool) -> None:
-    """Delete what was made, if it is still there and can be deleted."""
+    """Remove a file or folder, if it still exists and can be removed."""
     if is_folder:
         shutil.rmtree(partial, ignore_errors=True)
     else:
@@ -162,24 +168,24 @@ def _remove(partial: Path, is_folder: bool) -> None:
 
 
 def _remove_if_abandoned(partial: Path, is_folder: bool) -> None:
-    """Delete what no program holds a lock on.
+    """Remove a file or folder if no program holds a lock on it.
 
     Raises:
-        OSError: it is something else, cannot be opened, or the file system has no locks.
+        OSError: if it cannot be opened, or the file system has no locks.
     """
-    mode = os.lstat(partial).st_mode  # a device is better not even opened
+    mode = os.lstat(partial).st_mode  # opening a device may have side effects
     if not (stat.S_ISDIR(mode) if is_folder else stat.S_ISREG(mode)):
         return
-    with _opened(partial, TO_LOCK_FOLDER if is_folder else TO_LOCK_FILE) as descriptor:
+    with _open(partial, LOCK_FOLDER if is_folder else LOCK_FILE) as descriptor:
         if _lock(descriptor) and _is_named(descriptor, partial):
             _remove(partial, is_folder)
 
 
 def _lock(descriptor: int) -> bool:
-    """Lock what is open, and return whether that was possible: nobody else holds a lock on it.
+    """Lock an open file or folder; return False if another program holds a lock on it.
 
     Raises:
-        OSError: the file system has no locks.
+        OSError: if the file system has no locks.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -189,7 +195,7 @@ def _lock(descriptor: int) -> bool:
 
 
 def _is_named(descriptor: int, path: Path) -> bool:
-    """Return whether `path` is a name of what is open."""
+    """Return whether `path` is a name of the open file or folder."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except OSError:
@@ -197,33 +203,33 @@ def _is_named(descriptor: int, path: Path) -> bool:
 
 
 def _rename_if_free(partial: Path, descriptor: int, path: Path) -> None:
-    """Give a file its name, but never another's.
+    """Rename a file to `path`, but never replace another file.
 
     Raises:
-        FileExistsError: the name is taken.
-        OSError: it cannot be given.
+        FileExistsError: if `path` exists.
+        OSError: if renaming fails.
     """
     try:
         os.link(partial, path)  # unlike a rename, refuses what exists
     except FileExistsError:
-        # A server whose answer was lost is asked once more, and finds the link that it made.
+        # If the answer of a file server was lost, the repeated request finds the link it made.
         if not _is_named(descriptor, path):
             raise
     except FileNotFoundError:
         raise
-    except OSError:  # a file system without links, as exFAT: take the name first
-        with _opened(path, TO_MAKE_FILE) as place:
+    except OSError:  # a file system without hard links, such as exFAT: reserve the name
+        with _open(path, CREATE_FILE) as reserved:
             try:
                 os.replace(partial, path)
             except BaseException:  # also an interruption
-                if _is_named(place, path):
+                if _is_named(reserved, path):
                     path.unlink()
                 raise
 
 
 @contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
-    """Within, a file or folder is open as a descriptor."""
+def _open(path: Path, flags: int) -> Iterator[int]:
+    """Open a file or folder as a descriptor, and close it at the end of the block."""
     descriptor = os.open(path, flags, PERMISSIONS)
     try:
         yield descriptor
@@ -232,7 +238,7 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
 
 
 def _sync(descriptor: int) -> None:
-    """Wait until a file is on the disk, lest a power cut leave an empty one under its name."""
+    """Wait until a file is on the disk, so that a power failure cannot leave an empty one."""
     try:
         os.fsync(descriptor)
     except OSError as error:

@@ -1,21 +1,21 @@
-"""Config files read strictly: every key is understood, known to be harmless, or an error."""
+"""Read JSON strictly, with limits on its size, and check the values in it."""
 
 import json
 import math
 from pathlib import Path
 from typing import Any
 
-MAX_JSON = 20_000_000  # bytes of a file; a vocabulary has a few million
-MAX_DEPTH = 100  # lists and objects in one another; a tokenizer has five
-MAX_NUMBER = 10**36  # a little less than what float32 holds; transformers writes 10**30
+MAX_JSON = 20_000_000  # bytes of a file; vocabularies have a few million
+MAX_DEPTH = 100  # of nested lists and objects; tokenizers have five
+MAX_NUMBER = 10**36  # less than the largest float32; transformers writes 10**30
 
 
 def read_json(file: Path) -> Any:
-    """What a JSON file says; as `parse_json`.
+    """Return the content of a JSON file.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no JSON, or too large for any config.
+        OSError: if it cannot be read.
+        ValueError: if it has more than `MAX_JSON` bytes, or `parse_json` raises it.
     """
     size = file.stat().st_size
     require(size <= MAX_JSON, f"it has {size} bytes, which is too much for a JSON file")
@@ -23,22 +23,23 @@ def read_json(file: Path) -> Any:
 
 
 def parse_json(content: bytes | str, nan_is_null: bool = False) -> Any:
-    """What a JSON text says, where it says one thing.
+    """Return the content of a JSON text.
 
-    With `nan_is_null` a number that is none counts as null, as tables write what is left out.
+    Args:
+        nan_is_null: whether NaN counts as null. Programs for tables write missing values so.
 
     Raises:
-        ValueError: it is no JSON, or not UTF-8, UTF-16 or UTF-32; it is nested too deeply, gives
-            a name twice, or has a number that is none, or too large.
+        ValueError: if it is not JSON in UTF-8, UTF-16 or UTF-32, is nested too deeply, gives a name
+            twice in an object, or has a number that is not finite or too large.
     """
     too_deep = "it is nested too deeply"
     try:
         value = json.loads(
             content,
-            object_pairs_hook=_object,
-            parse_float=_float,
-            parse_int=_integer,
-            parse_constant=_float_or_none if nan_is_null else _float,
+            object_pairs_hook=_make_object,
+            parse_float=_parse_float,
+            parse_int=_parse_integer,
+            parse_constant=_parse_nan_as_null if nan_is_null else _parse_float,
         )
     except RecursionError:
         raise ValueError(too_deep) from None
@@ -47,7 +48,7 @@ def parse_json(content: bytes | str, nan_is_null: bool = False) -> Any:
 
 
 def _is_shallow(value: Any) -> bool:
-    """Whether what follows may walk through it by recursion."""
+    """Return whether a value is nested at most `MAX_DEPTH` deep, so that recursion is safe."""
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [
@@ -59,7 +60,8 @@ def _is_shallow(value: Any) -> bool:
     return not level
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs as a dict, and refuse names that are given twice."""
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
@@ -68,36 +70,47 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _float(text: str) -> float:
+def _parse_float(text: str) -> float:
+    """Parse a finite number of at most `MAX_NUMBER`."""
     value = float(text)
     require(math.isfinite(value), f"{text[:50]} is not a finite number")
     require(abs(value) <= MAX_NUMBER, f"{text[:50]} is too large a number")
     return value
 
 
-def _float_or_none(text: str) -> float | None:
-    return None if text == "NaN" else _float(text)
+def _parse_nan_as_null(text: str) -> float | None:
+    """Parse a number, but return None for NaN."""
+    return None if text == "NaN" else _parse_float(text)
 
 
-def _integer(text: str) -> int:
+def _parse_integer(text: str) -> int:
+    """Parse an integer of at most `MAX_NUMBER`."""
     is_small = len(text) < 40 and abs(value := int(text)) <= MAX_NUMBER
     require(is_small, f"{text[:50]} is too large a number")
     return value
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise ValueError with the message where the condition does not hold."""
+    """Raise ValueError with the message unless the condition holds."""
     if not condition:
         raise ValueError(message)
 
 
 def require_in(option: str, value: Any, low: float, high: float) -> None:
-    """Each number of `value`, which may be one or None, is from `low` to `high`."""
+    """Check that a number, or each number of a tuple, is None or from `low` to `high`.
+
+    Raises:
+        ValueError: if one is not.
+    """
     for number in value if isinstance(value, tuple) else (value,):
         is_in = number is None or low <= number <= high
         require(is_in, f"{option} = {value!r} is not from {low} to {high}")
 
 
 def require_known(option: str, value: str, known: tuple[str, ...]) -> None:
-    """`value` is one of the `known` ones."""
+    """Check that `value` is one of the `known` ones.
+
+    Raises:
+        ValueError: if it is not.
+    """
     require(value in known, f"{option} = {value!r} is not supported, only {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""Names that meet: what is read, what is made, the grid and the previews in one another's place."""
+"""Names that collide: of files that are read and written, of the grid and of previews."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import txt2image
 from attacks.harness import Case, Defect, Outcome, attack
 from attacks.system import USUAL, old_picture, require_whole
 from stable_diffusion.cli.recipe.recipe import Recipe
-from stable_diffusion.images.text_chunks import RECIPE, save_options
+from stable_diffusion.images.text_chunks import RECIPE, make_save_options
 
 NAMES = ["a.png", "a.preview.png", "now.preview.png", "Now.Preview.png", "d/now.preview.png"]
 NAMES += ["d/0001.png", "d/a.png", "link.png", "d/../a.png", "d/0001.preview.png"]
@@ -18,8 +18,10 @@ WROTE = re.compile(r"^Wrote (.+)$", re.MULTILINE)
 
 @attack("system", cases=300, quick=8)
 def names(case: Case) -> None:
-    """What is read stays as it is, whatever the output, grid and preview are called; and what was
-    written is there in the end."""
+    """Use any names for output, grid and preview: files that are read stay unchanged.
+
+    Files that were reported as written must exist in the end.
+    """
     rng, folder = case.rng, case.folder
     (folder / "d").mkdir()
     (folder / "link.png").symlink_to("a.png")
@@ -37,7 +39,7 @@ def names(case: Case) -> None:
             main, words = image2image.main, [*words, "--strength=1", str(read), "a star"]
         case 1:
             texts = {RECIPE: Recipe(prompt="a star", model="tiny", width=64, height=64).to_json()}
-            old_picture(read, **save_options(texts, "PNG"))
+            old_picture(read, **make_save_options(texts, "PNG"))
             words.append(f"--from-image={read}")
         case _:
             read, output = folder / "p.txt", rng.choice(FOLDERS)

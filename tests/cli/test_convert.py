@@ -1,10 +1,13 @@
-"""Converted models give the pictures of what they were made of, and come whole or not at all."""
+"""Converted models make the same pictures, and are written completely or not at all."""
 
+import io
 import json
+import re
 import shutil
 import signal
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
 
@@ -23,7 +26,7 @@ from safetensors.numpy import load_file, save_file
 import txt2image
 from stable_diffusion import StableDiffusion
 from stable_diffusion.cli.convert import main as convert_main
-from stable_diffusion.model_io import convert, loaders
+from stable_diffusion.model_io import convert, convert_model, loaders
 from stable_diffusion.model_io.loaders import load_model_config
 from stable_diffusion.model_io.weight_files import NATIVE
 from stable_diffusion.pipeline import pipeline_class
@@ -33,40 +36,44 @@ PROMPT = "a photo of a café, at night!"
 SAME = 50  # dB
 SD_1, SD_2, SD_2_V, SDXL = PUBLISHED_KINDS
 UNET, TEXT = f"unet/{NATIVE}", f"text_encoder/{NATIVE}"
-AS_SCRIPTS = ("--text-encoder-bits", "4", "--unet-bits", "8")  # as their -q
+AS_SCRIPTS = ("--text-encoder-bits", "4", "--unet-bits", "8")  # like -q of the scripts
 
 
 @pytest.fixture(scope="module")
-def converted(checkpoint, tmp_path_factory, unchanged) -> Callable[..., Path]:
-    """The folder of a kind, converted with some options. Not to be changed."""
+def converted(checkpoint, tmp_path_factory) -> Callable[..., Path]:
+    """Return a function that converts a kind of model once, and returns the folder.
+
+    The folder must not be changed.
+    """
 
     @cache
-    def make(kind: str, *options: str) -> Path:
+    def convert_kind(kind: str, *options: str) -> Path:
         folder = tmp_path_factory.mktemp("converted") / kind
         assert convert_main([str(checkpoint(kind)), str(folder), *options]) == 0
-        unchanged.add(str(folder))
         return folder
 
-    return make
+    return convert_kind
 
 
 @pytest.fixture
 def spoilt(converted, tmp_path) -> Path:
-    """A copy of a quantized folder, that may be changed."""
+    """Copy a quantized folder, so that it may be changed."""
     return shutil.copytree(converted(SD_1, *AS_SCRIPTS), tmp_path / "spoilt")
 
 
 def load(model: loaders.Key, **options) -> StableDiffusion:
+    """Return a model of either class."""
     return pipeline_class(load_model_config(model))(model, **options)
 
 
-def drawn(sd: StableDiffusion, steps: int = 1) -> np.ndarray:
+def draw(sd: StableDiffusion, steps: int = 1) -> np.ndarray:
+    """Return a small picture, uint8 [1, H, W, 3]."""
     options = {"num_steps": steps, "cfg_weight": 5, "latent_size": (8, 8), "seed": 7}
     return pictures(sd, sd.generate_latents(PROMPT, **options))
 
 
-def identical(one: StableDiffusion, other: StableDiffusion) -> bool:
-    """Whether UNet and text encoders have the same weights, to the bit and of the same types."""
+def are_identical(one: StableDiffusion, other: StableDiffusion) -> bool:
+    """Return whether UNet and text encoders have the same weights and types, to the bit."""
 
     def weights(sd: StableDiffusion) -> dict[str, mx.array]:
         networks = [*sd._text_encoders(), sd.unet]
@@ -91,28 +98,28 @@ def test_pictures_equal_diffusers(converted, oracle, kind, options, at_least):
         PROMPT, seeds=[7], num_inference_steps=2, guidance_scale=5, height=64, width=64
     )
     assert theirs.std() >= 30  # of 255: it shows something
-    assert psnr(drawn(load(converted(kind, *options)), steps=2), theirs) >= at_least
+    assert psnr(draw(load(converted(kind, *options)), steps=2), theirs) >= at_least
 
 
 @pytest.mark.parametrize(("kind", "half"), [(SD_1, True), (SDXL, False)])
 def test_equals_quantizing_while_loading(converted, checkpoint, kind, half):
-    """To the bit: where half precision is asked for, with what is stored so."""
+    """To the bit: in half precision, if the weights are stored so."""
     folder = converted(kind, *AS_SCRIPTS, *["--fp16"] * half)
     ours, usual = load(folder, float16=half), load(checkpoint(kind), float16=half)
     usual.quantize()
-    assert identical(ours, usual)
+    assert are_identical(ours, usual)
     assert ours.unet.mid_block.attentions[0].proj_in.bits == 8
-    if half:  # rounds the VAE, which otherwise is never in half precision
+    if half:  # --fp16 rounds the VAE, which is never in half precision otherwise
         assert not same(ours.autoencoder, usual.autoencoder)
         usual.autoencoder.set_dtype(mx.float16)
         usual.autoencoder.set_dtype(mx.float32)
     assert same(ours.autoencoder, usual.autoencoder)
-    assert np.array_equal(drawn(ours), drawn(usual))
+    assert np.array_equal(draw(ours), draw(usual))
 
 
 @pytest.mark.parametrize(("bits", "group_size"), [(4, 128), (6, 32)])
 def test_bits_and_group_sizes(converted, checkpoint, bits, group_size):
-    """All of them load as they are stored, and 6 bits are better than 4."""
+    """All of them load as they are stored, and 6 bits have a smaller error than 4."""
     folder = converted(SD_1, f"-q{bits}", f"--group-size={group_size}")
     layer = load(folder).text_encoder.layers[0].linear1
     assert (layer.bits, layer.group_size) == (bits, group_size)
@@ -122,8 +129,34 @@ def test_bits_and_group_sizes(converted, checkpoint, bits, group_size):
     assert 2 ** -(bits + 1) < error.item() < 2 ** -(bits - 1)
 
 
-def test_what_does_not_divide_stays_whole(converted, checkpoint, capsys):
-    """The config says which; and what -q does while loading is the same."""
+def test_the_library_prints_nothing(checkpoint, tmp_path):
+    """It calls functions with its messages, and with how far it is."""
+    messages, progress, output = [], [], io.StringIO()
+    with redirect_stdout(output), redirect_stderr(output):
+        convert_model("tiny", tmp_path / "silent")
+        convert_model(
+            checkpoint("sdxl"),
+            tmp_path / "told",
+            unet_bits=8,
+            on_message=messages.append,
+            on_progress=lambda *call: progress.append(call),
+        )
+    assert output.getvalue() == ""
+    assert len(messages) == 1 and re.match(r"unet: \d+ linear layers stay as they are", messages[0])
+    components = ["text_encoder", "text_encoder_2", "unet", "vae"]
+    assert list(dict.fromkeys(component for component, _, _ in progress)) == components
+    for component in components:
+        calls = [(written, total) for name, written, total in progress if name == component]
+        written, totals = zip(*calls, strict=True)
+        assert len(set(totals)) == 1 and list(written) == sorted(written)
+        assert (written[0], written[-1]) == (0, totals[0])
+        content = (tmp_path / "told" / component / NATIVE).read_bytes()
+        header = int.from_bytes(content[:8], "little")
+        assert totals[0] == len(content) - 8 - header
+
+
+def test_layers_that_do_not_divide_into_groups_stay_as_they_are(converted, checkpoint, capsys):
+    """The config says which, and converting says how many."""
     folder = converted("sdxl", "-q8", "--group-size=32")
     config = json.loads((folder / "unet/config.json").read_text())
     unquantized = config["quantization"]["unquantized"]
@@ -139,22 +172,22 @@ def test_what_does_not_divide_stays_whole(converted, checkpoint, capsys):
 
 @pytest.mark.parametrize("kind", [SD_2_V, SDXL])
 def test_single_file(checkpoint, tmp_path, kind):
-    """What a file does not say, and was told or given otherwise, the folder knows."""
+    """The folder says what the file does not: the user's prediction type, and the pad tokens."""
     file = str(write_single_file(checkpoint(kind), tmp_path / "x.safetensors"))
     prediction = "v_prediction" if kind == SD_2_V else "epsilon"
-    told = ["--prediction-type", prediction]
-    assert convert_main([file, str(tmp_path / "whole"), *told]) == 0
+    options = ["--prediction-type", prediction]
+    assert convert_main([file, str(tmp_path / "whole"), *options]) == 0
     ours = load(tmp_path / "whole")
     usual = load(loaders.open_model(file, prediction_type=prediction))
-    assert identical(ours, usual)
+    assert are_identical(ours, usual)
     assert same(ours.autoencoder, usual.autoencoder)
     assert ours.diffusion_config == usual.diffusion_config
     assert ours.config.defaults == usual.config.defaults
-    assert np.array_equal(drawn(ours), drawn(usual))  # also as the pad tokens are the same
+    assert np.array_equal(draw(ours), draw(usual))  # also as the pad tokens are the same
 
 
-def test_vae_from_elsewhere(converted, checkpoint, tmp_path):
-    """Of a converted model, for one, and into one."""
+def test_another_vae(converted, checkpoint, tmp_path):
+    """The VAE comes from a converted model, is used for one, or is converted with another model."""
     other, vae = checkpoint("sd-1"), loaders.load_autoencoder
     for i, where in enumerate((converted(SD_1), converted(SD_1) / "vae")):
         source = loaders.open_model(other, vae=where)
@@ -172,25 +205,26 @@ def test_known_models_keep_their_defaults(tmp_path):
 
 
 def test_converting_again(converted, tmp_path, capsys):
-    """What is not quantized yet can be; what is goes on as it is, or is refused."""
+    """A model that is not quantized can be; one that is stays as it is, or is refused."""
     args = [str(converted(SD_1)), str(tmp_path / "late"), *AS_SCRIPTS]
     assert convert_main(args) == 0
     once = converted(SD_1, *AS_SCRIPTS)
-    assert identical(load(tmp_path / "late"), load(once))
+    assert are_identical(load(tmp_path / "late"), load(once))
 
     assert convert_main([str(once), str(tmp_path / "half"), "--fp16"]) == 0
     half = load(tmp_path / "half", float16=True)
-    assert identical(half, load(once, float16=True))
+    assert are_identical(half, load(once, float16=True))
     assert (tmp_path / "half" / TEXT).stat().st_size < 0.6 * (once / TEXT).stat().st_size
 
     assert convert_main([str(once), str(tmp_path / "twice"), "-q4"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "the UNet has 8 bits already" in error and "convert what it was made of" in error
+    assert "the UNet has 8 bits already" in error
+    assert "convert the model that it was made from" in error
     assert not (tmp_path / "twice").exists()
 
 
 def test_a_download_is_announced(monkeypatch, capsys, tmp_path):
-    """Before it begins, as the scripts do."""
+    """The announcement comes before the download, as in the scripts."""
 
     def announcements(source, components, float16):
         assert set(components) >= {"unet", "vae", "text_encoder"} and not any(tmp_path.iterdir())
@@ -202,7 +236,7 @@ def test_a_download_is_announced(monkeypatch, capsys, tmp_path):
 
 
 def test_in_the_scripts(converted, tmp_path, capsys):
-    """With what else they take; -q has nothing left to do, and says so."""
+    """The scripts run it with their other options; -q has nothing left to do, and says so."""
     folder = converted(SD_1, *AS_SCRIPTS, "--fp16")
     arguments = ["a photo", "--model", str(folder), "--n_images=1", "--steps=1", "--seed=1"]
     arguments += ["--width=64", "--height=64", "--output", str(tmp_path / "o.png")]
@@ -213,7 +247,7 @@ def test_in_the_scripts(converted, tmp_path, capsys):
 
 
 def test_lora(converted, checkpoint, tmp_path):
-    """Kept beside the quantized weights, as where they are quantized while loading."""
+    """It is kept beside the quantized weights, as if they were quantized while loading."""
     rng = np.random.default_rng(0)
     lora = {}
     for layer, (out, rest) in {
@@ -227,30 +261,31 @@ def test_lora(converted, checkpoint, tmp_path):
     save_file(lora, tmp_path / "lora.safetensors")
     ours, usual = load(converted(SD_1, *AS_SCRIPTS)), load(checkpoint(SD_1))
     usual.quantize()
-    before = drawn(ours)
+    before = draw(ours)
     for sd in (ours, usual):
         sd.load_lora(tmp_path / "lora.safetensors", 0.5)
-    after = drawn(ours)
-    assert np.array_equal(after, drawn(usual))
+    after = draw(ours)
+    assert np.array_equal(after, draw(usual))
     assert psnr(after, before) < 40
     ours.unload_lora()
-    assert np.array_equal(drawn(ours), before)
+    assert np.array_equal(draw(ours), before)
 
 
 @pytest.mark.parametrize("quantize", [None, quantize_unet])
 def test_memory_to_convert(checkpoint, tmp_path, quantize):
-    """That of a tensor in its versions, not of the network."""
+    """A few tensors are in memory at a time, not the network."""
     shutil.copytree(checkpoint(SD_1) / "unet", tmp_path / "unet")
     mx.synchronize()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     source = loaders.open_model(checkpoint(SD_1))
-    convert._write_network(source, "unet", loaders.load_unet, quantize, False, tmp_path)
+    network = convert._Network("unet", loaders.load_unet, quantize)
+    convert._write_network(source, network, False, tmp_path, print, lambda *_: None)
     assert mx.get_peak_memory() - before < 0.4 * (tmp_path / UNET).stat().st_size
 
 
 def test_memory_to_load(tmp_path):
-    """Opening holds nothing, and each tensor is read once."""
+    """Opening a model reads no tensor, and then each is read once."""
     assert convert_main(["tiny", str(tmp_path / "t"), *AS_SCRIPTS]) == 0
     sizes = [file.stat().st_size for file in (tmp_path / "t").glob(f"*/{NATIVE}")]
     mx.synchronize()
@@ -265,15 +300,15 @@ def test_memory_to_load(tmp_path):
 
 
 @pytest.mark.parametrize("options", [(), AS_SCRIPTS])
-def test_diffusers_does_not_run_it(converted, options):
-    """Not wrongly, with random weights."""
+def test_diffusers_refuses_it(converted, options):
+    """It would take random weights otherwise."""
     with pytest.raises(OSError):
         DiffusionPipeline.from_pretrained(converted(SD_1, *options), safety_checker=None)
 
 
 @pytest.mark.parametrize("component", ["unet", "vae", "text_encoder"])
 def test_strict_loading(spoilt, component):
-    """Tensors that are missing, surplus, of another shape or kind: all in one line."""
+    """Tensors that are missing, surplus or of another shape are all in one line."""
     file = spoilt / component / NATIVE
     tensors = load_file(file)
     missing, misshapen = [key for key in tensors if "norm1." in key][:2]
@@ -340,7 +375,7 @@ def test_quantized_by_the_config_only(copy):
 @pytest.mark.parametrize(
     ("model", "folder", "options", "status", "message"),
     [
-        ("tiny", "there", [], 1, "there is there already: give the name of a new folder"),
+        ("tiny", "there", [], 1, "there exists already: give the name of a new folder"),
         ("tiny", "no/x", [], 1, "no to make x in"),
         ("/nowhere", "x", [], 1, "there is no folder /nowhere"),
         ("tiny", "x", ["--group-size=32"], 2, "say how many bits (-q)"),
@@ -360,7 +395,7 @@ def test_refusals(tmp_path, capsys, model, folder, options, status, message):
 
 
 def test_broken_model(copy, tmp_path, capsys):
-    """Nothing is left of what was written before it showed."""
+    """Nothing remains of the files that were written before the error."""
     folder = copy("sd-1")
     (folder / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"?")
     assert convert_main([str(folder), str(tmp_path / "x")]) == 1
@@ -369,7 +404,7 @@ def test_broken_model(copy, tmp_path, capsys):
 
 
 def test_warnings_are_lines(tmp_path, monkeypatch, capsys):
-    """With what files say escaped, as by the scripts."""
+    """They are printed with control characters escaped, as by the scripts."""
 
     def load(*_: object, **__: object) -> None:
         warnings.warn("the file says a\u202eb\x1b[2J", stacklevel=1)
@@ -392,13 +427,13 @@ def stop(tensors, file, on_written, save=convert.save_native):
     save(tensors, file, on_written)
 
 convert.save_native = stop
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
 sys.exit(main(["tiny", sys.argv[1]]))
 """
 
 
 def test_killed_in_the_middle(tmp_path):
-    """Nothing has the name that was asked for; after Ctrl-C nothing is left at all."""
+    """No folder has the name that was asked for; after Ctrl-C nothing is left at all."""
     folder = tmp_path / "x"
     done = python("-c", STOP, str(folder), str(int(signal.SIGKILL)))
     assert done.returncode == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""Ranks that `mlx.launch` starts: pictures as of one process, and one message where one fails."""
+"""Ranks that `mlx.launch` starts make the pictures of one process; if one fails, it says so."""
 
 import os
 import socket
@@ -12,11 +12,11 @@ from ours import ROOT
 from PIL import Image
 
 import txt2image
-from stable_diffusion.cli.ranks import launched_ranks
+from stable_diffusion.cli.ranks import find_ranks
 
 
-def free_ports() -> int:
-    """The first of two that nothing listens on, below those that the system hands out."""
+def find_free_ports() -> int:
+    """Return the first of two that nothing listens on, below those that the system assigns."""
     for port in range(20_000 + os.getpid() % 5_000, 32_000, 2):
         with suppress(OSError), socket.socket() as first, socket.socket() as second:
             first.bind(("", port))
@@ -26,8 +26,8 @@ def free_ports() -> int:
 
 
 def launch(*command: str) -> tuple[str, str]:
-    """What two ranks of a Python program print."""
-    port = free_ports()
+    """Return what two ranks of a Python program print."""
+    port = find_free_ports()
     launcher = Path(sys.executable).parent / "mlx.launch"
     done = subprocess.run(
         [launcher, "-n", "2", "--starting-port", str(port), sys.executable, *command],
@@ -40,17 +40,17 @@ def launch(*command: str) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
-def test_one_process_is_a_rank_of_its_own():
-    ranks = launched_ranks()
+def test_a_process_without_a_launcher_is_alone():
+    ranks = find_ranks()
     images = np.zeros((2, 4, 4, 3), np.uint8)
     assert ranks.is_first and ranks.size == 1
-    assert ranks.share([2**62, 0]) == [2**62, 0] and ranks.least(3) == 3
+    assert ranks.share([2**62, 0]) == [2**62, 0] and ranks.share_smallest(3) == 3
     assert ranks.gather(images)[0] is images
-    assert ranks.together(lambda: 5) == 5
+    assert ranks.run_together(lambda: 5) == 5
 
 
 def test_two_ranks_make_what_one_process_makes(tmp_path):
-    """Also of several sizes, and where one of them has more to make than the other."""
+    """There are several sizes, and one rank has more to make than the other."""
     (tmp_path / "p.jsonl").write_text(
         '{"prompt": "a red circle", "n_images": 3}\n'
         '{"prompt": "a blue star", "width": 32, "height": 64}\n'
@@ -67,12 +67,12 @@ def test_two_ranks_make_what_one_process_makes(tmp_path):
         assert np.abs(one - two).max() <= 1
 
 
-# What ranks exchange, and how they end: rank 1 fails in the middle, in one way after another.
+# What ranks exchange, and how they end: rank 1 fails in one way after another.
 PROGRAM = """
 import argparse, os, sys, traceback
 import numpy as np
-from stable_diffusion.cli.ranks import Ranks, launched_ranks
-from stable_diffusion.cli.generate import exit_status
+from stable_diffusion.cli.ranks import Ranks, find_ranks
+from stable_diffusion.cli.main import report_errors
 
 def fail(how):
     if how == "usage":
@@ -86,7 +86,7 @@ def fail(how):
 
 def work(ranks, how):
     print("rank", ranks.rank, "of", ranks.size)
-    print(ranks.share([2**62 + ranks.rank, ranks.rank]), ranks.least(5 - ranks.rank))
+    print(ranks.share([2**62 + ranks.rank, ranks.rank]), ranks.share_smallest(5 - ranks.rank))
     made = ranks.gather(np.full((ranks.rank, 2, 3, 3), 7, np.uint8))
     print([images.shape for images in made], made[1].min())
     if how == "different":
@@ -95,11 +95,11 @@ def work(ranks, how):
         fail(how)
     ranks.share([0])
 
-first = launched_ranks()
+first = find_ranks()
 for how in ("well", "error", "usage", "different", "bug", "kill"):
     ranks = Ranks(first.rank, first.size)
     try:
-        status = ranks.together(lambda: exit_status(lambda: work(ranks, how)))
+        status = ranks.run_together(lambda: report_errors(lambda: work(ranks, how)))
     except TypeError as error:
         status = 1
         print(f"TypeError: {error}", file=sys.stderr)
@@ -109,15 +109,15 @@ for how in ("well", "error", "usage", "different", "bug", "kill"):
 
 
 def test_how_ranks_end():
-    """With the status of the one that failed, and its message alone."""
+    """All end with the status of the rank that failed, and only its message is printed."""
     out, err = launch("-c", PROGRAM)
     exchange = f"rank 0 of 2\n[{2**62}, 0] 4\n[(0, 0, 0, 3), (1, 2, 3, 3)] 7\n"
     ends = [f"{exchange}status {status}\n" for status in (0, 1, 2, 1, 1)]
     assert out.startswith("".join(ends))
-    # Of the one that was killed the other speaks, where mlx.launch has not ended it before.
+    # The other rank reports one that was killed, unless mlx.launch has ended it before.
     lost = "error: the connection to another rank is lost"
-    said = {line for line in err.splitlines() if "rror: " in line} - {lost}
-    assert said == {
+    errors = {line for line in err.splitlines() if "rror: " in line} - {lost}
+    assert errors == {
         "rank 1: error: the disk is full",
         "rank 1: p: error: no such file here",
         "error: rank 1 was asked for something else",

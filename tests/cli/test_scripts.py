@@ -1,4 +1,4 @@
-"""The two scripts as a person runs them, and their wrong usage."""
+"""The two scripts as a user runs them, and their errors of usage."""
 
 from pathlib import Path
 
@@ -16,20 +16,22 @@ SAME = 50  # dB
 
 
 def read(path: Path) -> np.ndarray:
+    """Return the pixels of a file."""
     return np.asarray(Image.open(path))
 
 
-def text_to_image(folder: Path, output: Path, *options: str, prompt: str = "a photo") -> int:
+def run_txt2image(folder: Path, output: Path, *options: str, prompt: str = "a photo") -> int:
+    """Run the script with a checkpoint, and return its exit status."""
     arguments = ["--model", folder, "--seed=7", "--steps=4", "--output", output, *options]
     return txt2image.main([prompt, *map(str, arguments)])
 
 
 def test_txt2image_equals_diffusers(checkpoint, oracle, kind, tmp_path):
-    """A grid of two, at another size and aspect; two kinds without guidance."""
+    """The pictures are not square; two kinds of models run without guidance."""
     output = tmp_path / "o.png"
     guidance = 0.0 if kind in ("sd-2", "sdxl-turbo") else 5.0
     options = ["--cfg", guidance, "--n_images", "2", "--width", "96", "--height", "56"]
-    assert text_to_image(checkpoint(kind), output, *map(str, options)) == 0
+    assert run_txt2image(checkpoint(kind), output, *map(str, options)) == 0
     theirs = oracle(kind).pictures(
         "a photo",
         seeds=[7, 8],
@@ -65,7 +67,7 @@ def test_image2image_equals_diffusers(checkpoint, oracle, kind, tmp_path):
 
 
 def test_as_programs(checkpoint, tmp_path):
-    """In processes of their own, with the defaults: four pictures, a drawn seed said aloud."""
+    """In their own processes, with the defaults, they make four pictures and print the seed."""
     options = ["-v", "-q", "--model", str(checkpoint("sd-1")), "--steps", "2", "--n-rows", "2"]
     options += ["--output", str(tmp_path / "o.png"), "--", "--a"]
     done = python("txt2image.py", *options)
@@ -88,22 +90,22 @@ def test_hyphens_or_underscores(checkpoint, tmp_path):
     options = "--n_images=2 --n_rows=2 --negative_prompt=x --decoding_batch_size=2 --preload_models"
     options += " --steps=1"
     for i, spelt in enumerate((options, options.replace("_", "-"))):
-        assert text_to_image(checkpoint("sd-1"), tmp_path / f"{i}.png", *spelt.split()) == 0
+        assert run_txt2image(checkpoint("sd-1"), tmp_path / f"{i}.png", *spelt.split()) == 0
     assert np.array_equal(read(tmp_path / "0.png"), read(tmp_path / "1.png"))
 
 
 def test_decoding_batch_size_does_not_matter(checkpoint, tmp_path):
     for size in ("1", "2", "4"):
         options = ["--decoding_batch_size", size, "--n_images", "3", "--steps", "1"]
-        assert text_to_image(checkpoint("sdxl-turbo"), tmp_path / f"{size}.png", *options) == 0
+        assert run_txt2image(checkpoint("sdxl-turbo"), tmp_path / f"{size}.png", *options) == 0
     assert psnr(read(tmp_path / "1.png"), read(tmp_path / "2.png")) >= SAME
     assert psnr(read(tmp_path / "1.png"), read(tmp_path / "4.png")) >= SAME
 
 
 def test_zero_means_zero(checkpoint, oracle, tmp_path):
-    """`--seed 0` and `--cfg 0` are not taken for absent."""
+    """`--seed 0` and `--cfg 0` are values, not the absence of one."""
     options = ["--cfg", "0", "--seed", "0", "--n_images", "1"]
-    assert text_to_image(checkpoint("sd-2"), tmp_path / "o.png", *options) == 0
+    assert run_txt2image(checkpoint("sd-2"), tmp_path / "o.png", *options) == 0
     theirs = oracle("sd-2").pictures("a photo", seeds=[0], num_inference_steps=4, guidance_scale=0)
     assert psnr(read(tmp_path / "o.png"), theirs[0]) >= SAME
 
@@ -140,10 +142,10 @@ def test_zero_means_zero(checkpoint, oracle, tmp_path):
     ],
 )
 def test_wrong_usage(capsys, options, message):
-    """Status 2 and one line, before the model, which does not exist, is looked for."""
+    """The status is 2, with one line, before the model, which does not exist, is opened."""
     try:
         status = txt2image.main(["a photo", "--model", "/nowhere", *options])
-    except SystemExit as stopped:  # argparse's
+    except SystemExit as stopped:  # by argparse
         status = stopped.code
     assert status == 2
     assert message in capsys.readouterr().err
@@ -157,8 +159,8 @@ def test_wrong_usage(capsys, options, message):
         (["--sampler", "lcm", "--steps", "51"], "error: steps must be from 1 to 50, got 51"),
     ],
 )
-def test_what_does_not_suit_the_model(checkpoint, tmp_path, capsys, options, message):
-    """Status 2, before the weights, which are missing, are looked for."""
+def test_values_that_do_not_suit_the_model(checkpoint, tmp_path, capsys, options, message):
+    """The status is 2, before the weights, which do not exist, are opened."""
     for name in ("unet", "vae", "text_encoder", "scheduler"):
         (tmp_path / name).mkdir()
         for config in (checkpoint("sd-1") / name).glob("*.json"):
@@ -189,7 +191,7 @@ def test_pictures_that_cannot_be_used(tmp_path, capsys, name, content, message):
 
 
 def test_broken_checkpoint(copy, tmp_path, capsys):
-    """One line naming all that is wrong, status 1, no file."""
+    """One line names everything that is wrong, the status is 1, and no file is written."""
     folder = copy("sdxl")
 
     def spoil(tensors):
@@ -198,7 +200,7 @@ def test_broken_checkpoint(copy, tmp_path, capsys):
         tensors["conv_in.bias"] = tensors["conv_in.bias"][1:]
 
     edit(folder / UNET_FILE, spoil)
-    assert text_to_image(folder, tmp_path / "o.png") == 1
+    assert run_txt2image(folder, tmp_path / "o.png") == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert all(key in line for key in ("conv_norm_out.bias", "surplus", "conv_in.bias [31]"))
     assert not (tmp_path / "o.png").exists()
@@ -211,22 +213,22 @@ def test_results_that_are_not_finite(copy, tmp_path, capsys):
         tensors["conv_out.bias"][0] = np.inf
 
     edit(folder / UNET_FILE, overflow)
-    assert text_to_image(folder, tmp_path / "o.png") == 1
+    assert run_txt2image(folder, tmp_path / "o.png") == 1
     assert "the latents are not finite numbers" in capsys.readouterr().err
     assert not (tmp_path / "o.png").exists()
 
 
 def test_no_model(tmp_path, capsys):
-    """An empty cache and no network: one line that says what to do."""
-    assert text_to_image("sdxl", tmp_path / "o.png") == 1
+    """Without a network, and with an empty cache, one line says what to do."""
+    assert run_txt2image("sdxl", tmp_path / "o.png") == 1
     error = capsys.readouterr().err
     assert error.startswith("error: stabilityai/sdxl-turbo is")
     assert error.count("\n") == 1
 
 
-def test_long_prompt_is_cut_aloud(checkpoint, tmp_path, capsys):
+def test_a_long_prompt_is_cut_with_a_warning(checkpoint, tmp_path, capsys):
     options = ["--n_images", "1", "--cfg", "1"]
     prompt = "word " * 80 + "the end"
-    assert text_to_image(checkpoint("sd-1"), tmp_path / "o.png", *options, prompt=prompt) == 0
+    assert run_txt2image(checkpoint("sd-1"), tmp_path / "o.png", *options, prompt=prompt) == 0
     error = capsys.readouterr().err
     assert "warning: the prompt has more than 77 tokens" in error and "the end" in error

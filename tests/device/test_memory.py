@@ -86,5 +86,5 @@ def test_too_little_is_one_line(capsys, error):
     def work() -> None:
         raise error
 
-    assert main.exit_status(work) == main.FAILED
+    assert main.report_errors(work) == main.FAILED
     assert capsys.readouterr().err == f"error: {main.TOO_LITTLE_MEMORY}\n"

@@ -1,4 +1,4 @@
-"""`metadata.py`: texts in picture files of every kind, ours and others'."""
+"""Texts in picture files of every format, ours and those of other programs."""
 
 import os
 import warnings
@@ -54,7 +54,7 @@ def test_the_keywords_that_galleries_look_for(tmp_path, rgb):
 
 
 def test_long_texts(tmp_path, rgb):
-    """A JPEG holds 64 kB: the recipe goes before the text, and the picture is written anyhow."""
+    """A JPEG holds 64 kB: the recipe has priority, and the picture is written in any case."""
     for name in ("a.png", "a.webp"):
         save_image(tmp_path / name, rgb, {PARAMETERS: "é" * 20_000, RECIPE: "{" * 20_000})
         assert {k: len(v) for k, v in read_texts(tmp_path / name).items()} == {
@@ -92,7 +92,7 @@ def test_comments_of_other_programs(tmp_path, rgb, comment, text):
 
 
 def test_hostile_files(tmp_path, rgb):
-    """No file makes anything but an error of one line, or texts."""
+    """Every file gives texts, or an error of one line."""
     picture = Image.fromarray(rgb)
     chunks = PngInfo()
     chunks.add_text(RECIPE, "x" * 3_000_000, zip=True)

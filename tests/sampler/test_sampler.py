@@ -1,6 +1,7 @@
 """Steps equal those of diffusers' schedulers, one after another."""
 
 import json
+from dataclasses import replace
 
 import mlx.core as mx
 import pytest
@@ -8,11 +9,11 @@ from oracle import SCHEDULERS
 from parity import TRAJECTORIES, trajectory_error
 
 from stable_diffusion.config.diffusion import PREDICTION_TYPES, SPACINGS, DiffusionConfig
-from stable_diffusion.sampler import sampler
-from stable_diffusion.sampler.sampler import Sampler, ancestral_ratios
+from stable_diffusion.sampler.sampler import SAMPLERS, Sampler
+from stable_diffusion.sampler.steps import StepInput, compute_ancestral_ratios, dpm_2m_step
 
 SAME = 1e-5
-OTHER = 1e-3  # what is wrong is at least so far off
+OTHER = 1e-3  # errors of wrong steps are at least so large
 
 
 @pytest.mark.parametrize(("name", "schedule", "num_steps", "prediction_type"), TRAJECTORIES)
@@ -22,7 +23,7 @@ def test_trajectory(name, schedule, num_steps, prediction_type):
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_karras_over_a_spacing(spacing):
-    """Which Euler takes the ends from, and DPM-Solver does not."""
+    """Euler takes the first and last level from the spacing, DPM-Solver does not."""
     for name in ("euler", "dpm++2m"):
         error = trajectory_error(name, "epsilon", "karras", timestep_spacing=spacing)
         assert error <= SAME
@@ -33,7 +34,7 @@ def test_karras_over_a_spacing(spacing):
     [what for what in TRAJECTORIES if what[-1] != "epsilon"],
 )
 def test_zero_terminal_snr(name, schedule, num_steps, prediction_type):
-    """Euler against diffusers in float64: in float32, at sigmas near 4096, that errs by 2e-5."""
+    """Euler is compared in float64: diffusers errs by 2e-5 in float32, at sigmas near 4096."""
     options = {"rescale_betas_zero_snr": True, "is_exact": name == "euler"}
     assert trajectory_error(name, prediction_type, schedule, num_steps, **options) <= SAME
 
@@ -56,19 +57,21 @@ def test_few_steps_of_the_second_order(num_steps):
 
 
 def test_a_wrong_order_shows(monkeypatch):
-    """A solver that forgets the estimate before, or uses it in the last step too."""
-    right = sampler.dpm_2m_step
-    first_order = lambda x, x_0, start, end, before: right(x, x_0, start, end, None)  # noqa: E731
-    monkeypatch.setattr(sampler, "dpm_2m_step", first_order)
-    assert trajectory_error("dpm++2m", "epsilon", "karras") > OTHER
+    """A solver that forgets the previous estimate, or extrapolates twice as far, is found."""
 
-    def without_half(x, x_0, start, end, before):
-        if before is not None:
-            before = before._replace(x_0=2 * before.x_0 - x_0)
-        return right(x, x_0, start, end, before)
+    def forget_previous(at: StepInput):
+        return dpm_2m_step(replace(at, previous=None))
 
-    monkeypatch.setattr(sampler, "dpm_2m_step", without_half)
-    assert trajectory_error("dpm++2m", "epsilon", "karras") > OTHER
+    def double_previous(at: StepInput):
+        previous = at.previous
+        if previous is not None:
+            previous = previous._replace(x_0=2 * previous.x_0 - at.x_0)
+        return dpm_2m_step(replace(at, previous=previous))
+
+    row = SAMPLERS["dpm++2m"]
+    for wrong in (forget_previous, double_previous):
+        monkeypatch.setitem(SAMPLERS, "dpm++2m", replace(row, step=wrong))
+        assert trajectory_error("dpm++2m", "epsilon", "karras") > OTHER
 
 
 @pytest.mark.parametrize("name", ["euler", "euler-a", "ddim", "dpm++2m"])
@@ -84,19 +87,19 @@ def test_a_wrong_spacing_shows(name, monkeypatch):
 
 @pytest.mark.parametrize("name", ["ddim", "lcm", "euler-a"])
 def test_a_wrong_sampler_shows(name, monkeypatch):
-    """DDIM's steps end at levels of their own, the others at fresh noise."""
+    """A comparison with another scheduler of diffusers fails."""
     monkeypatch.setitem(SCHEDULERS, name, SCHEDULERS["dpm++2m"])
     assert trajectory_error(name, "epsilon", None, 7) > OTHER
 
 
-def test_ancestral_ratios_keep_the_variance():
+def test_compute_ancestral_ratios_keep_the_variance():
     for ratio, next_ratio in ((14.6, 7.0), (1.0, 0.9), (0.03, 0.0)):
-        down, up = ancestral_ratios(ratio, next_ratio)
+        down, up = compute_ancestral_ratios(ratio, next_ratio)
         assert down**2 + up**2 == pytest.approx(next_ratio**2)
 
 
 def test_a_step_is_a_pure_function():
-    """The same arguments give the same latents, whatever was computed in between."""
+    """It gives the same latents for the same arguments, whatever is computed in between."""
     for name in SCHEDULERS:
         solver = Sampler.for_model(DiffusionConfig(), name)
         step, later = solver.schedule(4).steps[1:3]
@@ -106,6 +109,14 @@ def test_a_step_is_a_pure_function():
         solver.step(one, x, later, before, fresh)
         again, _ = solver.step(x, prediction, step, before, fresh)
         assert mx.array_equal(one, again).item()
+
+
+@pytest.mark.parametrize("name", [name for name, spec in SAMPLERS.items() if spec.needs_noise])
+def test_a_step_without_the_noise_that_it_needs(name):
+    sampler = Sampler.for_model(DiffusionConfig(), name)
+    x = mx.zeros((1, 4, 4, 4))
+    with pytest.raises(ValueError, match="adds noise in every step: give `fresh`"):
+        sampler.step(x, x, sampler.schedule(4).steps[0])
 
 
 @pytest.mark.parametrize(
@@ -133,7 +144,7 @@ def test_the_model_says_which_sampler(options, name):
 
 
 def test_configs_that_diffusers_wrote():
-    """Of each scheduler, as it writes it, and with the model's own choice of Karras."""
+    """The configs of each scheduler are read, with Karras' schedule too."""
     for name, scheduler in SCHEDULERS.items():
         written = json.loads(scheduler().to_json_string())
         config = DiffusionConfig.from_dict(written, "scheduler_config.json")
@@ -160,7 +171,7 @@ def test_configs_that_diffusers_wrote():
         ("lcm", "trailing", "sampler lcm has no schedule 'trailing', only its own"),
     ],
 )
-def test_what_diffusers_does_not_have(name, schedule, message):
+def test_unknown_samplers_and_schedules(name, schedule, message):
     with pytest.raises(ValueError, match=message) as caught:
         Sampler.for_model(DiffusionConfig(), name, schedule)
     assert "\n" not in str(caught.value)

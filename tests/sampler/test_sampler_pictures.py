@@ -1,4 +1,4 @@
-"""Whole pictures of the samplers equal diffusers', from text and from pictures."""
+"""Pictures of every sampler equal those of diffusers, from text and from pictures."""
 
 from dataclasses import replace
 
@@ -26,25 +26,13 @@ def models(checkpoint) -> dict[str, StableDiffusion]:
     return {kind: pipeline_class(config)(checkpoint(kind)) for kind, config in configs.items()}
 
 
-@pytest.fixture
-def sampled(models, monkeypatch):
-    """A model with another sampler and schedule, or other options of its scheduler."""
-
-    def choose(kind: str, name: str | None, schedule: str | None = None, **options):
-        sd = models[kind]
-        config = replace(sd.diffusion_config, **options)
-        monkeypatch.setattr(sd, "sampler", Sampler.for_model(config, name, schedule))
-        return sd
-
-    return choose
-
-
-def from_text(sd: StableDiffusion, **options) -> np.ndarray:
+def make_pictures(sd: StableDiffusion, **options) -> np.ndarray:
+    """Return the pictures of the prompt, uint8 [B, H, W, 3]."""
     return pictures(sd, sd.generate_latents(PROMPT, seed=7, **options))
 
 
-def theirs(options: dict) -> dict:
-    """The options of a generator under the names of diffusers."""
+def to_diffusers(options: dict) -> dict:
+    """Return the options of a generator under the names of diffusers."""
     names = {"num_steps": "num_inference_steps", "cfg_weight": "guidance_scale"}
     return {"seeds": [7], **{names.get(key, key): value for key, value in options.items()}}
 
@@ -53,25 +41,29 @@ def theirs(options: dict) -> dict:
     ("kind", "name", "schedule"),
     [*(("sd-1", *new) for new in NEW), ("sd-2-v", *NEW[2]), ("sdxl", *NEW[2]), ("sdxl", *NEW[3])],
 )
-def test_text_to_picture(sampled, oracle, kind, name, schedule):
+def test_text_to_picture(models, oracle, kind, name, schedule):
     options = {"num_steps": 4, "cfg_weight": 3.0}
-    ours = from_text(sampled(kind, name, schedule), **options)
-    expected = oracle(kind).pictures(PROMPT, sampler=name, schedule=schedule, **theirs(options))
+    ours = make_pictures(models[kind], sampler=name, schedule=schedule, **options)
+    expected = oracle(kind).pictures(
+        PROMPT, sampler=name, schedule=schedule, **to_diffusers(options)
+    )
     assert psnr(ours, expected) >= SAME
     assert expected.std() >= 30  # of 255: they show something
-    assert psnr(from_text(sampled(kind, "euler"), **options), expected) < SAME
+    assert psnr(make_pictures(models[kind], sampler="euler", **options), expected) < SAME
 
 
 @pytest.mark.parametrize("strength", [0.2, 0.7])
 @pytest.mark.parametrize(("kind", "name", "schedule"), [("sd-1", *new) for new in NEW])
-def test_image_to_image(sampled, oracle, kind, name, schedule, strength):
-    """One step of five, and three, which begin amid the schedule."""
+def test_image_to_image(models, oracle, kind, name, schedule, strength):
+    """One step of five, and three, which begin in the middle of the schedule."""
     image = np.linspace(-1, 1, 64 * 64 * 3, dtype=np.float32).reshape(64, 64, 3)
     options = {"num_steps": 5, "cfg_weight": 3.0, "strength": strength}
-    sd = sampled(kind, name, schedule)
-    latents = sd.generate_latents_from_image(image, PROMPT, seed=7, **options)
+    sd = models[kind]
+    latents = sd.generate_latents_from_image(
+        image, PROMPT, seed=7, sampler=name, schedule=schedule, **options
+    )
     expected = oracle(kind).pictures_from_image(
-        image, PROMPT, sampler=name, schedule=schedule, **theirs(options)
+        image, PROMPT, sampler=name, schedule=schedule, **to_diffusers(options)
     )
     assert psnr(pictures(sd, latents), expected) >= SAME
 
@@ -80,48 +72,96 @@ def test_image_to_image(sampled, oracle, kind, name, schedule, strength):
     ("kind", "name", "schedule"),
     [("sd-1", "dpm++2m", "karras"), ("sdxl", "euler", None), ("sd-2-v", "ddim", "trailing")],
 )
-def test_guidance_rescale(sampled, oracle, kind, name, schedule):
-    sd = sampled(kind, name, schedule)
-    expected = oracle(kind).pictures(PROMPT, sampler=name, schedule=schedule, **theirs(RESCALED))
-    assert psnr(from_text(sd, **RESCALED), expected) >= SAME
-    assert psnr(from_text(sd, **{**RESCALED, "guidance_rescale": 0.0}), expected) < SAME
+def test_guidance_rescale(models, oracle, kind, name, schedule):
+    sd, options = models[kind], {**RESCALED, "sampler": name, "schedule": schedule}
+    expected = oracle(kind).pictures(
+        PROMPT, sampler=name, schedule=schedule, **to_diffusers(RESCALED)
+    )
+    assert psnr(make_pictures(sd, **options), expected) >= SAME
+    assert psnr(make_pictures(sd, **options | {"guidance_rescale": 0.0}), expected) < SAME
 
 
-def test_guidance_rescale_from_a_picture(sampled, oracle):
-    """In SDXL's pipeline; that of SD has no such option in diffusers."""
+def test_guidance_rescale_from_a_picture(models, oracle):
+    """With SDXL only: the image-to-image pipeline of SD has no such option in diffusers."""
     image = np.linspace(-1, 1, 64 * 64 * 3, dtype=np.float32).reshape(64, 64, 3)
-    sd, options = sampled("sdxl", "euler"), {**RESCALED, "strength": 0.7}
-    latents = sd.generate_latents_from_image(image, PROMPT, seed=7, **options)
-    expected = oracle("sdxl").pictures_from_image(image, PROMPT, sampler="euler", **theirs(options))
+    sd, options = models["sdxl"], {**RESCALED, "strength": 0.7}
+    latents = sd.generate_latents_from_image(image, PROMPT, seed=7, sampler="euler", **options)
+    expected = oracle("sdxl").pictures_from_image(
+        image, PROMPT, sampler="euler", **to_diffusers(options)
+    )
     assert psnr(pictures(sd, latents), expected) >= SAME
 
 
 @pytest.mark.parametrize("name", ["euler", "ddim", "dpm++2m"])
-def test_zero_terminal_snr(sampled, oracle, name, monkeypatch):
-    """A velocity model that begins with noise alone, as published: trailing, and rescaled."""
-    ours = from_text(sampled("sd-2-v", name, **ZERO_SNR), **RESCALED)
+def test_zero_terminal_snr(models, oracle, name, monkeypatch):
+    """A velocity model begins with noise alone, as published: trailing, and rescaled."""
+    sd = models["sd-2-v"]
+    sampler = Sampler.for_model(replace(sd.diffusion_config, **ZERO_SNR), name)
+    ours = make_pictures(sd, sampler=sampler, **RESCALED)
     scheduler = oracle("sd-2-v").scheduler(name, "trailing", rescale_betas_zero_snr=True)
     monkeypatch.setattr(oracle("sd-2-v"), "scheduler", lambda *_: scheduler)
-    expected = oracle("sd-2-v").pictures(PROMPT, **theirs(RESCALED))
+    expected = oracle("sd-2-v").pictures(PROMPT, **to_diffusers(RESCALED))
     assert psnr(ours, expected) >= SAME
-    plain = from_text(sampled("sd-2-v", name, "trailing"), **RESCALED)
+    plain = make_pictures(sd, sampler=name, schedule="trailing", **RESCALED)
     assert psnr(plain, expected) < SAME
 
 
 @pytest.mark.parametrize("name", ["dpm++2m", "lcm"])
-def test_a_picture_does_not_depend_on_its_batch(sampled, name):
-    sd = sampled("sd-1", name)
-    options = {"num_steps": 3, "cfg_weight": 4.0, "guidance_rescale": 0.5}
+def test_a_picture_does_not_depend_on_its_batch(models, name):
+    sd = models["sd-1"]
+    options = {"num_steps": 3, "cfg_weight": 4.0, "guidance_rescale": 0.5, "sampler": name}
     two = pictures(sd, sd.generate_latents(PROMPT, n_images=2, seed=6, **options))
-    assert psnr(from_text(sd, **options), two[1:]) >= SAME
+    assert psnr(make_pictures(sd, **options), two[1:]) >= SAME
 
 
-def test_steps_and_guidance_of_a_consistency_model(sampled, models):
-    """Few, and none, where nobody says otherwise: of the sampler or the model."""
+def test_steps_and_guidance_of_a_consistency_model(models):
+    """The defaults are few steps and no guidance, if the sampler or the model is LCM's."""
     assert len(models["sd-1"].generate_latents(PROMPT)) == 50
-    assert len(sampled("sd-1", "lcm").generate_latents(PROMPT)) == 4
+    assert len(models["sd-1"].generate_latents(PROMPT, sampler="lcm")) == 4
     config = models["sd-1"].config
     own = replace(config, diffusion=replace(config.diffusion, _class_name="LCMScheduler"))
     for defaults in (config.defaults_with("lcm"), own.defaults, own.defaults_with("euler")):
         assert (defaults.steps, defaults.guidance) == (4, 0)
     assert config.defaults_with("dpm++2m") == config.defaults
+
+
+def test_the_sampler_of_a_call(models, checkpoint):
+    """It may be a name or a `Sampler`, and the constructor's one stays for other calls."""
+    sd, options = models["sd-1"], {"num_steps": 3, "cfg_weight": 1.0}
+    built = StableDiffusion(checkpoint("sd-1"), sampler="dpm++2m", schedule="karras")
+    expected, before = make_pictures(built, **options), sd.sampler
+    sampler = Sampler.for_model(sd.diffusion_config, "dpm++2m", "karras")
+    plain = Sampler.for_model(sd.diffusion_config, "dpm++2m")
+    for given in (
+        {"sampler": "dpm++2m", "schedule": "karras"},
+        {"sampler": sampler},
+        {"sampler": plain, "schedule": "karras"},
+    ):
+        assert np.array_equal(make_pictures(sd, **given, **options), expected)
+    assert not np.array_equal(make_pictures(sd, **options), expected)
+    assert sd.sampler is before
+    other_schedule = make_pictures(built, schedule="trailing", **options)
+    assert np.array_equal(
+        other_schedule,
+        make_pictures(built, sampler=built.sampler.name, schedule="trailing", **options),
+    )
+    assert not np.array_equal(other_schedule, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"sampler": "heun"}, ValueError, "sampler must be one of euler, .*, got 'heun'"),
+        ({"schedule": "sgm"}, ValueError, "sampler euler has no schedule 'sgm', only trailing"),
+        ({"sampler": "ddim", "schedule": "karras"}, ValueError, "ddim has no schedule 'karras'"),
+        ({"sampler": 3}, TypeError, "sampler must be text, a Sampler or None, got 3, an int"),
+        ({"schedule": 3}, TypeError, "schedule must be text or None, got 3, an int"),
+        ({"sampler": "lcm", "num_steps": 60}, ValueError, "steps must be from 1 to 50, got 60"),
+    ],
+)
+def test_the_sampler_of_a_call_is_checked_when_called(models, options, kind, message):
+    image = np.zeros((64, 64, 3), np.float32)
+    with pytest.raises(kind, match=message):
+        models["sd-1"].generate_latents(PROMPT, **options)
+    with pytest.raises(kind, match=message):
+        models["sd-1"].generate_latents_from_image(image, PROMPT, **options)

@@ -12,9 +12,8 @@ from stable_diffusion.sampler.schedule import (
     CLEAN,
     Level,
     Schedule,
-    alphas_bar,
-    make_schedule,
-    ratios,
+    compute_alphas_bar,
+    compute_ratios,
 )
 
 EXTRA_STEP = (61, 103, 121, 122)  # diffusers runs one step too many with trailing spacing
@@ -22,13 +21,13 @@ ROUNDING = 4e-7
 
 
 def make(name: str, schedule: str | None, **options) -> tuple[Sampler, object]:
-    """Our sampler and diffusers' scheduler of the same options."""
+    """Return our sampler and diffusers' scheduler with the same options."""
     options = {**BETAS, "steps_offset": 1, "timestep_spacing": "leading", **options}
     theirs = SCHEDULERS[name].from_config({**options, **scheduler_options(name, schedule)})
     return Sampler.for_model(DiffusionConfig(**options), name, schedule), theirs
 
 
-def timesteps(schedule: Schedule) -> list[float]:
+def get_timesteps(schedule: Schedule) -> list[float]:
     return [step.timestep for step in schedule.steps]
 
 
@@ -36,20 +35,20 @@ def timesteps(schedule: Schedule) -> list[float]:
 @pytest.mark.parametrize("n", [1000, 333])
 def test_training_levels(beta_schedule, n):
     options = {**BETAS, "beta_schedule": beta_schedule, "num_train_timesteps": n}
-    ours = alphas_bar(DiffusionConfig(**options))
+    ours = compute_alphas_bar(DiffusionConfig(**options))
     theirs = diffusers.DDIMScheduler(**options).alphas_cumprod.numpy()
-    np.testing.assert_allclose(ours, theirs, rtol=1.2e-7)  # one rounding; here there is none
+    np.testing.assert_allclose(ours, theirs, rtol=1.2e-7)  # of one rounding at most
 
     options["rescale_betas_zero_snr"] = True
-    ours = alphas_bar(DiffusionConfig(**options))
+    ours = compute_alphas_bar(DiffusionConfig(**options))
     theirs = diffusers.DDIMScheduler(**options).alphas_cumprod.numpy()
     np.testing.assert_allclose(ours, theirs, atol=1e-6)  # PyTorch's square root is less exact
     assert ours[-1] == theirs[-1] == 0
-    assert ratios(DiffusionConfig(**options))[-1] == pytest.approx(4096)
+    assert compute_ratios(DiffusionConfig(**options))[-1] == pytest.approx(4096)
 
 
 @pytest.mark.parametrize(
-    ("name", "schedule"), [(name, s) for name in SAMPLERS for s in SAMPLERS[name]]
+    ("name", "schedule"), [(name, s) for name in SAMPLERS for s in SAMPLERS[name].schedules]
 )
 def test_schedule(name, schedule):
     sampler, theirs = make(name, schedule)
@@ -59,7 +58,7 @@ def test_schedule(name, schedule):
         assert len(ours) == len(ours.steps) == num_steps
         n_theirs = num_steps + (schedule == "trailing" and num_steps in EXTRA_STEP)
         assert len(theirs.timesteps) == n_theirs
-        assert timesteps(ours) == pytest.approx(theirs.timesteps[:num_steps].tolist(), rel=1e-6)
+        assert get_timesteps(ours) == pytest.approx(theirs.timesteps[:num_steps].tolist(), rel=1e-6)
         if hasattr(theirs, "sigmas"):
             levels = [step.start.ratio for step in ours.steps]
             np.testing.assert_allclose(levels, theirs.sigmas[:num_steps].numpy(), rtol=ROUNDING)
@@ -80,13 +79,13 @@ def test_lcm_schedule(original):
     sampler, theirs = make("lcm", None, original_inference_steps=original)
     for num_steps in range(1, original + 1):
         theirs.set_timesteps(num_steps)
-        assert timesteps(sampler.schedule(num_steps)) == theirs.timesteps.tolist()
+        assert get_timesteps(sampler.schedule(num_steps)) == theirs.timesteps.tolist()
 
 
 def test_schedule_of_sdxl_turbo():
     config = DiffusionConfig(**BETAS)
-    assert timesteps(make_schedule("euler-a", config, 2)) == [999, 499]
-    assert timesteps(make_schedule("euler-a", config, 1)) == [999]
+    assert get_timesteps(Sampler(config, "euler-a").schedule(2)) == [999, 499]
+    assert get_timesteps(Sampler(config, "euler-a").schedule(1)) == [999]
 
 
 def test_karras_is_denser_where_there_is_little_noise():
@@ -97,15 +96,15 @@ def test_karras_is_denser_where_there_is_little_noise():
 
 @pytest.mark.parametrize("ratio", [0.03, 1.0, 14.6, 4096.0])
 def test_level(ratio):
-    level = Level.of_ratio(ratio)
+    level = Level.from_ratio(ratio)
     assert level.alpha**2 + level.sigma**2 == pytest.approx(1)
     assert level.ratio == pytest.approx(ratio)
-    same = Level.of_alpha_bar(level.alpha**2)
+    same = Level.from_alpha_bar(level.alpha**2)
     assert (same.alpha, same.sigma) == pytest.approx((level.alpha, level.sigma))
 
 
 def test_last_steps():
-    schedule = make_schedule("euler", DiffusionConfig(), 10)
+    schedule = Sampler(DiffusionConfig(), "euler").schedule(10)
     assert schedule.last(3).steps == schedule.steps[7:]
     assert schedule.last(10) == schedule
 
@@ -118,29 +117,29 @@ def test_steps_out_of_range(name, most):
         config = DiffusionConfig(timestep_spacing=spacing)
         for steps in (0, -1, most + 1):
             with pytest.raises(ValueError, match=f"from 1 to {most}, got {steps}"):
-                make_schedule(name, config, steps)
-        assert len({step.start for step in make_schedule(name, config, most).steps}) == most
+                Sampler(config, name).schedule(steps)
+        assert len({step.start for step in Sampler(config, name).schedule(most).steps}) == most
 
 
 def test_steps_beyond_the_training():
-    """All steps, offset by one; Euler clamps the level, DDIM has none."""
+    """With an offset of one the first step is beyond the training: DDIM has no level for it."""
     config = DiffusionConfig(**BETAS, steps_offset=1, timestep_spacing="leading")
     with pytest.raises(ValueError, match="1000 steps begin at timestep 1000, the training ends"):
-        make_schedule("ddim", config, 1000)
+        Sampler(config, "ddim").schedule(1000)
 
 
 @pytest.mark.parametrize("name", ["ddim", "lcm"])
 def test_noise_that_begins_with_noise_alone(name):
-    """From a prediction of the noise in noise alone nothing follows."""
+    """A prediction of the noise in noise alone says nothing about the picture."""
     options = {**BETAS, "rescale_betas_zero_snr": True}
     with pytest.raises(ValueError, match=f"sampler {name} cannot begin with noise alone"):
-        make_schedule(name, DiffusionConfig(**options), 4)
+        Sampler(DiffusionConfig(**options), name).schedule(4)
     velocity = DiffusionConfig(**options, prediction_type="v_prediction")
-    assert make_schedule(name, velocity, 4).steps[0].start == Level(alpha=0, sigma=1)
+    assert Sampler(velocity, name).schedule(4).steps[0].start == Level(alpha=0, sigma=1)
 
 
 def test_spacing_where_the_config_is_silent():
-    """Trailing, not what diffusers' classes default to."""
+    """The spacing is trailing, not the default of diffusers' classes."""
     config = DiffusionConfig.from_dict({"_class_name": "PNDMScheduler"}, "scheduler_config.json")
     assert config.timestep_spacing == "trailing"
     written = diffusers.PNDMScheduler(**BETAS).config

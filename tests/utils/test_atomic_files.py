@@ -1,4 +1,4 @@
-"""Files and folders in the making: what others do meanwhile, and what is left of the killed."""
+"""Atomic files and folders: other programs at the same time, failures, killed programs."""
 
 import errno
 import fcntl
@@ -15,7 +15,11 @@ from ours import ROOT, python
 from PIL import Image
 
 from stable_diffusion.utils import atomic_files
-from stable_diffusion.utils.atomic_files import remove_abandoned, unfinished_folder, write_whole
+from stable_diffusion.utils.atomic_files import (
+    create_folder_atomically,
+    remove_abandoned,
+    write_atomically,
+)
 
 TOKEN = "0123456789abcdef"
 TAKEN = f".a.png.{TOKEN}.partial"
@@ -24,18 +28,19 @@ MAY_UNSHARE = (
     which("unshare") and not subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode
 )
 
-# Writes into a folder with numbers, under names that only one can have, and over one name, and
-# sweeps up each time; both programs are process 1.
+# A program that writes numbered files in a folder, names that only one program can have, and one
+# name that both overwrite. Each time it removes abandoned files. Both programs are process 1.
 SAVES = """
-import argparse, os, sys
+import os, sys
 import numpy as np
 from stable_diffusion.cli.job import Job
-from stable_diffusion.cli.output.picture_writer import Output
+from stable_diffusion.cli.output.file_names import name_files
+from stable_diffusion.cli.output.picture_writer import PictureWriter
+from stable_diffusion.cli.settings import Settings
+from stable_diffusion.utils.atomic_files import remove_abandoned
 
 assert os.getpid() == 1
 value, n = int(sys.argv[1]), int(sys.argv[2])
-usual = dict(n_rows=1, force=False, model="tiny", prompts_file=None, preview=None, grid=None,
-             image_file=None, from_image=None)
 picture = np.full((32, 32, 3), value, np.uint8)
 print("ready", flush=True)
 sys.stdin.readline()
@@ -43,17 +48,18 @@ for i in range(n):
     for output in ("d/", "{seed}.png", "one.png"):
         jobs = [Job("a", seed=i, index=1)]
         try:
-            files = Output(argparse.Namespace(output=output, **usual), jobs)
+            names = name_files(Settings((), output=output, model="tiny"), jobs)
         except ValueError:  # the other one has written {seed}.png
             continue
-        files.remove_abandoned()
-        files.add(jobs[0], picture)
-        files.finish()
+        remove_abandoned([*names.all_files, names.preview])
+        writer = PictureWriter(names, n_rows=1)
+        writer.add(jobs[0], picture)
+        writer.finish()
 """
 
 
-def fails(number: int):
-    """A function of the system that does."""
+def make_failing(number: int):
+    """Return a function that fails with an error number of the system."""
 
     def fail(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
@@ -77,7 +83,7 @@ def unlock_first(n: int, monkeypatch, meanwhile) -> None:
 
 @pytest.mark.skipif(not MAY_UNSHARE, reason="no new process namespaces for this user")
 def test_two_programs_that_both_are_process_1(tmp_path):
-    """As in two containers with one folder: nothing is lost, nothing is written through a link."""
+    """As in two containers that share a folder: no file is lost or written through a link."""
     n = 34  # so that both together save some 200 times
     victim = tmp_path / "victim"
     victim.write_bytes(b"old")
@@ -119,7 +125,7 @@ def test_two_programs_that_both_are_process_1(tmp_path):
 
 @pytest.mark.parametrize("plant", ["link", "file", "folder"])
 def test_a_name_that_is_taken_is_left_alone(tmp_path, monkeypatch, plant):
-    """If the name were guessed after all."""
+    """Even if somebody has guessed the temporary name."""
     victim, planted = tmp_path / "victim", tmp_path / TAKEN
     victim.write_bytes(b"old")
     match plant:
@@ -131,11 +137,11 @@ def test_a_name_that_is_taken_is_left_alone(tmp_path, monkeypatch, plant):
             planted.mkdir()
     tokens = iter([TOKEN, "f" * 16])
     monkeypatch.setattr(atomic_files.secrets, "token_hex", lambda n: next(tokens, TOKEN))
-    write_whole(tmp_path / "a.png", b"new")
+    write_atomically(tmp_path / "a.png", b"new")
     assert (tmp_path / "a.png").read_bytes() == b"new"
-    with pytest.raises(OSError, match="take every name") as error:
-        write_whole(tmp_path / "a.png", b"newer", overwrites=False)
-    assert not isinstance(error.value, FileExistsError)  # which another name would be tried for
+    with pytest.raises(OSError, match="use every temporary name") as error:
+        write_atomically(tmp_path / "a.png", b"newer", overwrites=False)
+    assert not isinstance(error.value, FileExistsError)  # for which another name would be tried
     assert os.path.lexists(planted) and victim.read_bytes() == b"old"
     assert planted.is_dir() or planted.read_bytes() == b"old"
 
@@ -144,109 +150,112 @@ def test_names_are_random_and_fit(tmp_path, monkeypatch):
     names = []
     monkeypatch.setattr(os, "replace", lambda partial, _: names.append(Path(partial).name))
     for _ in range(100):
-        write_whole(tmp_path / f"{'x' * 216}.png", b"")
+        write_atomically(tmp_path / f"{'x' * 216}.png", b"")
     assert len(set(names)) == 100 and max(map(len, names)) <= 255
     assert all(atomic_files.FILE.fullmatch(name)["name"] == f"{'x' * 216}.png" for name in names)
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
 @pytest.mark.parametrize("overwrites", [True, False])
-def test_the_umask_counts(tmp_path, mask, overwrites):
+def test_the_umask_holds(tmp_path, mask, overwrites):
     before = os.umask(mask)
     try:
-        write_whole(tmp_path / "a.png", b"new", overwrites=overwrites)
+        write_atomically(tmp_path / "a.png", b"new", overwrites=overwrites)
     finally:
         os.umask(before)
     assert (tmp_path / "a.png").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
-def test_it_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+def test_a_file_is_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch):
     done = []
     monkeypatch.setattr(os, "fsync", lambda d: done.append(os.fstat(d).st_size))
     monkeypatch.setattr(os, "replace", lambda *_: done.append("named"))
-    write_whole(tmp_path / "a.png", b"12345")
+    write_atomically(tmp_path / "a.png", b"12345")
     assert done == [5, "named"]
     done.clear()
     monkeypatch.setattr(Path, "rename", lambda *_: done.append("named"))
-    with unfinished_folder(tmp_path / "model") as folder:
+    with create_folder_atomically(tmp_path / "model") as folder:
         (folder / "unet").mkdir()
         (folder / "unet" / "a").write_bytes(b"123")
     assert done == [3, "named"]
 
 
 @pytest.mark.parametrize(("number", "is_fatal"), [(errno.EIO, True), (errno.EINVAL, False)])
-def test_disks_that_fail_and_what_is_no_disk(tmp_path, monkeypatch, number, is_fatal):
-    monkeypatch.setattr(os, "fsync", fails(number))
+def test_failing_disks_and_file_systems_without_sync(tmp_path, monkeypatch, number, is_fatal):
+    monkeypatch.setattr(os, "fsync", make_failing(number))
     try:
-        write_whole(tmp_path / "a.png", b"new")
+        write_atomically(tmp_path / "a.png", b"new")
     except OSError as error:
         assert is_fatal and error.errno == number and not os.listdir(tmp_path)
     else:
         assert not is_fatal and os.listdir(tmp_path) == ["a.png"]
 
 
-def test_a_sweep_between_making_and_locking(tmp_path, monkeypatch):
-    """It takes the file for abandoned; the writer sees that, and makes another."""
+def test_removal_between_creating_and_locking(tmp_path, monkeypatch):
+    """Another program removes the file as abandoned; the writer notices and creates another."""
     path = tmp_path / "a.png"
     for n in (1, 5):
         unlock_first(n, monkeypatch, lambda: remove_abandoned([path]))
-        write_whole(path, b"new %d" % n)
+        write_atomically(path, b"new %d" % n)
         assert path.read_bytes() == b"new %d" % n and os.listdir(tmp_path) == ["a.png"]
         monkeypatch.undo()
     folder = tmp_path / "model"
     unlock_first(2, monkeypatch, lambda: remove_abandoned([folder]))
-    with unfinished_folder(folder) as made:
+    with create_folder_atomically(folder) as made:
         (made / "a").touch()
     assert sorted(os.listdir(tmp_path)) == ["a.png", "model"] and os.listdir(folder) == ["a"]
 
 
-def test_a_sweep_that_holds_the_lock(tmp_path, monkeypatch):
-    """It is about to delete the file."""
+def test_removal_by_a_program_that_holds_the_lock(tmp_path, monkeypatch):
+    """The other program is about to remove the file."""
     path, held = tmp_path / "a.png", []
 
-    def lock_as_a_sweep() -> None:
+    def lock_to_remove() -> None:
         (partial,) = tmp_path.glob(".*")
         held.append(os.open(partial, os.O_RDWR))
         fcntl.flock(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    unlock_first(1, monkeypatch, lock_as_a_sweep)
-    write_whole(path, b"new")
+    unlock_first(1, monkeypatch, lock_to_remove)
+    write_atomically(path, b"new")
     os.close(held[0])
     assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["a.png"]
 
 
 @pytest.mark.parametrize("overwrites", [True, False])
-def test_what_is_deleted_though_locked_is_written_again(tmp_path, monkeypatch, overwrites):
-    """By a machine that sees no locks of this one."""
+def test_a_locked_file_that_was_removed_is_written_again(tmp_path, monkeypatch, overwrites):
+    """A machine that does not see our locks removes it."""
     path, calls = tmp_path / "a.png", iter(range(2))
     function = "replace" if overwrites else "link"
     real = getattr(os, function)
 
-    def deleted(partial: Path, *rest) -> None:
+    def unlink_first(partial: Path, *rest) -> None:
         if next(calls, None) is not None:
             os.unlink(partial)
         real(partial, *rest)
 
-    monkeypatch.setattr(os, function, deleted)
-    write_whole(path, b"new", overwrites=overwrites)
+    monkeypatch.setattr(os, function, unlink_first)
+    write_atomically(path, b"new", overwrites=overwrites)
     assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["a.png"]
-    monkeypatch.setattr(os, function, fails(errno.ENOENT))
-    with pytest.raises(OSError, match="another program deletes what is being written"):
-        write_whole(tmp_path / "b.png", b"new", overwrites=overwrites)
+    monkeypatch.setattr(os, function, make_failing(errno.ENOENT))
+    with pytest.raises(OSError, match="another program removes the unfinished file"):
+        write_atomically(tmp_path / "b.png", b"new", overwrites=overwrites)
     assert os.listdir(tmp_path) == ["a.png"]
 
 
-def test_nothing_being_made_is_swept_up(tmp_path):
+def test_unfinished_files_of_running_programs_stay(tmp_path):
     path, folder = tmp_path / "a.png", tmp_path / "model"
-    with atomic_files._making(path, is_folder=False), unfinished_folder(folder) as made:
+    with (
+        atomic_files._create_locked(path, is_folder=False),
+        create_folder_atomically(folder) as made,
+    ):
         before = sorted(os.listdir(tmp_path))
         assert len(before) == 2 and made.name in before
         remove_abandoned([path, folder])
         assert sorted(os.listdir(tmp_path)) == before
 
 
-def test_what_is_abandoned(tmp_path):
-    """Only of the files that are asked for; no old name, and no link, pipe or folder for a file."""
+def test_abandoned_files_are_removed(tmp_path):
+    """Only of the given files; not old names, links, pipes, nor folders with the name of a file."""
     path = tmp_path / "a\n.png"
     gone = tmp_path / f".a\n.png.{TOKEN}.partial"
     gone.touch()
@@ -271,16 +280,19 @@ def test_what_is_abandoned(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF])
-def test_without_locks_nothing_is_judged(tmp_path, monkeypatch, number):
-    """Nor by a program that has locks, as they come back."""
+def test_without_locks_nothing_is_removed(tmp_path, monkeypatch, number):
+    """Not even later by a program that has locks."""
     path, folder = tmp_path / "a.png", tmp_path / "model"
     (tmp_path / TAKEN).touch()
     with monkeypatch.context() as patch:
-        patch.setattr(fcntl, "flock", fails(number))
+        patch.setattr(fcntl, "flock", make_failing(number))
         remove_abandoned([path])
-        write_whole(path, b"new")
+        write_atomically(path, b"new")
         assert sorted(os.listdir(tmp_path)) == [TAKEN, "a.png"] and path.read_bytes() == b"new"
-        with atomic_files._making(path, is_folder=False), unfinished_folder(folder) as made:
+        with (
+            atomic_files._create_locked(path, is_folder=False),
+            create_folder_atomically(folder) as made,
+        ):
             patch.undo()
             before = sorted(os.listdir(tmp_path))
             remove_abandoned([path, folder])
@@ -291,16 +303,16 @@ def test_without_locks_nothing_is_judged(tmp_path, monkeypatch, number):
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
 def test_without_links_no_file_is_lost(tmp_path, monkeypatch, number):
-    """Also if another program makes it in between."""
+    """Even if another program creates the file in between."""
     path = tmp_path / "a.png"
-    monkeypatch.setattr(os, "link", fails(number))
-    write_whole(path, b"first", overwrites=False)
+    monkeypatch.setattr(os, "link", make_failing(number))
+    write_atomically(path, b"first", overwrites=False)
     with pytest.raises(FileExistsError):
-        write_whole(path, b"second", overwrites=False)
+        write_atomically(path, b"second", overwrites=False)
     assert path.read_bytes() == b"first"
     (tmp_path / "dangling").symlink_to("nowhere")
     with pytest.raises(FileExistsError):
-        write_whole(tmp_path / "dangling", b"second", overwrites=False)
+        write_atomically(tmp_path / "dangling", b"second", overwrites=False)
     path.unlink()
 
     def link(*_: object) -> None:
@@ -310,21 +322,21 @@ def test_without_links_no_file_is_lost(tmp_path, monkeypatch, number):
     monkeypatch.setattr(os, "link", link)
     monkeypatch.setattr(os.path, "exists", lambda _: False)  # as it was a moment ago
     with pytest.raises(FileExistsError):
-        write_whole(path, b"second", overwrites=False)
+        write_atomically(path, b"second", overwrites=False)
     assert path.read_bytes() == b"theirs" and sorted(os.listdir(tmp_path)) == ["a.png", "dangling"]
 
 
 @pytest.mark.parametrize("ending", [OSError(errno.EIO, "broken"), KeyboardInterrupt()])
-def test_without_links_nothing_is_left_of_what_failed(tmp_path, monkeypatch, ending):
+def test_without_links_failures_leave_nothing(tmp_path, monkeypatch, ending):
     path = tmp_path / "a.png"
 
     def fail(*_: object) -> None:
         raise ending
 
-    monkeypatch.setattr(os, "link", fails(errno.EPERM))
+    monkeypatch.setattr(os, "link", make_failing(errno.EPERM))
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(type(ending)):
-        write_whole(path, b"new", overwrites=False)
+        write_atomically(path, b"new", overwrites=False)
     assert not os.listdir(tmp_path)
 
     def fail_late(partial: Path, path: Path, rename=os.rename) -> None:
@@ -333,22 +345,22 @@ def test_without_links_nothing_is_left_of_what_failed(tmp_path, monkeypatch, end
 
     monkeypatch.setattr(os, "replace", fail_late)
     with pytest.raises(type(ending)):
-        write_whole(path, b"new", overwrites=False)
+        write_atomically(path, b"new", overwrites=False)
     assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["a.png"]
 
 
-def test_a_link_that_was_made_twice(tmp_path, monkeypatch):
-    """By a server whose first answer was lost: that is not another program's file."""
+def test_a_link_that_was_requested_twice(tmp_path, monkeypatch):
+    """If the first answer of a server was lost, the existing link is our own."""
 
     def link(partial: Path, path: Path, real=os.link) -> None:
         real(partial, path)
         real(partial, path)
 
     monkeypatch.setattr(os, "link", link)
-    write_whole(tmp_path / "a.png", b"new", overwrites=False)
+    write_atomically(tmp_path / "a.png", b"new", overwrites=False)
     assert os.listdir(tmp_path) == ["a.png"]
     with pytest.raises(FileExistsError):
-        write_whole(tmp_path / "a.png", b"newer", overwrites=False)
+        write_atomically(tmp_path / "a.png", b"newer", overwrites=False)
     assert (tmp_path / "a.png").read_bytes() == b"new"
 
 
@@ -359,10 +371,10 @@ from stable_diffusion.utils import atomic_files
 os.{function} = lambda *_: os.kill(os.getpid(), 9)
 path = Path(sys.argv[1])
 if {is_folder}:
-    with atomic_files.unfinished_folder(path) as folder:
+    with atomic_files.create_folder_atomically(path) as folder:
         (folder / "a").touch()
 else:
-    atomic_files.write_whole(path, b"new", overwrites={overwrites})
+    atomic_files.write_atomically(path, b"new", overwrites={overwrites})
 """
 
 
@@ -374,7 +386,7 @@ else:
     ],
 )
 def test_killed_at_any_step(tmp_path, function, overwrites, is_folder):
-    """Its lock is gone with it."""
+    """The lock ends with the program."""
     path = tmp_path / "x"
     code = KILLED.format(function=function, overwrites=overwrites, is_folder=is_folder)
     assert python("-c", code, str(path)).returncode == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""What messages share: what misspelt words are taken to have meant, foreign texts, sizes."""
+"""Parts of messages: suggestions, texts from files, shell arguments, errors, sizes."""
 
 import shlex
 import unicodedata
@@ -34,7 +34,7 @@ ASTRONAUT, FAMILY = "\U0001f469\u200d\U0001f680", "\U0001f468\u200d\U0001f469\u2
         ("dddim", "ddim"),
         ("heun", None),
         ("", None),
-        ("ddim", None),  # nothing to mend
+        ("ddim", None),  # nothing to correct
     ],
 )
 def test_samplers(word, meant):
@@ -57,7 +57,7 @@ def test_values_on_one_line():
 
 
 def test_what_is_escaped():
-    """All controls, whatever stands around them; nothing that is written in prompts."""
+    """All control characters, whatever surrounds them; no characters of prompts."""
     for each in map(chr, range(0x110000)):
         is_control = unicodedata.category(each) in CONTROLS and each not in SIGNS
         is_control |= "\udc80" <= each <= "\udc9f"  # bytes that steer terminals
@@ -87,8 +87,8 @@ def test_joiners_that_join_nothing(text, joiner):
     assert escape_controls(text.format(joiner, joiner)) == text.format(*2 * [ascii(joiner)[1:-1]])
 
 
-def random_texts() -> list[str]:
-    """Of all characters, and of those that are escaped or mean something to a shell."""
+def make_random_texts() -> list[str]:
+    """Return texts of all characters, and of those that are escaped or special in a shell."""
     rng, odd = Random(0), "\u200d\u200c\u202e\u2028\x1b\n\\'\"-$`;a é❤\ufe0f\udc9b"
     return [
         "".join(
@@ -100,7 +100,7 @@ def random_texts() -> list[str]:
 
 
 def test_escaped_once_is_escaped():
-    for text in random_texts():
+    for text in make_random_texts():
         once = escape_controls(text)
         assert escape_controls(once) == once and len(once.splitlines()) <= 1
 
@@ -130,7 +130,7 @@ def test_names_in_commands(name, word):
 
 
 def test_a_name_is_one_word_of_a_command():
-    for name in random_texts():
+    for name in make_random_texts():
         assert shlex.split(quote_argument(name, "FILE")) in ([name], [f"./{name}"], ["FILE"])
 
 

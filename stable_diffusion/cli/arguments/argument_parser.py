@@ -1,31 +1,33 @@
-"""An argument parser that helps: short usage, each option in one spelling, "did you mean"."""
+"""A parser of command lines with short usage, one spelling for each option, and suggestions."""
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from itertools import takewhile
 from types import MappingProxyType
 from typing import Any, NoReturn
 
 from ...utils.wording import describe_error, did_you_mean
 from ..terminal.console import one_line
+from .option import Option
 
-NOWHERE: Mapping[str, str] = MappingProxyType({})
+NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 
-# Our option for a word of another program, or None, and what to say; None for any other word.
+# Returns our option for a word of another program (or None) and what to say; None if the word is
+# not known.
 Explain = Callable[[str], tuple[str | None, str] | None]
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, with `-h` left to a group of options, and no abbreviations.
+    """An `argparse.ArgumentParser` without abbreviations, and without a help option of its own.
 
     Args:
-        positionals: for the line of usage.
+        positionals: the positional arguments, as the line of usage shows them.
         description: what the program does.
-        epilog: shown as it is, with its own line breaks.
-        prog: the program's name, where it is not the script's.
-        elsewhere: options that this program has not, and which one has them.
-        explain: says what an option of another program is called here.
+        epilog: text after the options, shown with its own line breaks.
+        prog: the name of the program; that of the script if None.
+        other_options: options that only another script has, and the name of that script.
+        explain: returns what an option of another program is called here.
     """
 
     def __init__(
@@ -34,7 +36,7 @@ class Parser(argparse.ArgumentParser):
         description: str,
         epilog: str = "",
         prog: str | None = None,
-        elsewhere: Mapping[str, str] = NOWHERE,
+        other_options: Mapping[str, str] = NO_OPTIONS,
         explain: Explain = lambda word: None,
     ):
         super().__init__(
@@ -46,49 +48,63 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             add_help=False,
         )
-        self._elsewhere = elsewhere
+        self._other_options = other_options
         self._explain = explain
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
-        """As argparse does, but unknown options are told first: before a prompt is missed."""
-        args = sys.argv[1:] if args is None else args
-        for word in takewhile(lambda word: word != "--", args):
-            name = word.partition("=")[0]
-            # With a space in it, it is a value to argparse.
-            if not word.startswith("-") or " " in word or name in self._option_string_actions:
-                continue
-            if explained := self._explain(word):
-                self.error(f"unrecognized arguments: {name}: {self._hint(*explained)}")
-            if name in self._elsewhere:
-                self.error(f"unrecognized arguments: {name}, which is for {self._elsewhere[name]}")
-            if word.startswith("--"):
-                self.error(f"unrecognized arguments: {name}{self._suggest(name)}")
-        return super().parse_known_args(args, namespace)
+    def add_options(self, groups: Mapping[str, Iterable[Option]]) -> None:
+        """Add options of the table, in groups by title.
+
+        What a command line does not give is absent from the result of parsing.
+        """
+        for title, options in groups.items():
+            group = self.add_argument_group(title)
+            for option in options:
+                _add_option(group, option)
+
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
+        """Parse as argparse does, but report unknown options before a missing prompt."""
+        words = sys.argv[1:] if args is None else list(args)
+        for word in takewhile(lambda word: word != "--", words):
+            self._check_option(word)
+        return super().parse_known_args(words, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message on one line, and end the program with status 2."""
+        super().error(one_line(message))
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        """As argparse does; but `--like-this=--` has a value, which it loses before Python 3.13."""
+        """Return the value of an option; before Python 3.13 argparse loses that of `--name=--`."""
         if action.option_strings and action.nargs is None and arg_strings == ["--"]:
             value = self._get_value(action, "--")
             self._check_value(action, value)
             return value
         return super()._get_values(action, arg_strings)
 
-    def error(self, message: str) -> NoReturn:
-        """Usage, one line that says what is wrong, and the end."""
-        super().error(one_line(message))
+    def _check_option(self, word: str) -> None:
+        """End the program if a word is an unknown option."""
+        name = word.partition("=")[0]
+        # A word with a space in it is a value for argparse.
+        if not word.startswith("-") or " " in word or name in self._option_string_actions:
+            return
+        if explained := self._explain(word):
+            self.error(f"unrecognized arguments: {name}: {self._hint(*explained)}")
+        if name in self._other_options:
+            self.error(f"unrecognized arguments: {name}, which is for {self._other_options[name]}")
+        if word.startswith("--"):
+            self.error(f"unrecognized arguments: {name}{self._suggest(name)}")
 
-    def _hint(self, ours: str | None, sense: str) -> str:
-        """Say what an option of another program is called here."""
+    def _hint(self, ours: str | None, explanation: str) -> str:
+        """Return what to say about an option of another program, for which we have `ours`."""
         if ours is None:
-            return f"there is no such option: {sense}"
-        if ours in self._elsewhere:
-            return f"it is for {self._elsewhere[ours]}, and {sense} {ours}"
-        return f"{sense} {ours}"
+            return f"there is no such option: {explanation}"
+        if ours in self._other_options:
+            return f"it is for {self._other_options[ours]}, and {explanation} {ours}"
+        return f"{explanation} {ours}"
 
     def _suggest(self, name: str) -> str:
-        """The known option that `name` may have been meant to be, in the spelling of the help."""
+        """Return ": did you mean …?" with the option most like `name`, or "" if there is none."""
         spellings = {
-            spelling: _shown(action)
+            spelling: _find_long_name(action)
             for action in self._actions
             for spelling in action.option_strings
             if spelling.startswith("--")
@@ -99,8 +115,8 @@ class Parser(argparse.ArgumentParser):
 class Show(argparse.Action):
     """An option that prints what a function returns, and ends the program."""
 
-    def __init__(self, option_strings: list[str], dest: str, show: Callable[[], str], help: str):
-        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+    def __init__(self, option_strings: list[str], dest: str, show: Callable[[], str], **more: Any):
+        super().__init__(option_strings, dest, nargs=0, **more)
         self.show = show
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
@@ -113,14 +129,41 @@ class Show(argparse.Action):
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        """The names of an option in one spelling, and its value once."""
+        """Return the names of an option, the long one in one spelling, and its value once."""
         if not action.option_strings:
             return super()._format_action_invocation(action)
         short = [name for name in action.option_strings if not name.startswith("--")]
         value = "" if action.nargs == 0 else f" {action.metavar or action.dest.upper()}"
-        return ", ".join([*short, _shown(action)]) + value
+        return ", ".join([*short, _find_long_name(action)]) + value
 
 
-def _shown(action: argparse.Action) -> str:
-    """The long name of an option, in its first spelling."""
+def _find_long_name(action: argparse.Action) -> str:
+    """Return the long name of an option, in its first spelling."""
     return next(name for name in action.option_strings if name.startswith("--"))
+
+
+def _add_option(group: argparse._ArgumentGroup, option: Option) -> None:
+    """Add an option of the table, and its opposite if it has one."""
+    default = option.shown_default
+    help_text = option.help if default is None else f"{option.help} (default: {default})"
+    common: dict[str, Any] = {"help": help_text.replace("%", "%%"), "default": argparse.SUPPRESS}
+    if option.is_positional:
+        group.add_argument(option.name, nargs=None if option.is_required else "?", **common)
+        return
+    common["dest"] = option.key
+    names = option.spellings
+    match option.kind:
+        case "switch":
+            group.add_argument(*names, action="store_true", **common)
+        case "print":
+            group.add_argument(*names, action=Show, show=option.show, **common)
+        case "help":
+            group.add_argument(*names, action="help", **common)
+        case "value" | "list":
+            metavar = f"{{{','.join(option.choices)}}}" if option.choices else option.metavar
+            action = "store" if option.kind == "value" else "append"
+            parse = option.text_parser
+            group.add_argument(*names, action=action, type=parse, metavar=metavar, **common)
+    if option.opposite is not None:
+        common["help"] = option.opposite
+        group.add_argument(*option.opposite_spellings, action="store_false", **common)

@@ -1,8 +1,8 @@
-"""`--from-image`: the recipe in a picture, in place of what a command line does not say."""
+"""`--from-image`: options of the recipe in a picture, unless the command line gives them."""
 
 import argparse
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,57 +11,60 @@ from ...images.text_chunks import PARAMETERS, RECIPE, read_texts
 from ...utils.wording import abbreviate, quote_argument
 from ..recipe.recipe import Recipe, sha256
 from ..recipe.webui_text import read_parameters
-from .value_types import embedding, lora
+from .option import Option, Script
+from .options import all_options
+from .value_types import parse_embedding, parse_lora
 
-Types = Mapping[str, Callable[[str], Any]]
+# If the command line gives the first option, the recipe's values of the others are not used.
+DEPENDENT_OPTIONS = {
+    "model": ("prediction_type",),
+    "sampler": ("schedule",),
+    "n_images": ("n_rows",),
+}
 
-# What the recipe says of one option goes where the user says something else of another.
-GO_WITH = {"model": ("prediction_type",), "sampler": ("schedule",), "n_images": ("n_rows",)}
 
-
-def with_recipe(
-    args: argparse.Namespace, given: Mapping[str, Any], types: Types
-) -> argparse.Namespace:
-    """The command line, with the recipe in `args.from_image` where it says nothing.
+def read_options(file: str, script: Script, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that the recipe in a picture has for options that are not given.
 
     Args:
-        args: all options, with their defaults.
-        given: those that the user gave.
-        types: what turns text into the value of an option, or raises
-            `argparse.ArgumentTypeError`; `bool` for switches.
+        file: the picture.
+        script: the script that runs.
+        given: the values that the command line gives, by the keys of the options.
 
     Raises:
-        ValueError: there is no recipe, it is damaged, or it is for the other script.
-        OSError: the file cannot be read.
+        ValueError: if there is no recipe, or it is damaged, or for the other script.
+        OSError: if the file cannot be read.
     """
-    file = args.from_image
     recipe = read_recipe(file)
-    if recipe.starts_from_a_picture and "image" not in args:
+    if recipe.starts_from_a_picture and script != "image2image.py":
         start = "" if recipe.image is None else f", {abbreviate(recipe.image)}"
         picture = quote_argument(recipe.image or "", "PICTURE")
         raise ValueError(
             f"{file} was made from a picture{start}: run image2image.py {picture} "
             f"--from-image {quote_argument(file, 'FILE')}"
         )
-    replaced = {other for name in given for other in GO_WITH.get(name, ())}
-    wanted = {
-        name: value
-        for name, value in recipe.options.items()
-        if name in args and name not in given and name not in replaced
-    }
-    if "model" not in wanted and "model" not in given:
+    found = recipe.options
+    replaced = {*given, *(key for name in given for key in DEPENDENT_OPTIONS.get(name, ()))}
+    options = [
+        option
+        for option in all_options(script)
+        if option.in_recipe and option.key in found and option.key not in replaced
+    ]
+    if "model" not in given and "model" not in found:
         raise ValueError(f"{file} does not say which model made it: give --model")
-    options = {name: _checked(file, name, value, types) for name, value in wanted.items()}
-    _warn_of_changes(file, recipe, given, args)
-    return argparse.Namespace(**vars(args) | options | given)
+    values = {option.key: _check(file, option, found[option.key]) for option in options}
+    _warn_of_changed_files(file, recipe, given)
+    return values
 
 
 def read_recipe(file: str) -> Recipe:
-    """The recipe in a picture, of this program or of AUTOMATIC1111's; warns of what is lost.
+    """Return the recipe in a picture of this program or of AUTOMATIC1111's web UI.
+
+    Warn of what a recipe of the web UI says and this program cannot use.
 
     Raises:
-        ValueError: there is none, or it is damaged.
-        OSError: the file cannot be read.
+        ValueError: if there is no recipe, or it is damaged.
+        OSError: if the file cannot be read.
     """
     texts = read_texts(file)
     if RECIPE in texts:
@@ -69,46 +72,44 @@ def read_recipe(file: str) -> Recipe:
     if PARAMETERS not in texts:
         raise ValueError(
             f"{file} has no recipe in it: it was made by another program, or with --no-metadata, "
-            "or what it went through took it out"
+            "or a program that changed the file removed it"
         )
     try:
-        recipe, model_name, rest = read_parameters(texts[PARAMETERS])
+        recipe, model_name, not_understood = read_parameters(texts[PARAMETERS])
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
     if model_name is not None:
         warnings.warn(f"{file} was made with the model {abbreviate(model_name)}", stacklevel=2)
-    if rest:
-        warnings.warn(f"{file}: not understood: {abbreviate('; '.join(rest))}", stacklevel=2)
+    if not_understood:
+        warnings.warn(
+            f"{file}: not understood: {abbreviate('; '.join(not_understood))}", stacklevel=2
+        )
     return recipe
 
 
-def _checked(file: str, name: str, value: Any, types: Types) -> Any:
-    """The value of an option, by the checks that it has on the command line."""
+def _check(file: str, option: Option, value: Any) -> Any:
+    """Return a value of the recipe after the checks that the command line makes."""
+    parse = option.text_parser
     try:
-        if isinstance(value, tuple):  # of an option that may be repeated
-            return [types[name](text) for text in value]
-        return value if types[name] is bool else types[name](str(value))
+        if isinstance(value, tuple):
+            return [parse(text) for text in value]
+        return value if option.kind == "switch" else parse(str(value))
     except (argparse.ArgumentTypeError, ValueError) as error:
-        raise ValueError(f"{file}: the recipe's {name}: {abbreviate(error)}") from None
+        raise ValueError(f"{file}: the recipe's {option.key}: {abbreviate(error)}") from None
 
 
-def _warn_of_changes(
-    file: str, recipe: Recipe, given: Mapping[str, Any], args: argparse.Namespace
-) -> None:
-    """Say which files are not those that the picture was made with."""
-    then = {}
+def _warn_of_changed_files(file: str, recipe: Recipe, given: Mapping[str, Any]) -> None:
+    """Warn if a file is used whose content is not the one that the picture was made with."""
+    checksums: dict[Path, str] = {}
     if "lora" not in given:
-        then |= {lora(text)[0]: was for text, was in _pairs(recipe.lora, recipe.lora_sha256)}
+        for text, checksum in zip(recipe.lora, recipe.lora_sha256, strict=False):
+            checksums[parse_lora(text)[0]] = checksum
     if "embedding" not in given:
-        pairs = _pairs(recipe.embedding, recipe.embedding_sha256)
-        then |= {embedding(text)[1]: was for text, was in pairs}
-    if recipe.image_sha256 is not None and "image" in args and Path(args.image).is_file():
-        require_file(args.image)
-        then[Path(args.image)] = recipe.image_sha256
-    for used, was in then.items():
-        if sha256(used) != was:
+        for text, checksum in zip(recipe.embedding, recipe.embedding_sha256, strict=False):
+            checksums[parse_embedding(text)[1]] = checksum
+    if recipe.image_sha256 is not None and "image" in given and Path(given["image"]).is_file():
+        require_file(given["image"])
+        checksums[Path(given["image"])] = recipe.image_sha256
+    for used, checksum in checksums.items():
+        if sha256(used) != checksum:
             warnings.warn(f"{used} is not what {file} was made with", stacklevel=3)
-
-
-def _pairs(texts: tuple[str, ...], sums: tuple[str, ...]) -> list[tuple[str, str]]:
-    return list(zip(texts, sums, strict=False))

@@ -1,5 +1,6 @@
-"""What the program says of itself: its version, and the models that it knows or finds."""
+"""What `--version` and `--list-models` print."""
 
+from importlib.metadata import version
 from pathlib import Path
 from textwrap import wrap
 
@@ -10,37 +11,40 @@ from ...model_io import hub_cache
 from ...model_io.sources import CACHE_MARKER, Source
 from ...model_io.unsupported import refuse_pipeline
 from ...model_io.weight_files import STEMS
-from ...utils import wording
+from ...utils.wording import format_bytes
 from ...version import __version__
 
 INDEX = "model_index.json"
 WIDTH, INDENT = 80, 12  # columns
 
 
-def version() -> str:
-    """This program, MLX and the device that it computes on, in a line."""
+def describe_version() -> str:
+    """Return the versions of this program and of MLX, and the device, on one line."""
     device = mx.default_device().type.name
-    return f"Stable Diffusion for MLX {__version__} (MLX {mx.__version__}, {device})"
+    return f"Stable Diffusion for MLX {__version__} (MLX {version('mlx')}, {device})"
 
 
-def models() -> str:
-    """The known models and those in the Hub's cache, with their sizes on disk. Asks no network."""
+def describe_models() -> str:
+    """Return the known models and those in the Hub's cache, with their sizes on disk.
+
+    This does not use the network.
+    """
     cached = hub_cache.list_repositories()
     lines = ["Models with a name, for --model NAME:"]
     for name, spec in MODELS.items():
-        lines += _entry(name, _known(name, spec, cached))
+        lines += _format_entry(name, _describe_known(name, spec, cached))
     known = {repo for spec in MODELS.values() for repo in spec.repos}
     others = [Source(repo, root) for repo, root in cached.items() if repo not in known]
     others = [source for source in others if _looks_like_a_model(source)]
     if others:
         lines += ["", "Others in the cache that look like models, for --model REPOSITORY:"]
     for source in others:
-        lines += _entry(source.name, _other(source))
+        lines += _format_entry(source.name, _describe_other(source))
     return "\n".join([*lines, "", f"The cache: {hub_cache.cache_folder()}"])
 
 
-def _entry(title: str, facts: list[str]) -> list[str]:
-    """Lines that begin with the title, beside it where it is short."""
+def _format_entry(title: str, facts: list[str]) -> list[str]:
+    """Return the lines of a model: the title, and the facts to the right of it if it is short."""
     lines = [line for fact in facts for line in wrap(fact, WIDTH - INDENT, break_on_hyphens=False)]
     lines = [" " * INDENT + line for line in lines]
     if 2 + len(title) >= INDENT:
@@ -48,47 +52,51 @@ def _entry(title: str, facts: list[str]) -> list[str]:
     return ["", f"  {title}".ljust(INDENT) + lines[0].lstrip(), *lines[1:]]
 
 
-def _known(name: str, spec: ModelSpec, cached: dict[str, Path]) -> list[str]:
+def _describe_known(name: str, spec: ModelSpec, cached: dict[str, Path]) -> list[str]:
+    """Return the facts about a model with a name; `cached` has the folders of repositories."""
     guidance = f"guidance {spec.guidance}" if spec.guidance > 1 else "no guidance"
     facts = [f"{spec.size}x{spec.size} pixels, {spec.steps} steps, {guidance}"]
     if spec.repo is None:
-        facts += [f"in this package, {_size(PACKAGE / name)}"]
+        facts += [f"in this package, {_format_size(PACKAGE / name)}"]
     for repo in spec.repos:
         if repo in cached:
-            facts += [f"{repo}, {_state(Source(repo, cached[repo]))}"]
+            facts += [f"{repo}, {_describe_cached(Source(repo, cached[repo]))}"]
         elif repo == spec.repo:
             facts += [f"{repo}, not in the cache"]
     return [*facts, f"licence: {spec.licence}"]
+
+
+def _describe_other(source: Source) -> list[str]:
+    """Return the facts about a model in the cache that has no name here."""
+    try:
+        if source.find(INDEX) is not None:
+            refuse_pipeline(*source.config(INDEX))
+    except ValueError as error:
+        size = _format_size(source.root.parent)
+        return [f"{size} in the cache, but it cannot be run:", str(error)]
+    return [_describe_cached(source)]
+
+
+def _describe_cached(source: Source) -> str:
+    """Return the size of a model on disk, and what an interrupted download has left out."""
+    missing = [component for component in STEMS if not _has_weights(source, component)]
+    without = f", without the weights of {', '.join(missing)}" if missing else ""
+    return f"{_format_size(source.root.parent)} in the cache{without}"
 
 
 def _looks_like_a_model(source: Source) -> bool:
     return source.find(INDEX) is not None or source.find(CACHE_MARKER) is not None
 
 
-def _other(source: Source) -> list[str]:
-    try:
-        if source.find(INDEX) is not None:
-            refuse_pipeline(*source.config(INDEX))
-    except ValueError as error:
-        return [f"{_size(source.root.parent)} in the cache, but not to be run:", str(error)]
-    return [_state(source)]
-
-
-def _state(source: Source) -> str:
-    """How much is on disk, and what is not: a download may have been interrupted."""
-    missing = [component for component in STEMS if not _has_weights(source, component)]
-    without = f", without the weights of {', '.join(missing)}" if missing else ""
-    return f"{_size(source.root.parent)} in the cache{without}"
-
-
 def _has_weights(source: Source, component: str) -> bool:
+    """Return whether the weights of a component are on disk, or the model does not need them."""
     if component == "text_encoder_2" and source.find(f"{component}/config.json") is None:
-        return True  # it needs none
+        return True
     try:
         return bool(source.weights(component, float16=True))
     except (ValueError, OSError):
         return False
 
 
-def _size(folder: Path) -> str:
-    return wording.format_bytes(hub_cache.count_bytes(folder))
+def _format_size(folder: Path) -> str:
+    return format_bytes(hub_cache.count_bytes(folder))

@@ -1,357 +1,356 @@
-"""The options of both scripts, in the groups that `--help` shows.
+"""The table of all options, in the groups that `--help` shows.
 
-A function a group: it is handed an `add` that takes what argparse's `add_argument` takes. A new
-option is one call in its group's function, and a row of the README's tables, which a test holds to
-what is said here.
+The parser, the help, docs/options.md, and what prompts files and recipes may contain come from it.
+To add an option, add a row here, and a field of the same name to `cli.settings.Settings`; or, if it
+may differ from picture to picture, to `Request` and `cli.job.Job`, and to `Recipe`.
 """
 
-import argparse
-from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Any
+from collections.abc import Iterator
 
 from ...config.diffusion import PREDICTION_TYPES
 from ...config.known_models import MODELS
 from ...images.arrays import FITS
 from ...sampler.sampler import SAMPLERS, SCHEDULES
-from . import list_models
-from .argument_parser import Show
-from .value_types import embedding, lora, model_name, number, one_of, seed
+from . import list_models, value_types
+from .option import BOTH, IMAGE2IMAGE, TXT2IMAGE, Option, Script
 
-Add = Callable[..., None]
-
-MAX_COUNT = 100_000  # of anything that is counted: far beyond what makes sense
-POSITIVE = number(int, 1, MAX_COUNT)
-PIXELS = number(int, 1, 2**14)  # a side; UNets run out of any memory before
-MAX_GUIDANCE = 1000  # more than some 30 makes no picture any more
-
-
-def start(add: Add) -> None:
-    """Of `image2image.py` alone."""
-    add("image", help="the picture to start from, in any format Pillow opens")
-    add(
+START = (
+    Option(
+        "image",
+        "the picture to start from, in any format Pillow opens",
+        is_required=True,
+        scripts=IMAGE2IMAGE,
+    ),
+    Option(
         "--strength",
-        type=number(float, 0, 1),
+        "how far to go from the picture, 0 to 1",
+        parse=value_types.parse_fraction,
         default=0.9,
         metavar="X",
-        help="how far to go from the picture, 0 to 1",
-    )
-    add(
+        scripts=IMAGE2IMAGE,
+        line_scripts=IMAGE2IMAGE,
+        in_recipe=True,
+    ),
+    Option(
         "--fit",
+        "how to bring the picture to --width and --height: crop what does not fit, pad with its "
+        "border's colours, or stretch it",
         choices=FITS,
-        by_default="stretch",
-        help="how to bring the picture to --width and --height: crop what does not fit, pad with "
-        "its border's colours, or stretch it",
-    )
-
-
-def prompt(add: Add) -> None:
-    """What to draw, and how the text is read."""
-    add("prompt", nargs="?", help="what to draw")
-    add(
+        default_text="stretch",
+        scripts=IMAGE2IMAGE,
+        in_recipe=True,
+    ),
+)
+PROMPT = (
+    Option("prompt", "what to draw", line_scripts=BOTH, in_recipe=True),
+    Option(
         "--prompts-file",
-        by_default="none",
+        "a file of prompts in place of the prompt: one a line, or JSON, in lines or an array, with "
+        "options for each; - is the standard input. Pictures that exist are not made again",
+        default_text="none",
         metavar="FILE",
-        help="in place of the prompt: one a line, or JSON, in lines or an array, with options for "
-        "each; - is the standard input. Pictures that exist are not made again",
-    )
-    add(
+    ),
+    Option(
         "--from-image",
-        by_default="none",
+        "make a picture of this program again, with the prompt and options that are in the file; "
+        "options given here replace them",
+        default_text="none",
         metavar="FILE",
-        help="make a picture of this program again: prompt and options are those in the file, but "
-        "for what is given here",
-    )
-    add(
+    ),
+    Option(
         "--negative_prompt",
+        "what to steer away from; needs guidance",
         default="",
-        by_default="none",
+        default_text="none",
         metavar="TEXT",
-        help="what to steer away from; needs guidance",
-    )
-    add("--long-prompt", action="store_true", help="read prompts of more than 77 tokens to the end")
-    _add_opposite(add, "long_prompt", "cut prompts at 77 tokens")
-    add(
+        line_scripts=BOTH,
+        in_recipe=True,
+    ),
+    Option(
+        "--long-prompt",
+        "read prompts of more than 77 tokens to the end",
+        kind="switch",
+        default=False,
+        opposite="cut prompts at 77 tokens",
+        line_scripts=BOTH,
+        in_recipe=True,
+    ),
+    Option(
         "--prompt-weights",
-        action="store_true",
-        help=r"let (this) weigh more, [this] less, (this:1.3) as it says; \( is a bracket",
-    )
-    _add_opposite(add, "prompt_weights", "read brackets as they stand")
-    add(
+        r"let (this) weigh more, [this] less, (this:1.3) as it says; \( is a bracket",
+        kind="switch",
+        default=False,
+        opposite="read brackets as text",
+        line_scripts=BOTH,
+        in_recipe=True,
+    ),
+    Option(
         "--clip-skip",
-        type=number(int, 0, MAX_COUNT),
+        "layers to leave out at the end of the text encoders",
+        parse=value_types.parse_clip_skip,
         default=0,
         metavar="N",
-        help="layers to leave out at the end of the text encoders",
-    )
-    add(
+        line_scripts=BOTH,
+        in_recipe=True,
+    ),
+    Option(
         "--embedding",
-        type=embedding,
-        action="append",
-        default=[],
-        by_default="none",
+        "let NAME in prompts stand for a textual inversion, a safetensors file; repeat for more",
+        kind="list",
+        parse=value_types.parse_embedding,
+        default=(),
+        default_text="none",
         metavar="NAME=FILE",
-        help="let NAME in prompts mean a textual inversion, a safetensors file; repeat for more",
-    )
-
-
-def pictures(add: Add) -> None:
-    """How many, how large, from which noise."""
-    add(
+        in_recipe=True,
+    ),
+)
+PICTURES = (
+    Option(
         "--n_images",
-        type=POSITIVE,
-        by_default="4; of a prompts file, 1 of each",
+        "how many pictures",
+        parse=value_types.parse_count,
+        default_text="4; with a prompts file, 1 of each",
         metavar="N",
-        help="how many",
-    )
-    add(
-        "--width",
-        type=PIXELS,
-        by_default="by model or image",
-        metavar="PIXELS",
-        help="of a picture, a multiple of 8",
-    )
-    add(
-        "--height",
-        type=PIXELS,
-        by_default="by model or image",
-        metavar="PIXELS",
-        help="of a picture, a multiple of 8",
-    )
-    add(
+        line_scripts=BOTH,
+        in_recipe=True,
+    ),
+    *(
+        Option(
+            f"--{side}",
+            f"{side} of a picture, a multiple of 8",
+            parse=value_types.parse_side,
+            default_text="by model or image",
+            metavar="PIXELS",
+            line_scripts=TXT2IMAGE,  # the picture to start from is read once, at one size
+            in_recipe=True,
+        )
+        for side in ("width", "height")
+    ),
+    Option(
         "--seed",
-        type=seed,
-        by_default="drawn, and printed; of a prompts file, made of the prompts",
+        "seed of the first picture; the others have the numbers that follow",
+        parse=value_types.parse_seed,
+        default_text="random, and printed; with a prompts file, computed from the prompts",
         metavar="N",
-        help="of the first picture; the others have the ones that follow",
-    )
-
-
-def sampling(add: Add) -> None:
-    """How noise becomes a picture."""
-    add(
+        line_scripts=BOTH,
+        in_recipe=True,
+    ),
+)
+SAMPLING = (
+    Option(
         "--steps",
-        type=POSITIVE,
-        by_default="by model",
+        "steps of denoising",
+        parse=value_types.parse_count,
+        default_text="by model",
         metavar="N",
-        help="steps of denoising",
-    )
-    add(
+        line_scripts=BOTH,
+        in_recipe=True,
+    ),
+    Option(
         "--cfg",
-        type=number(float, 0, MAX_GUIDANCE),
-        by_default="by model",
+        "guidance: how closely to follow the prompt; 1 or less means none",
+        parse=value_types.parse_guidance,
+        default_text="by model",
         metavar="X",
-        help="guidance: how closely to follow the prompt; at most 1 means none",
-    )
-    add(
+        line_scripts=BOTH,
+        in_recipe=True,
+    ),
+    Option(
         "--guidance-rescale",
-        type=number(float, 0, 1),
+        "how much of the contrast that guidance adds is removed, 0 to 1",
+        parse=value_types.parse_fraction,
         default=0.0,
-        by_default="0",
+        default_text="0",
         metavar="X",
-        help="how much of the contrast that guidance adds is taken back, 0 to 1",
-    )
-    add(
+        line_scripts=BOTH,
+        in_recipe=True,
+    ),
+    Option(
         "--sampler",
-        choices=SAMPLERS,
-        by_default="by model",
-        help="how to step from noise to picture",
-    )
-    add(
+        "how to step from noise to picture",
+        choices=tuple(SAMPLERS),
+        default_text="by model",
+        line_scripts=BOTH,
+        in_recipe=True,
+    ),
+    Option(
         "--schedule",
-        choices=SCHEDULES,
-        by_default="by model",
-        help="how timesteps are spaced; karras is for euler and dpm++2m",
-    )
-
-
-def model(add: Add) -> None:
-    """Which weights."""
-    add(
+        "how timesteps are spaced; karras is for euler and dpm++2m",
+        choices=tuple(SCHEDULES),
+        default_text="by model",
+        line_scripts=BOTH,
+        in_recipe=True,
+    ),
+)
+MODEL = (
+    Option(
         "--model",
-        type=model_name,
-        default="sdxl",
-        help=f"one of {', '.join(MODELS)}; a folder in diffusers' layout; a .safetensors file in "
+        f"one of {', '.join(MODELS)}; a folder in diffusers' layout; a .safetensors file in "
         "the original one; or a Hugging Face repository, with @revision if wanted",
-    )
-    add(
+        parse=value_types.parse_model_name,
+        default="sdxl",
+        in_recipe=True,
+    ),
+    Option(
         "--vae",
-        type=model_name,
-        by_default="by model",
-        help="a model, folder, repository or file to take the VAE from",
-    )
-    add(
+        "a model, folder, repository or file to take the VAE from",
+        parse=value_types.parse_model_name,
+        default_text="by model",
+        in_recipe=True,
+    ),
+    Option(
         "--prediction-type",
+        "what the UNet predicts, for a file that does not say",
         choices=PREDICTION_TYPES,
-        by_default="by model",
-        help="what the UNet predicts, for a file that does not say",
-    )
-    add(
+        default_text="by model",
+        in_recipe=True,
+    ),
+    Option(
         "--lora",
-        type=lora,
-        action="append",
-        default=[],
-        by_default="none",
+        "a LoRA to add, a safetensors file, and how much of it (1 if left out); repeat for more",
+        kind="list",
+        parse=value_types.parse_lora,
+        default=(),
+        default_text="none",
         metavar="FILE[:SCALE]",
-        help="a LoRA to add, a safetensors file, and how much of it (1 if left out); repeat for "
-        "more",
-    )
-
-
-def memory(add: Add) -> None:
-    """What to spare, memory or time."""
-    add("--quantize", "-q", action="store_true", help="4-bit text encoders, 8-bit UNet")
-    _add_opposite(add, "quantize", "weights as they are")
-    add(
+        in_recipe=True,
+    ),
+)
+MEMORY_AND_SPEED = (
+    Option(
+        "--quantize",
+        "4-bit text encoders, 8-bit UNet",
+        short="-q",
+        kind="switch",
+        default=False,
+        opposite="weights as they are",
+        in_recipe=True,
+    ),
+    Option(
         "--float16",
-        action="store_true",
-        default=None,
-        by_default="on a GPU",
-        help="half precision; the VAE computes in float32 always",
-    )
-    _add_opposite(add, "float16", "float32")
-    add(
+        "half precision; the VAE always computes in float32",
+        kind="switch",
+        default_text="on a GPU",
+        opposite="float32",
+        in_recipe=True,
+    ),
+    Option(
         "--batch-size",
-        type=POSITIVE,
-        by_default="all of a grid, else by memory",
+        "pictures that are denoised at once",
+        parse=value_types.parse_count,
+        default_text="all of a grid, else by memory",
         metavar="N",
-        help="pictures that are denoised at once",
-    )
-    add(
+    ),
+    Option(
         "--decoding_batch_size",
-        type=POSITIVE,
+        "pictures that are decoded at once",
+        parse=value_types.parse_count,
         default=1,
         metavar="N",
-        help="pictures that are decoded at once",
-    )
-    add(
+    ),
+    Option(
         "--tiled",
-        action="store_true",
-        by_default="above 768x768",
-        help="decode in strips, which look the same",
-    )
-    add(
+        "decode in strips, which look the same",
+        kind="switch",
+        default=False,
+        default_text="above 768x768",
+    ),
+    Option(
         "--low-memory",
-        action="store_true",
-        default=None,
-        by_default="below 12 GB",
-        help="spare memory, not time",
-    )
-    _add_opposite(add, "low_memory", "spare time, not memory")
-    add("--preload-models", action="store_true", help="read all weights before the first step")
-
-
-def output(add: Add) -> None:
-    """Which files are written, and what is in them."""
-    add(
+        "save memory, not time",
+        kind="switch",
+        default_text="below 12 GB",
+        opposite="save time, not memory",
+    ),
+    Option(
+        "--preload-models",
+        "read all weights before the first step",
+        kind="switch",
+        default=False,
+    ),
+)
+OUTPUT = (
+    Option(
         "--output",
-        by_default="out.png; of prompts.txt, prompts/",
+        "where to write: .png, .jpg, .webp, .bmp or .tif. One name is a grid of all pictures; a "
+        "folder/, or a name with {index}, {seed} or {model} in it, is a file for each",
+        default_text="out.png; with prompts.txt, prompts/",
         metavar="FILE",
-        help="where to write: .png, .jpg, .webp, .bmp or .tif. One name is a grid of all pictures; "
-        "a folder/, or a name with {index}, {seed} or {model} in it, is a file for each",
-    )
-    add("--grid", by_default="none", metavar="FILE", help="a grid beside the files for each")
-    add("--force", action="store_true", help="overwrite also files for each picture")
-    add("--no-metadata", action="store_true", help="leave out of the files how they were made")
-    add("--n_rows", type=POSITIVE, default=1, metavar="N", help="rows of the grid")
-
-
-def reports(add: Add) -> None:
-    """What the program shows and tells."""
-    add(
-        "--preview",
-        type=POSITIVE,
-        by_default="none",
+        line_scripts=BOTH,
+    ),
+    Option(
+        "--grid",
+        "a grid in addition to the files for each",
+        default_text="none",
+        metavar="FILE",
+    ),
+    Option("--force", "overwrite files of single pictures, too", kind="switch", default=False),
+    Option(
+        "--no-metadata",
+        "do not write into the files how they were made",
+        kind="switch",
+        default=False,
+    ),
+    Option(
+        "--n_rows",
+        "rows of the grid",
+        parse=value_types.parse_count,
+        default=1,
         metavar="N",
-        help="every N steps write a rough look at the pictures in the making to NAME.preview.png "
-        "beside them, until they are there; keeps the VAE's decoder in memory",
-    )
-    add(
+        in_recipe=True,
+    ),
+)
+REPORTS = (
+    Option(
+        "--preview",
+        "every N steps write a rough preview of the pictures to NAME.preview.png beside them, "
+        "until they are finished; keeps the VAE's decoder in memory",
+        parse=value_types.parse_count,
+        default_text="none",
+        metavar="N",
+    ),
+    Option(
         "--preview-vae",
-        action="store_true",
-        help="let the whole VAE decode the previews, in the time and memory that pictures take",
-    )
-    add("--verbose", "-v", action="store_true", help="report the peak memory of each phase")
-    add(
+        "decode the previews with the whole VAE, in the time and memory that pictures take",
+        kind="switch",
+        default=False,
+    ),
+    Option(
+        "--verbose",
+        "report the peak memory of each phase",
+        short="-v",
+        kind="switch",
+        default=False,
+    ),
+    Option(
         "--list-models",
-        action=Show,
-        show=list_models.models,
-        by_default=None,
-        help="say which models are known, which are on this machine, and how large they are",
-    )
-    add(
+        "list the known models, those that are on this machine, and their sizes",
+        kind="print",
+        show=list_models.describe_models,
+    ),
+    Option(
         "--version",
-        action=Show,
-        show=list_models.version,
-        by_default=None,
-        help="say the versions of this program and of MLX, and the device",
-    )
-    add("--help", "-h", action="help", by_default=None, help="say all this")
-
-
-START = {"picture to start from": start}
-GROUPS: dict[str, Callable[[Add], None]] = {
-    "prompt": prompt,
-    "pictures": pictures,
-    "sampling": sampling,
-    "model": model,
-    "memory and speed": memory,
-    "output": output,
-    "reports": reports,
+        "print the versions of this program and of MLX, and the device",
+        kind="print",
+        show=list_models.describe_version,
+    ),
+    Option("--help", "show this help", short="-h", kind="help"),
+)
+GROUPS: dict[str, tuple[Option, ...]] = {
+    "picture to start from": START,
+    "prompt": PROMPT,
+    "pictures": PICTURES,
+    "sampling": SAMPLING,
+    "model": MODEL,
+    "memory and speed": MEMORY_AND_SPEED,
+    "output": OUTPUT,
+    "reports": REPORTS,
 }
 
 
-def _add_opposite(add: Add, of: str, help: str) -> None:
-    """Add `--no-…` for a switch, which may be on in a recipe, or by default."""
-    name = f"--no-{of.replace('_', '-')}"
-    add(name, action="store_false", dest=of, default=None, by_default=None, help=help)
-
-
-def add_options(parser: argparse.ArgumentParser, groups: dict[str, Callable[[Add], None]]) -> None:
-    """Give the parser these groups of options, by title."""
-    for title, add_group in groups.items():
-        add_group(partial(_add, parser.add_argument_group(title)))
-
-
-def types(groups: Iterable[Callable[[Add], None]]) -> dict[str, Callable[[str], Any]]:
-    """What turns text into the values of these groups' options, by name; `bool` for switches.
-
-    Of an option that may be repeated: into each of its values.
-    """
-    found = {}
-
-    def add(name: str, *_: str, action: str | None = None, **settings) -> None:
-        kind = one_of(settings["choices"]) if "choices" in settings else settings.get("type", str)
-        by_action = {None: kind, "append": kind, "store_true": bool}
-        if action in by_action:
-            found[name.removeprefix("--").replace("-", "_")] = by_action[action]
-
-    for add_group in groups:
-        add_group(add)
-    return found
-
-
-def _add(
-    group: argparse._ArgumentGroup,
-    name: str,
-    *short: str,
-    help: str,
-    by_default: str | None = "%(default)s",
-    **settings,
-) -> None:
-    """Add an argument, and say in its help what holds where it is left out.
-
-    `--like_this` and `--like-this` mean the same; help shows the one given. `by_default` is for
-    where the default does not say it in words; None for the opposite of another option.
-    """
-    if not name.startswith("-"):
-        group.add_argument(name, help=help, **settings)
-        return
-    if settings.get("action") == "store_true" and by_default == "%(default)s":
-        by_default = "off"
-    if "choices" in settings:
-        choices = settings.pop("choices")
-        settings |= {"type": one_of(choices), "metavar": f"{{{','.join(choices)}}}"}
-    spellings = (name, "--" + name[2:].replace("_", "-"), "--" + name[2:].replace("-", "_"))
-    said = "" if by_default is None else f" (default: {by_default})"
-    group.add_argument(*short, *dict.fromkeys(spellings), help=help + said, **settings)
+def all_options(script: Script | None = None) -> Iterator[Option]:
+    """Yield the options of a script, or of both scripts, in the order of the help."""
+    for options in GROUPS.values():
+        for option in options:
+            if script is None or script in option.scripts:
+                yield option

@@ -1,12 +1,12 @@
-"""What other programs call the options: diffusers, the web UIs, stable-diffusion.cpp, mflux, …
+"""The names of options in other programs: diffusers, the web UIs, stable-diffusion.cpp, mflux, …
 
-For who types from memory. Long names are written with hyphens, lower case unless a capital tells
-two of them apart; a name of one letter is the short option.
+They are for error messages that say what such an option is called here. Long names are written with
+hyphens and in lower case; a name of one letter is a short option, and its case matters.
 """
 
 import re
 
-# Ours, and theirs.
+# Our option, and its names in other programs.
 SAME = {
     "--n_images": (
         "b batch-count n-iter n-iters num num-images num-images-per-prompt num-outputs iterations "
@@ -69,8 +69,8 @@ SAME = {
     "--list-models": "models ls models-list",
 }
 
-# What is said before our option, if it is not simply another name.
-SENSES = {
+# What to say before the name of our option, if the two do not mean quite the same.
+EXPLANATIONS = {
     "scheduler": "which sampler is --sampler, and how timesteps are spaced is",
     "scheduler-name": "which sampler is --sampler, and how timesteps are spaced is",
     "v-prediction": "say v_prediction with",
@@ -83,19 +83,19 @@ SENSES = {
     "embeddings-dir": "name each file with",
     "seeds": "pictures have seeds that follow each other, from",
 }
-USUAL_SENSE = "here it is"
+USUAL_EXPLANATION = "here it is"
 
-# What has no option here, and why, or what to do without it.
+# Options that do not exist here: why, or what to do instead.
 IMAGE = "the picture to start from is the first argument of image2image.py"
 PROMPT = "write the prompt alone, in quotes"
-CONTROL = "ControlNet and its kind are not supported"
+CONTROL = "ControlNet and similar methods are not supported"
 MASKS = "inpainting and masks are not supported"
 UPSCALERS = "upscaling and second passes are not supported"
-OTHER_MODELS = "only Stable Diffusion 1.x, 2.x and XL are run"
-ALREADY_FAST = "attention is computed the fast way already"
-DEVICES = "the GPU is taken if there is one, else all cores"
-NOISE = "the noise is always that of torch on a CPU"
-PREVIEW_VAE = "previews need no other VAE"
+OTHER_MODELS = "only Stable Diffusion 1.x, 2.x and XL are supported"
+ALREADY_FAST = "attention is always computed in the fastest way"
+DEVICES = "the GPU is used if there is one, otherwise all cores of the CPU"
+NOISE = "the noise is always that of PyTorch on a CPU"
+PREVIEW_VAE = "previews do not need another VAE"
 NO_SERVER = "there is neither a server nor a graphical interface"
 
 ABSENT = {
@@ -104,9 +104,9 @@ ABSENT = {
         "i image img images-dir init init-img init-image image-path init-image-path input "
         "input-image image-paths init-images source-image start-image"
     ),
-    "the grid is as wide as --n_rows makes it": "columns cols n-cols grid-columns",
-    "every picture has a seed of its own, drawn unless --seed says it": "auto-seeds random-seed",
-    "ancestral noise is always whole; ddim has none": "eta ddim-eta s-churn s-noise s-tmin s-tmax",
+    "the number of rows, --n_rows, gives that of the columns": "columns cols n-cols grid-columns",
+    "every picture has its own seed, random unless --seed is given": "auto-seeds random-seed",
+    "the noise that samplers add cannot be scaled": "eta ddim-eta s-churn s-noise s-tmin s-tmax",
     DEVICES: "t threads device device-id n-threads cpu gpu cuda mps use-cpu num-threads backend",
     ALREADY_FAST: (
         "xformers attention-slicing opt-sdp-attention opt-sdp-no-mem-attention diffusion-fa "
@@ -115,22 +115,26 @@ ABSENT = {
     ),
     "the VAE always computes in float32": "no-half-vae fp16-vae fp32-vae cpu-vae vae-fp16",
     NOISE: "rng fixed-code subseed subseed-strength variation variation-seed variation-amount",
-    "recipes are in the pictures themselves": "metadata save-metadata",
+    "recipes are written into the pictures": "metadata save-metadata",
     "config files come with the model": "config original-config model-config",
     PREVIEW_VAE: "taesd preview-method tae taesd-decoder",
     OTHER_MODELS: "t5xxl clip-l clip-g llm qwen2vl flow-shift shift max-sequence-length high-noise",
     "the safety checker is not run": "safety-checker disable-safety-checker nsfw-filter no-nsfw",
-    "pictures do not tile": "tile tiling seamless seamless-x seamless-y circular",
-    "faces are not restored": "restore-faces gfpgan codeformer face-restoration gfpgan-strength",
-    "both scripts say in their names what they do": "mode M task",
-    "pictures are written as they are finished": "skip-grid skip-save display open grid-only",
-    "nothing is ever unpickled": "use-safetensors disable-safe-unpickle allow-pickle",
-    "a model that has an fp16 variant is fetched in it": "variant revision",
+    "seamless tiles are not supported": "tile tiling seamless seamless-x seamless-y circular",
+    "restoring faces is not supported": (
+        "restore-faces gfpgan codeformer face-restoration gfpgan-strength"
+    ),
+    "each script has one task, which is in its name": "mode M task",
+    "each picture is written as soon as it is finished": (
+        "skip-grid skip-save display open grid-only"
+    ),
+    "pickled files are never loaded": "use-safetensors disable-safe-unpickle allow-pickle",
+    "the fp16 variant of a model is downloaded if there is one": "variant revision",
     NO_SERVER: "server share listen port api gradio webui host gui autolaunch ui",
-    "cross-attention is not merged": "tome token-merging-ratio tome-ratio freeu",
+    "merging tokens is not supported": "tome token-merging-ratio tome-ratio freeu",
 }
 
-# The beginnings of long names.
+# The same, for all long names that start so.
 ABSENT_BEGINNINGS = {
     "control": CONTROL,
     "canny": CONTROL,
@@ -149,25 +153,25 @@ ABSENT_BEGINNINGS = {
     "hypernet": "hypernetworks are not supported",
     "slg-": OTHER_MODELS,
     "skip-layer": OTHER_MODELS,
-    "video": "films are not made",
-    "animate": "films are not made",
+    "video": "videos are not supported",
+    "animate": "videos are not supported",
 }
 SAME_BEGINNINGS = {"neg": "--negative_prompt"}
 
-# An option with a value in one word: `--x=y`, `-x=y`, `-s42`.
+# An option, which may have its value in the same word: `--x=y`, `-x=y`, `-s42`.
 NAME = re.compile(
     r"(?P<dashes>--?)(?P<name>[^=\s]+?)(?:=.*|(?<=^-[A-Za-z])[0-9][0-9.]*)?", re.DOTALL
 )
 
-_OURS = {each: ours for ours, theirs in SAME.items() for each in theirs.split()}
-_WHY = {each: why for why, theirs in ABSENT.items() for each in theirs.split()}
+_OUR_OPTIONS = {each: ours for ours, theirs in SAME.items() for each in theirs.split()}
+_REASONS = {each: why for why, theirs in ABSENT.items() for each in theirs.split()}
 
 
 def explain_option(word: str) -> tuple[str | None, str] | None:
-    """Return what a word of another program's command line is here, None if it is not known.
+    """Return what to say about an option of another program; None if the option is not known.
 
     Returns:
-        Our option and what to say before it; or None and why there is no such option.
+        Our option and what to say before its name; or None and why there is no such option.
     """
     found = NAME.fullmatch(word)
     if found is None:
@@ -176,14 +180,14 @@ def explain_option(word: str) -> tuple[str | None, str] | None:
     is_long = found["dashes"] == "--"
     if len(name) > 1:
         name = name.lower()
-    if name in _OURS:
-        return _OURS[name], SENSES.get(name, USUAL_SENSE)
-    if name in _WHY:
-        return None, _WHY[name]
+    if name in _OUR_OPTIONS:
+        return _OUR_OPTIONS[name], EXPLANATIONS.get(name, USUAL_EXPLANATION)
+    if name in _REASONS:
+        return None, _REASONS[name]
     if is_long:
         for start, ours in SAME_BEGINNINGS.items():
             if name.startswith(start):
-                return ours, USUAL_SENSE
+                return ours, USUAL_EXPLANATION
         for start, why in ABSENT_BEGINNINGS.items():
             if name.startswith(start):
                 return None, why

@@ -2,7 +2,10 @@
 
 import argparse
 import os
+from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,214 +13,289 @@ from ...images.arrays import MAX_PIXELS, MULTIPLE
 from ...images.reading import load_image, read_size
 from ...sampler.noise import MAX_SEED
 from ...sampler.sampler import require_schedule
+from ...utils.size import Size
 from ...utils.wording import abbreviate, describe_error
-from ..job import Job
+from ..settings import Request, Settings, StartPicture
 from ..terminal.console import say
 from .argument_parser import Parser
-from .from_image import with_recipe
-from .options import GROUPS, START, add_options, types
+from .from_image import read_options
+from .option import Option, Script
+from .options import GROUPS, all_options
 from .other_names import explain_option
 from .prompts_file import STANDARD_INPUT, read_requests
 
+N_IMAGES = 4  # the default of --n_images, without a prompts file
+
 TXT2IMAGE_EXAMPLES = """\
 examples:
-  the model that is in this package, in a few seconds:
+  with the model in this package, in a few seconds:
     python txt2image.py --model tiny --seed 1 "a red circle on blue"
-  four pictures in two rows, of a model that is downloaded first:
+  four pictures in two rows, with a model that is downloaded first:
     python txt2image.py --n_images 4 --n_rows 2 "An astronaut riding on Mars"
-  a model of your own, another size, and what to leave out:
+  with a model of your own, in another size, and without something:
     python txt2image.py --model ./my-model --width 640 --height 448 \\
       --negative_prompt "people" "A lighthouse at dusk"
-  fewer steps with a sampler of the second order:
+  fewer steps, with a sampler of second order:
     python txt2image.py --model sd-1-5 --sampler dpm++2m --schedule karras \\
       --steps 20 "A painting of a vase"
-  where memory is short; and how much was needed:
+  with little memory; and show how much was used:
     python txt2image.py -q --low-memory -v "A painting of a vase"
-  a file for each picture, of a prompt a line; started again, it goes on:
+  a file for each line of prompts; run it again to continue:
     python txt2image.py --prompts-file prompts.txt --output pictures/
   a picture of this program again, with another seed:
     python txt2image.py --from-image lighthouse.png --seed 2 --output again.png
-  what models there are:
+  list the models:
     python txt2image.py --list-models
 """
 IMAGE2IMAGE_EXAMPLES = """\
 examples:
-  some way from a picture:
+  a change of a picture:
     python image2image.py --strength 0.5 house.png "A house in the snow"
-  further, with a model of your own, at the size of the picture that is made:
+  a larger change, with a model of your own, in another size:
     python image2image.py --model ./my-model --strength 0.8 \\
       --width 640 --height 448 --seed 1 house.png "A house in the snow"
   four attempts, in two rows:
     python image2image.py --n_images 4 --n_rows 2 house.png "A castle"
 """
 MORE = """
-Underscores and hyphens in options mean the same. README.md, beside this
-script, says more: the models, what memory and time they take, samplers,
-prompts, LoRA, and what to do about errors.
+Underscores and hyphens in options mean the same. README.md and the folder
+docs, beside this script, say more about models, memory and time, samplers,
+prompts, LoRA and errors.
 """
 
+Values = dict[str, Any]  # of options, by their key
 
-def txt2image_parser() -> argparse.ArgumentParser:
-    """What `txt2image.py` takes."""
-    elsewhere = {f"--{name}": "image2image.py" for name in types(START.values())}
+
+def txt2image_parser() -> Parser:
+    """Return the parser of `txt2image.py`."""
+    other_options = {
+        name: "image2image.py"
+        for option in all_options("image2image.py")
+        for name in option.spellings
+        if "txt2image.py" not in option.scripts and not option.is_positional
+    }
     parser = Parser(
         "[prompt]",
         "Make pictures of a text.",
         TXT2IMAGE_EXAMPLES + MORE,
-        elsewhere=elsewhere,
+        other_options=other_options,
         explain=explain_option,
     )
-    add_options(parser, GROUPS)
+    parser.add_options(_select_groups("txt2image.py"))
     return parser
 
 
-def image2image_parser() -> argparse.ArgumentParser:
-    """What `image2image.py` takes."""
+def image2image_parser() -> Parser:
+    """Return the parser of `image2image.py`."""
     description = "Make pictures of a text that start from a picture."
     examples = IMAGE2IMAGE_EXAMPLES + MORE
     parser = Parser("image [prompt]", description, examples, explain=explain_option)
-    add_options(parser, START | GROUPS)
+    parser.add_options(_select_groups("image2image.py"))
     return parser
 
 
-def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse, check, and read the picture to start from, so that `args.image` is [H, W, 3].
+def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> Settings:
+    """Parse and check a command line, and read the picture to start from and the prompts file.
 
-    Wrong usage ends the program with status 2, before any model is loaded.
+    Wrong usage ends the program with status 2. No model is loaded for that.
+
+    Args:
+        parser: `txt2image_parser()` or `image2image_parser()`.
+        argv: the words after the name of the script; those of this process if None.
     """
-    args = _parsed(parser, argv)
-    args.image_file = None
-    if args.from_image is not None:
-        args = _with_recipe(parser, args, argv)
-    if args.prompt is None and args.prompts_file is None:
-        parser.error("a prompt is required, or --prompts-file, or --from-image, which brings one")
-    if args.prompt is not None and args.prompts_file is not None:
-        parser.error(f"the prompt {abbreviate(args.prompt)!r} and --prompts-file: leave one out")
-    if args.n_images is None:
-        args.n_images = 4 if args.prompts_file is None else 1
-    if args.output is None:
-        args.output = _default_output(args.prompts_file)
-    if args.prompts_file is None and args.n_images % args.n_rows != 0:
-        parser.error(f"--n_rows {args.n_rows} does not divide --n_images {args.n_images}")
-    if args.preload_models and args.low_memory:
-        parser.error("--preload-models and --low-memory are opposites: leave one out")
-    if args.preview_vae and args.preview is None:
-        parser.error("--preview-vae is how previews are decoded: say with --preview N how often")
+    given = _parse_words(parser, argv)
     try:
-        args.requests = _requests(args)
-        if "image" in args:
-            if args.fit is not None and args.width is None:
-                raise ValueError("--fit needs --width and --height")
-            args.image_file = args.image
-            args.image = _read_image(args)
+        values = _add_recipe_and_defaults(given)
+        _check_combinations(values)
+        requests = _make_requests(values)
+        for request in requests:
+            _check_request(request)
+        start = _read_start(values) if "image" in values else None
     except (ValueError, OSError) as error:
         parser.error(describe_error(error))
-    return args
+    return _make_settings(values, requests, start)
 
 
-def _parsed(
-    parser: argparse.ArgumentParser,
-    argv: list[str] | None,
-    namespace: argparse.Namespace | None = None,
-) -> argparse.Namespace:
-    """What argparse makes of the command line, and a prompt that it has left over.
+def _select_groups(script: Script) -> dict[str, list[Option]]:
+    """Return the groups of the options that a script has."""
+    groups = {
+        title: [option for option in options if script in option.scripts]
+        for title, options in GROUPS.items()
+    }
+    return {title: options for title, options in groups.items() if options}
 
-    Having met a picture before options, it takes a prompt that may be left out for left out.
+
+def _parse_words(parser: argparse.ArgumentParser, argv: list[str] | None) -> Values:
+    """Return the values that the command line gives.
+
+    After options that follow the picture, argparse no longer takes a prompt, as it may be left out:
+    the prompt is among the words that are left over.
     """
-    args, rest = parser.parse_known_args(argv, namespace)
+    namespace, rest = parser.parse_known_args(argv)
+    given: Values = vars(namespace)
     words = rest[1:] if rest[:1] == ["--"] else [word for word in rest if not word.startswith("-")]
-    if args.prompt is None and len(words) == 1 and rest[-1:] == words:
-        args.prompt = rest.pop()
+    if "prompt" not in given and len(words) == 1 and rest[-1:] == words:
+        given["prompt"] = rest.pop()
     if rest not in ([], ["--"]):
-        is_prompt = args.prompt is not None and not any(word.startswith("-") for word in rest)
+        is_prompt = "prompt" in given and not any(word.startswith("-") for word in rest)
         hint = ": put quotes around a prompt of several words" if is_prompt else ""
         parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     for name in ("image", "from_image"):
-        if getattr(args, name, None) is not None:
-            setattr(args, name, _without_tilde(getattr(args, name)))
-    return args
+        if name in given:
+            given[name] = _expand_home(given[name])
+    return given
 
 
-def _without_tilde(file: str) -> str:
-    """Return the name of a file with the user's folder for a `~` that the shell has left in."""
+def _expand_home(file: str) -> str:
+    """Return a file name with the user's home folder for a `~` that the shell has left in."""
     return file if os.path.lexists(file) else os.path.expanduser(file)
 
 
-def _with_recipe(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, argv: list[str] | None
-) -> argparse.Namespace:
-    """The command line, with the recipe of a picture where it says nothing."""
-    if args.prompts_file is not None:
-        parser.error("--from-image and --prompts-file: leave one out")
-    nothing = argparse.Namespace(**dict.fromkeys(vars(args)))  # not to be taken for given
-    values = vars(_parsed(parser, argv, nothing))
-    given = {name: value for name, value in values.items() if value is not None}
-    try:
-        args = with_recipe(args, given, types((START | GROUPS).values()))
-    except (ValueError, OSError) as error:
-        parser.error(describe_error(error))
-    return args
+def _add_recipe_and_defaults(given: Values) -> Values:
+    """Return the values of all options of the script.
 
-
-def _requests(args: argparse.Namespace) -> list[argparse.Namespace]:
-    """The command line, once for each prompt of a prompts file; checked.
+    Those that are not given are those of the recipe in a picture (`--from-image`), or the defaults.
 
     Raises:
-        ValueError: an option, or a line of the file, is wrong.
-        OSError: the file cannot be read.
+        ValueError: if the picture has no recipe that can be used here.
+        OSError: if the picture cannot be read.
     """
-    args.where = ""
-    requests = [args]
-    if args.prompts_file is not None:
-        known = types((START | GROUPS).values())
-        own = {"n_images", "output", *Job.__dataclass_fields__} & vars(args).keys()
-        if "image" in args:
-            own -= {"width", "height"}  # those of the picture
-        requests = read_requests(args, {name: known[name] for name in known if name in own})
-    for request in requests:
-        if (request.width is None) != (request.height is None):
-            raise ValueError(f"{request.where}--width and --height go together")
-        if request.width is not None and request.width * request.height > MAX_PIXELS:
-            raise ValueError(
-                f"{request.where}--width {request.width} and --height {request.height} make more "
-                f"than {MAX_PIXELS} pixels"
-            )
-        if request.seed is not None and request.seed + request.n_images - 1 > MAX_SEED:
-            raise ValueError(
-                f"{request.where}--seed {request.seed} is too large for {request.n_images} "
-                f"picture{'s' * (request.n_images > 1)}, as seeds end at {MAX_SEED}: take a "
-                "smaller one" + (", or --n_images 1" * (request.n_images > 1 and not request.where))
-            )
-        if request.sampler is not None:
-            try:
-                require_schedule(request.sampler, request.schedule)
-            except ValueError as error:
-                raise ValueError(f"{request.where}{error}") from None
-    return requests
+    script = _find_script(given)
+    options = [option for option in all_options(script) if option.has_value]
+    values = {option.key: option.default for option in options}
+    if "from_image" in given:
+        if "prompts_file" in given:
+            raise ValueError("--from-image and --prompts-file: leave one out")
+        values |= read_options(given["from_image"], script, given)
+    values |= given
+    if values["n_images"] is None:
+        values["n_images"] = N_IMAGES if values["prompts_file"] is None else 1
+    if values["output"] is None:
+        values["output"] = _choose_output(values["prompts_file"])
+    return values
 
 
-def _default_output(prompts_file: str | None) -> str:
-    """A grid; of a prompts file a folder, that has its name."""
+def _find_script(values: Values) -> Script:
+    """Return the script that runs: only one of them has a picture to start from, and needs it."""
+    return "image2image.py" if "image" in values else "txt2image.py"
+
+
+def _choose_output(prompts_file: str | None) -> str:
+    """Return the default of `--output`: a grid; with a prompts file, a folder of its name."""
     if prompts_file is None:
         return "out.png"
     return ("out" if prompts_file == STANDARD_INPUT else Path(prompts_file).stem) + "/"
 
 
-def _read_image(args: argparse.Namespace) -> np.ndarray:
-    """The picture, [H, W, 3] in [-1, 1], at a size that the networks take.
+def _check_combinations(values: Values) -> None:
+    """Raise ValueError if options are given that exclude or need each other."""
+    prompt, prompts_file = values["prompt"], values["prompts_file"]
+    n_images, n_rows = values["n_images"], values["n_rows"]
+    if prompt is None and prompts_file is None:
+        raise ValueError("a prompt is required, or --prompts-file, or --from-image")
+    if prompt is not None and prompts_file is not None:
+        raise ValueError(f"the prompt {abbreviate(prompt)!r} and --prompts-file: leave one out")
+    if prompts_file is None and n_images % n_rows != 0:
+        raise ValueError(f"--n_rows {n_rows} does not divide --n_images {n_images}")
+    if values["preload_models"] and values["low_memory"]:
+        raise ValueError("--preload-models and --low-memory are opposites: leave one out")
+    if values["preview_vae"] and values["preview"] is None:
+        raise ValueError(
+            "--preview-vae is how previews are decoded: say with --preview N how often"
+        )
 
-    One that is too large for any model is not read, and black in place of it; when the model's own
-    size is known, `jobs.check_start_size` refuses it.
+
+def _make_requests(values: Values) -> list[Request]:
+    """Return the request of the command line, or those of the prompts file.
+
+    Raises:
+        ValueError: if a line of the file is wrong.
+        OSError: if the file cannot be read.
     """
-    size = None if args.width is None else (args.width, args.height)
-    args.image_size = None  # of the file; None if the user says what to bring it to
+    # With a prompts file, this has what its lines do not say; each of them has a prompt.
+    prompt = values["prompt"] or ""
+    request = Request(**_select(values, _field_names(Request)) | {"prompt": prompt})
+    if values["prompts_file"] is None:
+        return [request]
+    script = _find_script(values)
+    options = {option.key: option for option in all_options() if script in option.line_scripts}
+    return read_requests(values["prompts_file"], request, options)
+
+
+def _check_request(request: Request) -> None:
+    """Raise ValueError if the size, the seed or the sampler of a request is wrong."""
+    width, height = request.width, request.height
+    if width is None or height is None:
+        if width is not None or height is not None:
+            raise ValueError(f"{request.where}--width and --height go together")
+    elif width * height > MAX_PIXELS:
+        raise ValueError(
+            f"{request.where}--width {width} and --height {height} make more than {MAX_PIXELS} "
+            "pixels"
+        )
+    if request.seed is not None and request.seed + request.n_images - 1 > MAX_SEED:
+        n = request.n_images
+        pictures = "1 picture" if n == 1 else f"{n} pictures"
+        or_one = "" if n == 1 or request.where else ", or --n_images 1"
+        raise ValueError(
+            f"{request.where}--seed {request.seed} is too large for {pictures}, as seeds end at "
+            f"{MAX_SEED}: take a smaller one{or_one}"
+        )
+    if request.sampler is not None:
+        try:
+            require_schedule(request.sampler, request.schedule)
+        except ValueError as error:
+            raise ValueError(f"{request.where}{error}") from None
+
+
+def _read_start(values: Values) -> StartPicture:
+    """Return the picture to start from, in a size that the networks take.
+
+    A picture with too many pixels for any model is not read, and black stands for it. It is refused
+    by `job.check_start_size`, which knows the size that suits the model.
+
+    Raises:
+        ValueError: if the file is not a picture, or too small, or `--fit` has no size to fit to.
+        OSError: if the file cannot be read.
+    """
+    file, fit = values["image"], values["fit"]
+    size = None if values["width"] is None else Size(values["width"], values["height"])
+    if fit is None:
+        fit = "stretch"
+    elif size is None:
+        raise ValueError("--fit needs --width and --height")
+    own_size = None
     if size is None:
-        args.image_size = width, height = read_size(args.image)
+        own_size = Size(*read_size(file))
+        width, height = own_size
         if width * height > MAX_PIXELS and min(width, height) >= MULTIPLE:
             shape = (*(side - side % MULTIPLE for side in (height, width)), 3)
-            return np.broadcast_to(np.float32(-1), shape)  # takes no memory
-    image, (width, height) = load_image(args.image, size, fit=args.fit or "stretch")
-    new_height, new_width, _ = image.shape
+            black = np.broadcast_to(np.float32(-1), shape)  # takes no memory
+            return StartPicture(file, black, own_size, fit)
+    pixels, (width, height) = load_image(file, size, fit=fit)
+    new_height, new_width, _ = pixels.shape
     if (new_width, new_height) != (width, height):
-        say(f"Resized {args.image} from {width}x{height} to {new_width}x{new_height}")
-    return image
+        say(f"Resized {file} from {width}x{height} to {new_width}x{new_height}")
+    return StartPicture(file, pixels, own_size, fit)
+
+
+def _make_settings(values: Values, requests: list[Request], start: StartPicture | None) -> Settings:
+    """Return the settings that the values of the options mean."""
+    return Settings(
+        **_select(values, _field_names(Settings))
+        | {
+            "requests": tuple(requests),
+            "start": start,
+            "lora": tuple(values["lora"]),
+            "embedding": tuple(values["embedding"]),
+            "metadata": not values["no_metadata"],
+        }
+    )
+
+
+def _select(values: Values, names: Iterable[str]) -> Values:
+    return {name: values[name] for name in names if name in values}
+
+
+def _field_names(kind: type[Request] | type[Settings]) -> list[str]:
+    return [field.name for field in fields(kind)]

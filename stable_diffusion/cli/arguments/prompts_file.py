@@ -1,4 +1,4 @@
-"""Prompts files: a prompt a line, or JSON with options for each, in lines or in an array."""
+"""Prompts files: a prompt on each line, or JSON lines or a JSON array with options for each."""
 
 import argparse
 import csv
@@ -7,75 +7,104 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from io import StringIO
 from itertools import islice
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...utils.strict_json import parse_json
 from ...utils.wording import abbreviate, did_you_mean
+from ..settings import Request
+from .option import Option
+from .value_types import MAX_COUNT
 
 STANDARD_INPUT = "-"
 SEED_BYTES = 4
-MAX_BYTES = 100_000_000  # of a file: a device may never end
-MAX_PICTURES = 100_000  # of a file, as many as --n_images may be
+MAX_BYTES = 100_000_000  # of a file; a device may never end
+MAX_PICTURES = MAX_COUNT  # of a file
+MAX_EXACT = 2**53  # a larger float may not be the integer that was meant
 
-MAX_EXACT = 2**53  # beyond, a float is not the integer that was meant
-
-JSON_LINES = (
+HOW_TO_WRITE = (
     'write a prompt a line, or JSON lines, {"prompt": "…", "steps": 20} (of pandas: '
     "to_json(file, orient='records', lines=True))"
 )
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
-TABLES = {".csv": "CSV", ".tsv": "a table with tabs", ".yaml": "YAML", ".yml": "YAML"}
+TABLE_SUFFIXES = {".csv": "CSV", ".tsv": "a table with tabs", ".yaml": "YAML", ".yml": "YAML"}
 DELIMITERS = {",": "CSV", ";": "CSV", "\t": "a table with tabs"}
-COLUMN = re.compile(r"[\w-][\w -]{0,30}")  # the name of one
+COLUMN_NAME = re.compile(r"[\w-][\w -]{0,30}")
 YAML_PROMPT = re.compile(r"""(?:- +)?["']?prompts?["']? *:(?: .*|)""")
-YAML_KEY = re.compile(r"""(?:- +)?["']?[\w-]+["']? *:(?: .*|)|- .*""")
-ARRAY = re.compile(r'\[\s*(?:\{|".*\]\s*\Z)', re.DOTALL)  # what can hardly be a prompt
+YAML_LINE = re.compile(r"""(?:- +)?["']?[\w-]+["']? *:(?: .*|)|- .*""")
+JSON_ARRAY = re.compile(r'\[\s*(?:\{|".*\]\s*\Z)', re.DOTALL)  # hardly a prompt
 COMMENTS = re.compile(r"\A(?:\s*#[^\r\n]*)*\s*")  # before the first line that counts
 OPTION = re.compile(r"--[a-z][a-z_-]*[ =]", re.IGNORECASE)
 
-Types = dict[str, Callable[[str], Any]]
+Options = Mapping[str, Option]  # those that a line may set, by key
 
 
-def read_requests(args: argparse.Namespace, types: Types) -> list[argparse.Namespace]:
-    """The command line, once for each line of `args.prompts_file`, with what the line says.
+class Entry(NamedTuple):
+    """What a file says about one request.
 
-    A line that counts is not blank and does not start with `#`. If the first of them starts with
-    `{`, all are JSON objects: they have a `prompt` and options. The file may also be one JSON
-    array, of such objects or of prompts. `output` is a name in the folder of the command line's,
-    and becomes `file`. What is null is left out.
+    Attributes:
+        place: where in the file it is, as error messages say it.
+        read: returns the values of a JSON object, not checked yet. Raises ValueError if the text is
+            not valid JSON.
+    """
 
-    A line without a seed gets one: where `args.seed` says one, the pictures of the file count up
-    from it; else it is made of the prompt, and so stays when the file around it changes.
+    place: str
+    read: Callable[[], Any]
+
+
+class Line(NamedTuple):
+    """A line that is neither blank nor a comment."""
+
+    number: int
+    text: str
+
+
+def read_requests(file: str, common: Request, options: Options) -> list[Request]:
+    """Return a request for each entry of a prompts file.
+
+    Blank lines and lines that start with `#` are skipped. If the first other line starts with `{`,
+    all lines are JSON objects with a `prompt` and options. The file may also be one JSON array of
+    such objects or of prompts. A value that is null counts as left out. `output` is a name inside
+    the output folder and becomes `Request.file`.
+
+    An entry without a seed gets one. If `common` has a seed, the pictures of the file count up from
+    it. Otherwise the seed is computed from the prompt, so that it stays the same if other lines of
+    the file change.
 
     Args:
-        types: what turns text into the value of an option, as the command line has it, or raises
-            `argparse.ArgumentTypeError`; by the names of the options that a line may have.
+        file: the file, or `-` for the standard input.
+        common: what is used if an entry does not say it.
+        options: the options that an entry may set.
 
     Raises:
-        ValueError: the file, or a line of it, is not as it should be.
-        OSError: it cannot be read.
+        ValueError: if the file or an entry of it is wrong.
+        OSError: if the file cannot be read.
     """
-    requests = []
-    n_pictures, n_same = 0, Counter()
-    for place, entry in _entries(args.prompts_file):
-        where = f"{args.prompts_file}{place}: "
+    requests: list[Request] = []
+    n_pictures = 0
+    n_repeats: Counter[str] = Counter()
+    for entry in _read_entries(file):
+        where = f"{file}{entry.place}: "
         try:
-            options = {"prompt": entry} if isinstance(entry, str) else _options(entry(), types)
+            values = _parse_object(entry.read(), options)
         except ValueError as error:
             raise ValueError(f"{where}{error}") from None
-        if "output" in options:
-            options["file"] = options.pop("output")
-        request = argparse.Namespace(**vars(args) | options | {"where": where})
-        if "seed" not in options:
-            text = f"{n_same[request.prompt]} {request.prompt}"
-            n_same[request.prompt] += 1
-            request.seed = _seed_of(text) if args.seed is None else args.seed + n_pictures
+        if "output" in values:
+            values["file"] = values.pop("output")
+        request = replace(common, **values, where=where)
+        if "seed" not in values:
+            if common.seed is None:
+                seed = _compute_seed(f"{n_repeats[request.prompt]} {request.prompt}")
+            else:
+                seed = common.seed + n_pictures
+            n_repeats[request.prompt] += 1
+            request = replace(request, seed=seed)
         n_pictures += request.n_images
         if n_pictures > MAX_PICTURES:
             raise ValueError(f"{where}more than {MAX_PICTURES} pictures are asked for: split it")
@@ -83,41 +112,48 @@ def read_requests(args: argparse.Namespace, types: Types) -> list[argparse.Names
     return requests
 
 
-def _entries(file: str) -> list[tuple[str, str | Callable[[], Any]]]:
-    """Return what each picture is asked for with, and the place of that in the file.
-
-    That is a prompt, or a function which returns what JSON says.
+def _read_entries(file: str) -> list[Entry]:
+    """Return the entries of a file.
 
     Raises:
-        ValueError: the file has no prompt, or is of a kind that is not read.
-        OSError: it cannot be read.
+        ValueError: if the file has no prompt, or is of a kind that is not read.
+        OSError: if the file cannot be read.
     """
-    text = _text(file)
-    lines = _lines(text)
+    text = _read_text(file)
+    lines = _find_lines(text)
     if not lines:
         raise ValueError(f"{file}: there is no prompt in it")
-    first = lines[0][1]
-    entries, text = None, COMMENTS.sub("", text)
+    first = lines[0].text
+    text = COMMENTS.sub("", text)
+    entries = None
     if first.startswith("["):
-        entries = _array(file, text)
+        entries = _read_array(file, text)
     elif first.startswith("{") and len(lines) > 1:
-        entries = _one_object(file, first, text)
+        entries = _read_single_object(file, first, text)
     if entries is not None:
         return entries
-    is_json = first.startswith("{")
-    if not is_json:
-        _refuse_others(file, text, lines)
-    return [
-        (f", line {number}", partial(_json, line) if is_json else line) for number, line in lines
-    ]
+    if first.startswith("{"):
+        return [Entry(f", line {line.number}", partial(_parse_json, line.text)) for line in lines]
+    _refuse_other_kinds(file, text, lines)
+    return [_make_entry(f", line {line.number}", line.text) for line in lines]
 
 
-def _array(file: str, text: str) -> list[tuple[str, Any]] | None:
-    """Return the entries of a file that is a JSON array; None for prompts that begin with `[`."""
+def _make_entry(place: str, value: Any) -> Entry:
+    """Return an entry with a value that is known: a prompt, or what JSON says."""
+    values = {"prompt": value} if isinstance(value, str) else value
+    return Entry(place, lambda: values)
+
+
+def _read_array(file: str, text: str) -> list[Entry] | None:
+    """Return the entries of a JSON array; None if the text is prompts that begin with `[`.
+
+    Raises:
+        ValueError: if the array is empty or not valid JSON.
+    """
     try:
-        found = _json(text)
+        found = _parse_json(text)
     except ValueError as error:
-        if ARRAY.match(text):
+        if JSON_ARRAY.match(text):
             raise ValueError(f"{file}: {error}") from None
         return None
     if not found:
@@ -125,69 +161,71 @@ def _array(file: str, text: str) -> list[tuple[str, Any]] | None:
     if not any(isinstance(entry, str | dict) for entry in found):
         return None  # such as [1]
     return [
-        (f", entry {i}", entry if isinstance(entry, str) else partial(_itself, entry))
-        for i, entry in enumerate(found[: MAX_PICTURES + 1], 1)
+        _make_entry(f", entry {i}", value) for i, value in enumerate(found[: MAX_PICTURES + 1], 1)
     ]
 
 
-def _one_object(file: str, first: str, text: str) -> list[tuple[str, Any]] | None:
-    """Return the entry of a file that is one JSON object; None for JSON lines.
+def _read_single_object(file: str, first_line: str, text: str) -> list[Entry] | None:
+    """Return the entry of a file that is one JSON object; None if it is JSON lines.
 
     Raises:
-        ValueError: there are several objects, on several lines each.
+        ValueError: if there are several objects of several lines each.
     """
     try:
-        json.loads(first)
+        json.loads(first_line)
+        return None
     except (ValueError, RecursionError):
         pass
-    else:
-        return None
     try:
-        return [("", partial(_itself, _json(text)))]
+        return [_make_entry("", _parse_json(text))]
     except ValueError:
         pass
     try:
         _, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
-        return None  # the first line is wrong
-    if end <= len(first):
-        return None  # and this is what comes after the object in it
+        return None  # the first line is not valid JSON
+    if end <= len(first_line):
+        return None  # something follows the object on the first line
     raise ValueError(
         f"{file}: JSON objects on several lines are not read: put each on one line, or all of "
         "them, with commas between, into an array, […]"
     )
 
 
-def _refuse_others(file: str, text: str, lines: list[tuple[int, str]]) -> None:
-    """Raise ValueError for a file that is no list of prompts, but a table or the like."""
+def _refuse_other_kinds(file: str, text: str, lines: list[Line]) -> None:
+    """Raise ValueError if a file is not a list of prompts but a table or something similar."""
     suffix = PurePath(file).suffix.lower()
-    kind = TABLES.get(suffix) or _table_kind(text, lines)
+    kind = TABLE_SUFFIXES.get(suffix) or _detect_table(text, lines)
     if kind is not None:
-        rename = f" (a file with a prompt a line must not be named {suffix})" * (suffix in TABLES)
-        raise ValueError(f"{file} is {kind}, which is not read: {JSON_LINES}{rename}")
-    first = lines[0][1]
+        rename = ""
+        if suffix in TABLE_SUFFIXES:
+            rename = f" (a file with a prompt a line must not be named {suffix})"
+        raise ValueError(f"{file} is {kind}, which is not read: {HOW_TO_WRITE}{rename}")
     if suffix in JSON_SUFFIXES:
-        raise ValueError(f"{file}: is no list of prompts in JSON, as its name says: {JSON_LINES}")
-    if OPTION.match(first):
-        raise ValueError(f"{file}, line {lines[0][0]}: options are not read here: {JSON_LINES}")
+        raise ValueError(f"{file}: is no list of prompts in JSON, as its name says: {HOW_TO_WRITE}")
+    if OPTION.match(lines[0].text):
+        raise ValueError(
+            f"{file}, line {lines[0].number}: options are not read here: {HOW_TO_WRITE}"
+        )
 
 
-def _table_kind(text: str, lines: list[tuple[int, str]]) -> str | None:
-    """Return whether the lines look like CSV or YAML with prompts in it; None for prompts."""
-    first = lines[0][1]
+def _detect_table(text: str, lines: list[Line]) -> str | None:
+    """Return the kind of table that the lines look like, if it has prompts; None for prompts."""
+    first = lines[0].text
     for delimiter, kind in DELIMITERS.items():
         columns = [name.strip().strip("\"'").lower() for name in first.split(delimiter)]
-        is_header = "prompt" in columns and all(map(COLUMN.fullmatch, columns))
+        is_header = "prompt" in columns and all(map(COLUMN_NAME.fullmatch, columns))
         if is_header and len(columns) > 1 and _has_columns(text, delimiter, len(columns)):
             return kind
     if first == "---" or YAML_PROMPT.fullmatch(first):
         return "YAML"
-    is_yaml = any(YAML_PROMPT.fullmatch(line) for _, line in lines)
-    return "YAML" if is_yaml and all(YAML_KEY.fullmatch(line) for _, line in lines) else None
+    has_prompt = any(YAML_PROMPT.fullmatch(line.text) for line in lines)
+    is_yaml = has_prompt and all(YAML_LINE.fullmatch(line.text) for line in lines)
+    return "YAML" if is_yaml else None
 
 
 def _has_columns(text: str, delimiter: str, n: int) -> bool:
-    """Return whether each row of a table, of which there are several, has n columns."""
+    """Return whether a text is a table of at least two rows with n columns each."""
     try:
         rows = [row for row in csv.reader(StringIO(text.strip()), delimiter=delimiter) if row]
     except csv.Error:
@@ -195,13 +233,13 @@ def _has_columns(text: str, delimiter: str, n: int) -> bool:
     return len(rows) > 1 and all(len(row) == n for row in rows)
 
 
-def _text(file: str) -> str:
-    """What a file, or the standard input, says."""
+def _read_text(file: str) -> str:
+    """Return the text of a file or of the standard input."""
     with ExitStack() as stack:
-        opened = (
-            sys.stdin.buffer if file == STANDARD_INPUT else stack.enter_context(open(file, "rb"))
-        )
-        raw = opened.read(MAX_BYTES + 1)
+        if file == STANDARD_INPUT:
+            raw = sys.stdin.buffer.read(MAX_BYTES + 1)
+        else:
+            raw = stack.enter_context(open(file, "rb")).read(MAX_BYTES + 1)
     if len(raw) > MAX_BYTES:
         raise ValueError(f"{file}: is longer than {MAX_BYTES // 10**6} MB")
     try:
@@ -210,64 +248,78 @@ def _text(file: str) -> str:
         raise ValueError(f"{file}: is not UTF-8 text (byte {error.start})") from None
 
 
-def _lines(text: str) -> list[tuple[int, str]]:
-    """The lines that count, with their numbers."""
-    # `StringIO` splits at \r\n, \r and \n, and nowhere else.
-    lines = enumerate((line.strip() for line in StringIO(text, newline=None)), start=1)
-    counting = ((number, line) for number, line in lines if line and not line.startswith("#"))
-    return list(islice(counting, MAX_PICTURES + 1))  # one too many is told of, all are not held
+def _find_lines(text: str) -> list[Line]:
+    """Return the lines that are neither blank nor comments; at most one more than is allowed."""
+    # `StringIO` splits at \r\n, \r and \n; `str.splitlines` would split at other characters, too.
+    numbered = enumerate((line.strip() for line in StringIO(text, newline=None)), start=1)
+    lines = (Line(n, line) for n, line in numbered if line and not line.startswith("#"))
+    return list(islice(lines, MAX_PICTURES + 1))
 
 
-def _json(text: str) -> Any:
-    """What a JSON text says; what is no number counts as left out."""
+def _parse_json(text: str) -> Any:
+    """Return what a JSON text says, with NaN as null.
+
+    Raises:
+        ValueError: if the text is not valid JSON.
+    """
     try:
         return parse_json(text, nan_is_null=True)
     except ValueError as error:
         raise ValueError(f"is no usable JSON ({error})") from None
 
 
-def _itself(value: Any) -> Any:
-    return value
-
-
-def _seed_of(text: str) -> int:
+def _compute_seed(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:SEED_BYTES])
 
 
-def _options(found: Any, types: Types) -> dict[str, Any]:
-    """What a JSON object says, without what is null."""
+def _parse_object(found: Any, options: Options) -> dict[str, Any]:
+    """Return the values of a JSON object by the keys of the options, without those that are null.
+
+    Raises:
+        ValueError: if it is not an object with a prompt and valid options.
+    """
     if not isinstance(found, dict):
         raise ValueError("is not a JSON object, {…}")
-    spelt = {name.replace("-", "_"): value for name, value in found.items()}
-    if len(spelt) < len(found):
+    values = {name.replace("-", "_"): value for name, value in found.items()}
+    if len(values) < len(found):
         raise ValueError("an option comes twice, spelt in two ways")
-    for name in spelt:
-        if name not in types:
-            raise ValueError(f"{name!r} is none of {', '.join(types)}{did_you_mean(name, types)}")
-    spelt = {name: value for name, value in spelt.items() if value is not None}
-    if "prompt" not in spelt:
+    for key in values:
+        if key not in options:
+            known = ", ".join(options)
+            raise ValueError(f"{key!r} is none of {known}{did_you_mean(key, options)}")
+    values = {key: value for key, value in values.items() if value is not None}
+    if "prompt" not in values:
         raise ValueError('there is no "prompt"')
-    return {name: _value(name, value, types) for name, value in spelt.items()}
+    return {key: _parse_value(options[key], value) for key, value in values.items()}
 
 
-def _value(name: str, value: Any, types: Types) -> Any:
-    """The value of an option, by the checks that it has on the command line."""
-    if types[name] is bool:
+def _parse_value(option: Option, value: Any) -> Any:
+    """Return the value of an option after the checks that the command line makes.
+
+    Raises:
+        ValueError: if the value is wrong.
+    """
+    key = option.key
+    if option.kind == "switch":
         if not isinstance(value, bool):
-            raise ValueError(f"{name} must be true or false, got {abbreviate(json.dumps(value))}")
+            raise ValueError(f"{key} must be true or false, got {_show(value)}")
         return value
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{name} must be text or a number, got {abbreviate(json.dumps(value))}")
+        raise ValueError(f"{key} must be text or a number, got {_show(value)}")
     if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_EXACT:
-        value = int(value)  # tables write 3.0 where a column has gaps
+        value = int(value)  # tables write 3.0 in a column that has gaps
     try:
-        option = types[name](str(value))
-        str(option).encode()
+        parsed = option.text_parser(str(value))
+        str(parsed).encode()
     except argparse.ArgumentTypeError as error:
-        raise ValueError(f"{name}: {error}") from None
+        raise ValueError(f"{key}: {error}") from None
     except UnicodeEncodeError:
-        raise ValueError(f"{name} has half of a character in it") from None
-    if isinstance(value, str) is not isinstance(option, str):
-        wanted = "text" if isinstance(option, str) else "a number"
-        raise ValueError(f"{name} must be {wanted}, got {abbreviate(json.dumps(value))}")
-    return option
+        raise ValueError(f"{key} has half of a character in it") from None
+    if isinstance(value, str) is not isinstance(parsed, str):
+        wanted = "text" if isinstance(parsed, str) else "a number"
+        raise ValueError(f"{key} must be {wanted}, got {_show(value)}")
+    return parsed
+
+
+def _show(value: Any) -> str:
+    return abbreviate(json.dumps(value))

@@ -1,4 +1,7 @@
-"""What the values of options may be: types for argparse, each with one clear message."""
+"""The values of options: functions that turn text into a value, or raise one clear message.
+
+All of them raise `argparse.ArgumentTypeError` if the text is not such a value.
+"""
 
 import argparse
 import os
@@ -11,130 +14,151 @@ from urllib.parse import unquote
 from ...sampler.noise import MAX_SEED
 from ...utils.wording import abbreviate, did_you_mean, format_bytes
 
-MAX_BYTES = 10_000_000_000  # of a LoRA or embedding, which is read whole to be known again
+MAX_COUNT = 100_000  # of anything that is counted, far more than is useful
+MAX_SIDE = 2**14  # pixels; no machine has the memory for the UNet at this size
+MAX_GUIDANCE = 1000  # above about 30 the pictures are unusable
+MAX_LORA_SCALE = 100
+MAX_BYTES = 10_000_000_000  # of a LoRA or embedding, which is read whole for its checksum
 
-MODEL = "the model"  # what an address may be of, besides files
+NEGATIVE_INTEGER = re.compile(r"-[0-9]+")
 
-NEGATIVE = re.compile(r"-[0-9]+")
-
-# An address, and one that may have lost its beginning, of the sites that models come from.
+# A web address, or one without its scheme, of the sites that models come from.
 ADDRESS = re.compile(
     r"(?:(?P<scheme>https?|ftp)://)?(?:www\.)?(?P<host>[^/?#]+)(?P<path>/[^?#]*)?.*",
     re.I | re.DOTALL,
 )
 HUB_HOSTS = ("huggingface.co", "hf.co", "hf-mirror.com")
-FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")  # of weights
 OTHER_HOSTS = ("civitai.com", "civitai.green", "civitai.red", "github.com", "modelscope.cn")
+NO_MODEL_PATHS = ("datasets", "spaces", "collections")  # on the Hub
+WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 
-_N = TypeVar("_N", int, float)
+Number = TypeVar("Number", int, float)
 
 
-def number(kind: type[_N], low: _N, high: _N) -> Callable[[str], _N]:
-    """A number from `low` to `high`."""
+def make_number_parser(kind: type[Number], low: Number, high: Number) -> Callable[[str], Number]:
+    """Return a function that reads a number from `low` to `high`."""
     what = "an integer" if kind is int else "a number"
 
-    def parse_number(text: str) -> _N:
+    def parse_number(text: str) -> Number:
         try:
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
-        if not low <= value <= high:  # nor is NaN
+        if not low <= value <= high:  # true of NaN, too
             raise argparse.ArgumentTypeError(f"must be from {low} to {high}, got {text}")
         return value
 
     return parse_number
 
 
-def seed(text: str) -> int:
-    """Return the seed of a picture; a negative one, which means "any" elsewhere, gets a hint."""
-    if NEGATIVE.fullmatch(text.strip()):
-        raise argparse.ArgumentTypeError(
-            f"must be from 0 to {MAX_SEED}, got {text}: leave it out for a random one"
-        )
-    return number(int, 0, MAX_SEED)(text)
+parse_count = make_number_parser(int, 1, MAX_COUNT)
+parse_clip_skip = make_number_parser(int, 0, MAX_COUNT)
+parse_side = make_number_parser(int, 1, MAX_SIDE)
+parse_fraction = make_number_parser(float, 0, 1)
+parse_guidance = make_number_parser(float, 0, MAX_GUIDANCE)
+parse_lora_scale = make_number_parser(float, -MAX_LORA_SCALE, MAX_LORA_SCALE)
 
 
-def model_name(text: str) -> str:
-    """Return what names a model; an address of a web site gets a hint at the name."""
-    _refuse_address(text, MODEL)
-    return text
+def make_choice_parser(choices: Collection[str]) -> Callable[[str], str]:
+    """Return a function that reads one of these words."""
 
-
-def one_of(known: Collection[str]) -> Callable[[str], str]:
-    """One of these words."""
-
-    def parse_word(text: str) -> str:
-        if text not in known:
+    def parse_choice(text: str) -> str:
+        if text not in choices:
             raise argparse.ArgumentTypeError(
-                f"invalid choice: {text!r} (choose from {', '.join(known)})"
-                + did_you_mean(text, known)
+                f"invalid choice: {text!r} (choose from {', '.join(choices)})"
+                + did_you_mean(text, choices)
             )
         return text
 
-    return parse_word
+    return parse_choice
 
 
-def lora(text: str) -> tuple[Path, float]:
-    """`FILE` or `FILE:SCALE`: a file that is there, and a scale, which may be negative."""
-    _refuse_address(text, "the LoRA")
+def parse_seed(text: str) -> int:
+    """Return a seed. A negative one means a random one in other programs and gets a hint."""
+    if NEGATIVE_INTEGER.fullmatch(text.strip()):
+        raise argparse.ArgumentTypeError(
+            f"must be from 0 to {MAX_SEED}, got {text}: leave it out for a random one"
+        )
+    return make_number_parser(int, 0, MAX_SEED)(text)
+
+
+def parse_model_name(text: str) -> str:
+    """Return the name of a model. A web address gets a hint at the name."""
+    if (address := _parse_address(text)) is not None:
+        raise argparse.ArgumentTypeError(_explain_model_address(text, *address))
+    return text
+
+
+def parse_lora(text: str) -> tuple[Path, float]:
+    """Return the file and the scale of `FILE` or `FILE:SCALE`. The scale may be negative."""
+    _refuse_address(text, "LoRA")
     file, colon, scale = text.rpartition(":")
     if not colon or os.path.isfile(os.path.expanduser(text)):
         file, scale = text, "1"
-    return _file(file, "LoRA"), number(float, -100, 100)(scale)
+    return _parse_file(file, "LoRA"), parse_lora_scale(scale)
 
 
-def embedding(text: str) -> tuple[str, Path]:
-    """`NAME=FILE`: a name, and a file that is there."""
+def parse_embedding(text: str) -> tuple[str, Path]:
+    """Return the name and the file of `NAME=FILE`."""
     name, _, file = text.partition("=")
     if not name or not file:
         raise argparse.ArgumentTypeError(f"must be NAME=FILE, got {text!r}")
-    return name, _file(file, "embedding")
+    return name, _parse_file(file, "embedding")
 
 
-def _file(text: str, what: str) -> Path:
-    """A file that is there, and not too large for what it is to be.
+def _parse_file(text: str, what: str) -> Path:
+    """Return the path of a file that exists and is not too large.
 
-    `Path`'s own methods raise for long names, and for `~nobody`.
+    The methods of `Path` cannot be used: they raise for long names and for `~nobody`.
     """
-    _refuse_address(text, f"the {what}")
+    _refuse_address(text, what)
     path = os.path.expanduser(text)
     if not os.path.isfile(path):
         raise argparse.ArgumentTypeError(f"no such {what} file: {text}")
-    if (n := os.path.getsize(path)) > MAX_BYTES:
+    if (n_bytes := os.path.getsize(path)) > MAX_BYTES:
         raise argparse.ArgumentTypeError(
-            f"{text} has {format_bytes(n)}; the most for a {what} file is {format_bytes(MAX_BYTES)}"
+            f"{text} has {format_bytes(n_bytes)}; the most for a {what} file is "
+            f"{format_bytes(MAX_BYTES)}"
         )
     return Path(path)
 
 
 def _refuse_address(text: str, what: str) -> None:
-    """Say what to give in place of a web address."""
-    if (hint := _explain_address(text, what)) is not None:
-        raise argparse.ArgumentTypeError(hint)
+    """Raise an error that says what to give in place of a web address of a file."""
+    if _parse_address(text) is not None:
+        raise argparse.ArgumentTypeError(_ask_for_file(text, f"the {what}"))
 
 
-def _explain_address(text: str, what: str) -> str | None:
-    """Say what to give in place of a web address; None for any other text."""
+def _parse_address(text: str) -> tuple[str, list[str]] | None:
+    """Return the host and the parts of the path of a web address; None for other text."""
     found = ADDRESS.fullmatch(text.strip())
     if found is None:
         return None
     host = found["host"].lower()
-    if found["scheme"] is None and (host not in (*HUB_HOSTS, *OTHER_HOSTS) or os.path.exists(text)):
+    is_known_host = host in (*HUB_HOSTS, *OTHER_HOSTS)
+    if found["scheme"] is None and (not is_known_host or os.path.exists(text)):
         return None
-    is_model = what == MODEL
-    address = f"{abbreviate(text)} is a web address"
-    get_file = f"{address}: download {what}, a .safetensors, and give the path of that"
-    parts = [unquote(part) for part in (found["path"] or "").split("/") if part]
-    if host not in HUB_HOSTS or parts[:1] in (["datasets"], ["spaces"], ["collections"]):
-        return get_file
-    if len(parts) > 2 and parts[2] in ("blob", "resolve", "raw"):
-        if not is_model or parts[-1].endswith(FILE_SUFFIXES):
-            return get_file
-        parts[2] = "tree"  # a config file: the model is around it
-    if len(parts) < 2 or not is_model:
-        return get_file
+    return host, [unquote(part) for part in (found["path"] or "").split("/") if part]
+
+
+def _explain_model_address(text: str, host: str, parts: list[str]) -> str:
+    """Return a message that says what to give in place of the web address of a model."""
+    if host not in HUB_HOSTS or len(parts) < 2 or parts[0] in NO_MODEL_PATHS:
+        return _ask_for_file(text, "the model")
+    is_of_a_file = len(parts) > 2 and parts[2] in ("blob", "resolve", "raw")
+    if is_of_a_file and parts[-1].endswith(WEIGHT_SUFFIXES):
+        return _ask_for_file(text, "the model")
+    # The address of another file, such as a config, means the model that it belongs to.
+    has_revision = len(parts) > 3 and (is_of_a_file or parts[2] in ("tree", "commit"))
+    revision = parts[3] if has_revision else "main"
     name = "/".join(parts[:2])
-    revision = parts[3] if len(parts) > 3 and parts[2] in ("tree", "commit") else "main"
     if revision == "main":
-        return f"{address}: give {name}"
-    return f"{address}: give {name}@{revision}"
+        return f"{abbreviate(text)} is a web address: give {name}"
+    return f"{abbreviate(text)} is a web address: give {name}@{revision}"
+
+
+def _ask_for_file(text: str, what: str) -> str:
+    return (
+        f"{abbreviate(text)} is a web address: download {what}, a .safetensors, and give the path "
+        "of that"
+    )

@@ -1,1 +1,1 @@
-"""The files of a run: their names, and writing them."""
+"""The files of a run: their names, writing them, and how to go on after an interruption."""

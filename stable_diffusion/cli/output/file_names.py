@@ -1,74 +1,270 @@
+"""Name the files of a run before anything is loaded: of pictures, of their grid, of the preview.
+
+`--output` with one plain name is a grid of all pictures, and is overwritten. With a folder or a
+pattern each picture has a file, and nothing is overwritten without `--force`. Nothing is created
+or deleted here.
+"""
+
 import os
-import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
-from string import Formatter
 
-from ..job import Job
+from ...images.arrays import compute_grid_size
+from ...images.writing import FORMATS, check_folder, check_name, check_output, check_size
+from ...utils.size import Size
+from ...utils.wording import describe_error
+from ..job import CompleteJob, Job, UsageError
+from ..settings import Settings
+from .name_pattern import fill_pattern, find_last_number, format_model, parse_fields
 
-FIELDS = ("index", "seed", "model")
-NUMBERS = ("index", "seed")  # of these; their digits may be said: {index:06}, {seed:010d}
-DIGITS = 4  # that an index has at least, so that names stand in order
-WIDTH = re.compile(r"0?(?P<digits>[0-9]{0,2})d?")
-IN_A_FOLDER = "{index}.png"
-
-
-class _Number:
-    """A number in a name, of at least as many digits as the pattern says, or `digits`."""
-
-    def __init__(self, value: int, digits: int = 1):
-        self._value, self._digits = value, digits
-
-    def __format__(self, spec: str) -> str:
-        digits = int(WIDTH.fullmatch(spec)["digits"] or 1) if spec else self._digits
-        return f"{self._value:0{digits}}"
+NAME_IN_FOLDER = "{index}.png"
+PREVIEW_IN_FOLDER = "now.preview.png"
 
 
-def _are_same(path: Path, file: str) -> bool:
-    """Whether two names are of one file that is there."""
-    return path.exists() and path.samefile(file)
+class IfTaken(Enum):
+    """What to do with a picture if another program has made a file of its name meanwhile."""
+
+    OVERWRITE = auto()
+    SKIP = auto()  # two programs make the pictures of one prompts file
+    TAKE_NEXT_NUMBER = auto()
+    ADD_SUFFIX = auto()
 
 
-def _inside(job: Job) -> str:
-    """The job's own pattern.
+@dataclass(frozen=True)
+class FileNames:
+    """The files of a run.
 
-    Raises:
-        ValueError: it leads out of the folder, or is no pattern.
+    Attributes:
+        pictures: the file of each picture, by the index of its job; empty if there is only a grid.
+        grid: the file of the grid, if there is one.
+        existing: the indices of pictures whose files exist, and are kept.
+        if_taken: what to do if the name of a picture is taken later.
+        has_new_names: whether another run with the same --output names its files otherwise.
     """
-    if Path(job.file).is_absolute() or ".." in Path(job.file).parts or "\0" in job.file:
-        raise ValueError(f"{job.where}output {job.file!r} is not a name inside the folder")
-    _fields(job.file, f"{job.where}output")
-    return job.file
+
+    pictures: Mapping[int, Path]
+    grid: Path | None
+    existing: frozenset[int] = frozenset()
+    if_taken: IfTaken = IfTaken.OVERWRITE
+    has_new_names: bool = False
+
+    @property
+    def all_files(self) -> list[Path]:
+        """The files of the pictures and of the grid."""
+        return [*self.pictures.values(), *([] if self.grid is None else [self.grid])]
+
+    @property
+    def preview(self) -> Path:
+        """The file of the preview, beside the grid or the first picture."""
+        if self.pictures:
+            return next(iter(self.pictures.values())).with_name(PREVIEW_IN_FOLDER)
+        return self.all_files[0].with_suffix(".preview.png")
+
+    def exists(self, job: Job) -> bool:
+        """Return whether the picture exists already, and is kept."""
+        return job.index in self.existing
 
 
-def _fields(pattern: str, option: str = "--output") -> set[str]:
-    """The names in braces.
+def name_files(settings: Settings, jobs: Sequence[Job]) -> FileNames:
+    """Return the names of the files of a run.
+
+    Args:
+        jobs: all pictures that are asked for.
 
     Raises:
-        ValueError: one of them is not known.
+        UsageError: if a file cannot be written or exists already, or if two have one name.
+    """
+    output = settings.output
+    is_folder = output.endswith(("/", os.sep)) or os.path.isdir(output)
+    try:
+        if is_folder or parse_fields(output):
+            names = _name_pictures(settings, jobs, is_folder)
+        else:
+            names = FileNames({}, _name_only_grid(settings, len(jobs)))
+        _check_grid(names, len(jobs), settings.n_rows)
+        _check_inputs(names, settings)
+        _check_preview(names, settings)
+    except (ValueError, OSError) as error:
+        raise UsageError(describe_error(error)) from None
+    return names
+
+
+def check_sizes(names: FileNames, jobs: Sequence[CompleteJob], n_rows: int) -> None:
+    """Check that the files can hold these pictures and their grid.
+
+    Raises:
+        UsageError: if a picture or the grid is too large for its format.
     """
     try:
-        parts = [part for part in Formatter().parse(pattern) if part[1] is not None]
+        for job in jobs if names.pictures else ():
+            check_size(names.pictures[job.index], Size(job.width, job.height))
+        if names.grid is not None and jobs:
+            n_pictures = len(jobs) + len(names.existing)
+            size = Size(jobs[0].width, jobs[0].height)
+            check_size(names.grid, compute_grid_size(n_pictures, size, n_rows))
     except ValueError as error:
-        raise ValueError(f"{option} {pattern}: {error}") from None
-    for _, field, spec, conversion in parts:
-        if field not in FIELDS:
-            known = ", ".join(f"{{{name}}}" for name in FIELDS)
-            raise ValueError(f"{option} {pattern}: {{{field}}} is none of {known}")
-        if conversion or (spec and not (field in NUMBERS and WIDTH.fullmatch(spec))):
-            wanted = f"how many digits, as {{{field}:06}}" if field in NUMBERS else f"{{{field}}}"
-            given = f"!{conversion}" * bool(conversion) + f":{spec}" * bool(spec)
-            raise ValueError(f"{option} {pattern}: {{{field}{given}}} can only say {wanted}")
-    return {field for _, field, _, _ in parts}
+        raise UsageError(error) from None
 
 
-def _file_name(model: str) -> str:
-    """What `{model}` stands for: the last part of the model's name, without what no name has."""
-    name = Path(model.partition("@")[0]).name.removesuffix(".safetensors")
-    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "model"
+def _name_pictures(settings: Settings, jobs: Sequence[Job], is_folder: bool) -> FileNames:
+    """Return the names if each picture has a file."""
+    output, is_restartable = settings.output, settings.prompts_file is not None
+    folder = output if is_folder else os.path.dirname(output)
+    pattern = os.path.join(output, NAME_IN_FOLDER) if is_folder else output
+    model = format_model(settings.model)
+    fields = parse_fields(output)
+    is_numbered = is_folder and not is_restartable and fields <= {"model"}
+    last = find_last_number(Path(folder.format(model=model))) if is_numbered else 0
+    paths = {}
+    for job in jobs:
+        own = pattern if job.file is None else os.path.join(folder, _check_inside(job, job.file))
+        paths[job.index] = fill_pattern(own, last + job.index, job.seed, model)
+    _check_distinct(jobs, paths)
+    _check_writable(paths.values())
+
+    if is_numbered:
+        existing, if_taken = frozenset[int](), IfTaken.TAKE_NEXT_NUMBER
+    elif settings.force:
+        existing, if_taken = frozenset[int](), IfTaken.OVERWRITE
+    else:
+        existing = _find_existing(paths, is_restartable)
+        if_taken = IfTaken.SKIP if is_restartable else IfTaken.ADD_SUFFIX
+    grid = None if settings.grid is None else Path(settings.grid)
+    return FileNames(paths, grid, existing, if_taken, is_numbered or "seed" in fields)
 
 
-def _last_number(folder: Path) -> int:
-    """The largest of the names in a folder that are numbers, 0 if there is none."""
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    stems = [os.path.splitext(name)[0] for name in names]
-    return max((int(stem) for stem in stems if re.fullmatch(r"[0-9]{1,9}", stem)), default=0)
+def _name_only_grid(settings: Settings, n_pictures: int) -> Path:
+    """Return the name of the grid if that is all that is written.
+
+    Raises:
+        ValueError: if this is not what the user can mean.
+    """
+    output = settings.output
+    if output and not Path(output).suffix:
+        raise ValueError(
+            f"--output {output}: there is no such folder: {output}/ makes it; "
+            f"the name of a picture must end in one of {', '.join(FORMATS)}"
+        )
+    if settings.grid is not None:
+        raise ValueError(
+            f"--output {output} is a grid already: with --grid give a folder, or a name with "
+            "{index}"
+        )
+    if settings.prompts_file is not None and n_pictures > 1:
+        raise ValueError(
+            f"--output {output} is one file, for {n_pictures} pictures: give a folder, or a name "
+            "with {index}"
+        )
+    return Path(output)
+
+
+def _check_inside(job: Job, file: str) -> str:
+    """Return the job's own pattern, checked.
+
+    Raises:
+        ValueError: if it leads out of the folder, or is no pattern.
+    """
+    if Path(file).is_absolute() or ".." in Path(file).parts or "\0" in file:
+        raise ValueError(f"{job.where}output {file!r} is not a name inside the folder")
+    parse_fields(file, f"{job.where}output")
+    return file
+
+
+def _check_distinct(jobs: Sequence[Job], paths: Mapping[int, Path]) -> None:
+    """Check that no two pictures have one name, also on file systems that ignore case.
+
+    Raises:
+        ValueError: if two have.
+    """
+    taken: dict[str, int] = {}  # index by name
+    for job in jobs:
+        path = paths[job.index]
+        other = taken.setdefault(str(path).casefold(), job.index)
+        if other != job.index:
+            raise ValueError(
+                f"{job.where}pictures {other} and {job.index} have one name, {path}: put "
+                "{index} in it"
+            )
+
+
+def _check_writable(paths: Iterable[Path]) -> None:
+    """Check that pictures can have these names and be written in their folders.
+
+    Raises:
+        ValueError: if one cannot.
+    """
+    paths = list(paths)
+    for folder in {path.parent for path in paths}:
+        check_folder(folder)
+    for path in paths:
+        check_name(path)
+
+
+def _find_existing(paths: Mapping[int, Path], is_restartable: bool) -> frozenset[int]:
+    """Return the indices of pictures whose files exist, if they may be kept.
+
+    Raises:
+        ValueError: if some exist, and may be neither kept nor overwritten.
+    """
+    existing = frozenset(index for index, path in paths.items() if os.path.lexists(path))
+    if existing and not is_restartable:
+        first, n = paths[min(existing)], len(existing)
+        if n == 1:
+            raise ValueError(f"{first} exists: --force overwrites")
+        raise ValueError(f"{first} and {n - 1} more exist: --force overwrites")
+    return existing
+
+
+def _check_grid(names: FileNames, n_pictures: int, n_rows: int) -> None:
+    """Check that the grid, if there is one, can be written and has full rows.
+
+    Raises:
+        ValueError: if it cannot, or if it is the file of a picture, too.
+    """
+    if names.grid is None:
+        return
+    check_output(names.grid)
+    if n_pictures % n_rows:
+        raise ValueError(f"--n_rows {n_rows} does not divide {n_pictures} pictures")
+    if names.grid in names.pictures.values():
+        raise ValueError(f"--grid {names.grid} is the file of a picture, too")
+
+
+def _check_inputs(names: FileNames, settings: Settings) -> None:
+    """Check that no picture that is read is written over without --force.
+
+    Raises:
+        ValueError: if one is. The preview may not be written over one even with --force.
+    """
+    inputs = {
+        "the picture to start from": None if settings.start is None else settings.start.file,
+        "the picture that --from-image reads": settings.from_image,
+    }
+    for what, file in inputs.items():
+        if file is None:
+            continue
+        for path in () if settings.force else names.all_files:
+            if _is_same_file(path, file):
+                raise ValueError(f"{path} is {what}: name another --output, or use --force")
+        if settings.preview is not None and _is_same_file(names.preview, file):
+            raise ValueError(f"the --preview would be written over {file}, which is {what}")
+
+
+def _check_preview(names: FileNames, settings: Settings) -> None:
+    """Check that the preview, if there is one, is not the file of a picture, too.
+
+    Raises:
+        ValueError: if it is.
+    """
+    taken = {str(path).casefold() for path in names.all_files}
+    if settings.preview is not None and str(names.preview).casefold() in taken:
+        raise ValueError(
+            f"{names.preview} is the file of the --preview: choose another name for the picture"
+        )
+
+
+def _is_same_file(path: Path, file: str) -> bool:
+    """Return whether a path exists and is the same file as another."""
+    return path.exists() and path.samefile(file)

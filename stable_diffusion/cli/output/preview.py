@@ -1,3 +1,5 @@
+"""Show pictures while they are being made, in a file that is overwritten again and again."""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,12 +11,12 @@ from ...images.writing import save_image
 
 
 class Preview:
-    """A file that shows a batch of pictures in the making, and is written over again and again.
+    """A file that shows the pictures of a batch after some of the steps.
 
     Args:
-        path: the file; it is there when the first preview is, and always whole.
+        path: the file, which exists from the first preview on, and is always complete.
         every: how many steps there are between two previews.
-        n_rows: of the grid of a batch, where that many come out even.
+        n_rows: of the grid of a batch, if its pictures fill the rows.
         decode: from latents [B, h, w, C] to pictures, uint8 [B, f·h, f·w, 3].
     """
 
@@ -23,18 +25,18 @@ class Preview:
     ):
         self._path, self._every, self._n_rows, self._decode = path, every, n_rows, decode
 
-    def show(self, step: int, n_steps: int, estimate: mx.array) -> None:
-        """Write what step `step` of `n_steps` took x_0 for, if it is one to be shown.
+    def show(self, step: int, n_steps: int, estimate: mx.array | None) -> None:
+        """Write the estimate of x_0 after a step, counted from 1, if it is one to show.
 
-        The last one is not: the pictures themselves are about to be decoded.
+        The last step is not shown, as the pictures themselves are decoded next.
         """
-        if step % self._every or step == n_steps:
+        if estimate is None or step % self._every or step == n_steps:
             return
-        images = self._decode(estimate)
-        n_rows = self._n_rows if len(images) % self._n_rows == 0 else 1
+        pictures = self._decode(estimate)
+        n_rows = self._n_rows if len(pictures) % self._n_rows == 0 else 1
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        save_image(self._path, make_grid(images, n_rows))
+        save_image(self._path, make_grid(pictures, n_rows))
 
     def remove(self) -> None:
-        """Delete the file, as the pictures themselves are there."""
+        """Delete the file, as the pictures themselves are finished."""
         self._path.unlink(missing_ok=True)

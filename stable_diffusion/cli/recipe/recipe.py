@@ -1,4 +1,4 @@
-"""How a picture was made: all that is needed to make it again, and its JSON."""
+"""The recipe of a picture: what is needed to make it again, and its JSON."""
 
 import hashlib
 import json
@@ -12,13 +12,13 @@ from ...config.strict_config import Config
 from ...utils.strict_json import parse_json
 from ...utils.wording import abbreviate
 
-SCHEMA = 1  # of the JSON; it grows when older programs could not read it any more
-MAX_CHARACTERS = 1_000_000  # of a recipe in a file; beyond, it is a joke or an attack
+SCHEMA = 1  # version of the JSON; it grows if older programs cannot read the new form
+MAX_CHARACTERS = 1_000_000  # of a recipe in a file; a longer one may be an attack
 
 
 @dataclass(frozen=True)
 class Recipe(Config):
-    """One picture, or a grid. The names are those of the options; None is what is not known."""
+    """How a picture or a grid was made. The names are those of the options; None is unknown."""
 
     prompt: str | None = None
     negative_prompt: str | None = None
@@ -30,7 +30,7 @@ class Recipe(Config):
     lora_sha256: tuple[str, ...] = ()  # of the files, in the same order
     embedding: tuple[str, ...] = ()  # NAME=FILE
     embedding_sha256: tuple[str, ...] = ()
-    seed: int | None = None  # of this very picture; of a grid, the first one's
+    seed: int | None = None  # of this picture; of the first picture of a grid
     n_images: int | None = None
     n_rows: int | None = None
     width: int | None = None  # pixels, of a picture
@@ -45,41 +45,44 @@ class Recipe(Config):
     prompt_weights: bool | None = None
     quantize: bool | None = None
     float16: bool | None = None
-    strength: float | None = None  # this and the next three: of one that starts from a picture
+    strength: float | None = None  # this and the next three: if it starts from a picture
     fit: str | None = None
     image: str | None = None  # the name of its file, without the folder
     image_sha256: str | None = None
     version: str | None = None  # of this program
 
     IGNORED = frozenset({"schema", "program"})
-    # What no option takes as it is.
-    NO_OPTIONS: ClassVar[frozenset[str]] = frozenset(
+    # Fields that are not options, or not as they are.
+    NOT_OPTIONS: ClassVar[frozenset[str]] = frozenset(
         {"revision", "lora_sha256", "embedding_sha256", "image", "image_sha256", "version"}
     )
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options that make the picture again, by name; a model on the Hub at its commit."""
-        known = {name: value for name, value in self._known.items() if name not in self.NO_OPTIONS}
+        """Return the options that make the picture again; a model on the Hub has its commit."""
+        known = {name: value for name, value in self._known.items() if name not in self.NOT_OPTIONS}
         if self.model is not None and self.revision is not None:
             known["model"] = f"{self.model}@{self.revision}"
         return known
 
     @property
     def starts_from_a_picture(self) -> bool:
-        """Whether it is one of `image2image.py`."""
+        """Return whether the picture was made by `image2image.py`."""
         return self.strength is not None
 
     def to_json(self) -> str:
-        """ASCII, so that it stays what it is wherever it is written; see `from_json`."""
+        """Return the recipe as JSON in ASCII, which every file format keeps as it is."""
         return json.dumps({"schema": SCHEMA, "program": "Stable Diffusion for MLX", **self._known})
 
     @classmethod
     def from_json(cls, text: str, source: str) -> Self:
-        """The recipe that `to_json` wrote; `source` names the picture in errors.
+        """Return the recipe that `to_json` wrote.
+
+        Args:
+            source: the name of the picture, for error messages.
 
         Raises:
-            ValueError: it is none, damaged, or of a newer program.
+            ValueError: if the text is not a recipe, or damaged, or from a newer program.
         """
         try:
             if len(text) > MAX_CHARACTERS:
@@ -101,15 +104,15 @@ class Recipe(Config):
 
 
 def sha256(file: str | Path) -> str:
-    """Of the content of a file, in hexadecimal digits; read once, unless it changes.
+    """Return the SHA-256 checksum of a file in hexadecimal digits.
 
-    It reads all of it: how large files may be is for those to check who take them.
+    The file is read whole, once unless it changes. Callers check that it is not too large.
     """
-    found = os.stat(file)
-    return _sha256(os.path.abspath(file), found.st_ino, found.st_size, found.st_mtime_ns)
+    stat = os.stat(file)
+    return _read_sha256(os.path.abspath(file), stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
 @cache
-def _sha256(file: str, *_: int) -> str:
+def _read_sha256(file: str, *_: int) -> str:
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,128 +1,158 @@
-"""What is written into pictures: the recipe of each, and of a grid."""
+"""Recipes for the files that are written, and for pictures that exist already."""
 
-import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ...config.known_models import MODELS
 from ...images.text_chunks import PARAMETERS, RECIPE, read_texts
-from ...model_io.sources import Source
+from ...model_io.model import Model
 from ...version import __version__
 from ..job import Job
+from ..settings import Settings
 from .recipe import Recipe, sha256
 from .webui_text import write_parameters
 
-Texts = dict[str, str]  # by keyword
+Texts = dict[str, str]  # text chunks of a picture file, by keyword
+RECIPE_FIELDS = tuple(field.name for field in fields(Recipe))
 
 
 class Record:
-    """Writes down how the pictures of a call are made.
+    """The texts that say in each picture file how the picture was made.
 
     Args:
-        args: the command line, with what is computed in half precision decided.
-        source: the model.
+        settings: the settings of the run. Without `metadata`, all texts are empty.
+        opened: the model.
+        float16: whether half precision is used.
     """
 
-    def __init__(self, args: argparse.Namespace, source: Source):
-        self._is_on = not args.no_metadata
-        if self._is_on:
-            self._common = _common(args, source)
+    def __init__(self, settings: Settings, opened: Model, float16: bool):
+        self._common: Recipe | None = None
+        if settings.metadata:
+            self._common = _common_recipe(settings, opened, float16)
 
-    def of(self, job: Job, **more: Any) -> Texts:
-        """What goes into the file of a picture."""
-        if not self._is_on:
+    def describe(self, job: Job) -> Texts:
+        """Return the texts for the file of one picture."""
+        return self._describe(job, n_images=1, n_rows=1)
+
+    def describe_grid(self, jobs: Sequence[Job], n_rows: int) -> Texts:
+        """Return the texts for a grid of pictures; none if one recipe cannot make them all."""
+        first = jobs[0]
+        with_one_recipe = [
+            replace(first, seed=first.seed + i, index=first.index + i) for i in range(len(jobs))
+        ]
+        if with_one_recipe != list(jobs):
             return {}
-        own = {field.name: getattr(job, field.name, None) for field in fields(Recipe)}
-        recipe = Recipe(**own | {"n_images": 1, "n_rows": 1} | self._common | more)
+        return self._describe(first, n_images=len(jobs), n_rows=n_rows)
+
+    def _describe(self, job: Job, n_images: int, n_rows: int) -> Texts:
+        if self._common is None:
+            return {}
+        recipe = replace(self._common, **_job_values(job), n_images=n_images, n_rows=n_rows)
         return {PARAMETERS: write_parameters(recipe), RECIPE: recipe.to_json()}
 
-    def of_grid(self, jobs: Sequence[Job], n_rows: int) -> Texts:
-        """What goes into a grid of these pictures: nothing where they are not of one recipe."""
-        first = jobs[0]
-        alike = (
-            replace(first, seed=first.seed + i, index=first.index + i) for i in range(len(jobs))
-        )
-        if list(alike) != list(jobs):
-            return {}
-        return self.of(first, n_images=len(jobs), n_rows=n_rows)
 
+class RecipeComparison:
+    """Compares pictures that exist with what the settings ask for, before the model is opened.
 
-class Asked:
-    """What a call asks for, before its model is opened; to compare with pictures that are there.
-
-    Whether it is the same commit of a model on the Hub is not known then, and so not asked.
+    Two commits of one model on the Hub count as the same model, as the commit that would be used
+    is not known yet.
     """
 
-    def __init__(self, args: argparse.Namespace):
-        self._common = _chosen(args)
-        del self._common["image"]  # a file of another name may be the same picture
-        if args.float16 is not None:
-            self._common["float16"] = args.float16
-        self._models, self._vaes = _names(args.model), _names(args.vae)
+    def __init__(self, settings: Settings):
+        self._wanted: dict[str, Any] = vars(_Choices.from_settings(settings))
+        if settings.float16 is not None:
+            self._wanted["float16"] = settings.float16
+        self._models = _model_names(settings.model)
+        self._vaes = _model_names(settings.vae)
 
-    def is_other(self, file: Path, job: Job) -> bool:
-        """Whether a picture says that it is not what this job, as it was asked for, would make."""
+    def differs(self, file: Path, job: Job) -> bool:
+        """Return whether the recipe in a picture says that this job would make another picture.
+
+        Without a readable recipe the answer is False. Values of the job that are None are not
+        compared.
+        """
         try:
             text = read_texts(file).get(RECIPE)
             recipe = None if text is None else Recipe.from_json(text, str(file))
         except (ValueError, OSError):
-            return False  # not known
+            return False
         if recipe is None:
             return False
-        names = {field.name for field in fields(Recipe)} & {field.name for field in fields(Job)}
-        own = {name: getattr(job, name) for name in names if getattr(job, name) is not None}
-        return (
-            not _names(recipe.model) & self._models
-            or not _names(recipe.vae) & self._vaes
-            or any(getattr(recipe, name) != value for name, value in (own | self._common).items())
+        if not _model_names(recipe.model) & self._models:
+            return True
+        if not _model_names(recipe.vae) & self._vaes:
+            return True
+        wanted = _job_values(job) | self._wanted
+        return any(getattr(recipe, name) != value for name, value in wanted.items())
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """The fields of a recipe that depend on the command line only. See `Recipe`."""
+
+    prediction_type: str | None
+    lora: tuple[str, ...]
+    lora_sha256: tuple[str, ...]
+    embedding: tuple[str, ...]
+    embedding_sha256: tuple[str, ...]
+    quantize: bool
+    fit: str | None
+    image_sha256: str | None
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "_Choices":
+        """Return the choices of a command line; this reads the files that it names."""
+        start = settings.start
+        return cls(
+            prediction_type=settings.prediction_type,
+            lora=tuple(f"{_hide_home(file)}:{scale}" for file, scale in settings.lora),
+            lora_sha256=tuple(sha256(file) for file, _ in settings.lora),
+            embedding=tuple(f"{name}={_hide_home(file)}" for name, file in settings.embedding),
+            embedding_sha256=tuple(sha256(file) for _, file in settings.embedding),
+            quantize=settings.quantize,
+            fit=None if start is None else start.fit,
+            image_sha256=None if start is None else sha256(start.file),
         )
 
 
-def _names(model: str | None) -> set[str | None]:
-    """What a model may be written down as, its commit left out."""
+def _job_values(job: Job) -> dict[str, Any]:
+    """Return the fields of a recipe that a job decides, without those that are None."""
+    values = {name: getattr(job, name, None) for name in RECIPE_FIELDS}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _model_names(model: str | None) -> set[str | None]:
+    """Return the names under which a recipe may know a model, without its commit."""
     if model is None:
         return {None}
     repos = MODELS[model].repos if model in MODELS else ()
-    name = os.path.normpath(_without_home(model))  # m, ./m and m/ are one folder
+    name = os.path.normpath(_hide_home(model))  # m, ./m and m/ are one folder
     return {name, name.partition("@")[0], *repos}
 
 
-def _common(args: argparse.Namespace, source: Source) -> dict[str, Any]:
-    """What all pictures of the call have in common."""
-    model, revision = source.commit or (_without_home(args.model), None)
-    common = _chosen(args) | {
-        "model": model,
-        "revision": revision,
-        "float16": args.float16,
-        "version": __version__,
-    }
-    if args.vae is not None:
-        at = None if source.vae is None else source.vae.commit
-        common["vae"] = _without_home(args.vae) if at is None else "@".join(at)
-    return common
+def _common_recipe(settings: Settings, opened: Model, float16: bool) -> Recipe:
+    """Return the recipe that all pictures of a run share, without what their jobs decide."""
+    model, revision = opened.source.commit or (_hide_home(settings.model), None)
+    vae = None
+    if settings.vae is not None:
+        commit = None if opened.vae is None else opened.vae.commit
+        vae = _hide_home(settings.vae) if commit is None else "@".join(commit)
+    return Recipe(
+        **vars(_Choices.from_settings(settings)),
+        model=model,
+        revision=revision,
+        vae=vae,
+        float16=float16,
+        image=None if settings.start is None else Path(settings.start.file).name,
+        version=__version__,
+    )
 
 
-def _chosen(args: argparse.Namespace) -> dict[str, Any]:
-    """What the command line alone says of all pictures."""
-    start = args.image_file if "image" in args else None
-    return {
-        "prediction_type": args.prediction_type,
-        "lora": tuple(f"{_without_home(file)}:{scale}" for file, scale in args.lora),
-        "lora_sha256": tuple(sha256(file) for file, _ in args.lora),
-        "embedding": tuple(f"{name}={_without_home(file)}" for name, file in args.embedding),
-        "embedding_sha256": tuple(sha256(file) for _, file in args.embedding),
-        "quantize": args.quantize,
-        "fit": None if start is None else args.fit or "stretch",
-        "image": None if start is None else Path(start).name,
-        "image_sha256": None if start is None else sha256(start),
-    }
-
-
-def _without_home(path: str | Path) -> str:
-    """A name or path, with the user's own folder, which has their name, written `~`."""
-    home = os.path.expanduser("~")  # `Path.home` raises where a user has none, as in containers
+def _hide_home(path: str | Path) -> str:
+    """Return a name or path with `~` for the user's home folder, whose name is private."""
+    home = os.path.expanduser("~")  # `Path.home` fails if the user has none, as in containers
     path = str(path)
     return str(Path("~", Path(path).relative_to(home))) if Path(path).is_relative_to(home) else path

@@ -1,11 +1,11 @@
-"""Recipes as the text that AUTOMATIC1111's web UI writes into pictures, and galleries read.
+"""Recipes as the text that AUTOMATIC1111's web UI writes into pictures, and that galleries read.
 
     a lighthouse at dusk
     Negative prompt: fog
     Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 1, Size: 512x512, …
 
-It does not say everything, and not everything clearly: a prompt may have lines like the others. So
-this program reads it only where there is no recipe of its own.
+The text does not have everything, and it can be ambiguous: a line of a prompt may look like one of
+the others. So this program reads it only if a picture has no recipe in JSON.
 """
 
 import json
@@ -15,20 +15,15 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from ...config.known_models import MODELS
+from ...sampler.sampler import SAMPLERS, SCHEDULES
 from ...tokenizer.prompt_weights import EXTRA_NETWORK
 from .recipe import MAX_CHARACTERS, Recipe
 
-SAMPLER_NAMES = {
-    "euler": "Euler",
-    "euler-a": "Euler a",
-    "ddim": "DDIM",
-    "dpm++2m": "DPM++ 2M",
-    "lcm": "LCM",
-}
-SCHEDULE_NAMES = {"karras": "Karras", "trailing": "SGM Uniform", "linspace": "Uniform"}
-OURS = "Stable Diffusion for MLX"
+SAMPLER_NAMES = {spec.name: spec.webui_name for spec in SAMPLERS.values()}
+SCHEDULE_NAMES = {spec.name: spec.webui_name for spec in SCHEDULES.values() if spec.webui_name}
+PROGRAM = "Stable Diffusion for MLX"
 
-# The files that the known models were published in: what such text calls them.
+# The names of the files that the known models were published as, which such texts call them by.
 MODEL_FILES = {
     "v1-5-pruned": "sd-1-5",
     "v1-5-pruned-emaonly": "sd-1-5",
@@ -39,61 +34,72 @@ MODEL_FILES = {
     "sd_xl_turbo_1.0_fp16": "sdxl",
 }
 REPOSITORIES = {spec.repo.rpartition("/")[2]: name for name, spec in MODELS.items() if spec.repo}
-KNOWN = MODEL_FILES | REPOSITORIES | {name: name for name in MODELS}
+KNOWN_MODELS = MODEL_FILES | REPOSITORIES | {name: name for name in MODELS}
 
 NEGATIVE = "Negative prompt:"
-MIN_PAIRS = 3  # pairs in the last line, lest it be one of the prompt
+MIN_PAIRS = 3  # in the last line; with fewer it may be a line of the prompt
 PAIR = re.compile(r'([^:,"]+):\s*("(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)')
-MAX_WRONG = 10  # values that only begin as JSON: to find out takes as long as all before them
-NEXT = re.compile(r"\s*(?:,|$)")
-KEY = re.compile(r'([^:,"]+):\s*(?=[\[{])')  # of a value that is JSON, with commas in it
-WITHOUT_EFFECT = {"Model hash", "VAE hash", "Hashes", "Civitai metadata", "Version", "Emphasis"}
-WITH_EMPHASIS = "Original"  # how brackets weigh, where the text does not say
+JSON_KEY = re.compile(r'([^:,"]+):\s*(?=[\[{])')  # of a value that is JSON, with commas in it
+PAIR_END = re.compile(r"\s*(?:,|$)")
+MAX_WRONG_JSON = 10  # values that only start like JSON; trying each takes time
+KEYS_WITHOUT_EFFECT = {
+    *("Model hash", "VAE hash", "Hashes", "Civitai metadata", "Version", "Emphasis"),
+}
+DEFAULT_EMPHASIS = "Original"  # how brackets weigh if the text does not say it
 
 
 class Reading(NamedTuple):
-    """What such text says."""
+    """What such a text says.
+
+    Attributes:
+        recipe: what this program can use.
+        model_name: the model, as the text calls it.
+        not_understood: the other parts of the text.
+    """
 
     recipe: Recipe
-    model_name: str | None  # as the text has it
-    rest: list[str]  # what was not understood
+    model_name: str | None
+    not_understood: list[str]
 
 
 def write_parameters(recipe: Recipe) -> str:
-    """The text; what UTF-8 cannot hold is replaced in it."""
+    """Return the text for a recipe; characters that UTF-8 cannot encode are replaced."""
     details = {
         "Steps": recipe.steps,
-        "Sampler": SAMPLER_NAMES.get(recipe.sampler),
-        "Schedule type": SCHEDULE_NAMES.get(recipe.schedule),
-        "CFG scale": None if recipe.cfg is None else _short(max(recipe.cfg, 1.0)),  # 1 is none
+        "Sampler": SAMPLER_NAMES.get(recipe.sampler or ""),
+        "Schedule type": SCHEDULE_NAMES.get(recipe.schedule or ""),
+        # Guidance of 1 means none there, too, but less does not.
+        "CFG scale": None if recipe.cfg is None else _format_number(max(recipe.cfg, 1.0)),
         "Seed": recipe.seed,
         "Size": None if recipe.width is None else f"{recipe.width}x{recipe.height}",
-        "Model": _stem(recipe.model),
-        "VAE": _stem(recipe.vae),
-        "Denoising strength": None if recipe.strength is None else _short(recipe.strength),
-        "Clip skip": recipe.clip_skip + 1 if recipe.clip_skip else None,  # counted from 1
+        "Model": _find_stem(recipe.model),
+        "VAE": _find_stem(recipe.vae),
+        "Denoising strength": (
+            None if recipe.strength is None else _format_number(recipe.strength)
+        ),
+        "Clip skip": recipe.clip_skip + 1 if recipe.clip_skip else None,  # they count from 1
         "Emphasis": None if recipe.prompt_weights or not _has_brackets(recipe) else "None",
-        "Lora": ", ".join(_stem_and_scale(lora) for lora in recipe.lora) or None,
-        "RNG": "CPU",  # whose numbers the noise is made of
-        "Version": OURS if recipe.version is None else f"{OURS} {recipe.version}",
+        "Lora": ", ".join(map(_shorten_lora, recipe.lora)) or None,
+        "RNG": "CPU",  # the noise is that of PyTorch on a CPU
+        "Version": PROGRAM if recipe.version is None else f"{PROGRAM} {recipe.version}",
     }
     lines = [recipe.prompt or ""]
     if recipe.negative_prompt:
         lines.append(f"{NEGATIVE} {recipe.negative_prompt}")
-    pairs = (f"{key}: {_quoted(str(v))}" for key, v in details.items() if v is not None)
+    pairs = (f"{key}: {_quote(str(value))}" for key, value in details.items() if value is not None)
     text = "\n".join([*lines, ", ".join(pairs)])
     return text.encode("utf-8", "replace").decode().replace("\0", "?")
 
 
 def read_parameters(text: str) -> Reading:
-    """What of the text this program understands.
+    """Return what this program understands of a text, and the rest of it.
 
     Raises:
-        ValueError: it is not such text.
+        ValueError: if it is not such a text.
     """
     *lines, last = text[:MAX_CHARACTERS].strip().split("\n")
-    said, stray = _pairs(last)
-    if len(said) < MIN_PAIRS or len(text) > MAX_CHARACTERS:
+    pairs, stray = _split_pairs(last)
+    if len(pairs) < MIN_PAIRS or len(text) > MAX_CHARACTERS:
         raise ValueError("its parameters are not in the form of AUTOMATIC1111")
     starts = [i for i, line in enumerate(lines) if line.startswith(NEGATIVE)]
     split = starts[0] if starts else len(lines)
@@ -103,60 +109,69 @@ def read_parameters(text: str) -> Reading:
     options: dict[str, Any] = {
         "prompt": EXTRA_NETWORK.sub("", prompt).strip(),
         "negative_prompt": negative_prompt.removeprefix(NEGATIVE).strip(),
-        "long_prompt": True,  # both are so in the web UI
-        "prompt_weights": said.get("Emphasis", WITH_EMPHASIS) == WITH_EMPHASIS,
+        "long_prompt": True,  # the web UI always reads long prompts, and weights by default
+        "prompt_weights": pairs.get("Emphasis", DEFAULT_EMPHASIS) == DEFAULT_EMPHASIS,
     }
-    model_name = said.pop("Model", None)
-    if model_name in KNOWN:
-        options["model"] = KNOWN[model_name]
+    model_name = pairs.pop("Model", None)
+    if model_name in KNOWN_MODELS:
+        options["model"] = KNOWN_MODELS[model_name]
+    more, rest = _read_pairs(pairs)
+    return Reading(Recipe(**options | more), model_name, [*networks, *rest, *stray])
+
+
+def _read_pairs(pairs: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the options that the pairs of the last line mean, and the pairs not understood."""
+    options: dict[str, Any] = {}
     rest = []
-    for key, value in said.items():
+    for key, value in pairs.items():
         try:
-            options |= {} if key in WITHOUT_EFFECT else _READERS[key](value)
+            options |= {} if key in KEYS_WITHOUT_EFFECT else _READERS[key](value)
         except (KeyError, ValueError):
             if key == "Civitai resources":
-                value = _list_resources(value)
+                value = _summarize_resources(value)
             rest.append(f"{key}: {value}")
-    if any(key.startswith("Hires") for key in said) and "strength" in options:
+    if any(key.startswith("Hires") for key in pairs) and "strength" in options:
         rest.append(f"Denoising strength: {options.pop('strength')}")  # of a second pass
-    return Reading(Recipe(**options), model_name, [*networks, *rest, *stray])
+    return options, rest
 
 
-def _pairs(line: str) -> tuple[dict[str, str], list[str]]:
-    """The values by key, and what comes after what is none."""
-    found, at, n_wrong = {}, 0, 0
-    while at < len(line):
+def _split_pairs(line: str) -> tuple[dict[str, str], list[str]]:
+    """Return the values of a line by key, and what follows the first part that is no pair."""
+    found: dict[str, str] = {}
+    start = n_wrong = 0
+    while start < len(line):
         nested = None
-        if n_wrong < MAX_WRONG and KEY.match(line, at):
-            nested = _nested_pair(line, at)
+        if n_wrong < MAX_WRONG_JSON and JSON_KEY.match(line, start):
+            nested = _split_json_pair(line, start)
             n_wrong += nested is None
         if nested is not None:
-            key, found[key], at = nested
-        elif match := PAIR.match(line, at):
-            found[match[1].strip()] = _unquoted(match[2].strip())
-            at = match.end()
+            key, found[key], start = nested
+        elif match := PAIR.match(line, start):
+            found[match[1].strip()] = _unquote(match[2].strip())
+            start = match.end()
         else:
             break
-    return found, [line[at:].strip()] if line[at:].strip() else []
+    rest = line[start:].strip()
+    return found, [rest] if rest else []
 
 
-def _nested_pair(line: str, at: int) -> tuple[str, str, int] | None:
-    """Return a key, its value, a JSON list or object, and where the next one is; or None."""
-    match = KEY.match(line, at)
+def _split_json_pair(line: str, start: int) -> tuple[str, str, int] | None:
+    """Return a key, its value, and where the next pair starts; None if the value is not JSON."""
+    match = JSON_KEY.match(line, start)
     if match is None:
         return None
     try:
         _, end = json.JSONDecoder().raw_decode(line, match.end())
     except (ValueError, RecursionError):
         return None
-    rest = NEXT.match(line, end)
-    if rest is None:
+    pair_end = PAIR_END.match(line, end)
+    if pair_end is None:
         return None
-    return match[1].strip(), line[match.end() : end], rest.end()
+    return match[1].strip(), line[match.end() : end], pair_end.end()
 
 
-def _list_resources(text: str) -> str:
-    """Return what a gallery lists as used, in short: kinds, names and weights."""
+def _summarize_resources(text: str) -> str:
+    """Return the kinds, names and weights in a gallery's JSON list of what was used."""
     try:
         resources = json.loads(text)
         return ", ".join(
@@ -167,57 +182,58 @@ def _list_resources(text: str) -> str:
         return text
 
 
-def _sampler(name: str) -> dict[str, str]:
-    """The sampler; before version 1.9 its name ended in that of the schedule."""
-    schedule = _schedule("Karras") if name.endswith(" Karras") else {}
-    name = name.removesuffix(" Karras")
-    return {"sampler": {theirs: ours for ours, theirs in SAMPLER_NAMES.items()}[name]} | schedule
+def _read_sampler(name: str) -> dict[str, str]:
+    """Return the sampler; before version 1.9 its name could end in that of the schedule."""
+    schedule = _read_schedule("Karras") if name.endswith(" Karras") else {}
+    ours = {theirs: ours for ours, theirs in SAMPLER_NAMES.items()}
+    return {"sampler": ours[name.removesuffix(" Karras")]} | schedule
 
 
-def _schedule(name: str) -> dict[str, str]:
+def _read_schedule(name: str) -> dict[str, str]:
     if name == "Automatic":
         return {}
     return {"schedule": {theirs: ours for ours, theirs in SCHEDULE_NAMES.items()}[name]}
 
 
-def _size(text: str) -> dict[str, int]:
+def _read_size(text: str) -> dict[str, int]:
     width, height = text.split("x")
     return {"width": int(width), "height": int(height)}
 
 
-def _clip_skip(text: str) -> dict[str, int]:
+def _read_clip_skip(text: str) -> dict[str, int]:
     return {"clip_skip": int(text) - 1}
 
 
-def _noise(text: str) -> dict[str, str]:
+def _check_noise(text: str) -> dict[str, str]:
     if text != "CPU":
         raise ValueError(f"random numbers of {text}")
     return {}
 
 
-def _number(option: str, kind: type) -> Callable[[str], dict[str, Any]]:
+def _make_number_reader(option: str, kind: type) -> Callable[[str], dict[str, Any]]:
     return lambda text: {option: kind(text)}
 
 
+# Return the options for the text of a value. They raise ValueError or KeyError if there are none.
 _READERS: dict[str, Callable[[str], dict[str, Any]]] = {
-    "Steps": _number("steps", int),
-    "Sampler": _sampler,
-    "Schedule type": _schedule,
-    "CFG scale": _number("cfg", float),
-    "Seed": _number("seed", int),
-    "Size": _size,
-    "Denoising strength": _number("strength", float),
-    "Clip skip": _clip_skip,
-    "RNG": _noise,
+    "Steps": _make_number_reader("steps", int),
+    "Sampler": _read_sampler,
+    "Schedule type": _read_schedule,
+    "CFG scale": _make_number_reader("cfg", float),
+    "Seed": _make_number_reader("seed", int),
+    "Size": _read_size,
+    "Denoising strength": _make_number_reader("strength", float),
+    "Clip skip": _read_clip_skip,
+    "RNG": _check_noise,
 }
 
 
-def _quoted(value: str) -> str:
-    """In quotes where it has what stands between values."""
+def _quote(value: str) -> str:
+    """Return a value, in quotes if it has a character that separates values."""
     return json.dumps(value, ensure_ascii=False) if re.search(r"[,:\n\r]", value) else value
 
 
-def _unquoted(value: str) -> str:
+def _unquote(value: str) -> str:
     try:
         found = json.loads(value) if value.startswith('"') else value
     except ValueError:
@@ -225,20 +241,21 @@ def _unquoted(value: str) -> str:
     return found if isinstance(found, str) else value
 
 
-def _short(number: float) -> str:
+def _format_number(number: float) -> str:
     return repr(float(number)).removesuffix(".0")
 
 
-def _stem(model: str | None) -> str | None:
-    """The last part of a model's name: no folders of the user's, no revision."""
+def _find_stem(model: str | None) -> str | None:
+    """Return the last part of a model's name, without folders, revision and suffix."""
     if model is None:
         return None
     return PurePath(model.replace("\\", "/").partition("@")[0]).name.removesuffix(".safetensors")
 
 
-def _stem_and_scale(lora: str) -> str:
+def _shorten_lora(lora: str) -> str:
+    """Return `FILE:SCALE` without folders and suffix."""
     file, _, scale = lora.rpartition(":")
-    return f"{_stem(file)}:{scale}"
+    return f"{_find_stem(file)}:{scale}"
 
 
 def _has_brackets(recipe: Recipe) -> bool:

@@ -1,1 +1,1 @@
-"""What a program prints, and the signals that it gets."""
+"""What the program prints, and the signals that it gets."""

@@ -1,7 +1,8 @@
-"""Standard output and error that do not fail: pictures are worth more than words about them.
+"""Write lines on standard output and error, and never fail because of them.
 
-A reader may be gone (`| head -0`), a stream closed (`>&-`), a log's disk full, and the encoding may
-lack a character. None of this stops the work; what cannot be written is left out.
+Pictures are worth more than words about them. The reader of a pipe may be gone (`| head -0`), a
+stream may be closed (`>&-`), the disk of a log may be full, and an encoding may lack a character.
+None of this stops the work: what cannot be written is left out.
 """
 
 import errno
@@ -19,11 +20,30 @@ FAILED = 1  # exit status
 MAX_SHOWN = 2000  # characters of a line
 
 
-class Stream:
+def say(text: str) -> None:
+    """Write a line on standard output, above the progress bar if there is one."""
+    tqdm.write(one_line(text), file=sys.stdout)
+
+
+def warn(text: str) -> None:
+    """Write a line on standard error, above the progress bar if there is one."""
+    tqdm.write(one_line(text), file=sys.stderr)
+
+
+def one_line(text: object) -> str:
+    """Return a text on one line, with control characters escaped and a long middle left out."""
+    line = escape_controls(str(text))
+    if len(line) <= MAX_SHOWN:
+        return line
+    return f"{line[: MAX_SHOWN // 2]} … {line[-MAX_SHOWN // 2 :]}"
+
+
+class SafeStream:
     """A text stream that never raises an OSError or UnicodeError.
 
     Attributes:
-        error: why something was not written, if it matters: a reader who left does not.
+        error: the first reason why something could not be written. None if the reader of a pipe
+            has left, which is no error.
     """
 
     def __init__(self, stream: TextIO):
@@ -31,7 +51,7 @@ class Stream:
         self.error: OSError | None = None
 
     def write(self, text: str) -> int:
-        """Write what the encoding has, and the names of other characters."""
+        """Write a text, with escapes for the characters that the encoding lacks."""
         encoding = self._stream.encoding or "utf-8"
         try:
             text.encode(encoding, self._stream.errors or "strict")
@@ -41,35 +61,36 @@ class Stream:
         return len(text)
 
     def flush(self) -> None:
-        """Write what is held back."""
+        """Write everything that is still in the buffer."""
         self._attempt(self._stream.flush)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def _attempt(self, work: Callable[[], object]) -> None:
+        """Do some work; if that fails, discard everything that is written from then on."""
         try:
             work()
         except OSError as error:
             if self.error is None and error.errno != errno.EPIPE:
                 self.error = error
-            with suppress(OSError):  # nor may what is held back fail as Python ends
+            with suppress(OSError):  # so that flushing the buffer at Python's exit cannot fail
                 null = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(null, self._stream.fileno())
                 os.close(null)
 
 
-def with_lasting_streams(work: Callable[[], int]) -> int:
-    """Do the work of a program, with streams that last; returns its exit status.
+def run_with_safe_streams(work: Callable[[], int]) -> int:
+    """Do the work of a program with standard streams that never fail, and return its exit status.
 
-    That is not 0 where words on standard output are lost, but for a reader who wanted no more.
+    The status is not 0 if standard output could not be written, unless its reader has left.
     """
-    _open_closed()
-    out, err = Stream(sys.stdout), Stream(sys.stderr)
+    _replace_closed_streams()
+    out, err = SafeStream(sys.stdout), SafeStream(sys.stderr)
     with redirect_stdout(out), redirect_stderr(err):
         try:
             status = work()
-        except SystemExit as end:  # argparse's
+        except SystemExit as end:  # argparse raises it
             out.flush()
             if end.code or out.error is None:
                 raise
@@ -82,38 +103,16 @@ def with_lasting_streams(work: Callable[[], int]) -> int:
     return status
 
 
-def one_line(text: object) -> str:
-    """On one line, which does nothing to a terminal, and the middle left out of what is long."""
-    line = escape_controls(str(text))
-    if len(line) <= MAX_SHOWN:
-        return line
-    return f"{line[: MAX_SHOWN // 2]} … {line[-MAX_SHOWN // 2 :]}"
-
-
-def _open_closed() -> None:
-    """Give closed streams the null device, so that no other file gets their numbers."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
+def _replace_closed_streams() -> None:
+    """Open the null device for closed streams, so that no other file gets their descriptors."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
-            os.fstat(number)
+            os.fstat(descriptor)
         except OSError:
             null = os.open(os.devnull, os.O_RDWR)
-            if null != number:
-                os.dup2(null, number)
+            if null != descriptor:
+                os.dup2(null, descriptor)
                 os.close(null)
         if getattr(sys, name) is None:
-            mode = "w" if number else "r"
-            setattr(sys, name, os.fdopen(number, mode, closefd=False))
-
-
-pass
-pass
-
-
-def say(text: str) -> None:
-    """A line on standard output, above the bar if there is one."""
-    tqdm.write(one_line(text), file=sys.stdout)
-
-
-def warn(text: str) -> None:
-    """A line on standard error, above the bar if there is one."""
-    tqdm.write(one_line(text), file=sys.stderr)
+            mode = "w" if descriptor else "r"
+            setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))

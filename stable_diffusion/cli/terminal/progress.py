@@ -1,7 +1,8 @@
-"""What a run says while it works: bars with the time that is left; and its figures at the end.
+"""Show how far a run is and how long the rest takes, and sum up its figures at the end.
 
 On a terminal there is one bar for all pictures, and one for each network that takes long to read.
-Elsewhere there are lines: one now and then, and one when all pictures are decoded.
+In a file or pipe there are lines instead: one every half minute, and one when all pictures are
+decoded.
 """
 
 import os
@@ -9,10 +10,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple, Self
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+from mlx.utils import tree_reduce
 from tqdm import tqdm
 
 from ...denoising import Denoising
@@ -22,43 +24,52 @@ from ...utils import wording
 from .console import say, warn
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-SMOOTHING = 0.1  # of the speed that tells the time left: the first step compiles, others do not
-DECODING = 1  # steps that decoding takes as long as, about: 12 s and 8 s at SD 2.1's size on a CPU
-DELAY = 2  # seconds: what takes no longer needs no bar
+SMOOTHING = 0.1  # of the speed that the time left comes from: the first step compiles, others don't
+DECODING_WORK = 1  # steps; at SD 2.1's size on a CPU a picture decodes in 12 s, a step takes 8 s
+DELAY = 2  # seconds: shorter work shows no bar
 INTERVAL = 30  # seconds between lines
 
 
+class BatchWork(NamedTuple):
+    """A batch to make: how many pictures, and how many steps each takes."""
+
+    pictures: int
+    steps: int
+
+
 class Progress:
-    """Bars on standard error, and the figures of a run.
+    """The bars and lines on standard error, and the figures of a run.
 
     Args:
-        verbose: whether phases report their peak memory.
+        verbose: whether to print the peak memory of each phase.
     """
 
     def __init__(self, verbose: bool = False):
         self._verbose = verbose
-        self._is_watched = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self._start = self._begin = self._last_line = _now()  # seconds
+        self._has_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._run_start = self._work_start = self._last_line = _now()  # seconds
         self._peak = 0  # bytes
-        self._steps, self._seconds = 0, 0.0  # of denoising; a step of two pictures is two steps
-        self._work = self._done = 0  # steps, and decoding as so many
-        self._n_pictures = self._n_finished = 0
-        self._bar: tqdm | None = None
-        self._is_one_batch, self._batch = True, ""  # what a line begins with
+        self._steps, self._seconds = 0, 0.0  # of denoising; a step of two pictures counts as two
+        self._work = self._work_done = 0  # in steps; decoding a picture is `DECODING_WORK`
+        self._n_pictures = self._n_decoded = 0
+        self._bar = tqdm(disable=True)  # shows nothing
+        self._is_one_batch = True
+        self._batch_name = ""  # begins each line of the current batch
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Take down, and report, the memory that a phase takes."""
+    def measure(self, phase: str) -> Iterator[None]:
+        """Measure the peak memory of the phase inside the block, and print it if verbose."""
         mx.reset_peak_memory()
         yield
-        mx.clear_cache()  # the next phase's buffers are of other sizes
+        mx.clear_cache()  # the buffers of the next phase have other sizes
         self._peak = max(self._peak, mx.get_peak_memory())
         if self._verbose:
-            say(f"Peak memory, {name}: {mx.get_peak_memory() / 1e9:.3f} GB")
+            say(f"Peak memory, {phase}: {mx.get_peak_memory() / 1e9:.3f} GB")
 
-    def read(self, name: str, network: nn.Module) -> None:
-        """Read the weights of a network; those that are there already take no time."""
-        size, start = sum(value.nbytes for _, value in tree_flatten(network.parameters())), _now()
+    def read_network(self, name: str, network: nn.Module) -> None:
+        """Read the weights of a network; those that are in memory already take no time."""
+        size = tree_reduce(lambda n, value: n + value.nbytes, network.parameters(), 0)
+        start = _now()
         with tqdm(
             total=size,
             desc=f"Reading the {name}",
@@ -66,96 +77,124 @@ class Progress:
             unit_scale=True,
             delay=DELAY,
             leave=False,
-            disable=not self._is_watched,
+            disable=not self._has_terminal,
         ) as bar:
             read_weights(network, bar.update)
-        if not self._is_watched and _now() - start > DELAY:
+        if not self._has_terminal and _now() - start > DELAY:
             warn(f"Read the {name}: {wording.format_bytes(size)} in {_now() - start:.1f} s")
 
     @contextmanager
-    def of(self, batches: Sequence[tuple[int, int]]) -> Iterator[None]:
-        """Within, all the pictures are made; of each batch, how many they are and their steps.
+    def show_batches(self, batches: Sequence[BatchWork]) -> Iterator[None]:
+        """Show one bar, or lines, for all batches, which are made inside the block.
 
-        Of several ranks, these are the pictures of this one.
+        Args:
+            batches: those that this process makes, in order.
         """
-        self._n_pictures = sum(pictures for pictures, _ in batches)
-        self._work = sum(pictures * (steps + DECODING) for pictures, steps in batches)
+        self._n_pictures = sum(batch.pictures for batch in batches)
+        self._work = sum(batch.pictures * (batch.steps + DECODING_WORK) for batch in batches)
         self._is_one_batch = len(batches) == 1
-        self._begin = _now()
+        self._work_start = _now()
         with tqdm(
             total=self._work,
             bar_format=BAR,
             smoothing=SMOOTHING,
             dynamic_ncols=True,
-            disable=not self._is_watched,
+            disable=not self._has_terminal,
         ) as self._bar:
             yield
-        if not self._is_watched and 0 < self._n_finished == self._n_pictures:
-            took = tqdm.format_interval(_now() - self._begin)
-            warn(f"Decoded {self._n_finished}/{self._n_pictures}: 100% in {took}")
+        if not self._has_terminal and 0 < self._n_decoded == self._n_pictures:
+            took = tqdm.format_interval(_now() - self._work_start)
+            warn(f"Decoded {self._n_decoded}/{self._n_pictures}: 100% in {took}")
 
-    def steps(self, latents: Denoising, n_pictures: int) -> Iterator[mx.array]:
-        """The latents of a batch, evaluated, step after step; given up, none of it is done."""
-        number = f"{self._n_finished + 1}"
+    def run_steps(self, latents: Denoising, n_pictures: int) -> Iterator[mx.array]:
+        """Evaluate the steps of a batch and yield the latents after each, x_t [B, h, w, C].
+
+        If the generator is closed before its end, none of its steps counts as done.
+        """
+        number = f"{self._n_decoded + 1}"
         if n_pictures > 1:
-            number += f"-{self._n_finished + n_pictures}"
-        self._batch = "" if self._is_one_batch else f"Pictures {number} of {self._n_pictures}, "
-        self._show(f"{self._batch}step 0/{len(latents)}", 0)
-        start, done = _now(), self._done
+            number += f"-{self._n_decoded + n_pictures}"
+        several = f"Pictures {number} of {self._n_pictures}, "
+        self._batch_name = "" if self._is_one_batch else several
+        self._show(f"{self._batch_name}step 0/{len(latents)}", 0)
+        start, done_before = _now(), self._work_done
         try:
             for i, x_t in enumerate(latents, 1):
                 mx.eval(x_t)
                 self._seconds += _now() - start
                 self._steps += n_pictures
-                self._show(f"{self._batch}step {i}/{len(latents)}", n_pictures)
+                self._show(f"{self._batch_name}step {i}/{len(latents)}", n_pictures)
                 yield x_t
                 start = _now()
         except GeneratorExit:
-            self._bar.update(done - self._done)
-            self._done = done
+            self._bar.update(done_before - self._work_done)
+            self._work_done = done_before
             raise
-        self._show(f"{self._batch}decoding", 0)
+        self._show(f"{self._batch_name}decoding", 0)
 
-    def finished(self) -> None:
-        """One more picture is decoded."""
-        self._n_finished += 1
-        self._show(f"decoded {self._n_finished}/{self._n_pictures}", DECODING)
+    def count_decoded(self) -> None:
+        """Count one more picture as decoded."""
+        self._n_decoded += 1
+        self._show(f"decoded {self._n_decoded}/{self._n_pictures}", DECODING_WORK)
 
-    def summary(self, n_pictures: int) -> str:
-        """The figures of a run that made so many pictures.
+    def summarize(self, n_pictures: int) -> str:
+        """Return the figures of a run that made so many pictures, on one line.
 
-        Seconds are all that passed since the beginning, those of loading included; the speed is
-        that of denoising alone.
+        The seconds include those of loading the model; the speed is that of denoising alone.
         """
-        seconds = _now() - self._start
+        seconds = _now() - self._run_start
         return (
             f"{n_pictures} picture{'s' * (n_pictures != 1)} in {seconds:.1f} s: "
-            f"{seconds / n_pictures:.1f} s a picture, {self._speed()}, peak memory "
+            f"{seconds / n_pictures:.1f} s a picture, {self._format_speed()}, peak memory "
             f"{wording.format_bytes(self._peak)} (of the process "
             f"{wording.format_bytes(read_peak_memory())})"
         )
 
-    def _speed(self) -> str:
+    def _format_speed(self) -> str:
         if not self._steps:
             return "no steps"
         speed = self._steps / self._seconds
         return f"{speed:.1f} steps/s" if speed >= 1 else f"{1 / speed:.1f} s a step"
 
     def _show(self, text: str, work: int) -> None:
-        """Show what is done, and count the work that was done for it."""
-        self._done += work
+        """Show a text on the bar or in a line, and count the work that was done for it."""
+        self._work_done += work
         text = text[0].upper() + text[1:]
-        if self._is_watched:
+        if self._has_terminal:
             self._bar.set_description_str(text, refresh=not work)
             if self._steps:
-                self._bar.set_postfix_str(self._speed(), refresh=False)
+                self._bar.set_postfix_str(self._format_speed(), refresh=False)
             self._bar.update(work)
-        elif work and self._done < self._work and _now() - self._last_line > INTERVAL:
+        elif work and self._work_done < self._work and _now() - self._last_line > INTERVAL:
             self._last_line = _now()
-            seconds = (_now() - self._begin) * (self._work - self._done) / self._done
-            left = tqdm.format_interval(max(round(seconds), 1))  # there is work left, so time
-            warn(f"{text}: {100 * self._done // self._work}%, {left} left")
+            done = self._work_done
+            seconds = (_now() - self._work_start) * (self._work - done) / done
+            left = tqdm.format_interval(max(round(seconds), 1))  # never 0, as there is work left
+            warn(f"{text}: {100 * done // self._work}%, {left} left")
+
+
+class ByteBars:
+    """A bar on standard error for each component of a model: how many of its bytes are written."""
+
+    def __init__(self) -> None:
+        self._component = ""
+        self._bar = tqdm(disable=True)  # shows nothing
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def show(self, component: str, written: int, total: int) -> None:
+        """Show that so many of the component's bytes are written."""
+        if component != self._component:
+            self._bar.close()
+            self._component = component
+            self._bar = tqdm(total=total, desc=component, unit="B", unit_scale=True)
+        self._bar.update(written - self._bar.n)
 
 
 def _now() -> float:
+    """Return the time in seconds since some moment."""
     return time.perf_counter()

@@ -1,7 +1,8 @@
-"""Ctrl-C, and SIGTERM likewise: the first ends the program in order, a second one at once.
+"""Handle Ctrl-C and SIGTERM: the first ends the program in order, the second at once.
 
-Python runs its own handlers between operations, and a step of denoising is one long operation. So
-a thread watches, too: it says that the program will end, and ends it when asked again.
+Python runs its own signal handlers between operations, and a step of denoising is one long
+operation. So a thread watches too: it says that the program is going to stop, and stops it at once
+if a second signal arrives.
 """
 
 import os
@@ -13,25 +14,26 @@ from contextlib import contextmanager
 from select import select
 
 SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
-PATIENCE = 0.5  # seconds in which a program that ends anyway need not say so
+PATIENCE = 0.5  # seconds: a program that stops sooner does not announce it
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM asked the program to end."""
 
 
-def status_of(interruption: KeyboardInterrupt) -> int:
-    """That of a program which was interrupted, as a shell has it."""
+def interrupted_status(interruption: KeyboardInterrupt) -> int:
+    """Return the exit status of an interrupted program, as shells define it: 128 + the signal."""
     is_term = isinstance(interruption, Terminated)
     return 128 + (signal.SIGTERM if is_term else signal.SIGINT)
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Within, SIGTERM raises `Terminated`, as Ctrl-C raises KeyboardInterrupt.
+def handle_signals() -> Iterator[None]:
+    """Raise `Terminated` on SIGTERM inside the block, as Python raises KeyboardInterrupt on Ctrl-C.
 
-    A second signal ends the process at once, whatever it is doing, with the status of
-    `status_of`. Does nothing where it is not the main thread that asks, which alone can.
+    A second signal ends the process at once, whatever it is doing, with the status that
+    `interrupted_status` returns. In a thread that is not the main one, which alone can handle
+    signals, this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -41,7 +43,7 @@ def interruptible() -> Iterator[None]:
     wakeup_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     handlers_before = {number: signal.getsignal(number) for number in SIGNALS}
     signal.signal(signal.SIGTERM, _terminate)
-    if handlers_before[signal.SIGINT] == signal.SIG_DFL:  # what is ignored stays so
+    if handlers_before[signal.SIGINT] == signal.SIG_DFL:  # a signal that is ignored stays ignored
         signal.signal(signal.SIGINT, signal.default_int_handler)
     watcher = threading.Thread(target=_watch, args=(reader,), daemon=True)
     watcher.start()
@@ -57,18 +59,19 @@ def interruptible() -> Iterator[None]:
 
 
 def _terminate(*_: object) -> None:
+    """Handle SIGTERM."""
     raise Terminated
 
 
 def _watch(reader: int) -> None:
-    """Read the numbers of signals, as they arrive, until the other end of the pipe is closed."""
-    is_asked = False
+    """Read the numbers of signals as they arrive, until the other end of the pipe is closed."""
+    is_stopping = False
     while number := os.read(reader, 1):
         if number[0] not in SIGNALS:
             continue
-        if is_asked:
+        if is_stopping:
             os._exit(128 + number[0])
-        is_asked = True
+        is_stopping = True
         if not select([reader], [], [], PATIENCE)[0]:
-            again = SIGNALS[number[0]]
-            print(f"\nends after this step; {again} again ends at once", file=sys.stderr)
+            name = SIGNALS[signal.Signals(number[0])]
+            print(f"\nstopping after this step; {name} again stops at once", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`--from-image`: pictures made again from the recipes in them, and recipes that cannot be."""
+"""`--from-image`: pictures are made again from their recipes, and wrong recipes are refused."""
 
 import json
 import shlex
@@ -22,7 +22,7 @@ LAYER = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_{}.lora_
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a LoRA, a learned word and a picture to start from."""
+    """Return a folder with a LoRA, a learned word and a picture to start from."""
     folder = tmp_path_factory.mktemp("files")
     generator = np.random.default_rng(0)
 
@@ -39,35 +39,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(*arguments: object, start: Path | None = None) -> int:
-    """Either script; `start` is the picture to start from, if there is one."""
+def run_script(*arguments: object, start: Path | None = None) -> int:
+    """Run image2image.py if there is a picture to start from, otherwise txt2image.py."""
     if start is None:
         return txt2image.main([str(a) for a in arguments])
     return image2image.main([str(start), *(str(a) for a in arguments)])
 
 
-def usage_error(
+def get_usage_error(
     capsys: pytest.CaptureFixture, *arguments: object, start: Path | None = None
 ) -> str:
-    """The one line that a wrong command line is answered with."""
+    """Return the error for a wrong command line, which is one line after the usage."""
     with pytest.raises(SystemExit) as stopped:
-        run(*arguments, start=start)
+        run_script(*arguments, start=start)
     assert stopped.value.code == 2
     *_, usage, line = capsys.readouterr().err.splitlines()
     assert usage.startswith("usage:") and len(line) < 500
     return line
 
 
-def read(file: Path) -> np.ndarray:
+def read_pixels(file: Path) -> np.ndarray:
     return np.asarray(Image.open(file)).astype(int)
 
 
-def recipe_of(file: Path) -> Recipe:
+def read_recipe(file: Path) -> Recipe:
     return Recipe.from_json(read_texts(file)[RECIPE], str(file))
 
 
-def with_recipe(file: Path, **changes: object) -> Path:
-    """A picture with the recipe of another, changed."""
+def write_picture_with(file: Path, **changes: object) -> Path:
+    """Write a picture with a recipe that differs in these values from a usual one."""
     recipe = {"schema": 1, "prompt": CIRCLE, "model": "tiny", "n_images": 1, "steps": 2} | changes
     recipe = {name: value for name, value in recipe.items() if value is not None}
     save_image(file, np.zeros((64, 64, 3), np.uint8), {RECIPE: json.dumps(recipe)})
@@ -98,24 +98,24 @@ def test_made_again(folder, tmp_path, monkeypatch, name):
     monkeypatch.chdir(folder)
     output, *options = shlex.split(RECIPES[name])
     start = folder / "start.png" if name.startswith(START) else None
-    assert run(*TINY, CIRCLE, *options, "--output", f"{tmp_path}/{output}", start=start) == 0
+    assert run_script(*TINY, CIRCLE, *options, "--output", f"{tmp_path}/{output}", start=start) == 0
     file = tmp_path / output
     if file.is_dir():
         file = file / "0003.png"
-        assert recipe_of(file).seed == 7
+        assert read_recipe(file).seed == 7
     again = tmp_path / f"again{file.suffix}"
-    assert run("--from-image", file, "--output", again, start=start) == 0
-    assert np.abs(read(file) - read(again)).max() <= 1
+    assert run_script("--from-image", file, "--output", again, start=start) == 0
+    assert np.abs(read_pixels(file) - read_pixels(again)).max() <= 1
     assert read_texts(file) == read_texts(again)
-    assert read(file).std() > 10
+    assert read_pixels(file).std() > 10
 
 
-def test_the_recipes_say_what_was_asked(folder, tmp_path, monkeypatch):
+def test_recipes_have_what_was_asked_for(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     options = ["--lora", "a.safetensors", "--embedding", f"<x>={folder}/word.safetensors"]
     options += ["--clip-skip", "1", "--output", tmp_path / "o.png", "--strength", "0.6"]
-    assert run(*TINY, "\udcff (circle)", *options, start=folder / "start.png") == 0
-    recipe = recipe_of(tmp_path / "o.png")
+    assert run_script(*TINY, "\udcff (circle)", *options, start=folder / "start.png") == 0
+    recipe = read_recipe(tmp_path / "o.png")
     assert recipe.prompt == "\udcff (circle)" and recipe.image == "start.png"
     assert (recipe.model, recipe.revision, recipe.steps, recipe.cfg) == ("tiny", None, 3, 2.0)
     assert (recipe.sampler, recipe.schedule, recipe.strength) == ("euler", "trailing", 0.6)
@@ -128,8 +128,8 @@ def test_the_recipes_say_what_was_asked(folder, tmp_path, monkeypatch):
 
 
 def test_options_override(folder, tmp_path, capsys):
-    """Also those that are off by default, lists, and what goes with an option."""
-    made = with_recipe(
+    """This holds for switches, lists, and options that depend on a given one, too."""
+    made = write_picture_with(
         tmp_path / "made.png",
         **{"sampler": "dpm++2m", "schedule": "karras", "n_images": 2, "n_rows": 2, "cfg": 3.0},
         **{"quantize": True, "prompt_weights": True, "negative_prompt": "a star", "seed": 9},
@@ -140,8 +140,8 @@ def test_options_override(folder, tmp_path, capsys):
     options = ["--no-quantize", "--no-prompt-weights", "--lora", f"{folder}/a.safetensors:0.5"]
     options += ["--sampler", "ddim", "--n_images", "1", "--negative-prompt", "", "--height", "96"]
     again = tmp_path / "again.png"
-    assert run("--from-image", made, "a star", *options, "--output", again) == 0
-    recipe = recipe_of(again)
+    assert run_script("--from-image", made, "a star", *options, "--output", again) == 0
+    recipe = read_recipe(again)
     assert recipe == Recipe(
         **{"prompt": "a star", "negative_prompt": "", "model": "tiny", "seed": 9, "cfg": 3.0},
         **{"steps": 2, "sampler": "ddim", "schedule": "trailing", "width": 96, "height": 96},
@@ -155,17 +155,20 @@ def test_options_override(folder, tmp_path, capsys):
 
 def test_without_metadata(tmp_path, capsys):
     file = tmp_path / "o.png"
-    assert run(*TINY, CIRCLE, "--output", file, "--no-metadata") == 0
+    assert run_script(*TINY, CIRCLE, "--output", file, "--no-metadata") == 0
     assert read_texts(file) == {} and not Image.open(file).info
-    assert f"{file} has no recipe in it" in usage_error(capsys, "--from-image", file)
+    assert f"{file} has no recipe in it" in get_usage_error(capsys, "--from-image", file)
 
 
 def test_a_grid_of_several_recipes_has_none(tmp_path):
     (tmp_path / "prompts.txt").write_text("a red star\na blue star\n")
     options = ["--prompts-file", tmp_path / "prompts.txt", "--output", f"{tmp_path}/o/"]
-    assert run("--model", "tiny", "--steps", "2", *options, "--grid", tmp_path / "grid.png") == 0
+    assert (
+        run_script("--model", "tiny", "--steps", "2", *options, "--grid", tmp_path / "grid.png")
+        == 0
+    )
     assert read_texts(tmp_path / "grid.png") == {}
-    prompts = [recipe_of(file).prompt for file in sorted((tmp_path / "o").glob("*.png"))]
+    prompts = [read_recipe(file).prompt for file in sorted((tmp_path / "o").glob("*.png"))]
     assert prompts == ["a red star", "a blue star"]
 
 
@@ -175,21 +178,21 @@ def test_files_that_have_changed(folder, tmp_path, monkeypatch, capsys):
     start = tmp_path / "start.png"
     Image.open(folder / "start.png").save(start)
     lora = ["--lora", "a.safetensors:0.5"]
-    assert run(*TINY, CIRCLE, *lora, "--output", "made.png", start=start) == 0
+    assert run_script(*TINY, CIRCLE, *lora, "--output", "made.png", start=start) == 0
     capsys.readouterr()
     Image.new("RGB", (80, 112)).save(start)
     tensors = mx.load("a.safetensors")
     mx.save_safetensors("a.safetensors", {key: 2 * value for key, value in tensors.items()})
-    assert run("--from-image", "made.png", start=start) == 0
+    assert run_script("--from-image", "made.png", start=start) == 0
     warned = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert warned == [
         "warning: a.safetensors is not what made.png was made with",
         f"warning: {start} is not what made.png was made with",
     ]
     (tmp_path / "a.safetensors").unlink()
-    line = usage_error(capsys, "--from-image", "made.png", start=start)
+    line = get_usage_error(capsys, "--from-image", "made.png", start=start)
     assert "made.png: the recipe's lora: no such LoRA file: a.safetensors" in line
-    line = usage_error(capsys, "--from-image", "made.png")
+    line = get_usage_error(capsys, "--from-image", "made.png")
     assert line.endswith(
         "made.png was made from a picture, start.png: run image2image.py start.png "
         "--from-image made.png"
@@ -207,11 +210,11 @@ def test_files_that_have_changed(folder, tmp_path, monkeypatch, capsys):
         ("", "PICTURE", ""),
     ],
 )
-def test_a_command_that_may_be_pasted(tmp_path, monkeypatch, capsys, name, picture, says):
-    """Names are the file's, not to be run by a shell, nor taken for options or other names."""
+def test_a_command_that_is_safe_to_paste(tmp_path, monkeypatch, capsys, name, picture, says):
+    """A name in a file cannot run commands, and cannot pose as an option or another name."""
     monkeypatch.chdir(tmp_path)
-    with_recipe(Path("a b.png"), strength=0.5, image=name)
-    assert usage_error(capsys, "--from-image", "a b.png").endswith(
+    write_picture_with(Path("a b.png"), strength=0.5, image=name)
+    assert get_usage_error(capsys, "--from-image", "a b.png").endswith(
         f"a b.png was made from a picture, {says}: run image2image.py {picture} "
         "--from-image 'a b.png'"
     )
@@ -239,11 +242,11 @@ def test_a_command_that_may_be_pasted(tmp_path, monkeypatch, capsys, name, pictu
         ({"output": "/tmp/o.png"}, "the recipe is damaged: it: output = '/tmp/o.png' is not"),
     ],
 )
-def test_recipes_that_cannot_be(tmp_path, capsys, changes, message):
-    """One line, before weights are read."""
-    file = with_recipe(tmp_path / "made.png", **changes)
+def test_wrong_recipes(tmp_path, capsys, changes, message):
+    """The error is one line, and comes before weights are read."""
+    file = write_picture_with(tmp_path / "made.png", **changes)
     try:
-        assert run("--from-image", file, "--output", tmp_path / "o.png") in (1, 2)
+        assert run_script("--from-image", file, "--output", tmp_path / "o.png") in (1, 2)
     except SystemExit as stopped:
         assert stopped.code == 2
     *_, line = capsys.readouterr().err.splitlines()
@@ -251,12 +254,14 @@ def test_recipes_that_cannot_be(tmp_path, capsys, changes, message):
     assert not (tmp_path / "o.png").exists()
 
 
-def test_what_does_not_go_together(tmp_path, capsys):
-    file = with_recipe(tmp_path / "made.png")
-    line = usage_error(capsys, "--from-image", file, "--prompts-file", "x.txt")
+def test_options_that_exclude_each_other(tmp_path, capsys):
+    file = write_picture_with(tmp_path / "made.png")
+    line = get_usage_error(capsys, "--from-image", file, "--prompts-file", "x.txt")
     assert "--from-image and --prompts-file: leave one out" in line
-    assert "No such file" in usage_error(capsys, "--from-image", tmp_path / "nothing.png")
-    assert "--fit needs --width and --height" in usage_error(capsys, "x", "--fit=pad", start=file)
+    assert "No such file" in get_usage_error(capsys, "--from-image", tmp_path / "nothing.png")
+    assert "--fit needs --width and --height" in get_usage_error(
+        capsys, "x", "--fit=pad", start=file
+    )
 
 
 def test_a_picture_of_automatic1111(tmp_path, capsys):
@@ -266,10 +271,10 @@ def test_a_picture_of_automatic1111(tmp_path, capsys):
     )
     file = tmp_path / "made.png"
     save_image(file, np.zeros((64, 64, 3), np.uint8), {PARAMETERS: text})
-    assert "does not say which model made it" in usage_error(capsys, "--from-image", file)
+    assert "does not say which model made it" in get_usage_error(capsys, "--from-image", file)
     output = tmp_path / "o.png"
-    assert run("--from-image", file, "--model=tiny", "--n_images=1", "--output", output) == 0
-    recipe = recipe_of(output)
+    assert run_script("--from-image", file, "--model=tiny", "--n_images=1", "--output", output) == 0
+    recipe = read_recipe(output)
     assert (recipe.prompt, recipe.sampler, recipe.seed) == (CIRCLE, "euler-a", 7)
     assert recipe.prompt_weights and recipe.long_prompt and recipe.cfg == 3.0
     warned = capsys.readouterr().err

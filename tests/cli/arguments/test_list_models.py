@@ -1,4 +1,4 @@
-"""What `--version` and `--list-models` say, without a network and whatever is in the cache."""
+"""`--version` and `--list-models` work without a network, whatever is in the cache."""
 
 import json
 from pathlib import Path
@@ -23,8 +23,8 @@ WEIGHTS = (
 SDXL_TURBO = "stabilityai/sdxl-turbo"
 
 
-def model(pipeline: str = "StableDiffusionPipeline", *without: str) -> Files:
-    """A model of 3 MB, or what an interrupted download left of it."""
+def make_model(pipeline: str = "StableDiffusionPipeline", *without: str) -> Files:
+    """Return the files of a model of 3 MB, without some that were not downloaded."""
     index = {"model_index.json": json.dumps({"_class_name": pipeline}).encode()}
     weights = {path: MEGABYTE for path in WEIGHTS if path not in without}
     return index | dict.fromkeys(CONFIGS, b"{}") | weights
@@ -32,13 +32,13 @@ def model(pipeline: str = "StableDiffusionPipeline", *without: str) -> Files:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The Hub's cache, which is not there."""
+    """Return the folder of the Hub's cache, which does not exist."""
     folder = tmp_path / "cache"
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
     return folder
 
 
-def said(capsys: pytest.CaptureFixture[str], option: str) -> str:
+def get_output(capsys: pytest.CaptureFixture[str], option: str) -> str:
     with pytest.raises(SystemExit) as stopped:
         txt2image.main([option])
     output = capsys.readouterr()
@@ -47,61 +47,61 @@ def said(capsys: pytest.CaptureFixture[str], option: str) -> str:
     return output.out
 
 
-def entry(text: str, title: str) -> str:
-    """The paragraph of a model, in one line."""
+def find_entry(text: str, title: str) -> str:
+    """Return the paragraph about a model, on one line."""
     (found,) = [part for part in text.split("\n\n") if part.split()[0] == title]
     return " ".join(found.split()[1:])
 
 
 def test_version(capsys):
-    line = said(capsys, "--version")
+    line = get_output(capsys, "--version")
     device = mx.default_device().type.name
     assert line == f"Stable Diffusion for MLX {__version__} (MLX {mx.__version__}, {device})\n"
 
 
 def test_without_a_cache(folder, capsys):
-    text = said(capsys, "--list-models")
+    text = get_output(capsys, "--list-models")
     for name, spec in MODELS.items():
-        facts = entry(text, name)
+        facts = find_entry(text, name)
         assert f"{spec.size}x{spec.size} pixels, {spec.steps} steps" in facts
         assert f"licence: {spec.licence}" in facts
         assert (spec.repo is None) or f"{spec.repo}, not in the cache" in facts
-    assert "in this package" in entry(text, "tiny")
+    assert "in this package" in find_entry(text, "tiny")
     assert "Others" not in text
     assert not folder.exists()
 
 
-def test_what_is_cached(folder, capsys):
-    """Known, withdrawn and other models; what are no models is left out."""
-    cache(folder, SDXL_TURBO, model())
+def test_models_in_the_cache(folder, capsys):
+    """The list has known, withdrawn and other models, and nothing that is not a model."""
+    cache(folder, SDXL_TURBO, make_model())
     cache(folder, SDXL_TURBO, {"vae/config.json": MEGABYTE}, commit="d" * 40)  # in the same size
-    cache(folder, *MODELS["sd"].former_repos, model("StableDiffusionPipeline", *WEIGHTS[1:]))
-    cache(folder, "org/fine-tune", model())
-    cache(folder, "org/flux", model("FluxPipeline"))
+    cache(folder, *MODELS["sd"].former_repos, make_model("StableDiffusionPipeline", *WEIGHTS[1:]))
+    cache(folder, "org/fine-tune", make_model())
+    cache(folder, "org/flux", make_model("FluxPipeline"))
     cache(folder, "org/language-model", {"config.json": b"{}", "model.safetensors": MEGABYTE})
-    text = said(capsys, "--list-models")
-    assert f"{SDXL_TURBO}, 4.0 MB in the cache" in entry(text, "sdxl")
+    text = get_output(capsys, "--list-models")
+    assert f"{SDXL_TURBO}, 4.0 MB in the cache" in find_entry(text, "sdxl")
     former = f"{MODELS['sd'].former_repos[0]}, 1.0 MB in the cache"
-    assert f"{former}, without the weights of vae, text_encoder" in entry(text, "sd")
-    assert entry(text, "org/fine-tune") == "3.0 MB in the cache"
-    assert entry(text, "org/flux").startswith("3.0 MB in the cache, but not to be run")
-    assert "this is FLUX" in entry(text, "org/flux")
+    assert f"{former}, without the weights of vae, text_encoder" in find_entry(text, "sd")
+    assert find_entry(text, "org/fine-tune") == "3.0 MB in the cache"
+    assert find_entry(text, "org/flux").startswith("3.0 MB in the cache, but it cannot be run")
+    assert "this is FLUX" in find_entry(text, "org/flux")
     assert "language-model" not in text
     assert str(folder) in text
 
 
 def test_damaged_caches(folder, capsys):
-    """Links that lead nowhere, folders without a commit, files where folders should be."""
-    cache(folder, SDXL_TURBO, model())
+    """The cache has broken links, folders without a commit, and files in place of folders."""
+    cache(folder, SDXL_TURBO, make_model())
     unet = folder / "models--stabilityai--sdxl-turbo/snapshots" / ("c" * 40) / WEIGHTS[0]
     unet.unlink()
     unet.symlink_to(folder / "nowhere")
-    cache(folder, "org/index", model() | {"model_index.json": b"no JSON"})
+    cache(folder, "org/index", make_model() | {"model_index.json": b"no JSON"})
     write(folder, {"models--org--file": b"", "models--org--refs/refs/main": b"c" * 40})
     write(folder, {"models--org--index/refs/main": b"\xff"})
-    text = said(capsys, "--list-models")
-    assert entry(text, "sdxl").count("without the weights of unet") == 1
-    assert "is not a JSON file" in entry(text, "org/index")
+    text = get_output(capsys, "--list-models")
+    assert find_entry(text, "sdxl").count("without the weights of unet") == 1
+    assert "is not a JSON file" in find_entry(text, "org/index")
     assert "org/file" not in text and "org/refs" not in text
 
 
@@ -116,6 +116,6 @@ def test_a_cache_that_cannot_be_read(folder, monkeypatch, capsys):
     assert capsys.readouterr().err == "error: Permission denied: refs/main\n"
 
 
-def test_odd_names(folder, capsys):
-    cache(folder, "org/a\x1b[2Jb\u202ec", model())
-    assert r"org/a\x1b[2Jb\u202ec" in said(capsys, "--list-models")
+def test_unusual_names(folder, capsys):
+    cache(folder, "org/a\x1b[2Jb\u202ec", make_model())
+    assert r"org/a\x1b[2Jb\u202ec" in get_output(capsys, "--list-models")

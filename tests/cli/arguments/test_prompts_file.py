@@ -1,4 +1,4 @@
-"""Prompts files: what counts, what a line may say, and seeds that stay."""
+"""Prompts files: which lines count, what a line may set, and seeds that stay the same."""
 
 import io
 import json
@@ -10,15 +10,15 @@ import pytest
 from stable_diffusion.cli.arguments import parse
 
 
-def read(tmp_path, content: str | bytes, *options: str, script: str = "txt2image"):
-    """The requests of a prompts file; wrong ones end the program as wrong usage does."""
+def read_requests(tmp_path, content: str | bytes, *options: str, script: str = "txt2image"):
+    """Return the requests of a file with this content; a wrong one ends the program."""
     file = tmp_path / "p.txt"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     parser = getattr(parse, f"{script}_parser")()
     return parse.parse(parser, ["--prompts-file", str(file), *options]).requests
 
 
-def prompts(requests) -> list[str]:
+def get_prompts(requests) -> list[str]:
     return [request.prompt for request in requests]
 
 
@@ -26,8 +26,8 @@ def prompts(requests) -> list[str]:
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_a_prompt_a_line(tmp_path, end, mark):
     lines = ["a café", "", "# no", "  a\u2028house \x0c ", "   ", "#", "a # b", '{"no": "JSON"}']
-    requests = read(tmp_path, mark + end.join(lines).encode())
-    assert prompts(requests) == ["a café", "a\u2028house", "a # b", '{"no": "JSON"}']
+    requests = read_requests(tmp_path, mark + end.join(lines).encode())
+    assert get_prompts(requests) == ["a café", "a\u2028house", "a # b", '{"no": "JSON"}']
     assert [request.where.split()[-1] for request in requests] == ["1:", "4:", "7:", "8:"]
     assert {request.n_images for request in requests} == {1}
 
@@ -35,7 +35,7 @@ def test_a_prompt_a_line(tmp_path, end, mark):
 def test_the_standard_input(monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"a\nb")))
     args = parse.parse(parse.txt2image_parser(), ["--prompts-file=-"])
-    assert prompts(args.requests) == ["a", "b"] and args.output == "out/"
+    assert get_prompts(args.requests) == ["a", "b"] and args.output == "out/"
 
 
 def test_lines_override_the_command_line(tmp_path):
@@ -45,14 +45,13 @@ def test_lines_override_the_command_line(tmp_path):
     said |= {"output": "cat.png"}
     lines = [{"prompt": "a"} | said, {"prompt": "b"}]
     options = ["--steps=9", "--long-prompt", "--negative-prompt=y", "--cfg=1.5"]
-    one, other = read(tmp_path, "\n".join(map(json.dumps, lines)), *options)
+    one, other = read_requests(tmp_path, "\n".join(map(json.dumps, lines)), *options)
     assert (
         vars(one).items()
         >= {
             **{name.replace("-", "_"): value for name, value in said.items() if name != "output"},
             "prompt": "a",
             "file": "cat.png",
-            "output": "p/",
         }.items()
     )
     assert (other.steps, other.long_prompt, other.negative_prompt, other.cfg) == (9, True, "y", 1.5)
@@ -61,13 +60,13 @@ def test_lines_override_the_command_line(tmp_path):
 
 def test_seeds_follow_the_one_given(tmp_path):
     content = '{"prompt": "a", "n_images": 3}\n{"prompt": "a", "seed": 50}\n{"prompt": "c"}'
-    assert [request.seed for request in read(tmp_path, content, "--seed=7")] == [7, 50, 11]
+    assert [request.seed for request in read_requests(tmp_path, content, "--seed=7")] == [7, 50, 11]
 
 
-def test_seeds_stay_where_the_file_changes_elsewhere(tmp_path):
-    """They are of the prompt and of how often it came before."""
-    before = read(tmp_path, "a\nb\na\n")
-    after = read(tmp_path, "new\nb\na\n\na\n")
+def test_seeds_stay_if_other_lines_change(tmp_path):
+    """A seed depends on the prompt and on how often it came before."""
+    before = read_requests(tmp_path, "a\nb\na\n")
+    after = read_requests(tmp_path, "new\nb\na\n\na\n")
     assert [r.seed for r in after[1:]] == [before[i].seed for i in (1, 0, 2)]
     assert len({request.seed for request in after}) == 4
     assert before[0].seed == 3480064611  # what a later version must make of it, too
@@ -79,10 +78,12 @@ def test_pictures_have_strength_and_no_size_of_their_own(tmp_path):
     picture = str(tmp_path / "i.png")
     Image.new("RGB", (64, 64)).save(picture)
     content = '{"prompt": "a", "strength": 0.25}\n{"prompt": "b"}'
-    requests = read(tmp_path, content, picture, script="image2image")
+    requests = read_requests(tmp_path, content, picture, script="image2image")
     assert [request.strength for request in requests] == [0.25, 0.9]
     with pytest.raises(SystemExit):
-        read(tmp_path, '{"prompt": "a", "width": 64, "height": 64}', picture, script="image2image")
+        read_requests(
+            tmp_path, '{"prompt": "a", "width": 64, "height": 64}', picture, script="image2image"
+        )
 
 
 @pytest.mark.parametrize(
@@ -137,9 +138,9 @@ def test_pictures_have_strength_and_no_size_of_their_own(tmp_path):
     ],
 )
 def test_wrong_lines(tmp_path, capsys, content, message):
-    """Status 2, with the number of the line, before anything is loaded."""
+    """The status is 2, and the error names the line."""
     with pytest.raises(SystemExit) as stopped:
-        read(tmp_path, content)
+        read_requests(tmp_path, content)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -164,31 +165,33 @@ def test_wrong_lines(tmp_path, capsys, content, message):
         ["-- a cat"],
     ],
 )
-def test_prompts_that_are_no_tables(tmp_path, lines):
-    assert prompts(read(tmp_path, "\n".join(lines))) == lines
+def test_prompts_that_look_like_tables(tmp_path, lines):
+    assert get_prompts(read_requests(tmp_path, "\n".join(lines))) == lines
 
 
 @pytest.mark.parametrize("indent", [None, 0, 4])
 @pytest.mark.parametrize("start", ["", "\ufeff", "# [\n\n", "\n  "])
 def test_an_array(tmp_path, indent, start):
     entries = [{"prompt": "a\nb", "steps": 3}, "c, [d]", {"prompt": "e", "output": "e.png"}]
-    found = read(tmp_path, start + json.dumps(entries, indent=indent), "--steps=9", "--seed=7")
-    assert prompts(found) == ["a\nb", "c, [d]", "e"]
+    found = read_requests(
+        tmp_path, start + json.dumps(entries, indent=indent), "--steps=9", "--seed=7"
+    )
+    assert get_prompts(found) == ["a\nb", "c, [d]", "e"]
     assert [request.steps for request in found] == [3, 9, 9]
     assert [request.seed for request in found] == [7, 8, 9] and found[2].file == "e.png"
     assert found[1].where.endswith("p.txt, entry 2: ")
 
 
 def test_one_object_on_several_lines(tmp_path):
-    (found,) = read(tmp_path, json.dumps({"prompt": "a", "steps": 3}, indent=2))
+    (found,) = read_requests(tmp_path, json.dumps({"prompt": "a", "steps": 3}, indent=2))
     assert (found.prompt, found.steps) == ("a", 3)
 
 
 @pytest.mark.parametrize("nothing", ["null", "NaN"])
 def test_what_tables_write(tmp_path, nothing):
-    """Nothing is left out, and whole numbers are, in a column with gaps."""
+    """In a column with gaps, a gap is null or NaN, and an integer is a float."""
     line = '{"prompt": "a", "steps": 3.0, "cfg": 4.0, "seed": 5.0, "width": %s, "height": %s}'
-    (found,) = read(tmp_path, line % (nothing, nothing))
+    (found,) = read_requests(tmp_path, line % (nothing, nothing))
     assert (found.steps, found.cfg, found.seed) == (3, 4, 5)
     assert type(found.steps) is type(found.seed) is int and type(found.cfg) is float
     assert found.width is found.height is None
@@ -205,7 +208,7 @@ def test_what_tables_write(tmp_path, nothing):
         ("p.json", "[1]", "is no list of prompts in JSON, as its name says"),
     ],
 )
-def test_names_tell_too(tmp_path, capsys, name, content, said):
+def test_the_suffix_tells_the_kind(tmp_path, capsys, name, content, said):
     (tmp_path / name).write_text(content)
     with pytest.raises(SystemExit) as stopped:
         parse.parse(parse.txt2image_parser(), ["--prompts-file", str(tmp_path / name)])
@@ -228,10 +231,10 @@ def test_a_file_that_never_ends(capsys):
     ],
     ids=["lines", "pictures", "both"],
 )
-def test_more_pictures_than_can_be_meant(tmp_path, capsys, content, where):
-    """Refused before there is a list of them all."""
+def test_too_many_pictures(tmp_path, capsys, content, where):
+    """They are refused before a list of all of them is made."""
     with pytest.raises(SystemExit):
-        read(tmp_path, content)
+        read_requests(tmp_path, content)
     assert f"{where}: more than 100000 pictures are asked for" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""`recipe.py`: the JSON is exact, and a bad one is one clear line."""
+"""`recipe.py`: the JSON keeps every value, and a wrong one gives one clear line."""
 
 import json
 from dataclasses import fields
@@ -41,7 +41,8 @@ WHOLE = Recipe(
 )
 
 
-def read(**changes: object) -> Recipe:
+def read_changed(**changes: object) -> Recipe:
+    """Return what is read from JSON with these changes."""
     return Recipe.from_json(json.dumps(json.loads(WHOLE.to_json()) | changes), "a.png")
 
 
@@ -81,9 +82,9 @@ def test_options_are_those_of_the_command_line():
         ({"prompt": "x" * MAX_CHARACTERS}, "characters are too many"),
     ],
 )
-def test_what_is_damaged(changes, message):
+def test_damaged_recipes(changes, message):
     with pytest.raises(ValueError, match="^a.png: the recipe is damaged: ") as raised:
-        read(**changes)
+        read_changed(**changes)
     text = str(raised.value)
     assert message in text or (len(str(changes)) > 10_000 and text.endswith("…"))
     assert len(text) < 300 and "\n" not in text
@@ -93,6 +94,6 @@ def test_what_is_damaged(changes, message):
     "text",
     ["", "{", "[]", "null", "1", '"x"', "[" * 900_000, '{"schema": 1' + "0" * 5000 + "}", "\ud800"],
 )
-def test_what_is_no_json(text):
+def test_text_that_is_not_json(text):
     with pytest.raises(ValueError, match="^a.png: the recipe is damaged: "):
         Recipe.from_json(text, "a.png")

@@ -1,4 +1,4 @@
-"""`record.py`: which model and files a picture says it was made with."""
+"""`record.py`: the model and files that the recipe in a picture names."""
 
 import hashlib
 import os
@@ -14,34 +14,39 @@ import txt2image
 from stable_diffusion.cli.arguments import parse
 from stable_diffusion.cli.job import Job
 from stable_diffusion.cli.recipe.recipe import Recipe
-from stable_diffusion.cli.recipe.record import Asked, Record, Texts
+from stable_diffusion.cli.recipe.record import RecipeComparison, Record, Texts
+from stable_diffusion.cli.settings import Settings
 from stable_diffusion.images.text_chunks import PARAMETERS, RECIPE
 from stable_diffusion.images.writing import save_image
 from stable_diffusion.model_io.hub import Repository
+from stable_diffusion.model_io.model import Model
 from stable_diffusion.model_io.sources import BareVae, Source
 
 COMMIT = "0123456789abcdef"
 JOB = Job("a cat", seed=3, width=64, height=64, steps=2, cfg=2.0, sampler="ddim")
 
 
-def record(source: Source, *options: str) -> Record:
-    args = parse.txt2image_parser().parse_args(["a cat", *options])
-    args.float16 = False
-    return Record(args, source)
+def parse_settings(*options: str) -> Settings:
+    return parse.parse(parse.txt2image_parser(), ["a cat", *options])
 
 
-def read(texts: Texts) -> Recipe:
+def make_record(model: Model, *options: str) -> Record:
+    return Record(parse_settings(*options), model, float16=False)
+
+
+def read_recipe(texts: Texts) -> Recipe:
     return Recipe.from_json(texts[RECIPE], "a.png")
 
 
-def on_the_hub(repo: str) -> Repository:
+def make_repository(repo: str) -> Repository:
     return Repository(repo, f"{repo}@main", Path("snapshots") / COMMIT, None, "")
 
 
 def test_a_model_on_the_hub_is_pinned_to_its_commit():
-    source = on_the_hub("org/model")
-    source.vae = BareVae(on_the_hub("org/vae"))
-    recipe = read(record(source, "--model", "org/model@main", "--vae", "org/vae").of(JOB))
+    model = Model(make_repository("org/model"), BareVae(make_repository("org/vae")))
+    recipe = read_recipe(
+        make_record(model, "--model", "org/model@main", "--vae", "org/vae").describe(JOB)
+    )
     assert (recipe.model, recipe.revision) == ("org/model", COMMIT)
     assert recipe.options["model"] == f"org/model@{COMMIT}"
     assert recipe.vae == f"org/vae@{COMMIT}"
@@ -51,35 +56,37 @@ def test_a_model_on_the_hub_is_pinned_to_its_commit():
     ("given", "written"),
     [("models/mine", "models/mine"), ("/disk/mine", "/disk/mine"), ("/home/me/mine", "~/mine")],
 )
-def test_paths_are_as_they_were_given_but_for_the_users_own_folder(monkeypatch, given, written):
+def test_paths_are_as_given_except_the_home_folder(monkeypatch, given, written):
     monkeypatch.setenv("HOME", "/home/me")
-    texts = record(Source(given, Path(given)), "--model", given, "--vae", given).of(JOB)
-    recipe = read(texts)
+    texts = make_record(
+        Model(Source(given, Path(given))), "--model", given, "--vae", given
+    ).describe(JOB)
+    recipe = read_recipe(texts)
     assert (recipe.model, recipe.vae, recipe.revision) == (written, written, None)
     assert "Model: mine, VAE: mine" in texts[PARAMETERS] and "/" not in texts[PARAMETERS]
 
 
-def test_a_user_without_a_folder(monkeypatch):
-    """As in containers: no `HOME`, and an account that the system does not know."""
+def test_a_user_without_a_home_folder(monkeypatch):
+    """In containers there may be no `HOME`, and an account that the system does not know."""
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does then
-    texts = record(Source("tiny", Path("tiny")), "--model", "/disk/mine").of(JOB)
-    assert read(texts).model == "/disk/mine"
+    texts = make_record(Model(Source("tiny", Path("tiny"))), "--model", "/disk/mine").describe(JOB)
+    assert read_recipe(texts).model == "/disk/mine"
 
 
 def test_grids():
-    """Of one recipe, or of several."""
+    """A grid has a recipe only if one recipe makes all its pictures."""
     jobs = [replace(JOB, seed=3 + i, index=1 + i) for i in range(4)]
-    source = Source("tiny", Path("tiny"))
-    recipe = read(record(source).of_grid(jobs, 2))
+    model = Model(Source("tiny", Path("tiny")))
+    recipe = read_recipe(make_record(model).describe_grid(jobs, 2))
     assert (recipe.n_images, recipe.n_rows, recipe.seed) == (4, 2, 3)
-    assert record(source).of_grid([*jobs[:3], replace(jobs[3], prompt="a dog")], 2) == {}
-    assert record(source).of_grid([*jobs[:3], replace(jobs[3], seed=9)], 2) == {}
-    assert record(source, "--no-metadata").of_grid(jobs, 2) == {}
+    assert make_record(model).describe_grid([*jobs[:3], replace(jobs[3], prompt="a dog")], 2) == {}
+    assert make_record(model).describe_grid([*jobs[:3], replace(jobs[3], seed=9)], 2) == {}
+    assert make_record(model, "--no-metadata").describe_grid(jobs, 2) == {}
 
 
 @pytest.mark.parametrize(
-    ("options", "is_other"),
+    ("options", "differs"),
     [
         ([], False),
         (["--model=sdxl@main", "--model=sdxl"], False),
@@ -98,28 +105,28 @@ def test_grids():
         (["--prediction-type=epsilon"], True),
     ],
 )
-def test_pictures_that_are_made_otherwise(tmp_path, monkeypatch, options, is_other):
-    """Than is asked for: by the command line, or by the job."""
+def test_pictures_that_differ(tmp_path, monkeypatch, options, differs):
+    """The command line or the job asks for something else than the picture."""
     monkeypatch.chdir(tmp_path)
     Path("a.safetensors").write_bytes(b"a")
-    source = on_the_hub("stabilityai/sdxl-turbo")
-    source.vae = BareVae(on_the_hub("org/vae"))
+    model = Model(make_repository("stabilityai/sdxl-turbo"), BareVae(make_repository("org/vae")))
     usual = ["--model=sdxl", "--vae=org/vae", "--lora=a.safetensors:0.5"]
-    save_image("made.png", np.zeros((64, 64, 3), np.uint8), record(source, *usual).of(JOB))
+    save_image(
+        "made.png", np.zeros((64, 64, 3), np.uint8), make_record(model, *usual).describe(JOB)
+    )
 
-    parser = parse.txt2image_parser()
     if any(option.startswith("--lora") for option in options):
         usual.pop()  # they add up
-    asked = Asked(parser.parse_args(["a cat", *usual, *options]))
-    assert asked.is_other(Path("made.png"), JOB) is is_other
-    if not is_other:
-        assert asked.is_other(Path("made.png"), replace(JOB, prompt="a dog"))
-        assert not asked.is_other(Path("made.png"), replace(JOB, steps=None, sampler=None))
+    comparison = RecipeComparison(parse_settings(*usual, *options))
+    assert comparison.differs(Path("made.png"), JOB) is differs
+    if not differs:
+        assert comparison.differs(Path("made.png"), replace(JOB, prompt="a dog"))
+        assert not comparison.differs(Path("made.png"), replace(JOB, steps=None, sampler=None))
         Path("a.safetensors").write_bytes(b"b")  # trained on, under the same name
-        assert Asked(parser.parse_args(["a cat", *usual, *options])).is_other(Path("made.png"), JOB)
+        assert RecipeComparison(parse_settings(*usual, *options)).differs(Path("made.png"), JOB)
 
 
-def test_files_are_read_once_to_be_known_again(tmp_path, monkeypatch):
+def test_files_are_read_once_for_their_checksum(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("a.safetensors").write_bytes(b"a")
     read: list[str] = []
@@ -131,8 +138,10 @@ def test_files_are_read_once_to_be_known_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(hashlib, "file_digest", counted)
     for _ in range(2):
-        record(Source("tiny", Path("tiny")), "--lora=a.safetensors", "--lora=./a.safetensors:2")
-    Asked(parse.txt2image_parser().parse_args(["a cat", "--lora=a.safetensors"]))
+        make_record(
+            Model(Source("tiny", Path("tiny"))), "--lora=a.safetensors", "--lora=./a.safetensors:2"
+        )
+    RecipeComparison(parse_settings("--lora=a.safetensors"))
     assert len(read) == 1
 
 
@@ -148,7 +157,7 @@ def test_files_are_read_once_to_be_known_again(tmp_path, monkeypatch):
 def test_a_terabyte_is_refused_unread(
     tmp_path, monkeypatch, capsys, main: Callable[[list[str]], int], option: str
 ):
-    """Also where there are pictures made with such a file before, and its content is compared."""
+    """This holds, too, if pictures were made with the file before, and its content is compared."""
     monkeypatch.chdir(tmp_path)
     file = Path("large.safetensors")
     file.write_bytes(b"BM")

@@ -1,4 +1,4 @@
-"""`parameters.py`: the text of AUTOMATIC1111's web UI, written and read."""
+"""`webui_text.py`: the text of AUTOMATIC1111's web UI, written and read."""
 
 import time
 from contextlib import suppress
@@ -108,7 +108,7 @@ def test_what_automatic1111_writes():
     ]
 
 
-def test_newer_names_and_what_is_not_understood():
+def test_newer_names_and_unknown_values():
     recipe, model_name, rest = read_parameters(
         "a cat\nSteps: 25, Sampler: DPM++ SDE, Schedule type: Karras, CFG scale: seven, Seed: 1, "
         "Size: 512, Model: my fine-tune, RNG: NV, Emphasis: No norm, and so on"
@@ -120,7 +120,7 @@ def test_newer_names_and_what_is_not_understood():
 
 
 def test_json_among_the_values_is_read_to_its_end():
-    """As galleries write it: commas, quotes and brackets, and what comes after."""
+    """Galleries write JSON with commas, quotes and brackets, and more pairs after it."""
     resources = (
         '[{"type":"checkpoint","modelName":"My, [best] model","modelVersionId":1},'
         '{"type":"lora","weight":0.8,"modelName":"Fur: \\"soft\\"","modelVersionId":2}]'
@@ -135,14 +135,14 @@ def test_json_among_the_values_is_read_to_its_end():
 
 
 @pytest.mark.parametrize("value", ["[1, 2", "{x}", '{"a": 1} b', "[" * 10_000, "{}}"])
-def test_what_only_begins_as_json_is_text(value):
+def test_text_that_only_starts_like_json(value):
     recipe, _, rest = read_parameters(f"a\nSteps: 2, Seed: 3, Odd: {value}, CFG scale: 5")
     assert (recipe.steps, recipe.seed) == (2, 3)
     assert any(part.startswith("Odd: ") for part in rest)
 
 
 @pytest.mark.parametrize("value", ["[1]", "[{}, 3]", "{}", '"x"', "[]"])
-def test_odd_lists_of_resources(value):
+def test_wrong_lists_of_resources(value):
     recipe, _, rest = read_parameters(
         f"a\nSteps: 2, Seed: 3, Civitai resources: {value}, Size: 8x8"
     )
@@ -150,7 +150,7 @@ def test_odd_lists_of_resources(value):
 
 
 @pytest.mark.parametrize("text", ["", "a cat", "a cat\nSteps: 20, Seed: 1", "\n\n", ":" * 9, ","])
-def test_what_is_no_such_text(text):
+def test_text_of_another_kind(text):
     with pytest.raises(ValueError, match="not in the form"):
         read_parameters(text)
 
@@ -167,7 +167,7 @@ def test_what_is_no_such_text(text):
     ],
     ids=range(11),
 )
-def test_hostile_text_is_read_in_no_time(text):
+def test_hostile_text_is_read_fast(text):
     start = time.perf_counter()
     with suppress(ValueError):
         read_parameters(text)

@@ -1,4 +1,4 @@
-"""Words that cannot be written, and work that goes on."""
+"""Standard streams that cannot be written to do not stop the work."""
 
 import errno
 import io
@@ -10,11 +10,16 @@ import pytest
 from ours import ROOT
 from PIL import Image
 
-from stable_diffusion.cli.terminal.console import MAX_SHOWN, Stream, one_line, with_lasting_streams
+from stable_diffusion.cli.terminal.console import (
+    MAX_SHOWN,
+    SafeStream,
+    one_line,
+    run_with_safe_streams,
+)
 
 
 class Broken(io.StringIO):
-    """A stream that fails."""
+    """A stream that cannot be written to."""
 
     def __init__(self, number: int):
         super().__init__()
@@ -24,7 +29,7 @@ class Broken(io.StringIO):
         raise OSError(self._number, os.strerror(self._number))
 
 
-def stream_of(encoding: str, errors: str = "strict") -> io.TextIOWrapper:
+def make_stream(encoding: str, errors: str = "strict") -> io.TextIOWrapper:
     return io.TextIOWrapper(io.BytesIO(), encoding, errors, write_through=True)
 
 
@@ -39,8 +44,8 @@ def stream_of(encoding: str, errors: str = "strict") -> io.TextIOWrapper:
     ],
 )
 def test_characters_that_an_encoding_lacks(encoding, errors, written):
-    stream = stream_of(encoding, errors)
-    Stream(stream).write("é新\udcff")
+    stream = make_stream(encoding, errors)
+    SafeStream(stream).write("é新\udcff")
     assert stream.buffer.getvalue() == written
 
 
@@ -48,10 +53,10 @@ def test_characters_that_an_encoding_lacks(encoding, errors, written):
     ("number", "status"), [(errno.EPIPE, 0), (errno.ENOSPC, 1), (errno.EIO, 1)]
 )
 def test_the_work_goes_on(monkeypatch, number, status):
-    """A reader who left wanted no more; a disk that is full is told of, in the end."""
-    said, done = io.StringIO(), []
+    """If the reader has left, that is no error; a full disk is reported at the end."""
+    errors, done = io.StringIO(), []
     monkeypatch.setattr(sys, "stdout", Broken(number))
-    monkeypatch.setattr(sys, "stderr", said)
+    monkeypatch.setattr(sys, "stderr", errors)
 
     def work() -> int:
         for i in range(3):
@@ -59,19 +64,19 @@ def test_the_work_goes_on(monkeypatch, number, status):
             done.append(i)
         return 0
 
-    assert with_lasting_streams(work) == status
+    assert run_with_safe_streams(work) == status
     assert done == [0, 1, 2]
     reason = os.strerror(number)
-    assert said.getvalue() == (f"error: standard output: {reason}\n" if status else "")
+    assert errors.getvalue() == (f"error: standard output: {reason}\n" if status else "")
 
 
 def test_the_status_of_the_work_is_kept(monkeypatch):
     monkeypatch.setattr(sys, "stdout", Broken(errno.ENOSPC))
-    assert with_lasting_streams(lambda: print("a") or 2) == 2
+    assert run_with_safe_streams(lambda: print("a") or 2) == 2
     with pytest.raises(SystemExit) as end:
-        with_lasting_streams(lambda: sys.exit(2))
+        run_with_safe_streams(lambda: sys.exit(2))
     assert end.value.code == 2
-    assert with_lasting_streams(lambda: print("usage") or sys.exit(0)) == 1
+    assert run_with_safe_streams(lambda: print("usage") or sys.exit(0)) == 1
 
 
 def test_closed_streams(monkeypatch):
@@ -83,7 +88,7 @@ def test_closed_streams(monkeypatch):
         print("b", file=sys.stderr)
         return len(sys.stdin.read())
 
-    assert with_lasting_streams(work) == 0
+    assert run_with_safe_streams(work) == 0
 
 
 def test_one_line():

@@ -25,7 +25,10 @@ from stable_diffusion.pipeline import StableDiffusion, pipeline_class
 
 
 def prepare(task: Task, folder: Path) -> Callable[[], np.ndarray]:
-    """Load what a task needs, whole; what runs it is returned. Results are channels last."""
+    """Load all that a task needs, and return a function that runs it.
+
+    Its results are channels last.
+    """
     if task.part in ("load", "picture"):
         return _pipeline(task, folder)
     if cpu_kernels.is_used():
@@ -58,7 +61,7 @@ def _unet(task: Task, folder: Path):
     if unet.config.addition_embed_type is not None:
         pooled = mx.array(random_normal(task.batch, pooled_width(unet.config), seed=2))
         text_time = pooled, mx.array([[512.0, 512, 0, 0, 512, 512]] * task.batch)
-    keys_values = unet.project_text(text)  # once a picture, not once a step
+    keys_values = unet.project_text(text)  # once per picture, not once per step
     mx.eval(keys_values)
     return lambda *inputs: unet(*inputs), (x, mx.array(TIMESTEP), keys_values, text_time)
 
@@ -78,7 +81,7 @@ def _pipeline(task: Task, folder: Path) -> Callable[[], np.ndarray]:
 
 
 def _picture(sd: StableDiffusion, task: Task) -> np.ndarray:
-    """As the script does it: each part goes when it has done its work."""
+    """Generate pictures as the script does: each network is freed after its work."""
     latents = sd.generate_latents(PROMPT, task.batch, task.steps, task.guidance, seed=1)
     mx.eval(latents.inputs)
     sd.free_text_encoders()

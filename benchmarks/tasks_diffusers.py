@@ -1,7 +1,7 @@
-"""The benchmark's tasks in diffusers, on torch's CPU backend at its best settings.
+"""The benchmark's tasks in diffusers, on torch's CPU backend with its fastest settings.
 
-Those are channels-last convolutions and the default attention; float32, as torch's half precision
-is slower on most CPUs.
+These are channels-last convolutions, the default attention, and float32, because torch's half
+precision is slower on most CPUs.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,10 @@ logging.disable_progress_bar()
 
 
 def prepare(task: Task, folder: Path) -> Callable[[], np.ndarray]:
-    """Load what a task needs, whole; what runs it is returned. Results are channels last."""
+    """Load all that a task needs, and return a function that runs it.
+
+    Its results are channels last.
+    """
     match task.part:
         case "load":
             _pipeline(folder)
@@ -59,10 +62,10 @@ def prepare(task: Task, folder: Path) -> Callable[[], np.ndarray]:
     return torch.no_grad()(lambda: _channels_last(vae.encode(x).latent_dist.mean * scale))
 
 
-def operations(task: Task, folder: Path) -> int:
-    """Floating-point operations of the products, convolutions and attention of a task.
+def count_operations(task: Task, folder: Path) -> int:
+    """Return the floating-point operations of products, convolutions and attention in a task.
 
-    Counted on torch's meta device, which knows shapes and computes nothing.
+    They are counted on torch's meta device, which knows shapes but computes nothing.
     """
     rows = task.batch * (2 if task.guidance > 1 else 1)
     match task.part:
@@ -79,7 +82,7 @@ def operations(task: Task, folder: Path) -> int:
 
 @torch.no_grad()
 def _count(part: str, batch: int, folder: Path) -> int:
-    """Of a part of a model alone."""
+    """Count the operations of one network; `folder` has its config."""
     height, width, channels = LATENTS
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         match part:
@@ -110,7 +113,7 @@ def _unet(task: Task, folder: Path) -> Callable[[], np.ndarray]:
 
 
 def _added(unet: UNet2DConditionModel, batch: int) -> dict[str, torch.Tensor]:
-    """What SDXL's UNet takes besides."""
+    """Return the further inputs of SDXL's UNet, none for other models."""
     if unet.config.addition_embed_type is None:
         return {}
     pooled = random_normal(batch, pooled_width(unet.config), seed=2)
@@ -132,7 +135,7 @@ def _pipeline(folder: Path) -> DiffusionPipeline:
 
 
 def _picture(pipeline: DiffusionPipeline, task: Task) -> np.ndarray:
-    """With the sampler that this port takes for the model."""
+    """Generate pictures with the sampler that this port uses for the model."""
     if not isinstance(pipeline.scheduler, EulerAncestralDiscreteScheduler):
         pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
     return pipeline(

@@ -1,0 +1,84 @@
+"""`other_names.py`: options of other programs get a hint at ours."""
+
+import pytest
+from command_lines import PARSERS, list_options
+
+from stable_diffusion.cli.arguments.other_names import (
+    ABSENT,
+    ABSENT_BEGINNINGS,
+    CONTROL,
+    EXPLANATIONS,
+    IMAGE,
+    MASKS,
+    SAME,
+    SAME_BEGINNINGS,
+)
+from stable_diffusion.cli.arguments.parse import parse
+
+
+def get_explanation(script: str, words: list[str], capsys) -> str:
+    """Return the part of the error after the option of another program."""
+    with pytest.raises(SystemExit) as stopped:
+        parse(PARSERS[script](), words)
+    assert stopped.value.code == 2
+    _, line = capsys.readouterr().err.splitlines()
+    (word,) = {word.partition("=")[0] for word in words if word.startswith("-")}
+    start, _, said = line.partition(f"unrecognized arguments: {word}")
+    assert start == f"{start.split(': ')[0]}: error: "
+    return said
+
+
+def test_each_option_of_another_program_has_one_meaning():
+    names = [name for theirs in [*SAME.values(), *ABSENT.values()] for name in theirs.split()]
+    assert len(names) == len(set(names)) > 250
+    for start in [*SAME_BEGINNINGS, *ABSENT_BEGINNINGS]:
+        assert not any(name.startswith(start) for name in names if len(name) > 2), start
+    assert EXPLANATIONS.keys() <= set(names)
+
+
+@pytest.mark.parametrize("script", PARSERS)
+def test_what_other_programs_call_the_options(script, capsys):
+    """In every spelling, the error names an option that exists, or says that there is none."""
+    known = {
+        name for _, action in list_options(PARSERS[script]()) for name in action.option_strings
+    }
+    both = PARSERS["image2image.py"]()
+    of_pictures = {name for _, action in list_options(both) for name in action.option_strings}
+    pairs = [(name, ours) for ours, theirs in SAME.items() for name in theirs.split()]
+    pairs += [(f"{start}xyz", ours) for start, ours in SAME_BEGINNINGS.items()]
+    pairs += [(name, None) for theirs in ABSENT.values() for name in theirs.split()]
+    pairs += [(f"{start}xyz", None) for start in ABSENT_BEGINNINGS]
+    for name, ours in pairs:
+        dashes = "-" if len(name) == 1 else "--"
+        spellings = {f"{dashes}{name}", f"{dashes}{name.replace('-', '_')}", f"{dashes}{name}=x"}
+        assert not {word.partition("=")[0] for word in spellings} & known
+        for word in spellings:
+            said = get_explanation(script, ["a photo", word], capsys)
+            if ours is None:
+                assert said.startswith(": there is no such option: "), word
+            else:
+                assert said.split()[-1] == ours in of_pictures, word
+                assert (ours in known) != (": it is for image2image.py, and" in said), word
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--prompt", "a cat"], "there is no such option: write the prompt alone, in quotes"),
+        (["-n", "blurry"], "here it is --negative_prompt"),
+        (["-W512"], "here it is --width"),
+        (["-H", "64"], "here it is --height"),
+        (["-s42"], "here it is --seed"),
+        (["--Num_Inference-Steps=4"], "here it is --steps"),
+        (["--guidance", "3"], "here it is --cfg"),
+        (["--negative", "x"], "here it is --negative_prompt"),
+        (["--no_half"], "here it is --no-float16"),
+        (["--denoise=.5"], "it is for image2image.py, and here it is --strength"),
+        (["--scheduler=x"], f"{EXPLANATIONS['scheduler']} --schedule"),
+        (["--controlnet-strength", "1"], f"there is no such option: {CONTROL}"),
+        (["--mask_image", "1"], f"there is no such option: {MASKS}"),
+        (["--image", "a.png"], f"there is no such option: {IMAGE}"),
+    ],
+)
+def test_explanations(capsys, words, said):
+    assert get_explanation("txt2image.py", words, capsys) == f": {said}"

@@ -1,0 +1,42 @@
+"""Which pictures are made together."""
+
+from dataclasses import replace
+
+from stable_diffusion.cli.job import CompleteJob
+from stable_diffusion.cli.plan import Plan, make_batches
+from stable_diffusion.device import memory
+
+JOB = CompleteJob("a", seed=1, width=64, height=64, steps=4, cfg=7.5, sampler="euler")
+
+
+def batch_seeds(jobs: list[CompleteJob], size: int, n_shares: int = 1) -> list[list[int]]:
+    """Return the seeds of each batch."""
+    batches = make_batches(jobs, lambda _: size, n_shares)
+    return [[job.seed for job in batch.jobs] for batch in batches]
+
+
+def test_batches_are_even_and_share_their_settings():
+    many = [replace(JOB, prompt=str(i), negative_prompt=str(-i), seed=i) for i in range(7)]
+    assert batch_seeds(many, 3) == [[0, 1], [2, 3], [4, 5, 6]]
+    assert batch_seeds(many, 8) == [[*range(7)]]
+    assert batch_seeds(many, 8, n_shares=2) == [[0, 1, 2], [3, 4, 5, 6]]
+    assert batch_seeds(many[:2], 8, n_shares=4) == [[0], [1]]
+    mixed = [replace(job, steps=4 + job.seed % 2) for job in many]
+    assert batch_seeds(mixed, 8) == [[0, 2, 4, 6], [1, 3, 5]]
+
+
+def test_long_prompts_are_alone():
+    """In a batch with a longer one they would get more windows than by themselves."""
+    jobs = [replace(JOB, long_prompt=True, prompt=p, seed=i) for i, p in enumerate("aba")]
+    assert batch_seeds(jobs, 8) == [[0, 2], [1]]
+
+
+def test_memory_decides_how_many_at_once(monkeypatch):
+    plan = Plan([], None, None, batch_size=None, pixels_at_once=3 * 512 * 512)
+    sizes = [64, 512, 768, 1024]
+    assert [plan.count_at_once(replace(JOB, width=n, height=n)) for n in sizes] == [8, 3, 1, 1]
+    assert replace(plan, batch_size=5).count_at_once(JOB) == 5
+    monkeypatch.setattr(memory, "read_total_memory", lambda: 16e9)
+    assert memory.choose_batch_pixels() == 512 * 512  # on a CPU it does not depend on the memory
+    monkeypatch.setattr(memory.mx, "default_device", lambda: memory.mx.Device(memory.mx.gpu))
+    assert memory.choose_batch_pixels() // 512**2 == 2

@@ -1,0 +1,213 @@
+"""The pages are right: links lead somewhere, commands parse, code runs, quotes are our messages."""
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ours import ROOT
+from pages import (
+    PAGES,
+    find_anchors,
+    find_commands,
+    find_definitions,
+    find_links,
+    find_quotes,
+    name_page,
+    read_blocks,
+    read_messages,
+    read_prose,
+)
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from stable_diffusion.cli.arguments.parse import image2image_parser, parse, txt2image_parser
+from stable_diffusion.cli.convert import _parser as convert_parser
+from stable_diffusion.config.known_models import MODELS
+
+PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
+    "txt2image": txt2image_parser,
+    "image2image": image2image_parser,
+    "convert": convert_parser,
+}
+ENDING = {"--list-models", "--version", "--help"}  # options that end the program
+FILE = re.compile(r"[\w./-]+\.(?:png|jpg|webp|safetensors|txt|jsonl)\b")
+A_RECIPE = '{"schema": 1, "prompt": "a photo", "model": "tiny"}'
+OUTPUTS = ("--output", "--grid", "--out", "--work")
+TROUBLESHOOTING = ROOT / "docs/troubleshooting.md"
+# The pages that name no options of many other programs.
+OWN_OPTIONS = [page for page in PAGES if page.name != "compared.md"]
+OTHER_OPTIONS = {  # options of other programs that these pages name
+    *("--hosts", "--python", "--over", "--output-hostfile", "--hostfile"),  # mlx.launch
+    *("--quick", "--only", "--rounds", "--out", "--work"),  # benchmarks and tools
+    *("--sanitizer",),  # tests
+}
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=name_page)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make an empty folder the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_there_are_pages():
+    assert len(PAGES) >= 18
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 220
+
+
+@every_page
+def test_links_lead_somewhere(page):
+    broken = []
+    for _, link in find_links(page):
+        if link.startswith(("https://", "http://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or not target.is_relative_to(ROOT):
+            broken.append(f"{link}: there is no such file")
+        elif anchor and anchor not in find_anchors(target):
+            broken.append(f"{link}: {name_page(target)} has no such heading")
+    assert not broken, "\n".join(broken)
+
+
+def test_every_page_is_linked_from_the_readme():
+    links = {link.partition("#")[0] for _, link in find_links(ROOT / "README.md")}
+    assert {name_page(page) for page in PAGES} - {"README.md"} <= links
+
+
+@every_page
+def test_functions_that_links_name_exist(page):
+    """A link like [`name`](file.py) names something that the file defines."""
+    missing = []
+    for text, link in find_links(page):
+        if link.endswith(".py") and (named := re.fullmatch(r"`([\w.]+)`", text)):
+            name = named[1]
+            file = page.parent / link
+            if not name.endswith(".py") and name not in find_definitions(file):
+                missing.append(f"{link} does not define {name}")
+    assert not missing, "\n".join(missing)
+
+
+@every_page
+def test_commands_parse(page, folder):
+    """Every command is right, if the files that it names exist; nothing is run."""
+    wrong = []
+    for program, arguments in find_commands(page):
+        make_files(arguments, folder)
+        try:
+            if program == "convert":
+                convert_parser().parse_args(arguments)
+            else:
+                parse(PARSERS[program](), arguments)
+        except SystemExit as end:
+            if end.code != 0 or not ENDING & {*arguments}:
+                wrong.append(f"{program} {' '.join(arguments)}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_there_are_commands_on_the_pages():
+    n_commands = {name_page(page): len([*find_commands(page)]) for page in PAGES}
+    assert n_commands["README.md"] >= 3
+    assert sum(n_commands.values()) >= 40
+
+
+def make_files(arguments: list[str], folder: Path) -> None:
+    """Write the files that a command names: prompts, or pictures with a recipe in them."""
+    note = PngInfo()
+    note.add_text("stable-diffusion-mlx", A_RECIPE)
+    for name in FILE.findall(" ".join(arguments)):
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("txt"):
+            file.write_text("a photo\n")
+        elif name.endswith("jsonl"):
+            file.write_text('{"prompt": "a photo"}\n')
+        else:
+            Image.new("RGB", (64, 64)).save(file, "PNG", pnginfo=note)
+
+
+@every_page
+def test_nothing_writes_over_files_of_the_repository(page):
+    """No command and no code on a page has an output with the name of a file or folder of ours."""
+    outputs = [word for block in read_blocks(page, "shell") for word in find_outputs(block)]
+    for block in read_blocks(page, "python"):
+        outputs += re.findall(r"save\w*\(\s*\"([^\"]+)\"", block)
+    own = {path.name for path in ROOT.iterdir() if path.suffix in (".py", ".md", ".toml", ".in")}
+    own |= {"LICENSE", "requirements.txt", ".ci", "benchmarks", "docs", "images"}
+    own |= {"stable_diffusion", "tests", "tools"}
+    assert not [output for output in outputs if Path(output).parts[0] in own]
+
+
+def find_outputs(block: str) -> list[str]:
+    """Return the files and folders that the commands of a shell block write."""
+    outputs = []
+    for option in OUTPUTS:
+        outputs += re.findall(rf"{option}[ =]\"?([^\s\"]+)", block)
+    outputs += re.findall(r">\s*([\w./-]+)", block)
+    outputs += re.findall(r"stable_diffusion\.convert \S+ (\S+)", block)
+    return outputs
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if read_blocks(page, "python")], ids=name_page
+)
+def test_code_runs(page, folder):
+    """Code that needs no download runs as it stands; other code at least compiles."""
+    if page.name == "library.md":
+        pytest.skip("it has a test of its own")
+    for code in read_blocks(page, "python"):
+        program = compile(code, name_page(page), "exec")
+        if 'StableDiffusion("tiny")' in code:
+            exec(program, {})
+            assert [*folder.glob("*.png")]
+
+
+@pytest.mark.parametrize("quote", find_quotes(TROUBLESHOOTING))
+def test_quotes_are_our_messages(quote):
+    """Each message that the page on trouble quotes is in the source, apart from its dots."""
+    known = read_messages(ROOT / "stable_diffusion")
+    parts = [part.strip() for part in quote.split("…")]
+    assert max(map(len, parts)) >= 15, "hardly anything of this quote is fixed"
+    missing = [part for part in parts if part not in known]
+    assert not missing, f"not in the source: {missing}, from the quote: {quote}"
+
+
+def test_there_are_quotes():
+    assert len(find_quotes(TROUBLESHOOTING)) >= 30
+
+
+@pytest.mark.parametrize("page", OWN_OPTIONS, ids=name_page)
+def test_options_that_pages_name_exist(page):
+    known = {name for make in PARSERS.values() for name in make()._option_string_actions}
+    spans = re.findall(r"`([^`]+)`", read_prose(page))
+    named = {word for span in spans for word in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)}
+    assert named <= known | OTHER_OPTIONS, named - known - OTHER_OPTIONS
+
+
+def test_the_readme_lists_the_models():
+    text = (ROOT / "README.md").read_text()
+    for name, spec in MODELS.items():
+        (row,) = re.findall(rf"^\| `{name}`.*$", text, re.MULTILINE)
+        guidance = "none" if spec.guidance <= 1 else str(spec.guidance)
+        cells = [str(spec.size), str(spec.steps), guidance]
+        assert [cell.strip() for cell in row.split("|")][3:6] == cells
+        assert spec.licence in row and (spec.repo or "none") in row
+
+
+def test_the_tree_on_the_page_is_the_tree():
+    """The page on the architecture lists every file and folder at the top of the package."""
+    page, package = ROOT / "docs/architecture.md", ROOT / "stable_diffusion"
+    block = next(block for block in read_blocks(page, "") if "\nstable_diffusion/\n" in block)
+    start = block.index("stable_diffusion/\n")
+    names: set[str] = set()
+    for line in block[start:].splitlines()[1:]:
+        if line.startswith(" "):
+            names.update(re.findall(r"\w+(?:\.py|/)", re.split(r" {3,}", line.strip())[0]))
+    folders = [path for path in (*package.iterdir(), *(package / "cli").iterdir()) if path.is_dir()]
+    found = {f"{path.name}/" for path in folders if path.name != "__pycache__"}
+    found |= {path.name for path in package.glob("*.py") if not path.name.startswith("__")}
+    assert names == found
