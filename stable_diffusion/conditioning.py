@@ -107,7 +107,7 @@ def split_into_windows(text: str, tokenizer: Tokenizer, options: TextOptions) ->
     """
     windows, dropped = _split(text, tokenizer, options)
     if dropped:
-        warnings.warn(tokenizer.tell_dropped(dropped), stacklevel=2)
+        warnings.warn(tokenizer.make_dropped_warning(dropped), stacklevel=2)
     return windows
 
 
@@ -197,7 +197,7 @@ def embed(
             windows[-1].append(found)
             if dropped and text not in warned:
                 warned.add(text)
-                warnings.warn(tokenizer.tell_dropped(dropped, name), stacklevel=2)
+                warnings.warn(tokenizer.make_dropped_warning(dropped, name), stacklevel=2)
     n = max(len(found) for of_reader in windows for found in of_reader)
     embeddings = []
     for (tokenizer, text_encoder), of_reader in zip(readers, windows, strict=True):

@@ -19,8 +19,8 @@ import mlx.core as mx
 import numpy as np
 
 from .denoising import Denoising
-from .model_io.loaders import damaged_weights
-from .model_io.safetensors_file import not_finite
+from .model_io.loaders import find_damaged_weights
+from .model_io.safetensors_file import find_not_finite
 from .pipeline import StableDiffusion
 from .utils.wording import join_names
 
@@ -300,8 +300,10 @@ def _require_finite(
     """
     if is_finite(*results):
         return
-    damaged = damaged_weights(sd.model, components, sd.float16)
-    damaged += [f"{file}: {key}" for file in adapter_files for key in not_finite(file, mx.float32)]
+    damaged = find_damaged_weights(sd.model, components, sd.float16)
+    damaged += [
+        f"{file}: {key}" for file in adapter_files for key in find_not_finite(file, mx.float32)
+    ]
     raise FaultyResultError(what, Fault.NOT_FINITE, damaged)
 
 

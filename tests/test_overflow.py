@@ -181,17 +181,17 @@ def test_weights_that_half_precision_cannot_hold(copy, capsys, tmp_path):
         tensors["conv_out.weight"] /= TOO_LARGE
 
     edit(folder / UNET_FILE, enlarge)
-    source = loaders.open_model(folder)
-    assert loaders.damaged_weights(source, ["unet", "text_encoder", "vae"], float16=False) == []
-    (found,) = loaders.damaged_weights(source, ["unet"], float16=True)
+    model, components = loaders.open_model(folder), ["unet", "text_encoder", "vae"]
+    assert loaders.find_damaged_weights(model, components, float16=False) == []
+    (found,) = loaders.find_damaged_weights(model, ["unet"], float16=True)
     assert found.endswith(f"{UNET_FILE}: conv_norm_out.weight")
     assert run(folder, "--float16", "--output", tmp_path / "o.png") == 0
     assert "again in float32 (--no-float16 avoids this)" in capsys.readouterr().err
 
 
 def test_nothing_is_searched_on_the_good_path(checkpoint, monkeypatch, tmp_path):
-    monkeypatch.setattr(overflow, "damaged_weights", None)
-    monkeypatch.setattr(overflow, "not_finite", None)
+    monkeypatch.setattr(overflow, "find_damaged_weights", None)
+    monkeypatch.setattr(overflow, "find_not_finite", None)
     assert run(checkpoint("sd-1"), "--output", tmp_path / "o.png") == 0
 
 

@@ -22,7 +22,7 @@ from ..device import cpu_kernels, memory
 from ..images.arrays import to_uint8
 from ..latent_preview import LinearDecoder
 from ..model_io.loaders import open_model
-from ..model_io.model import Model, announcements
+from ..model_io.model import Model, describe_downloads
 from ..model_io.weight_files import STEMS
 from ..pipeline import StableDiffusion, pipeline_class
 from ..utils.atomic_files import remove_abandoned
@@ -173,7 +173,7 @@ def _prepare_run(settings: Settings, plan: Plan, progress: Progress) -> Run:
     """Open the model, check that everything suits it, and load it; weights are read later."""
     model = open_model(settings.model, vae=settings.vae, prediction_type=settings.prediction_type)
     float16 = _choose_precision(settings)
-    for line in announcements(model, STEMS, float16):
+    for line in describe_downloads(model, STEMS, float16):
         say(line)
     jobs = _complete_jobs(settings, plan, model.config)
     memory.limit_cache()

@@ -32,7 +32,7 @@ from .loaders import (
     load_unet,
     open_model,
 )
-from .model import Model, announcements
+from .model import Model, describe_downloads
 from .safetensors_file import save_native
 from .weight_files import NATIVE, STEMS
 
@@ -88,7 +88,7 @@ def convert_model(
     config = opened.config
     _check_not_quantized(config, text_encoder_bits, unet_bits)
     networks = _list_networks(config, text_encoder_bits, unet_bits, group_size)
-    for line in announcements(opened, STEMS, float16):
+    for line in describe_downloads(opened, STEMS, float16):
         on_message(line)
 
     remove_abandoned([folder])

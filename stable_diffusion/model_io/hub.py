@@ -92,7 +92,7 @@ class Repository(Source):
                     each.unlink(missing_ok=True)
             raise OSError(f"{size} bytes came in place of {wanted}: try again")
 
-    def announcement(self, choices: Iterable[Sequence[str]]) -> str | None:
+    def describe_download(self, choices: Iterable[Sequence[str]]) -> str | None:
         missing: set[str] = set()
         for paths in choices:
             local = [path for path in paths if super(Repository, self).find(path)]

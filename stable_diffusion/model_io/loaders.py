@@ -27,7 +27,7 @@ from ..unet import UNetModel
 from ..vae import Autoencoder
 from . import hub
 from .model import Model
-from .safetensors_file import not_finite
+from .safetensors_file import find_not_finite
 from .single_file import SUFFIXES, open_single_file, open_vae_file
 from .sources import BareVae, Source
 from .weight_files import NATIVE
@@ -189,7 +189,7 @@ def load_model_config(key: Key = DEFAULT_MODEL) -> ModelConfig:
     return open_model(key).config
 
 
-def damaged_weights(key: Key, components: Iterable[str], float16: bool) -> list[str]:
+def find_damaged_weights(key: Key, components: Iterable[str], float16: bool) -> list[str]:
     """Return the tensors of a model that have a number that is not finite, as "FILE: KEY".
 
     All files of the components are read. With `float16` numbers that half precision cannot hold
@@ -204,7 +204,7 @@ def damaged_weights(key: Key, components: Iterable[str], float16: bool) -> list[
         source = model.source_of(component)
         dtype = _dtype(float16 and component != "vae")
         for file in source.weights(component, float16):
-            keys = not_finite(file, dtype, source.layout(component))
+            keys = find_not_finite(file, dtype, source.layout(component))
             found += [f"{file}: {key}" for key in keys]
     return found
 

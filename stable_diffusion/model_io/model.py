@@ -112,7 +112,7 @@ class Model:
         )
 
 
-def announcements(model: Model, components: Iterable[str], float16: bool) -> list[str]:
+def describe_downloads(model: Model, components: Iterable[str], float16: bool) -> list[str]:
     """Return what to say before the weights of some components are downloaded, if any are.
 
     There is a line for each repository: its name, how much is downloaded, under which licence.
@@ -121,5 +121,5 @@ def announcements(model: Model, components: Iterable[str], float16: bool) -> lis
     for component in components:
         source = model.source_of(component)
         choices.setdefault(source, []).append(weight_files(component, float16))
-    lines = (source.announcement(paths) for source, paths in choices.items())
+    lines = (source.describe_download(paths) for source, paths in choices.items())
     return [line for line in lines if line is not None]

@@ -257,7 +257,7 @@ def save_native(
             del value
 
 
-def not_finite(file: Path, dtype: mx.Dtype, layout: Layout | None = None) -> list[str]:
+def find_not_finite(file: Path, dtype: mx.Dtype, layout: Layout | None = None) -> list[str]:
     """Return the keys of tensors with a number that is not finite as `dtype`.
 
     Args:

@@ -135,7 +135,7 @@ class Source:
             return None
         return AutoencoderConfig.from_dict(*self.config(VAE_CONFIG)).scaling_factor
 
-    def announcement(self, choices: Iterable[Sequence[str]]) -> str | None:
+    def describe_download(self, choices: Iterable[Sequence[str]]) -> str | None:
         """Return a line about the download that is needed, or None if none is.
 
         Args:
@@ -195,9 +195,9 @@ class BareVae(Source):
     def find(self, path: str) -> Path | None:
         return self.source.find(path.removeprefix("vae/"))
 
-    def announcement(self, choices: Iterable[Sequence[str]]) -> str | None:
+    def describe_download(self, choices: Iterable[Sequence[str]]) -> str | None:
         plain = ([path.removeprefix("vae/") for path in paths] for paths in choices)
-        return self.source.announcement(plain)
+        return self.source.describe_download(plain)
 
     def files(self) -> Collection[str]:
         return [f"vae/{file}" for file in self.source.files()]

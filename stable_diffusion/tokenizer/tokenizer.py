@@ -141,7 +141,7 @@ class Tokenizer:
         """
         kept, dropped = self.cut(words)
         if dropped:
-            warnings.warn(self.tell_dropped(dropped), stacklevel=stacklevel)
+            warnings.warn(self.make_dropped_warning(dropped), stacklevel=stacklevel)
         return kept
 
     def cut(self, words: Iterable[tuple[str, Sequence[_T]]]) -> tuple[list[_T], str]:
@@ -157,7 +157,7 @@ class Tokenizer:
                 break
         return kept[: self.room], dropped[1:]
 
-    def tell_dropped(self, dropped: str, what: str = "prompt") -> PromptWarning:
+    def make_dropped_warning(self, dropped: str, what: str = "prompt") -> PromptWarning:
         """Return the warning that the last words of a prompt are dropped."""
         return PromptWarning(
             f"the {what} has more than {self.max_length} tokens; dropped: {dropped!r}"

@@ -226,11 +226,11 @@ def test_converting_again(converted, tmp_path, capsys):
 def test_a_download_is_announced(monkeypatch, capsys, tmp_path):
     """The announcement comes before the download, as in the scripts."""
 
-    def announcements(source, components, float16):
+    def describe_downloads(source, components, float16):
         assert set(components) >= {"unet", "vae", "text_encoder"} and not any(tmp_path.iterdir())
         return [f"Downloading {source.name}, {'half' if float16 else 'whole'}"]
 
-    monkeypatch.setattr(convert, "announcements", announcements)
+    monkeypatch.setattr(convert, "describe_downloads", describe_downloads)
     assert convert_main(["tiny", str(tmp_path / "half"), "--fp16"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "Downloading tiny, half"
 

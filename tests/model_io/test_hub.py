@@ -24,7 +24,7 @@ from hub_server import Files, HubServer, write
 
 from stable_diffusion.config.known_models import MODELS
 from stable_diffusion.model_io.hub import open_source
-from stable_diffusion.model_io.model import Model, announcements
+from stable_diffusion.model_io.model import Model, describe_downloads
 from stable_diffusion.model_io.sources import BareVae
 from stable_diffusion.model_io.weight_files import STEMS
 
@@ -185,13 +185,13 @@ def test_announcement(hub: HubServer, float16: bool) -> None:
     model = Model(open_source(REPO))
     size = "1.5" if float16 else "2.5"
     line = f"Downloading {REPO}, {size} MB, licence: openrail++"
-    assert announcements(model, STEMS, float16) == [line]
+    assert describe_downloads(model, STEMS, float16) == [line]
     assert hub.fetched() == []
     model.source.weights("unet", float16)
     line = f"Downloading {REPO}, 0.5 MB, licence: openrail++"
-    assert announcements(model, STEMS, float16) == [line]
+    assert describe_downloads(model, STEMS, float16) == [line]
     model.source.weights("text_encoder", float16)
-    assert announcements(model, STEMS, float16) == []
+    assert describe_downloads(model, STEMS, float16) == []
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_announcement_of_shards(hub: HubServer, index: str, shards: list[str]) -
     contents = make_shards(index, shards)
     contents |= {f"unet/{name}": b"x" * 1_000_000 for name in (*SHARDS, *SHARDS16)}
     hub.add(REPO, contents)
-    (line,) = announcements(Model(open_source(REPO)), ["unet"], float16="fp16" in index)
+    (line,) = describe_downloads(Model(open_source(REPO)), ["unet"], float16="fp16" in index)
     assert ", 2.0 MB, " in line
 
 
@@ -209,15 +209,15 @@ def test_announcement_of_known_models_and_other_vaes(hub: HubServer, tmp_path: P
     for spec in MODELS.values():
         if spec.repo is not None:
             hub.add(spec.repo, make_files(UNET, "vae/diffusion_pytorch_model.safetensors"))
-            (line,) = announcements(Model(open_source(spec.repo)), STEMS, float16=True)
+            (line,) = describe_downloads(Model(open_source(spec.repo)), STEMS, float16=True)
             assert line == f"Downloading {spec.repo}, 0.0 MB, licence: {spec.licence}"
     hub.add(REPO, {"config.json": b"{}", "diffusion_pytorch_model.safetensors": b"x" * 3_000_000})
     model = Model(open_source(MODELS["sd"].repo), BareVae(open_source(REPO)))
-    lines = announcements(model, STEMS, float16=False)
+    lines = describe_downloads(model, STEMS, float16=False)
     assert len(lines) == 2 and f"Downloading {REPO}, 3.0 MB, licence: openrail++" in lines
     in_folder = Model(open_source(write(tmp_path, make_files(UNET))))
-    assert announcements(in_folder, STEMS, float16=True) == []
-    assert announcements(Model(open_source("tiny")), STEMS, float16=True) == []
+    assert describe_downloads(in_folder, STEMS, float16=True) == []
+    assert describe_downloads(Model(open_source("tiny")), STEMS, float16=True) == []
 
 
 # --- the real environment ------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from stable_diffusion.model_io.safetensors_file import (
     MAX_COUNTED,
     MAX_HEADER,
     Header,
-    not_finite,
+    find_not_finite,
     read_safetensors,
 )
 
@@ -144,8 +144,8 @@ def test_tensors_that_are_not_finite(tmp_path):
     file = tmp_path / "a.safetensors"
     numbers = {"fine": 1.0, "large": 1e5, "nan": np.nan, "inf": -np.inf}
     file.write_bytes(save({key: np.full(3, x, np.float32) for key, x in numbers.items()}))
-    assert not_finite(file, mx.float32) == ["inf", "nan"]
-    assert not_finite(file, mx.float16) == ["inf", "large", "nan"]
+    assert find_not_finite(file, mx.float32) == ["inf", "nan"]
+    assert find_not_finite(file, mx.float16) == ["inf", "large", "nan"]
 
 
 def test_very_many_tensors(tmp_path):
