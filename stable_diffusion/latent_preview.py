@@ -1,9 +1,9 @@
-"""A look at pictures in the making: latents → RGB by a cheap linear map.
+"""Previews of unfinished pictures: latents → RGB by a cheap linear map.
 
-What a latent's patch of pixels looks like is, to a first approximation, a linear function of that
-latent and its eight neighbours. The function is fitted to the model's own decoder by least squares,
-so that there are no numbers to ship and any VAE will do. That costs the decoding of some small
-pictures, once; a preview then costs one product of matrices.
+The pixels of a latent are, to a first approximation, a linear function of that latent and its eight
+neighbours. The function is fitted to the model's own decoder by least squares, so that it suits any
+VAE and needs no numbers in this file. To fit it some small pictures are decoded, once; a preview
+then takes one matrix product.
 """
 
 from collections.abc import Callable
@@ -15,58 +15,58 @@ from numpy.random import default_rng
 
 from .images.arrays import to_uint8
 
-SIDE = 16  # of the square of latents that is decoded for every two channels to fit the function to
-RIDGE = 1e-3  # of the variance of a latent, which is 1
+SIDE = 16  # of the squares of latents that are decoded for the fit, one for every two channels
+RIDGE = 1e-3  # penalty of the fit, relative to the variance of a latent, which is 1
 
 Decode = Callable[[mx.array], mx.array]  # [B, h, w, C] → [B, f·h, f·w, 3] in [0, 1]
 
 
 class LinearDecoder:
-    """Pictures of latents as a linear function makes them.
+    """A linear function from latents to pictures, fitted to a decoder.
 
     Args:
-        decode: what it is fitted to, `StableDiffusion.decode`.
+        decode: the decoder, `StableDiffusion.decode`.
         channels: of the latents, C.
-        factor: pixels that a latent stands for a side, f.
+        factor: how many pixels wide and high the patch of a latent is, f.
     """
 
     def __init__(self, decode: Decode, channels: int, factor: int):
         self._factor = factor
         inputs, targets = [], []
         n_fields = max(1, channels // 2)
-        for field in np.split(pink_noise((n_fields, SIDE, SIDE, channels)), n_fields):
-            inputs.append(_neighbours(field))
-            targets.append(_patches(np.array(decode(mx.array(field))), factor))
+        for field in np.split(make_pink_noise((n_fields, SIDE, SIDE, channels)), n_fields):
+            inputs.append(_stack_neighbours(field))
+            targets.append(_split_into_patches(np.array(decode(mx.array(field))), factor))
         a, b = (np.concatenate(rows).astype(np.float64) for rows in (inputs, targets))
         penalty = RIDGE * len(a) * np.eye(a.shape[1])
         penalty[-1, -1] = 0  # the mean colour is free
         self._weights = np.linalg.solve(a.T @ a + penalty, a.T @ b).astype(np.float32)
 
     def __call__(self, latents: mx.array) -> np.ndarray:
-        """Pictures, uint8 [B, f·h, f·w, 3], of latents [B, h, w, C]."""
+        """Return pictures, uint8 [B, f·h, f·w, 3], of latents [B, h, w, C]."""
         b, h, w, _ = latents.shape
         f = self._factor
-        patches = _neighbours(np.array(latents)) @ self._weights  # [B·h·w, f·f·3]
+        patches = _stack_neighbours(np.array(latents)) @ self._weights  # [B·h·w, f·f·3]
         patches = patches.reshape(b, h, w, f, f, 3).swapaxes(2, 3)
         return to_uint8(np.nan_to_num(patches.reshape(b, h * f, w * f, 3)))
 
 
-def pink_noise(shape: tuple[int, int, int, int]) -> np.ndarray:
-    """Noise [B, h, w, C] of unit variance, always the same.
+def make_pink_noise(shape: tuple[int, int, int, int]) -> np.ndarray:
+    """Return noise [B, h, w, C] of unit variance, the same in every call.
 
     Its amplitude falls with the frequency, as it does in pictures (Field 1987,
-    doi:10.1364/JOSAA.4.002379), so that there is as much of the large in it as of the small.
+    doi:10.1364/JOSAA.4.002379), so that large shapes count as much as small ones.
     """
     b, h, w, c = shape
     frequency = np.hypot(fft.fftfreq(h)[:, None], fft.fftfreq(w)[None])
-    frequency[0, 0] = 1 / max(h, w)  # as much of the constant as of the slowest wave
+    frequency[0, 0] = 1 / max(h, w)  # the constant counts as much as the slowest wave
     white = default_rng(0).standard_normal((b, c, h, w))
     pink = fft.ifft2(fft.fft2(white) / frequency).real.transpose(0, 2, 3, 1)
     return (pink / pink.std()).astype(np.float32)
 
 
-def _neighbours(latents: np.ndarray) -> np.ndarray:
-    """Each latent of [B, h, w, C] with its eight neighbours and a 1: [B·h·w, 9·C + 1]."""
+def _stack_neighbours(latents: np.ndarray) -> np.ndarray:
+    """Return each latent of [B, h, w, C] with its eight neighbours and a 1: [B·h·w, 9·C + 1]."""
     b, h, w, c = latents.shape
     padded = np.pad(latents, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     shifted = [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
@@ -74,8 +74,8 @@ def _neighbours(latents: np.ndarray) -> np.ndarray:
     return rows.reshape(-1, 9 * c + 1)
 
 
-def _patches(pictures: np.ndarray, factor: int) -> np.ndarray:
-    """Pictures [B, f·h, f·w, 3] in patches of f×f pixels: [B·h·w, f·f·3]."""
+def _split_into_patches(pictures: np.ndarray, factor: int) -> np.ndarray:
+    """Split pictures [B, f·h, f·w, 3] into patches of f×f pixels: [B·h·w, f·f·3]."""
     b, height, width, _ = pictures.shape
     shape = (b, height // factor, factor, width // factor, factor, 3)
     return pictures.reshape(shape).swapaxes(2, 3).reshape(-1, factor * factor * 3)

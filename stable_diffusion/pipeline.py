@@ -221,7 +221,6 @@ class StableDiffusion:
         given = Arguments(text, n_images, num_steps, cfg_weight, negative_text, seed, options)
         asked = check_generation(given, self.config, self.sampler)
         strength = check_arguments.check_number("strength", strength, 0, 1)
-
         mean, _ = self.autoencoder.encode(image[None])  # the most likely latents, without noise
         x = mx.repeat(mean, len(asked.texts), axis=0)
         if strength == 0:

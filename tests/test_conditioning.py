@@ -1,6 +1,6 @@
-"""Long prompts, weights and skipped layers against transformers in float64; off, nothing changes.
+"""Long prompts, weights and skipped layers equal transformers in float64.
 
-What diffusers has no option for is computed from its text encoders here.
+If diffusers has no option for something, the tests compute it with its text encoders.
 """
 
 import json
@@ -25,7 +25,7 @@ SAME = 50  # dB
 KINDS = ("sd-1", "sd-2", "sdxl")
 SHORT = "a photo of a café!!, at night"
 LONG = ", ".join(f"{word} number {i}!!" for i in range(20) for word in ("house", "tree"))
-# With what `parse_weights` makes of it, for it is not tested here.
+# And its parts as `parse_weights` returns them, which has tests of its own.
 WEIGHTED = "a (big:1.4) [red] house, " * 30
 PARTS = [("a ", 1.0), ("big", 1.4), (" ", 1.0), ("red", 1 / 1.1), (" house, ", 1.0)] * 30
 
@@ -38,8 +38,11 @@ def models(checkpoint) -> dict[str, StableDiffusion]:
 
 
 @torch.no_grad()
-def embeddings(pipeline, parts, n_windows=None) -> tuple[np.ndarray, np.ndarray | None]:
-    """[1, 77·k, D] and the pooled ones, by transformers and numpy; k is as many as needed."""
+def embed_exactly(pipeline, parts, n_windows=None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return embeddings [1, 77·k, D] and pooled ones by transformers and NumPy.
+
+    k is `n_windows`, or as many windows as the parts need.
+    """
     readers = [(pipeline.tokenizer, pipeline.text_encoder)]
     if hasattr(pipeline, "text_encoder_2"):
         readers.append((pipeline.tokenizer_2, pipeline.text_encoder_2))
@@ -84,14 +87,14 @@ def embeddings(pipeline, parts, n_windows=None) -> tuple[np.ndarray, np.ndarray 
     ],
 )
 def test_embeddings_equal_a_direct_computation(models, oracle, kind, prompt, parts, options):
-    """With a short negative prompt, which gets as many windows, the others empty."""
+    """They do; a short negative prompt gets as many windows, the last ones empty."""
     sd, pipeline = models[kind], oracle(kind).exact
     ours, ours_pooled = sd._embed_text(prompt, SHORT, options)
-    theirs, pooled = embeddings(pipeline, parts)
+    theirs, pooled = embed_exactly(pipeline, parts)
     n = theirs.shape[1] // 77
     assert (n > 1) == options.long_prompt
-    negative, negative_pooled = embeddings(pipeline, [(SHORT, 1.0)], n)
-    # A window's mean is a small difference, of which float32 keeps fewer digits.
+    negative, negative_pooled = embed_exactly(pipeline, [(SHORT, 1.0)], n)
+    # The mean of a window is small beside its numbers: in float32 it has fewer digits.
     assert relative_l2(ours[:1], theirs) <= (1e-5 if options.prompt_weights else ERROR)
     assert relative_l2(ours[1:], negative) <= ERROR
     if sd.config.is_xl:
@@ -99,7 +102,7 @@ def test_embeddings_equal_a_direct_computation(models, oracle, kind, prompt, par
 
 
 def test_encoders_that_count_differently(models):
-    """`!!` is one token to SDXL's first tokenizer, two to its second: the windows still match."""
+    """`!!` is one token for SDXL's first tokenizer, two for its second: the windows match."""
     sd = models["sdxl"]
     options = TextOptions(long_prompt=True)
     counts = [
@@ -129,14 +132,14 @@ def test_windows(checkpoint):
 
 
 @pytest.mark.parametrize("kind", ["sd-1", "sdxl"])
-def test_a_cut_prompt_is_told_once_and_by_name(models, kind):
-    """However many tokenizers read it."""
+def test_there_is_one_warning_for_a_cut_prompt(models, kind):
+    """There is one, however many tokenizers read it, and it names the prompt."""
     with pytest.warns(UserWarning) as caught:
         models[kind]._embed_text(["cat " * 80 + "end", "short"], ["dog " * 80 + "stop", ""])
-    told = [str(warning.message) for warning in caught]
-    assert len(told) == 2
-    assert told[0].startswith("the prompt has more than 77") and "end" in told[0]
-    assert told[1].startswith("the negative prompt has more than 77") and "stop" in told[1]
+    messages = [str(warning.message) for warning in caught]
+    assert len(messages) == 2
+    assert messages[0].startswith("the prompt has more than 77") and "end" in messages[0]
+    assert messages[1].startswith("the negative prompt has more than 77") and "stop" in messages[1]
 
 
 def test_the_second_tokenizer_alone_cuts(models):
@@ -145,8 +148,8 @@ def test_the_second_tokenizer_alone_cuts(models):
     assert len(caught) == 1
 
 
-def told(prompts, negatives, *, weights=False) -> list[str]:
-    """The warnings of a call of the library."""
+def collect_warnings(prompts, negatives, *, weights=False) -> list[str]:
+    """Return the warnings of a call of the library."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         StableDiffusion("tiny").generate_latents(
@@ -159,31 +162,31 @@ def told(prompts, negatives, *, weights=False) -> list[str]:
     return [str(warning.message) for warning in caught]
 
 
-def test_networks_in_prompts_are_told_of():
-    (line,) = told(["a", "b <lora:fur:0.8>", "<lora:c:1>"], ["", "", ""])
+def test_networks_in_prompts_are_warned_of():
+    (line,) = collect_warnings(["a", "b <lora:fur:0.8>", "<lora:c:1>"], ["", "", ""])
     assert line == (
         "the prompt has <lora:fur:0.8>, which is read as words, as are those of 1 more: take it "
         "out, and add the file with --lora fur.safetensors:0.8 (load_lora of the library)"
     )
-    (line,) = told(["a"], ["<hypernet:h:1>"])
+    (line,) = collect_warnings(["a"], ["<hypernet:h:1>"])
     assert line.startswith("the negative prompt has <hypernet:h:1>, which is read as words: take")
     assert line.endswith("as hypernetworks are not supported")
-    assert told(["a <3"], ["b"]) == []
+    assert collect_warnings(["a <3"], ["b"]) == []
 
 
-def test_syntax_of_other_programs_is_told_of():
+def test_syntax_of_other_programs_is_warned_of():
     prompts = ["a", "[cat:dog:0.5] AND (b:1.2)", "[a|b]"]
-    (line,) = told(prompts, [""] * 3, weights=True)
+    (line,) = collect_warnings(prompts, [""] * 3, weights=True)
     assert line == (
         "the prompt has '[cat:dog:0.5]' (prompt editing) and 'AND' (several prompts at once), "
         "which other programs read, and here is plain text: only (more), [less] and (this:1.3) "
         "weigh"
     )
-    assert told(prompts, [""] * 3) == []
+    assert collect_warnings(prompts, [""] * 3) == []
 
 
-def test_a_run_is_told_once(tmp_path, capsys):
-    """Of many batches; with the line of the prompts file."""
+def test_a_run_warns_once(tmp_path, capsys):
+    """There is one warning for all batches, with the line of the prompts file."""
     file = tmp_path / "p.jsonl"
     lines = [{"prompt": f"a <lora:x{i}:1> [b|c{i}]", "steps": i + 1} for i in range(3)]
     lines[0] = {"prompt": "a", "negative_prompt": "[d|e]", "steps": 1}
@@ -197,7 +200,7 @@ def test_a_run_is_told_once(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_off_and_unneeded_is_the_same_to_the_bit(models, kind):
+def test_options_that_have_no_effect_change_nothing(models, kind):
     sd = models[kind]
     tokens = [t.encode(SHORT) for t, _ in sd._readers]
     outputs = [e(mx.array([ids])) for ids, (_, e) in zip(tokens, sd._readers, strict=True)]
@@ -218,7 +221,7 @@ def test_off_and_unneeded_is_the_same_to_the_bit(models, kind):
     assert mx.array_equal(escaped, plain).item()
 
 
-def test_weighing_to_nothing():
+def test_weights_of_zero():
     """A mean of zero cannot be restored: the embeddings stay finite."""
     states = mx.array([[[1.0, 2.0], [3.0, 4.0]]])
     assert not np.array(apply_weights(states, mx.zeros((1, 2)))).any()
@@ -228,7 +231,7 @@ def test_weighing_to_nothing():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_clip_skip_equals_diffusers(models, oracle, kind, monkeypatch):
-    # Where diffusers looks for the final norm; transformers 5 does without that level.
+    # diffusers looks for the final norm in `text_model`, which transformers 5 does not have.
     itself = property(lambda text_encoder: text_encoder)
     monkeypatch.setattr(CLIPTextModel, "text_model", itself, raising=False)
     sd, pipeline = models[kind], oracle(kind).exact
@@ -262,10 +265,10 @@ def test_clip_skip_is_checked_when_called(models, clip_skip):
 
 @pytest.mark.parametrize("kind", ["sd-1", "sdxl"])
 def test_pictures_equal_diffusers(models, oracle, kind):
-    """Everything at once, with guidance; from text, and from a picture."""
+    """They do with all options at once and guidance, from text and from a picture."""
     single = oracle(kind).single
-    positive, pooled = embeddings(single, PARTS)
-    negative, negative_pooled = embeddings(single, [("blurry", 1.0)], positive.shape[1] // 77)
+    positive, pooled = embed_exactly(single, PARTS)
+    negative, negative_pooled = embed_exactly(single, [("blurry", 1.0)], positive.shape[1] // 77)
     given = {
         "prompt_embeds": positive,
         "negative_prompt_embeds": negative,
@@ -292,7 +295,7 @@ def test_pictures_equal_diffusers(models, oracle, kind):
 
 
 def test_scripts(checkpoint, tmp_path, capsys):
-    """The options reach the library from both scripts, also where memory is spared."""
+    """The options reach the library from both scripts, also with --low-memory."""
     output = str(tmp_path / "o.png")
     usual = ["--model", str(checkpoint("sd-1")), "--steps=2", "--n_images=1", "--seed=1"]
     usual += ["--output", output]

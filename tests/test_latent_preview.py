@@ -7,7 +7,7 @@ from oracle import psnr
 
 from stable_diffusion import StableDiffusion
 from stable_diffusion.images.arrays import to_uint8
-from stable_diffusion.latent_preview import LinearDecoder, pink_noise
+from stable_diffusion.latent_preview import LinearDecoder, make_pink_noise
 
 PROMPT = "a small red circle left of a big blue star on a yellow background"
 
@@ -39,10 +39,10 @@ def make_linear_decoder(sd: StableDiffusion) -> LinearDecoder:
 
 def test_pink_noise():
     """It has unit variance, is always the same, and at half the frequency four times the power."""
-    noise = pink_noise((64, 16, 16, 3))
+    noise = make_pink_noise((64, 16, 16, 3))
     assert noise.shape == (64, 16, 16, 3) and noise.dtype == np.float32
     assert noise.std() == pytest.approx(1, abs=1e-3)
-    assert np.array_equal(noise, pink_noise((64, 16, 16, 3)))
+    assert np.array_equal(noise, make_pink_noise((64, 16, 16, 3)))
     power = (np.abs(np.fft.fft2(noise, axes=(1, 2))) ** 2).mean(axis=(0, 3))
     assert power[2, 0] / power[4, 0] == pytest.approx(4, rel=0.2)
 

@@ -41,13 +41,14 @@ def model(checkpoint):
 
 
 def generate(sd: StableDiffusion, **options) -> np.ndarray:
+    """Return the pictures of the prompt, uint8 [B, H, W, 3]."""
     options = {"num_steps": 4, "seed": 7, **options}
     return pictures(sd, sd.generate_latents(PROMPT, **options))
 
 
 @pytest.mark.parametrize(("guidance", "is_odd"), [(1.0, False), (6.0, True)])
 def test_text_to_picture_equals_diffusers(model, oracle, kind, guidance, is_odd):
-    """Two pictures in a batch, with and without guidance, at a size of odd latents too."""
+    """They do for two pictures in a batch, with and without guidance, also at an odd size."""
     sd = model(kind)
     # diffusers wants multiples of 8 pixels, also where a latent is 4 of them.
     size = None if not is_odd else (6, 10) if kind == "unusual" else (5, 9)
@@ -71,7 +72,7 @@ def test_negative_prompt_equals_diffusers(model, oracle, kind):
 
 @pytest.mark.usefixtures("all_cores")
 def test_other_sampler_equals_diffusers(model, oracle, kind, checkpoint):
-    """And what the cores share out is put together again."""
+    """They do, also if the kernels share the work among all cores."""
     own = model(kind).sampler.name
     other = "euler" if own == "euler-a" else "euler-a"
     folder = checkpoint(kind)
@@ -82,7 +83,7 @@ def test_other_sampler_equals_diffusers(model, oracle, kind, checkpoint):
     assert psnr(generate(sd, n_images=2, cfg_weight=3), theirs) >= SAME
 
 
-# What a strength means is the schedule's: that of three kinds is different.
+# What a strength means depends on the schedule, which differs between three of the kinds.
 STRENGTHS = [
     *((kind, 0.7) for kind in KINDS),
     *((kind, strength) for kind in ("sd-1", "sdxl-turbo", "unusual") for strength in (0.3, 1.0)),
@@ -92,7 +93,7 @@ STRENGTHS = [
 @pytest.mark.parametrize(("kind", "strength"), STRENGTHS)
 def test_image_to_image_equals_diffusers(model, oracle, kind, strength):
     sd = model(kind)
-    image = gradient(64, 96)
+    image = make_gradient(64, 96)
     latents = sd.generate_latents_from_image(
         image, PROMPT, n_images=2, strength=strength, num_steps=4, cfg_weight=3, seed=7
     )
@@ -107,8 +108,8 @@ def test_image_to_image_equals_diffusers(model, oracle, kind, strength):
     assert psnr(pictures(sd, latents), theirs) >= SAME
 
 
-def gradient(height: int, width: int) -> np.ndarray:
-    """A picture [H, W, 3] in [-1, 1]."""
+def make_gradient(height: int, width: int) -> np.ndarray:
+    """Return a picture [H, W, 3] in [-1, 1]."""
     x, y = np.linspace(-1, 1, width), np.linspace(-1, 1, height)[:, None]
     return np.stack([x + 0 * y, y + 0 * x, x * y], axis=-1).astype(np.float32)
 
@@ -116,8 +117,8 @@ def gradient(height: int, width: int) -> np.ndarray:
 def test_what_is_wrong_shows(model, oracle, kind, monkeypatch):
     """The comparisons above can fail: a wrong seed, guidance or time gives another picture.
 
-    A time that is off by 1, as in the original example, is too little for `OTHER`, but for `SAME`
-    too much.
+    If the time is off by 1, as in the original example, the pictures differ by less than `OTHER`
+    asks for, and by more than `SAME` allows.
     """
     sd = model(kind)
     theirs = oracle(kind).pictures(PROMPT, seeds=[7], num_inference_steps=4, guidance_scale=6)
@@ -127,11 +128,11 @@ def test_what_is_wrong_shows(model, oracle, kind, monkeypatch):
 
     embed = sd._embed_text
 
-    def swapped(*texts):
+    def swap_embeddings(*texts):
         embeddings, pooled = embed(*texts)
         return embeddings[::-1], None if pooled is None else pooled[::-1]
 
-    monkeypatch.setattr(sd, "_embed_text", swapped)
+    monkeypatch.setattr(sd, "_embed_text", swap_embeddings)
     assert psnr(generate(sd, **right), theirs) < OTHER
     monkeypatch.undo()
 
@@ -142,11 +143,11 @@ def test_what_is_wrong_shows(model, oracle, kind, monkeypatch):
         assert psnr(generate(sd, **right), theirs) < at_most
 
 
-@pytest.mark.parametrize("kind", ["sd-1", "sdxl"])  # without, and with a second input of text
+@pytest.mark.parametrize("kind", ["sd-1", "sdxl"])  # without and with pooled embeddings
 def test_compiled_steps(model, kind, monkeypatch):
-    """A GPU gets the step compiled, without the fast paths of the CPU: the same picture.
+    """A GPU runs the step compiled, without the kernels of the CPU: the picture is the same.
 
-    A CPU takes a second or two for every norm of another size, hence the smallest latents.
+    A CPU compiles every norm of another size for a second or two, hence the smallest latents.
     """
     sd = model(kind)
     options = {"n_images": 2, "cfg_weight": 3.0, "latent_size": (1, 1)}
@@ -188,7 +189,7 @@ def assert_equal_or_zero(ours, theirs) -> None:
 
 
 def test_a_picture_does_not_depend_on_its_batch(model):
-    """Not on its place either, nor on who else draws random numbers."""
+    """It does not depend on its place in it either, nor on other code that draws numbers."""
     sd = model("sdxl-turbo")
     three = generate(sd, n_images=3, seed=5)
     mx.random.seed(0)
@@ -212,7 +213,7 @@ def test_no_guidance_ignores_the_negative_prompt(model, guidance):
 
 def test_image_to_image_strength_0_is_the_picture_through_the_vae(model):
     sd = model("sd-1")
-    image = gradient(64, 64)
+    image = make_gradient(64, 64)
     latents = sd.generate_latents_from_image(image, PROMPT, n_images=2, strength=0)
     through = to_uint8(np.array(sd.autoencoder(mx.array(image)[None])) / 2 + 0.5)
     ours = pictures(sd, latents)
@@ -225,15 +226,15 @@ def test_image_to_image_takes_at_least_one_step(model, strength, raised):
     sd = model("sd-1")
     with pytest.warns(UserWarning, match=f"less than one: 1 step is run, the last of {raised}$"):
         latents = sd.generate_latents_from_image(
-            gradient(64, 64), PROMPT, strength=strength, num_steps=2
+            make_gradient(64, 64), PROMPT, strength=strength, num_steps=2
         )
     assert len(latents) == len(list(latents)) == 1
 
 
 def test_every_step_can_be_decoded(model, monkeypatch):
-    """What is yielded has the variance that the network sees at the next step."""
+    """The latents have the variance that the network sees at the next step."""
     sd = model("sd-1")
-    # No noise found: x stays.
+    # The network predicts no noise: x_0 stays.
     monkeypatch.setattr(UNetModel, "__call__", lambda self, x, *_: mx.zeros_like(x))
     schedule = sd.sampler.schedule(3)
     latents = sd.generate_latents(PROMPT, num_steps=3, cfg_weight=1, seed=1)
@@ -244,7 +245,7 @@ def test_every_step_can_be_decoded(model, monkeypatch):
 
 
 def test_float16(model, checkpoint, kind):
-    """Half precision gives nearly the same picture, and keeps the VAE in float32."""
+    """Half precision makes nearly the same picture, and the VAE stays in float32."""
     full = model(kind)
     half = type(full)(checkpoint(kind), float16=True)
     assert half.unet.conv_in.weight.dtype == mx.float16
@@ -259,7 +260,7 @@ def test_quantize(checkpoint):
     quantized.quantize()
     attention = quantized.unet.mid_block.attentions[0].transformer_blocks[0].attn1
     assert attention.query_proj.bits == 8
-    # 32 inputs do not divide into groups of 64: the text encoder's attention stays, 64 do.
+    # 32 inputs make no group of 64: the text encoder's attention stays; layers of 64 do not.
     layer = quantized.text_encoder.layers[0]
     assert isinstance(layer.linear1, nn.Linear)
     assert layer.linear2.bits == 4
@@ -267,7 +268,7 @@ def test_quantize(checkpoint):
 
 
 def test_what_users_do_to_the_parts(checkpoint):
-    """Quantize by hand, evaluate all, drop the encoders, then the UNet, then decode."""
+    """They quantize by hand, load all, free the encoders, then the UNet, then decode."""
     sd = StableDiffusion(checkpoint("sd-1"))
     nn.quantize(sd.unet, group_size=32, bits=8)
     sd.ensure_models_are_loaded()
@@ -332,7 +333,7 @@ def test_image_arguments_are_checked_when_called(model, image, strength, message
 
 @pytest.mark.parametrize(("kind", "guidance"), [*((k, 5) for k in KINDS), ("sd-1", 1), ("sdxl", 1)])
 def test_several_prompts_at_once_are_what_each_is_alone(model, kind, guidance):
-    """Also where one of them has no negative text, which SDXL-turbo takes for zeros."""
+    """They are, also if one has no negative text, for which SDXL-turbo uses zeros."""
     sd, options = model(kind), {"num_steps": 2, "cfg_weight": guidance}
     prompts, negatives, seeds = [PROMPT, "a fire", PROMPT], ["blue", "", ""], [3, 11, 5]
     together = sd.generate_latents(prompts, 3, negative_text=negatives, seed=seeds, **options)
@@ -378,6 +379,35 @@ def test_wrong_kinds_are_named(model, options, message):
 
 
 @pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("clipskip", "unexpected keyword argument 'clipskip': did you mean clip_skip?"),
+        ("width", "unexpected keyword argument 'width'$"),
+    ],
+)
+def test_unknown_arguments_are_named_when_called(model, name, message):
+    sd = model("sd-1")
+    with pytest.raises(TypeError, match=message):
+        sd.generate_latents(PROMPT, **{name: 1})
+    with pytest.raises(TypeError, match=message):
+        sd.generate_latents_from_image(make_gradient(64, 64), PROMPT, **{name: 1})
+
+
+def test_arguments_by_position(model):
+    """They have the order of the original example."""
+    sd, image = model("sd-1"), make_gradient(64, 64)
+    by_name = {"n_images": 1, "num_steps": 5, "cfg_weight": 3.0, "negative_text": "a", "seed": 7}
+    first = sd.generate_latents(PROMPT, 1, 5, 3.0, "a", (5, 9), 7)
+    same = sd.generate_latents(PROMPT, latent_size=(5, 9), **by_name)
+    (*_, ours), (*_, expected) = first, same
+    assert ours.shape == (1, 5, 9, 4) and mx.array_equal(ours, expected).item()
+    first = sd.generate_latents_from_image(image, PROMPT, 1, 0.4, 5, 3.0, "a", 7)
+    same = sd.generate_latents_from_image(image, PROMPT, strength=0.4, **by_name)
+    (*_, ours), (*_, expected) = first, same
+    assert len(first) == 2 and mx.array_equal(ours, expected).item()
+
+
+@pytest.mark.parametrize(
     ("image", "text", "message"),
     [
         (PROMPT, np.zeros((64, 64, 3)), "got text, .* the image comes first, then the text"),
@@ -388,7 +418,7 @@ def test_wrong_kinds_are_named(model, options, message):
         (None, PROMPT, "got None, .* no array of real numbers"),
     ],
 )
-def test_what_is_no_image_is_told_how_to_become_one(model, image, text, message):
+def test_errors_say_how_to_make_it_an_image(model, image, text, message):
     with pytest.raises(TypeError, match=message):
         model("sd-1").generate_latents_from_image(image, text)
 
@@ -411,8 +441,8 @@ def test_other_arguments_of_a_wrong_kind(model):
 
 
 def test_numbers_of_numpy_and_mlx_are_as_good(model):
-    """float32's 0.7 too: of ten steps it takes seven, though it is a little less."""
-    sd, image = model("sd-1"), gradient(64, 64)
+    """So is 0.7 in float32, though it is a little less: seven of ten steps are run."""
+    sd, image = model("sd-1"), make_gradient(64, 64)
     plain = {"n_images": 2, "num_steps": 10, "cfg_weight": 3.0, "seed": 7, "strength": 0.7}
     expected = sd.generate_latents_from_image(image, PROMPT, **plain)
     others = [
@@ -429,13 +459,13 @@ def test_numbers_of_numpy_and_mlx_are_as_good(model):
 
 
 def test_a_filter_may_overshoot(model):
-    """As Lanczos' does at edges."""
-    image = 1.4 * gradient(64, 64)
+    """Lanczos' filter does at edges, and the picture is taken."""
+    image = 1.4 * make_gradient(64, 64)
     assert len(model("sd-1").generate_latents_from_image(image, PROMPT, strength=0)) == 1
 
 
 def test_no_negative_text(model):
-    """None is the empty one, for all pictures or for some."""
+    """None stands for the empty text, for all pictures or for some."""
     sd, options = model("sd-1"), {"num_steps": 2, "cfg_weight": 3, "seed": 7, "n_images": 2}
     (*_, empty) = sd.generate_latents(PROMPT, negative_text="", **options)
     for none in (None, [None, ""], (None, None)):
@@ -454,13 +484,13 @@ def test_latents_are_a_generator(model):
     with pytest.raises(KeyError, match="why"):
         latents.throw(KeyError("why"))
     assert list(latents) == []
-    picture = model("sd-1").generate_latents_from_image(gradient(64, 64), PROMPT, strength=0)
+    picture = model("sd-1").generate_latents_from_image(make_gradient(64, 64), PROMPT, strength=0)
     picture.close()
     assert list(picture) == []
 
 
 def test_guidance_is_rescaled_picture_by_picture():
-    """Each to its own contrast, whatever the others' is (arXiv:2305.08891, section 3.4)."""
+    """Each gets its own contrast, whatever the others' is (arXiv:2305.08891, section 3.4)."""
     conditional = np.random.RandomState(0).normal(size=(2, 4, 4, 4)).astype(np.float32)
     conditional *= np.array([1, 10])[:, None, None, None].astype(np.float32)
     guided = conditional * np.array([3, 5])[:, None, None, None].astype(np.float32)

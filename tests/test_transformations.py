@@ -14,16 +14,17 @@ from stable_diffusion import StableDiffusion, layers
 from stable_diffusion.adapters.lora import LoRALinear
 from stable_diffusion.model_io import loaders
 
-STEP = 0.02  # of differences: smaller ones drown in float32's rounding
+STEP = 0.02  # of differences; those of smaller steps are lost in float32's rounding
 Function = Callable[[mx.array], mx.array]
 
 
-def text(tokens: mx.array, encoder: nn.Module) -> mx.array:
+def encode_text(tokens: mx.array, encoder: nn.Module) -> mx.array:
+    """Return the last hidden state of token ids [B, N]."""
     return encoder(tokens).last_hidden_state
 
 
-def network(name: str, folder) -> tuple[nn.Module, Function, mx.array]:
-    """A network, what is differentiated of it, and an input."""
+def load_network(name: str, folder) -> tuple[nn.Module, Function, mx.array]:
+    """Load a network; return it, the function to differentiate, and an input."""
     if name == "unet":
         unet = loaders.load_unet(folder)
         embeddings = mx.array(random_normal(2, 77, unet.config.cross_attention_dim))
@@ -35,7 +36,7 @@ def network(name: str, folder) -> tuple[nn.Module, Function, mx.array]:
         encoder = loaders.load_text_encoder(folder)
         rows = mx.array(random_normal(2, 12, encoder.position_embedding.weight.shape[1]))
 
-        def encode(x: mx.array) -> mx.array:  # embeddings, where `encoder` takes ids
+        def encode(x: mx.array) -> mx.array:  # of embeddings; `encoder` takes ids
             for layer in encoder.layers:
                 x = layer(x)
             return encoder.final_layer_norm(x)
@@ -54,7 +55,7 @@ def folder(request, checkpoint):
     return checkpoint(request.param)
 
 
-# What differs between kinds is the UNet.
+# Only the UNet differs between the kinds.
 NETWORKS = [
     *(("sd-2", name) for name in ("unet", "text encoder", "decode", "encode")),
     ("sdxl", "unet"),
@@ -63,8 +64,8 @@ NETWORKS = [
 
 @pytest.mark.parametrize(("kind", "name"), NETWORKS)
 def test_gradient_against_differences(checkpoint, kind, name):
-    """Of a number that the output makes, along one direction of the input."""
-    _, function, x = network(name, checkpoint(kind))
+    """The gradient of a sum over the output equals differences along a direction of the input."""
+    _, function, x = load_network(name, checkpoint(kind))
     shape = function(x).shape
     weights, direction = mx.array(random_normal(*shape)), mx.array(random_normal(*x.shape)) * STEP
 
@@ -83,12 +84,15 @@ def test_gradient_against_differences(checkpoint, kind, name):
 
 @pytest.mark.parametrize(("kind", "name"), NETWORKS)
 def test_mapped_and_compiled(checkpoint, kind, name):
-    """To evaluate what is compiled takes g++ a minute: so only a block of each kind is, below."""
-    _, function, x = network(name, checkpoint(kind))
+    """`mx.vmap` gives the same numbers, `mx.compile` the same shape.
+
+    g++ needs a minute to evaluate what is compiled: the next test does so for single blocks.
+    """
+    _, function, x = load_network(name, checkpoint(kind))
     plain = np.array(function(x))
     scale = abs(plain).max()
     assert mx.compile(function)(x).shape == plain.shape
-    if name == "unet":  # whose batch goes with that of the text
+    if name == "unet":  # its batch is that of the text
         many = mx.stack([x, -x])
         mapped, each = mx.vmap(function)(many), [function(one) for one in many]
     else:
@@ -99,7 +103,7 @@ def test_mapped_and_compiled(checkpoint, kind, name):
 
 
 def test_compiled_blocks_as_plain(checkpoint):
-    unet, _, _ = network("unet", checkpoint("sd-2"))
+    unet, _, _ = load_network("unet", checkpoint("sd-2"))
     block, temb = (
         unet.down_blocks[0],
         mx.array(random_normal(2, 4 * unet.config.block_out_channels[0])),
@@ -117,7 +121,10 @@ def test_compiled_blocks_as_plain(checkpoint):
         assert error.item() < 1e-5
 
 
-def without_gradient(network: nn.Module, loss: Callable[[nn.Module], mx.array]) -> set[str]:
+def find_parameters_without_gradient(
+    network: nn.Module, loss: Callable[[nn.Module], mx.array]
+) -> set[str]:
+    """Return the names of parameters whose gradient is zero or not finite."""
     _, gradients = nn.value_and_grad(network, loss)(network)
     mx.eval(gradients)
     return {
@@ -128,31 +135,38 @@ def without_gradient(network: nn.Module, loss: Callable[[nn.Module], mx.array]) 
 
 
 def test_every_parameter_of_the_unet_learns(folder):
-    unet, function, x = network("unet", folder)
-    assert without_gradient(unet, lambda _: function(x).square().sum()) == set()
+    unet, function, x = load_network("unet", folder)
+    assert find_parameters_without_gradient(unet, lambda _: function(x).square().sum()) == set()
 
 
 def test_every_parameter_of_the_text_encoder_learns(checkpoint):
-    """All rows but those of words that are not in the text."""
+    """The embeddings of other words than the text's have no gradient, in rows of one parameter."""
     encoder = loaders.load_text_encoder(checkpoint("sd-2"))
     tokens = mx.array([[49406, 320, 49407]])
-    assert without_gradient(encoder, lambda _: text(tokens, encoder).square().sum()) == set()
+    assert (
+        find_parameters_without_gradient(
+            encoder, lambda _: encode_text(tokens, encoder).square().sum()
+        )
+        == set()
+    )
 
 
 def test_every_parameter_of_the_autoencoder_learns(checkpoint):
-    autoencoder, _, x = network("encode", checkpoint("sd-2"))
+    autoencoder, _, x = load_network("encode", checkpoint("sd-2"))
 
     def loss(_: nn.Module) -> mx.array:
         mean, logvar = autoencoder.encode(x)
         return autoencoder.decode(mean).square().sum() + logvar.square().sum()
 
-    # The keys' bias moves all scores of a query alike, which the softmax does not see.
-    assert all(key.endswith("key_proj.bias") for key in without_gradient(autoencoder, loss))
+    # A bias of the keys adds the same to all scores of a query: softmax does not change.
+    assert all(
+        key.endswith("key_proj.bias") for key in find_parameters_without_gradient(autoencoder, loss)
+    )
 
 
 def test_only_one_layer_learns(checkpoint):
-    """Its input is no variable, but its weight is."""
-    unet, function, x = network("unet", checkpoint("sd-2"))
+    """A layer learns if its weight is a variable, and its input is not."""
+    unet, function, x = load_network("unet", checkpoint("sd-2"))
     unet.freeze()
     unet.mid_block.resnets[0].conv1.unfreeze(keys="weight")
     _, gradients = nn.value_and_grad(unet, lambda _: function(x).square().sum())(unet)
@@ -162,8 +176,8 @@ def test_only_one_layer_learns(checkpoint):
 
 @pytest.mark.parametrize("bits", [None, 8])
 def test_a_lora_learns(checkpoint, bits, tmp_path):
-    """Beside frozen weights, quantized ones too: what people train."""
-    unet, function, x = network("unet", checkpoint("sd-2"))
+    """A LoRA beside frozen weights learns, also if they are quantized."""
+    unet, function, x = load_network("unet", checkpoint("sd-2"))
     if bits is not None:
         nn.quantize(unet, 32, bits, class_predicate=lambda _, layer: _fits(layer))
     unet.freeze()
@@ -173,7 +187,7 @@ def test_a_lora_learns(checkpoint, bits, tmp_path):
     down, up = (mx.array(random_normal(*shape)) for shape in ((4, dims), (dims, 4)))
     layer.query_proj = LoRALinear(base, down, up)
     base.freeze()
-    unlearned = without_gradient(unet, lambda _: function(x).square().sum())
+    unlearned = find_parameters_without_gradient(unet, lambda _: function(x).square().sum())
     assert unlearned == set()
 
 
@@ -182,7 +196,7 @@ def _fits(layer: nn.Module) -> bool:
 
 
 def test_steps_of_training_lower_the_loss(checkpoint):
-    unet, function, x = network("unet", checkpoint("sd-2"))
+    unet, function, x = load_network("unet", checkpoint("sd-2"))
     step = nn.value_and_grad(unet, lambda _: (function(x) - x).square().mean())
     losses = []
     for _ in range(3):
@@ -194,7 +208,7 @@ def test_steps_of_training_lower_the_loss(checkpoint):
 
 
 def test_decoded_pictures_are_differentiable():
-    """Also large ones, which are decoded in strips otherwise."""
+    """So are those that are otherwise decoded in strips."""
     sd = StableDiffusion("tiny")
     z = mx.array(random_normal(1, 2, 2, sd.config.autoencoder.latent_channels))
     for tiled in (None, True):

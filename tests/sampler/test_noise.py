@@ -1,4 +1,4 @@
-"""`noise.py` against torch's CPU generator, live."""
+"""Noise equals the numbers of torch's CPU generator."""
 
 import random
 
@@ -12,12 +12,12 @@ TOLERANCE = 1e-6
 SEEDS = [0, 1, 7, 2**31, 2**32 - 1, 2**32, 2**32 + 7, 2**63 + 5, 2**64 - 1, -1, -7, -(2**63)]
 
 
-def torch_generator(seed: int) -> torch.Generator:
+def make_torch_generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
 def assert_same_draws(seed: int, shapes: list[tuple[int, ...]]) -> None:
-    ours, theirs = NoiseStream(seed), torch_generator(seed)
+    ours, theirs = NoiseStream(seed), make_torch_generator(seed)
     for i, shape in enumerate(shapes):
         noise = ours.normal(shape)
         expected = torch.randn(shape, generator=theirs).numpy()
@@ -33,18 +33,18 @@ def test_every_seed_torch_takes(seed):
 @pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])
 def test_seeds_torch_refuses(seed):
     with pytest.raises((RuntimeError, ValueError)):
-        torch_generator(seed)
+        make_torch_generator(seed)
     with pytest.raises(ValueError, match="seed must be in"):
         NoiseStream(seed)
 
 
 @pytest.mark.parametrize("seed", [2**32 + 5, 2**63, MAX_SEED - 1])
 def test_the_largest_seeds_of_pictures(seed):
-    """Each picture has its seed's noise of torch, up to the largest; no seed goes round."""
+    """Each picture has torch's noise for its seed; seeds beyond the largest are refused."""
     first, streams = make_noise_streams(seed, 2)
     assert first == seed
     for i, stream in enumerate(streams):
-        expected = torch.randn((4, 8, 8), generator=torch_generator(seed + i)).numpy()
+        expected = torch.randn((4, 8, 8), generator=make_torch_generator(seed + i)).numpy()
         np.testing.assert_allclose(stream.normal((4, 8, 8)), expected, rtol=0, atol=TOLERANCE)
     for wrong, n in ((MAX_SEED, 2), (MAX_SEED + 1, 1), ([0, MAX_SEED + 1], 2), (-1, 1)):
         with pytest.raises(ValueError, match=r"from 0 to 2\^64 - 1 for each picture"):
@@ -61,7 +61,7 @@ def test_every_length(n):
     [(1, 16, 1), (3, 17, 1, 1), (1, 1, 1), (15, 15, 16, 15), (5, 0, 5), (1, 31, 32, 2, 100, 1)],
 )
 def test_short_and_long_draws_in_turn(lengths):
-    """The spare number of a short draw outlives long ones."""
+    """Long draws keep the spare number of a short draw."""
     assert_same_draws(11, [(n,) for n in lengths])
 
 
@@ -88,7 +88,7 @@ def test_latents_equal_diffusers_draw_for_a_list_of_generators():
     from diffusers.utils.torch_utils import randn_tensor
 
     seeds, (height, width, channels) = [7, 8, 9], (5, 6, 4)
-    generators = [torch_generator(seed) for seed in seeds]
+    generators = [make_torch_generator(seed) for seed in seeds]
     streams = [NoiseStream(seed) for seed in seeds]
     for _ in range(2):  # the initial noise, then an ancestral step's
         expected = randn_tensor((3, channels, height, width), generator=generators)

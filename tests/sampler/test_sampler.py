@@ -13,7 +13,7 @@ from stable_diffusion.sampler.sampler import SAMPLERS, Sampler
 from stable_diffusion.sampler.steps import StepInput, compute_ancestral_ratios, dpm_2m_step
 
 SAME = 1e-5
-OTHER = 1e-3  # what is wrong is at least so far off
+OTHER = 1e-3  # errors of wrong steps are at least so large
 
 
 @pytest.mark.parametrize(("name", "schedule", "num_steps", "prediction_type"), TRAJECTORIES)
@@ -23,7 +23,7 @@ def test_trajectory(name, schedule, num_steps, prediction_type):
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_karras_over_a_spacing(spacing):
-    """Which Euler takes the ends from, and DPM-Solver does not."""
+    """Euler takes the first and last level from the spacing, DPM-Solver does not."""
     for name in ("euler", "dpm++2m"):
         error = trajectory_error(name, "epsilon", "karras", timestep_spacing=spacing)
         assert error <= SAME
@@ -34,7 +34,7 @@ def test_karras_over_a_spacing(spacing):
     [what for what in TRAJECTORIES if what[-1] != "epsilon"],
 )
 def test_zero_terminal_snr(name, schedule, num_steps, prediction_type):
-    """Euler against diffusers in float64: in float32, at sigmas near 4096, that errs by 2e-5."""
+    """Euler is compared in float64: diffusers errs by 2e-5 in float32, at sigmas near 4096."""
     options = {"rescale_betas_zero_snr": True, "is_exact": name == "euler"}
     assert trajectory_error(name, prediction_type, schedule, num_steps, **options) <= SAME
 
@@ -57,7 +57,7 @@ def test_few_steps_of_the_second_order(num_steps):
 
 
 def test_a_wrong_order_shows(monkeypatch):
-    """A solver that forgets the estimate before, or uses it in the last step too."""
+    """A solver that forgets the previous estimate, or extrapolates twice as far, is found."""
 
     def forget_previous(at: StepInput):
         return dpm_2m_step(replace(at, previous=None))
@@ -87,7 +87,7 @@ def test_a_wrong_spacing_shows(name, monkeypatch):
 
 @pytest.mark.parametrize("name", ["ddim", "lcm", "euler-a"])
 def test_a_wrong_sampler_shows(name, monkeypatch):
-    """DDIM's steps end at levels of their own, the others at fresh noise."""
+    """A comparison with another scheduler of diffusers fails."""
     monkeypatch.setitem(SCHEDULERS, name, SCHEDULERS["dpm++2m"])
     assert trajectory_error(name, "epsilon", None, 7) > OTHER
 
@@ -99,7 +99,7 @@ def test_compute_ancestral_ratios_keep_the_variance():
 
 
 def test_a_step_is_a_pure_function():
-    """The same arguments give the same latents, whatever was computed in between."""
+    """It gives the same latents for the same arguments, whatever is computed in between."""
     for name in SCHEDULERS:
         solver = Sampler.for_model(DiffusionConfig(), name)
         step, later = solver.schedule(4).steps[1:3]
@@ -136,7 +136,7 @@ def test_the_model_says_which_sampler(options, name):
 
 
 def test_configs_that_diffusers_wrote():
-    """Of each scheduler, as it writes it, and with the model's own choice of Karras."""
+    """The configs of each scheduler are read, with Karras' schedule too."""
     for name, scheduler in SCHEDULERS.items():
         written = json.loads(scheduler().to_json_string())
         config = DiffusionConfig.from_dict(written, "scheduler_config.json")
@@ -163,7 +163,7 @@ def test_configs_that_diffusers_wrote():
         ("lcm", "trailing", "sampler lcm has no schedule 'trailing', only its own"),
     ],
 )
-def test_what_diffusers_does_not_have(name, schedule, message):
+def test_unknown_samplers_and_schedules(name, schedule, message):
     with pytest.raises(ValueError, match=message) as caught:
         Sampler.for_model(DiffusionConfig(), name, schedule)
     assert "\n" not in str(caught.value)

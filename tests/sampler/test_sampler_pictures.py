@@ -1,4 +1,4 @@
-"""Whole pictures of the samplers equal diffusers', from text and from pictures."""
+"""Pictures of every sampler equal those of diffusers, from text and from pictures."""
 
 from dataclasses import replace
 

@@ -21,13 +21,13 @@ ROUNDING = 4e-7
 
 
 def make(name: str, schedule: str | None, **options) -> tuple[Sampler, object]:
-    """Our sampler and diffusers' scheduler of the same options."""
+    """Return our sampler and diffusers' scheduler with the same options."""
     options = {**BETAS, "steps_offset": 1, "timestep_spacing": "leading", **options}
     theirs = SCHEDULERS[name].from_config({**options, **scheduler_options(name, schedule)})
     return Sampler.for_model(DiffusionConfig(**options), name, schedule), theirs
 
 
-def timesteps(schedule: Schedule) -> list[float]:
+def get_timesteps(schedule: Schedule) -> list[float]:
     return [step.timestep for step in schedule.steps]
 
 
@@ -37,7 +37,7 @@ def test_training_levels(beta_schedule, n):
     options = {**BETAS, "beta_schedule": beta_schedule, "num_train_timesteps": n}
     ours = compute_alphas_bar(DiffusionConfig(**options))
     theirs = diffusers.DDIMScheduler(**options).alphas_cumprod.numpy()
-    np.testing.assert_allclose(ours, theirs, rtol=1.2e-7)  # one rounding; here there is none
+    np.testing.assert_allclose(ours, theirs, rtol=1.2e-7)  # of one rounding at most
 
     options["rescale_betas_zero_snr"] = True
     ours = compute_alphas_bar(DiffusionConfig(**options))
@@ -58,7 +58,7 @@ def test_schedule(name, schedule):
         assert len(ours) == len(ours.steps) == num_steps
         n_theirs = num_steps + (schedule == "trailing" and num_steps in EXTRA_STEP)
         assert len(theirs.timesteps) == n_theirs
-        assert timesteps(ours) == pytest.approx(theirs.timesteps[:num_steps].tolist(), rel=1e-6)
+        assert get_timesteps(ours) == pytest.approx(theirs.timesteps[:num_steps].tolist(), rel=1e-6)
         if hasattr(theirs, "sigmas"):
             levels = [step.start.ratio for step in ours.steps]
             np.testing.assert_allclose(levels, theirs.sigmas[:num_steps].numpy(), rtol=ROUNDING)
@@ -79,13 +79,13 @@ def test_lcm_schedule(original):
     sampler, theirs = make("lcm", None, original_inference_steps=original)
     for num_steps in range(1, original + 1):
         theirs.set_timesteps(num_steps)
-        assert timesteps(sampler.schedule(num_steps)) == theirs.timesteps.tolist()
+        assert get_timesteps(sampler.schedule(num_steps)) == theirs.timesteps.tolist()
 
 
 def test_schedule_of_sdxl_turbo():
     config = DiffusionConfig(**BETAS)
-    assert timesteps(Sampler(config, "euler-a").schedule(2)) == [999, 499]
-    assert timesteps(Sampler(config, "euler-a").schedule(1)) == [999]
+    assert get_timesteps(Sampler(config, "euler-a").schedule(2)) == [999, 499]
+    assert get_timesteps(Sampler(config, "euler-a").schedule(1)) == [999]
 
 
 def test_karras_is_denser_where_there_is_little_noise():
@@ -122,7 +122,7 @@ def test_steps_out_of_range(name, most):
 
 
 def test_steps_beyond_the_training():
-    """All steps, offset by one; Euler clamps the level, DDIM has none."""
+    """With an offset of one the first step is beyond the training: DDIM has no level for it."""
     config = DiffusionConfig(**BETAS, steps_offset=1, timestep_spacing="leading")
     with pytest.raises(ValueError, match="1000 steps begin at timestep 1000, the training ends"):
         Sampler(config, "ddim").schedule(1000)
@@ -130,7 +130,7 @@ def test_steps_beyond_the_training():
 
 @pytest.mark.parametrize("name", ["ddim", "lcm"])
 def test_noise_that_begins_with_noise_alone(name):
-    """From a prediction of the noise in noise alone nothing follows."""
+    """A prediction of the noise in noise alone says nothing about the picture."""
     options = {**BETAS, "rescale_betas_zero_snr": True}
     with pytest.raises(ValueError, match=f"sampler {name} cannot begin with noise alone"):
         Sampler(DiffusionConfig(**options), name).schedule(4)
@@ -139,7 +139,7 @@ def test_noise_that_begins_with_noise_alone(name):
 
 
 def test_spacing_where_the_config_is_silent():
-    """Trailing, not what diffusers' classes default to."""
+    """The spacing is trailing, not the default of diffusers' classes."""
     config = DiffusionConfig.from_dict({"_class_name": "PNDMScheduler"}, "scheduler_config.json")
     assert config.timestep_spacing == "trailing"
     written = diffusers.PNDMScheduler(**BETAS).config

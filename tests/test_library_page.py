@@ -1,0 +1,87 @@
+"""The examples in docs/library.md run, and the picture by hand is the picture of the library."""
+
+import inspect
+import re
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from ours import ROOT
+
+from stable_diffusion import StableDiffusion
+from stable_diffusion.generation import GenerationOptions
+from stable_diffusion.model_io import load_diffusion_config, load_text_encoder, load_unet
+from stable_diffusion.sampler import SimpleEulerSampler
+
+PAGE = (ROOT / "docs" / "library.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+BY_HAND_LINES = 25
+
+
+def write_adapters() -> None:
+    """Write the LoRA and the textual inversion that the page loads, into the current folder."""
+    generator = np.random.default_rng(0)
+    weights = {}
+    for path, layer in load_unet("tiny").named_modules():
+        if path.endswith("query_proj"):
+            name = f"lora_unet_{path.replace('query_proj', 'to_q').replace('.', '_')}"
+            width = len(layer.weight)
+            for part, shape in (("lora_down", (4, width)), ("lora_up", (width, 4))):
+                values = generator.standard_normal(shape, np.float32)
+                weights[f"{name}.{part}.weight"] = mx.array(values)
+    mx.save_safetensors("style.safetensors", weights)
+    width = load_text_encoder("tiny").token_embedding.weight.shape[1]
+    vectors = mx.array(generator.standard_normal((2, width), np.float32))
+    mx.save_safetensors("cat-toy.safetensors", {"emb_params": vectors})
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory) -> dict[str, object]:
+    """Run all examples in turn, in a folder of their own; return the names that they define."""
+    defined: dict[str, object] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("library"))
+        write_adapters()
+        for i, block in enumerate(BLOCKS):
+            exec(compile(block, f"docs/library.md, example {i + 1}", "exec"), defined)
+    return defined
+
+
+def test_the_examples_run(names, capsys):
+    assert len(BLOCKS) >= 9
+    assert len(names["pictures"]) == 2
+    assert float(mx.abs(names["slope"]).max()) > 0
+
+
+def test_the_picture_by_hand_is_that_of_the_library(names):
+    (block,) = [block for block in BLOCKS if "by_hand" in block]
+    lines = [line for line in block.splitlines() if line]
+    assert len(lines) <= BY_HAND_LINES
+    sd = StableDiffusion("tiny")
+    *_, x_0 = sd.generate_latents("a red circle on a blue background", seed=1)
+    expected = np.array(sd.decode(x_0))
+    np.testing.assert_allclose(np.array(names["by_hand"]), expected, atol=1e-5)
+    assert expected.std() > 0.1  # it shows something
+
+
+def test_the_loop_of_the_original_runs(names):
+    sampler = SimpleEulerSampler(load_diffusion_config("tiny"))
+    unet = load_unet("tiny")
+    width = unet.config.cross_attention_dim
+    latents = names["denoise"](unet, sampler, mx.zeros((1, 77, width)), 2)
+    assert latents.shape == (1, 8, 8, 8) and mx.isfinite(latents).all().item()
+
+
+def test_the_page_has_all_arguments_of_the_generators():
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", PAGE, re.MULTILINE))
+    generators = (StableDiffusion.generate_latents, StableDiffusion.generate_latents_from_image)
+    for generator in generators:
+        parameters = inspect.signature(generator).parameters
+        assert parameters.keys() - {"self", "options"} <= rows.keys()
+        for name in ("n_images", "strength"):
+            if name in parameters:
+                assert str(parameters[name].default) == rows[name]
+    assert GenerationOptions.__annotations__.keys() <= rows.keys()
+    for name in GenerationOptions.__annotations__:
+        assert re.search(rf"^ {{8}}{name}: ", GenerationOptions.__doc__, re.MULTILINE)
+        assert name in StableDiffusion.generate_latents.__doc__
