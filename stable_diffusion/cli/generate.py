@@ -179,7 +179,7 @@ def _prepare_run(settings: Settings, plan: Plan, progress: Progress) -> Run:
     config = load_model_config(source)
     jobs = _complete_jobs(settings, plan, config)
     memory.limit_cache()
-    if cpu_kernels.is_to_be_compiled():
+    if cpu_kernels.needs_compiling():
         say("Compiling the kernels for this processor, once …")
     sd = _load(settings, source, config, float16)
     run = Run(settings, progress, jobs, sd, Record(settings, source, float16))

@@ -348,7 +348,10 @@ def test_other_kinds_of_numbers(spoilt):
         ({"bits": 8, "group_size": 32, "mode": "mxfp8"}, "mode = 'mxfp8' is not supported"),
         ({"bits": 8, "group_size": 32, "unquantized": [1]}, "unquantized = .* wrong type"),
         ({"bits": 8, "group_size": 32, "unquantized": ["x.y"]}, "unquantized names x.y"),
-        ({"bits": 8, "group_size": 128}, "the 64 inputs of .* are no groups of 128"),
+        (
+            {"bits": 8, "group_size": 128},
+            "has 64 inputs, which is not a multiple of group_size = 128",
+        ),
         ({"bits": 4, "group_size": 32}, r"\[64, 16\] of packed bits, not \[64, 8\]"),
         (None, "not expected: .*scales"),
     ],
