@@ -28,7 +28,7 @@ from kinds import KINDS
 from stable_diffusion import pipeline
 from stable_diffusion.device import compile_kernels, cpu_kernels, kernel_calls
 from stable_diffusion.model_io import convert
-from stable_diffusion.model_io.sources import Source
+from stable_diffusion.model_io.model import Model
 from stable_diffusion.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -125,10 +125,10 @@ def tokenizers_are_read_once(unchanged: set[str]) -> Iterator[None]:
     load = pipeline.load_tokenizer
     read = cache(load)
 
-    def load_tokenizer(source: Source, *keys: str) -> Tokenizer:
-        if source.name not in unchanged:
-            return load(source, *keys)
-        known = read(source.name, *keys)
+    def load_tokenizer(model: Model, *keys: str) -> Tokenizer:
+        if model.name not in unchanged:
+            return load(model, *keys)
+        known = read(model.name, *keys)
         tokenizer = Tokenizer.__new__(Tokenizer)  # one that learns words by itself
         vars(tokenizer).update(vars(known), _ids=dict(known._ids), _added=list(known._added))
         return tokenizer

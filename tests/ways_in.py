@@ -17,7 +17,7 @@ from original_layout import write_single_file
 from ours import pictures
 
 from stable_diffusion.cli import convert
-from stable_diffusion.model_io.loaders import load_model_config, open_model
+from stable_diffusion.model_io.loaders import open_model
 from stable_diffusion.pipeline import pipeline_class
 
 PROMPT = "a photo of a café, at night!"
@@ -52,8 +52,8 @@ def from_single_file(file: Path, folder: Path) -> np.ndarray:
 
 def drawn(model: Path | str, **options) -> np.ndarray:
     """Ours; `options` are those of `open_model`."""
-    source = open_model(str(model), **options)
-    sd = pipeline_class(load_model_config(source))(source)
+    opened = open_model(str(model), **options)
+    sd = pipeline_class(opened.config)(opened)
     options = {"num_steps": 2, "cfg_weight": 5, "latent_size": (8, 8), "seed": 7}
     return pictures(sd, sd.generate_latents(PROMPT, **options))
 

@@ -97,13 +97,13 @@ def check(case: Case, part: str, answer: object, files: dict[str, bytes]) -> Non
     with served(cache, files) as server:
         server.answers[part] = answer
         try:
-            found = hub.open_model(REPO).weights("unet", float16=False)
+            found = hub.open_source(REPO).weights("unet", float16=False)
             require(found[0].read_bytes() == files[UNET], "another file")
         finally:
             outside = {path.name for path in case.folder.iterdir()} - {"cache"}
             require(not outside, f"written outside of the cache: {outside}")
             server.answers.clear()
-            found = hub.open_model(REPO).weights("unet", float16=False)
+            found = hub.open_source(REPO).weights("unet", float16=False)
             require(found[0].read_bytes() == files[UNET], "the second run gives another file")
 
 

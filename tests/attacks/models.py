@@ -20,6 +20,7 @@ from attacks.hostile import NO_FILES, WEIGHTS, tiny, value
 from attacks.programs import USUAL, txt2image_case
 from stable_diffusion import StableDiffusion
 from stable_diffusion.model_io import loaders
+from stable_diffusion.model_io.model import Model
 from stable_diffusion.model_io.single_file import open_vae_file
 
 SECONDS = 10  # of processor time, for whatever a header says
@@ -119,7 +120,7 @@ def single_files(case: Case) -> None:
     start = process_time()
     try:
         if rng.random() < 0.2:
-            mx.eval(loaders.load_autoencoder(open_vae_file("a", file)).parameters())
+            mx.eval(loaders.load_autoencoder(Model(open_vae_file("a", file))).parameters())
         else:
             check_model(case, file)
     finally:
@@ -167,7 +168,7 @@ def many_tensors(case: Case) -> None:
     sd = StableDiffusion(case.rng.choice(["tiny", model]))
     start = process_time()
     try:
-        if sd.source.name == "tiny":
+        if sd.model.name == "tiny":
             case.rng.choice([sd.load_lora, lambda path: sd.load_embedding("<x>", path)])(file)
         else:
             mx.eval([tree_flatten(getattr(sd, part).parameters()) for part in PARTS])

@@ -129,7 +129,7 @@ def test_file_that_is_cut_after_it_was_opened(tmp_path):
     file.write_bytes(save({"a": np.ones((1000, 1000), np.float32)}))
     code = (
         "import os, sys; from pathlib import Path; import stable_diffusion; import mlx.core as mx\n"
-        "from stable_diffusion.model_io.weights import read_safetensors\n"
+        "from stable_diffusion.model_io.safetensors_file import read_safetensors\n"
         "from stable_diffusion.cli.main import report_errors\n"
         "_, tensors = read_safetensors(Path(sys.argv[1]))\n"
         "os.truncate(sys.argv[1], 5000)\n"
