@@ -32,11 +32,11 @@ from .loaders import (
     load_unet,
     open_model,
 )
-from .model import INDEX, SCHEDULER, Model, announcements
+from .model import Model, announcements
 from .safetensors_file import save_native
-from .sources import VAE_CONFIG
 from .weight_files import NATIVE, STEMS
 
+INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json")
 SPECIAL_TOKENS, TOKENIZER_CONFIG = "special_tokens_map.json", "tokenizer_config.json"
 
@@ -106,7 +106,7 @@ class _Network:
 
     Attributes:
         component: its folder.
-        load: loads it from an open model, in half precision or not.
+        load: loads it from a model, in half precision or not.
         quantize: quantizes it in place; None if it stays as it is.
     """
 
@@ -209,9 +209,9 @@ def _write_configs(model: Model, folder: Path) -> None:
     if config.spec is not None:
         index["_converted_from"] = config.pipeline._converted_from or model.name
     scheduler = source.config(SCHEDULER)[0] | {"prediction_type": config.diffusion.prediction_type}
-    vae = model.source_of("vae").config(VAE_CONFIG)[0]
+    vae = model.source_of("vae").config("vae/config.json")[0]
     vae = vae | {"scaling_factor": config.autoencoder.scaling_factor}
-    contents = {INDEX: index, SCHEDULER: scheduler, VAE_CONFIG: vae}
+    contents = {INDEX: index, SCHEDULER: scheduler, "vae/config.json": vae}
     for name in ("unet", "text_encoder", "text_encoder_2")[: 1 + len(config.text_encoders)]:
         contents[f"{name}/config.json"] = source.config(f"{name}/config.json")[0]
     for path, content in contents.items():
@@ -229,8 +229,8 @@ def _make_index(config: ModelConfig) -> dict[str, Any]:
 
 def _write_tokenizer(model: Model, component: str, folder: Path) -> None:
     """Copy the files of a tokenizer, and write its config with the pad token in it."""
-    source = model.source
     load_tokenizer(model, f"{component}_vocab", f"{component}_merges")  # refuses damaged files
+    source = model.source
     (folder / component).mkdir()
     for name in (*VOCABULARY, SPECIAL_TOKENS):
         if (file := source.find(f"{component}/{name}")) is not None:

@@ -442,7 +442,11 @@ DOWN, UP = torch.ones(4, 64), torch.ones(64, 4)
         ({f"{LAYER}.diff": UP}, {}, f"no such layers: {LAYER}.diff"),
         ({f"{LAYER}.lora_B.bias": UP}, {}, f"no such layers: {LAYER}.lora_B.bias"),
         ({f"{i}.alpha": UP for i in range(12)}, {}, "0.alpha, .* and 2 more"),
-        ({f"{LAYER}.lora_A.weight": DOWN}, {}, f"missing: the counterpart of {LAYER}.lora_A.weight"),
+        (
+            {f"{LAYER}.lora_A.weight": DOWN},
+            {},
+            f"missing: the counterpart of {LAYER}.lora_A.weight",
+        ),
         (
             {f"{LAYER}.lora_A.weight": DOWN, f"{LAYER}.lora_B.weight": UP[:9]},
             {},

@@ -40,7 +40,7 @@ AS_SCRIPTS = ("--text-encoder-bits", "4", "--unet-bits", "8")  # like -q of the 
 
 
 @pytest.fixture(scope="module")
-def converted(checkpoint, tmp_path_factory, unchanged) -> Callable[..., Path]:
+def converted(checkpoint, tmp_path_factory) -> Callable[..., Path]:
     """Return a function that converts a kind of model once, and returns the folder.
 
     The folder must not be changed.
@@ -50,7 +50,6 @@ def converted(checkpoint, tmp_path_factory, unchanged) -> Callable[..., Path]:
     def convert_kind(kind: str, *options: str) -> Path:
         folder = tmp_path_factory.mktemp("converted") / kind
         assert convert_main([str(checkpoint(kind)), str(folder), *options]) == 0
-        unchanged.add(str(folder))
         return folder
 
     return convert_kind

@@ -111,6 +111,14 @@ def test_a_step_is_a_pure_function():
         assert mx.array_equal(one, again).item()
 
 
+@pytest.mark.parametrize("name", [name for name, spec in SAMPLERS.items() if spec.needs_noise])
+def test_a_step_without_the_noise_that_it_needs(name):
+    sampler = Sampler.for_model(DiffusionConfig(), name)
+    x = mx.zeros((1, 4, 4, 4))
+    with pytest.raises(ValueError, match="adds noise in every step: give `fresh`"):
+        sampler.step(x, x, sampler.schedule(4).steps[0])
+
+
 @pytest.mark.parametrize(
     ("options", "name"),
     [

@@ -138,7 +138,7 @@ def _common_recipe(settings: Settings, opened: Model, float16: bool) -> Recipe:
     model, revision = opened.source.commit or (_hide_home(settings.model), None)
     vae = None
     if settings.vae is not None:
-        commit = opened.source_of("vae").commit
+        commit = None if opened.vae is None else opened.vae.commit
         vae = _hide_home(settings.vae) if commit is None else "@".join(commit)
     return Recipe(
         **vars(_Choices.from_settings(settings)),

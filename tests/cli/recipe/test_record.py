@@ -34,11 +34,6 @@ def make_record(model: Model, *options: str) -> Record:
     return Record(parse_settings(*options), model, float16=False)
 
 
-def open_folder(folder: str) -> Model:
-    """Return the model of a folder, whose files need not exist."""
-    return Model(Source(folder, Path(folder)))
-
-
 def read_recipe(texts: Texts) -> Recipe:
     return Recipe.from_json(texts[RECIPE], "a.png")
 
@@ -63,7 +58,9 @@ def test_a_model_on_the_hub_is_pinned_to_its_commit():
 )
 def test_paths_are_as_given_except_the_home_folder(monkeypatch, given, written):
     monkeypatch.setenv("HOME", "/home/me")
-    texts = make_record(open_folder(given), "--model", given, "--vae", given).describe(JOB)
+    texts = make_record(
+        Model(Source(given, Path(given))), "--model", given, "--vae", given
+    ).describe(JOB)
     recipe = read_recipe(texts)
     assert (recipe.model, recipe.vae, recipe.revision) == (written, written, None)
     assert "Model: mine, VAE: mine" in texts[PARAMETERS] and "/" not in texts[PARAMETERS]
@@ -73,14 +70,14 @@ def test_a_user_without_a_home_folder(monkeypatch):
     """In containers there may be no `HOME`, and an account that the system does not know."""
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does then
-    texts = make_record(open_folder("tiny"), "--model", "/disk/mine").describe(JOB)
+    texts = make_record(Model(Source("tiny", Path("tiny"))), "--model", "/disk/mine").describe(JOB)
     assert read_recipe(texts).model == "/disk/mine"
 
 
 def test_grids():
     """A grid has a recipe only if one recipe makes all its pictures."""
     jobs = [replace(JOB, seed=3 + i, index=1 + i) for i in range(4)]
-    model = open_folder("tiny")
+    model = Model(Source("tiny", Path("tiny")))
     recipe = read_recipe(make_record(model).describe_grid(jobs, 2))
     assert (recipe.n_images, recipe.n_rows, recipe.seed) == (4, 2, 3)
     assert make_record(model).describe_grid([*jobs[:3], replace(jobs[3], prompt="a dog")], 2) == {}
@@ -141,7 +138,9 @@ def test_files_are_read_once_for_their_checksum(tmp_path, monkeypatch):
 
     monkeypatch.setattr(hashlib, "file_digest", counted)
     for _ in range(2):
-        make_record(open_folder("tiny"), "--lora=a.safetensors", "--lora=./a.safetensors:2")
+        make_record(
+            Model(Source("tiny", Path("tiny"))), "--lora=a.safetensors", "--lora=./a.safetensors:2"
+        )
     RecipeComparison(parse_settings("--lora=a.safetensors"))
     assert len(read) == 1
 
