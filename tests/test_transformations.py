@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten, tree_map
 from parity import POOLED_WIDTH, TIME_IDS, random_normal
 
 from stable_diffusion import StableDiffusion, layers
-from stable_diffusion.adapters.lora import LoRALinear
+from stable_diffusion.adapters.lora_layers import LoRALinear
 from stable_diffusion.model_io import loaders
 
 STEP = 0.02  # of differences; those of smaller steps are lost in float32's rounding
@@ -113,7 +113,7 @@ def test_compiled_blocks_as_plain(checkpoint):
     x = mx.array(random_normal(2, 8, 8, unet.config.block_out_channels[0]))
     memory = mx.array(random_normal(2, 77, unet.config.cross_attention_dim))
     transformer = block.attentions[0]
-    texts = [transformer.transformer_blocks[0].attn2.project(memory)]
+    texts = [transformer.transformer_blocks[0].attn2.project_memory(memory)]
     for function in (
         lambda x: block.resnets[0](x, temb),
         lambda x: transformer(x, iter(texts)),

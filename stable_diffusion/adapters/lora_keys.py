@@ -28,7 +28,7 @@ COMPONENTS = {
     "text_encoder_2": Component(TEXT_ENCODER, ("lora_te2_",)),
 }
 
-# Spellings of the part of a key after the layer's name → `lora.down`, `lora.up`, and `alpha`.
+# Spellings of the parts of keys after a layer's name → those of `DOWN` and `UP`.
 _SPELLINGS = {
     "lora_down": "lora.down",  # kohya
     "lora_up": "lora.up",

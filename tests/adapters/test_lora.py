@@ -236,7 +236,7 @@ def run_ours(sd: StableDiffusion) -> dict[str, mx.array]:
     if sd.config.is_xl:
         text_time = (mx.array(random_normal(2, POOLED_WIDTH)), mx.array(TIME_IDS))
     outputs = {"unet": sd.unet(x, mx.array([999, 3.5]), text, text_time)}
-    for name, text_encoder in zip(TEXT_ENCODERS, sd._text_encoders(), strict=False):
+    for name, text_encoder in zip(TEXT_ENCODERS, sd._text_encoders, strict=False):
         output = text_encoder(mx.array(random_tokens()))
         outputs[name] = mx.concatenate(
             [output.last_hidden_state.flatten(), output.pooled_output.flatten()]
@@ -281,7 +281,7 @@ def are_identical(a: dict[str, mx.array], b: dict[str, mx.array]) -> bool:
 
 
 def list_parameters(sd: StableDiffusion) -> dict[str, mx.array]:
-    networks = sd._lora_networks().items()
+    networks = sd._networks.items()
     return dict(tree_flatten({name: network.parameters() for name, network in networks}))
 
 
@@ -355,7 +355,7 @@ def test_quantized(checkpoint, tmp_path, kind):
     write_diffusers(file, random_changes(pipeline, seed=1, rank=4, alpha=4.0))
     sd = load(checkpoint(kind))
     sd.quantize()
-    for component, network in sd._lora_networks().items():
+    for component, network in sd._networks.items():
         modules = dict(getattr(pipeline, component).named_modules())
         kinds = (nn.QuantizedLinear, nn.Linear, nn.Conv2d)
         layers = [(p, m) for p, m in network.named_modules() if isinstance(m, kinds)]

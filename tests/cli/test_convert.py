@@ -76,7 +76,7 @@ def are_identical(one: StableDiffusion, other: StableDiffusion) -> bool:
     """Return whether UNet and text encoders have the same weights and types, to the bit."""
 
     def weights(sd: StableDiffusion) -> dict[str, mx.array]:
-        networks = [*sd._text_encoders(), sd.unet]
+        networks = [*sd._text_encoders, sd.unet]
         return dict(tree_flatten([network.parameters() for network in networks]))
 
     a, b = weights(one), weights(other)
