@@ -34,7 +34,7 @@ TOO_LARGE = 1e5  # for half precision, whose largest number is 65504
 def half(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Compute in half precision, as Metal does, with MLX's own operations."""
     if cpu_kernels.is_used():
-        cpu_kernels.kernels()  # they can only be checked, once, while mx.compile is on
+        cpu_kernels.load_kernels()  # they can only be checked, once, while mx.compile is on
     monkeypatch.setattr(cpu_kernels, "is_used", lambda: False)
     mx.disable_compile()  # it takes a CPU most of a minute
     yield

@@ -12,7 +12,7 @@ import pytest
 import txt2image
 from stable_diffusion.cli.terminal import console, progress
 from stable_diffusion.cli.terminal.progress import BatchWork, ByteBars, Progress
-from stable_diffusion.denoising import Denoising
+from stable_diffusion.denoising import Denoising, StepOutput
 from stable_diffusion.utils import wording
 
 SECONDS = 2.0  # that a step takes
@@ -49,7 +49,7 @@ def make_denoising(n_steps: int, clock: list[float]) -> Denoising:
     def steps():
         for _ in range(n_steps):
             clock[0] += SECONDS
-            yield mx.zeros(1), mx.zeros(1)
+            yield StepOutput(mx.zeros(1), mx.zeros(1), None)
 
     return Denoising(steps, n_steps, [], seed=0)
 
