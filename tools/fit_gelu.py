@@ -3,8 +3,8 @@
     python -m tools.fit_gelu
 
 Prints the coefficients of P and Q in G(x) = 1/2 + x P(x²) / Q(x²), lower powers first, and the
-largest error of x G(x) within the limit. The method is reweighted linear
-least squares, as in Lawson's algorithm, so that the error is spread evenly.
+largest error of x G(x) within the limit. The method is reweighted linear least squares, as in
+Lawson's algorithm, so that the error is spread evenly.
 """
 
 from __future__ import annotations

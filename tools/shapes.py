@@ -149,7 +149,7 @@ def _item(rng: np.random.Generator, background: str | None, bare: float) -> Item
 def sample(rng: np.random.Generator, pair: float = 0.75, bare: float = 0.04) -> Scene:
     """Return a random scene as a prompt may ask for it; two items with probability `pair`.
 
-    `bare` is the chance that the background, an item's shape or its colour is left unsaid.
+    `bare` is the chance that the background, an item's shape or its colour is left open.
     """
     background = None if rng.random() < bare else _pick(rng, BACKGROUNDS)
     if rng.random() < pair:
