@@ -1,8 +1,9 @@
-"""Says whether a picture shows the scene that was asked for, by geometry and colour alone.
+"""Check whether a picture shows the scene that was asked for, by geometry and colour only.
 
-No network: the background is the border's median, shapes are what differs from it, a colour is the
-nearest of the palette, and a shape the best-overlapping template at the found centroid and area.
-numpy only. Pictures are [64, 64, 3], uint8 or floats in [0, 1]; positions are in pixels.
+No network is needed: the background is the median of the border, shapes are regions that differ
+from it, their colour is the nearest of the palette, and their kind is that of the template with the
+best overlap at the same centroid and area. Pictures are [64, 64, 3], uint8 or floats in [0, 1];
+positions are in pixels.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tools.shapes import PALETTE, PLACES, RADII, SHAPES, Scene, coverage
 
 NOTICEABLE = 50.0  # RGB distance from the background; the closest pair of the palette is 117 apart
 TOO_FAR = 75.0  # RGB distance from every named colour at which a colour has no name
-SPECK = 12  # pixels; smaller regions are dirt (the smallest shape covers some 80)
+SPECK = 12  # pixels; smaller regions are ignored (the smallest shape covers about 80)
 OVERLAP = 0.7  # intersection over union below which a region is none of the shapes
 SCALES = (0.94, 1.0, 1.06)  # of the radius that the area suggests: soft edges bias the area
 ASPECTS = ("background", "count", "colour", "shape", "size", "place", "relation")
@@ -116,7 +117,7 @@ def look(picture: np.ndarray) -> tuple[str | None, list[Found]]:
     ground = np.median(np.concatenate([border, sides]), axis=0)
     mask = np.linalg.norm(pixels - ground, axis=-1) > NOTICEABLE
     parts = sorted(regions(mask), key=lambda part: -part.sum())
-    # Past four it is a mess, whatever the rest is.
+    # With more than four regions the picture is wrong in any case.
     return name_colour(ground), [_fit(part, pixels, ground) for part in parts[:4]]
 
 

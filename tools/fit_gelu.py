@@ -1,10 +1,10 @@
-"""Fits the function by which `kernels/vectors.h` computes GELU.
+"""Fit the function with which `device/kernels/vectors.h` computes GELU.
 
     python -m tools.fit_gelu
 
 Prints the coefficients of P and Q in G(x) = 1/2 + x P(x²) / Q(x²), lower powers first, and the
-largest error of x G(x) within the limit. Reweighted linear least squares: the error spreads evenly,
-as in Lawson's algorithm.
+largest error of x G(x) within the limit. The method is reweighted linear least squares, as in
+Lawson's algorithm, so that the error is spread evenly.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ SAMPLERS = (
 )
 PROMPT = "a red circle on (blue:1.3), the [sky], a lighthouse at dusk"
 LONG_PROMPT = ", ".join([PROMPT] * 12)
-# What else can be asked for: options of the generators, or what is done to the model before.
+# Further cases: options of the generators, or changes to the model before.
 VARIANTS: dict[str, dict[str, Any]] = {
     "long prompt": {"text": LONG_PROMPT, "long_prompt": True, "prompt_weights": True},
     "clip skip": {"clip_skip": 1},

@@ -1,8 +1,8 @@
-"""Scenes of one or two coloured shapes: what may be asked for, its English, and its picture.
+"""Describe scenes of one or two coloured shapes, and draw them.
 
-A `Scene` is what a prompt asks for; a field that is None was left unsaid. `complete` fills what was
-left unsaid, `render` draws complete scenes with numpy alone, `caption` words a scene in one of many
-ways. Pictures are [64, 64, 3] uint8, x to the right and y downwards, in pixels.
+A `Scene` is what a prompt asks for; a field that is None is left open. `complete` fills open
+fields, `render` draws complete scenes with numpy, and `caption` (in `wording`) describes a scene in
+English. Pictures are [64, 64, 3] uint8, x to the right and y downwards, in pixels.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RADII = {"small": 10.0, "big": 13.5}  # pixels; half the width of the box that h
 SIZES = tuple(RADII)
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 RELATIONS = tuple(INVERSE)
-PLACES = {  # centre of a lone shape, as (x, y) in pixels
+PLACES = {  # centre of a single shape, as (x, y) in pixels
     "left": (16.0, 32.0),
     "right": (48.0, 32.0),
     "top": (32.0, 16.0),
@@ -41,15 +41,15 @@ PLACES = {  # centre of a lone shape, as (x, y) in pixels
     "centre": (32.0, 32.0),
 }
 PLACE_OF = {"left of": "left", "right of": "right", "above": "top", "below": "bottom"}
-JITTER = 1.5  # pixels: centres vary by this much either way, so that pictures differ
+JITTER = 1.5  # pixels: centres vary by so much in both directions, so that pictures differ
 RADIUS_JITTER = 0.7  # pixels
 OVERSAMPLING = 4  # sub-samples along each side of a pixel: 17 levels of grey at an edge
-HELD_OUT = 10  # one combination in so many is kept from training
+HELD_OUT = 10  # one of so many combinations is kept from training
 
 
 @dataclass(frozen=True)
 class Item:
-    """One shape. None: left unsaid."""
+    """One shape. None: left open."""
 
     shape: str | None
     colour: str | None
@@ -60,7 +60,7 @@ class Item:
 class Scene:
     """One or two items on a background; `relation` is that of the first item to the second.
 
-    `place` belongs to a lone item, `relation` to two. None: left unsaid.
+    `place` belongs to a single item, `relation` to two. None: left open.
     """
 
     items: tuple[Item, ...]
@@ -149,7 +149,7 @@ def _item(rng: np.random.Generator, background: str | None, bare: float) -> Item
 def sample(rng: np.random.Generator, pair: float = 0.75, bare: float = 0.04) -> Scene:
     """Return a random scene as a prompt may ask for it; two items with probability `pair`.
 
-    `bare` is the chance that the background, an item's shape or its colour is left unsaid.
+    `bare` is the chance that the background, an item's shape or its colour is left open.
     """
     background = None if rng.random() < bare else _pick(rng, BACKGROUNDS)
     if rng.random() < pair:

@@ -1,4 +1,4 @@
-"""The parts of the `tiny` model at their untrained start, and the folder that holds them."""
+"""Build the untrained parts of the `tiny` model, and write its folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-# CLIP's vocabulary as OpenAI published it (MIT licence beside it).
+# CLIP's vocabulary as OpenAI published it (the MIT licence is beside it).
 TOKENIZER = Path(__file__).parents[1] / "stable_diffusion" / "tiny" / "tokenizer"
 VOCABULARY = 49408  # CLIP's: 2 x 256 bytes, 48894 merges, start, end
 START, END = 49406, 49407
@@ -132,7 +132,7 @@ def save(pipe: StableDiffusionPipeline, out: Path) -> None:
     # Read before anything is written: `out` may be the model's own folder.
     vocabulary = {path.name: path.read_bytes() for path in TOKENIZER.iterdir()}
     pipe.to(torch.float16).save_pretrained(out, safe_serialization=True)
-    # transformers 5 writes tokenizer.json alone; ship the original pair instead.
+    # transformers 5 writes only tokenizer.json; write the original two files instead.
     for path in (out / "tokenizer").iterdir():
         path.unlink()
     for name, content in vocabulary.items():

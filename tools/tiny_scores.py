@@ -1,4 +1,4 @@
-"""Scores of a text-to-picture model on prompts whose combinations were held out of training."""
+"""Score a text-to-picture model on prompts with combinations that were held out of training."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Trains the tiny text encoder to say, in the tokens after a prompt, what the prompt asks for.
+"""Train the tiny text encoder to encode, in the tokens after a prompt, what the prompt asks for.
 
 CLIP's encoder is causal, so only tokens after the last word know the whole prompt, and Stable
 Diffusion attends to all 77. Here those tokens share the work by position: every third names the
 first shape (left or upper), the next the second, the next the background. Linear probes on the
-final hidden state read them out during training and are then thrown away. The U-Net thus starts
-with colours already bound to shapes, which is what takes a diffusion loss longest to find.
+final hidden state read them during training and are discarded afterwards. Thus the U-Net starts
+with colours bound to shapes, which a diffusion loss takes longest to learn.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tools.tiny_model import END, POSITIONS, START, build_text_encoder, tokenize
 from tools.tiny_training import Training, training_scenes
 from tools.wording import caption
 
-FIELDS = {  # what a shape's token names; two more classes: unsaid, and no such shape
+FIELDS = {  # what a shape's token names; two more classes: left open, and no such shape
     "shape": SHAPES,
     "colour": COLOURS,
     "size": SIZES,

@@ -1,4 +1,4 @@
-"""What the trainings of `train_tiny` share: pace, averages, checkpoints; and the VAE's training."""
+"""Shared by the trainings of `train_tiny`: pace, averages, checkpoints; and the VAE's training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REPORT_EVERY = 15.0  # seconds between progress lines
 
 
 CORES = torch.get_num_threads()  # OMP_NUM_THREADS, or all
-CORES_BUSY = Path("/proc/stat")  # Linux only; elsewhere torch uses all cores
+CORES_BUSY = Path("/proc/stat")  # Linux only; on other systems torch uses all cores
 
 
 def _others_seconds() -> float:
@@ -89,7 +89,7 @@ class Training:
         self._started, self._first = time.monotonic(), self.step
         self._saved = self._reported = self._started
         self._others, self._looked = _others_seconds(), self._started
-        torch.set_num_threads(1)  # until it is known what others leave
+        torch.set_num_threads(1)  # until the number of free cores is known
 
     def __iter__(self) -> Iterator[int]:
         """Yield the remaining step numbers; saves at intervals and at the end."""

@@ -1,4 +1,4 @@
-"""Trains the tiny U-Net by denoising latents (v-prediction, arXiv:2202.00512)."""
+"""Train the tiny U-Net by denoising latents (v-prediction, arXiv:2202.00512)."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from tools.tiny_text import Vocabulary
 from tools.tiny_training import Training, to_tensor, training_scenes
 from tools.wording import caption
 
-POOL = 16384  # latents and encoded captions kept at hand
+POOL = 16384  # latents and encoded captions that are kept
 FRESH = 4  # of them replaced every step: each is seen about eight times
 EMPTY = 0.1  # share of captions replaced by the empty prompt, for guidance (arXiv:2207.12598)
-MISLABELLED = 0.05  # share of captions that tell of another scene, as captions on the web do
+MISLABELLED = 0.05  # share of captions of another scene, like wrong captions on the web
 
 
 def encode_scenes(

@@ -1,11 +1,11 @@
-"""Trains the `tiny` model: a latent diffusion model that draws coloured shapes from a prompt.
+"""Train the `tiny` model: a latent diffusion model that draws coloured shapes from a prompt.
 
     python -m tools.train_tiny --out stable_diffusion/tiny --work runs/tiny
 
 It renders its own data, trains a VAE, a text encoder, a U-Net and the VAE's decoder once more,
-scores the result with diffusers and saves it in diffusers' layout as float16. Interrupted, the
-same command goes on from the last checkpoints in `--work`. `--quick` does all of it in miniature
-and reports that it beats an untrained model.
+scores the result with diffusers and saves it in diffusers' layout as float16. If it was
+interrupted, the same command continues from the last checkpoints in `--work`. `--quick` does all of
+it with small settings and reports that the result beats an untrained model.
 
 Data: scenes of one or two shapes on a plain background (`shapes.py`), worded in many ways
 (`wording.py`); a tenth of the combinations of shape, colour, background and relation is held out.
@@ -129,7 +129,7 @@ def main() -> None:
     args = parser.parse_args()
     budget = QUICK if args.quick else FULL
     if args.quick:
-        args.work = args.work / "quick"  # never resumes, nor spoils, the full training
+        args.work = args.work / "quick"  # neither resumes nor overwrites the full training
     started = time.monotonic()
     tiny_model.save(train(budget, args.work, args.seed), args.out)
     # Score what was saved: the float16 weights, computed in float32.

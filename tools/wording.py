@@ -1,4 +1,4 @@
-"""Words a scene in English, in many ways: `caption(scene, rng)`."""
+"""Describe a scene in English in many ways: `caption(scene, rng)`."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_pictures_are_the_same_picture(bench, folder, in_this_process):
 
 
 def test_workers_are_processes(bench, folder):
-    """Each side has memory of its own; of a text encoder there is nothing to quantize."""
+    """Each side has its own memory. Text encoders are not quantized, so the results are equal."""
     row = bench.measure("text", ("ours", "quantized"), folder, rounds=1, repeats=2)
     assert row.error == 0
     for side in (row.ours, row.peer):
