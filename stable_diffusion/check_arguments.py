@@ -14,7 +14,7 @@ import numpy as np
 
 from .conditioning import expand_texts
 from .config.model import ModelConfig
-from .model_io.sources import Source
+from .model_io.model import Model
 from .sampler.sampler import Sampler
 from .utils.wording import abbreviate, did_you_mean
 
@@ -81,9 +81,9 @@ def check_model(model: Any, vae: Any, sampler: Any, schedule: Any, prediction_ty
     for name, word in words.items():
         if word is not None and not isinstance(word, str):
             raise TypeError(f"{name} must be text or None, got {_describe(word)}")
-    if not isinstance(model, Source):
+    if not isinstance(model, Model):
         check_path("model", model)
-    if not isinstance(vae, Source | None):
+    if not isinstance(vae, Model | None):
         check_path("vae", vae)
 
 

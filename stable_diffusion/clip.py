@@ -12,15 +12,15 @@ from .layers import ACTIVATIONS, Attention, Linear
 
 @dataclass
 class CLIPOutput:
-    """What a text encoder returns for tokens [B, N]; D is the width of the encoder."""
+    """The results of a text encoder for tokens [B, N]; D is the width of the encoder."""
 
     pooled_output: mx.array  # [B, D] at the end token; [B, projection_dim] with a projection
-    last_hidden_state: mx.array  # [B, N, D], normalised
+    last_hidden_state: mx.array  # [B, N, D], normalized
     hidden_states: list[mx.array]  # the embeddings, then the output of each layer, [B, N, D]
 
 
 class CLIPEncoderLayer(nn.Module):
-    """A pre-norm transformer layer."""
+    """A transformer layer: attention and a perceptron, each after a norm and added to its input."""
 
     def __init__(self, config: CLIPTextConfig):
         super().__init__()
@@ -33,12 +33,16 @@ class CLIPEncoderLayer(nn.Module):
         self.linear2 = Linear(config.intermediate_size, dims)
 
     def __call__(self, x: mx.array) -> mx.array:
-        x = self.attention(x, causal=True, norm=self.layer_norm1, added=x)
-        return self.linear2(self.activation(self.linear1(x, self.layer_norm2)), added=x)
+        x = self.attention(x, causal=True, norm=self.layer_norm1, residual=x)
+        h = self.activation(self.linear1(x, norm=self.layer_norm2))
+        return self.linear2(h, residual=x)
 
 
 class CLIPTextModel(nn.Module):
-    """Token ids [B, N] → `CLIPOutput`. N is at most the length of the position table, 77."""
+    """The network from token ids [B, N] to a `CLIPOutput`.
+
+    N is at most the number of rows of the position table, 77.
+    """
 
     def __init__(self, config: CLIPTextConfig):
         super().__init__()
@@ -62,15 +66,15 @@ class CLIPTextModel(nn.Module):
         last_hidden_state = self.final_layer_norm(x)
 
         rows = mx.arange(tokens.shape[0])
-        pooled = last_hidden_state[rows, self._end_positions(tokens)]  # [B, D]
+        pooled = last_hidden_state[rows, self._find_end_positions(tokens)]  # [B, D]
         if "text_projection" in self:
             pooled = self.text_projection(pooled)
         return CLIPOutput(pooled, last_hidden_state, hidden_states)
 
-    def _end_positions(self, tokens: mx.array) -> mx.array:
-        """Where each row's first end token stands: [B]."""
+    def _find_end_positions(self, tokens: mx.array) -> mx.array:
+        """Return the position of each row's first end token: [B]."""
         if self.eos_token_id == 2:
-            # Configs from before transformers 4.31 say 2, which is another token; the end token
-            # is then taken to be the highest id, as it is in CLIP's vocabulary.
+            # Configs from before transformers 4.31 say 2, which is another token. In CLIP's
+            # vocabulary the end token has the highest id.
             return tokens.argmax(axis=1)
         return (tokens == self.eos_token_id).argmax(axis=1)

@@ -300,7 +300,7 @@ def _require_finite(
     """
     if is_finite(*results):
         return
-    damaged = damaged_weights(sd.source, components, sd.float16)
+    damaged = damaged_weights(sd.model, components, sd.float16)
     damaged += [f"{file}: {key}" for file in adapter_files for key in not_finite(file, mx.float32)]
     raise FaultyResultError(what, Fault.NOT_FINITE, damaged)
 

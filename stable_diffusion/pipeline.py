@@ -36,13 +36,12 @@ from .model_io.loaders import (
     DEFAULT_MODEL,
     Key,
     load_autoencoder,
-    load_model_config,
     load_text_encoder,
     load_tokenizer,
     load_unet,
     open_model,
 )
-from .model_io.sources import Source
+from .model_io.model import Model
 from .model_io.weights import read_weights
 from .quantize import is_quantized, quantize_text_encoder, quantize_unet
 from .sampler.noise import draw_latents
@@ -89,23 +88,23 @@ class StableDiffusion:
         check_arguments.check_model(model, vae, sampler, schedule, prediction_type)
         if cpu_kernels.is_used():
             cpu_kernels.keep_freed_memory()
-        self.source = source = open_model(model, vae=vae, prediction_type=prediction_type)
+        self.model = opened = open_model(model, vae=vae, prediction_type=prediction_type)
         self.float16 = float16
-        self.config = load_model_config(source)
+        self.config = opened.config
         if isinstance(self, StableDiffusionXL) is not self.config.is_xl:
             right = pipeline_class(self.config).__name__
-            raise ValueError(f"{source.name} is a {right} model: use the class {right}")
+            raise ValueError(f"{opened.name} is a {right} model: use the class {right}")
         self.dtype = cpu_kernels.compute_dtype(mx.float16 if float16 else mx.float32)
         self.diffusion_config = self.config.diffusion
         self.sampler = Sampler.for_model(self.diffusion_config, sampler, schedule)
         for attribute, name in self._TOKENIZERS:
-            setattr(self, attribute, load_tokenizer(source, f"{name}_vocab", f"{name}_merges"))
+            setattr(self, attribute, load_tokenizer(opened, f"{name}_vocab", f"{name}_merges"))
         for attribute, name in self._TEXT_ENCODERS:
-            setattr(self, attribute, load_text_encoder(source, float16, name))
+            setattr(self, attribute, load_text_encoder(opened, float16, name))
         for reader in self._readers:
-            require_fit(*reader, source.name)
-        self.unet = load_unet(source, float16)
-        self.autoencoder = load_autoencoder(source, float16)
+            require_fit(*reader, opened.name)
+        self.unet = load_unet(opened, float16)
+        self.autoencoder = load_autoencoder(opened, float16)
 
     def ensure_models_are_loaded(self) -> None:
         """Read all weights now."""
@@ -135,7 +134,7 @@ class StableDiffusion:
         self.float16, self.dtype = False, mx.float32
         for attribute, name in (*self._TEXT_ENCODERS, UNET):
             if hasattr(self, attribute):
-                network = _load_in_float32(self.source, name, getattr(self, attribute))
+                network = _load_in_float32(self.model, name, getattr(self, attribute))
                 setattr(self, attribute, network)
 
     def load_lora(self, path: str | os.PathLike[str], scale: float = 1.0) -> None:
@@ -327,7 +326,7 @@ def _denoise(sd: StableDiffusion, x: mx.array, schedule: Schedule, asked: Genera
     return Denoising(start, len(schedule), inputs, asked.seed)
 
 
-def _load_in_float32(source: Source, component: str, old: nn.Module) -> nn.Module:
+def _load_in_float32(model: Model, component: str, old: nn.Module) -> nn.Module:
     """Load a network again, from the same files, to compute in float32.
 
     Args:
@@ -339,9 +338,9 @@ def _load_in_float32(source: Source, component: str, old: nn.Module) -> nn.Modul
         OSError, ValueError: see `load_unet`.
     """
     if component == "unet":
-        new: nn.Module = load_unet(source, True, widened=True)
+        new: nn.Module = load_unet(model, True, widened=True)
     else:
-        new = load_text_encoder(source, True, component, widened=True)
+        new = load_text_encoder(model, True, component, widened=True)
         table = new.token_embedding
         learned = old.token_embedding.weight[len(table.weight) :].astype(mx.float32)
         table.weight = mx.concatenate([table.weight, learned])

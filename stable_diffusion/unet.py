@@ -23,22 +23,21 @@ from .layers import (
     upsample_nearest,
 )
 
-Text = Iterator[KeysValues]  # of one attention to the text after another, in the order of use
+Text = Iterator[KeysValues]  # of the text, for each attention to it in the order of use
 
-TRANSFORMER_NORM_EPS = 1e-6  # diffusers' Transformer2DModel, whatever the config's norm_eps
+TRANSFORMER_NORM_EPS = 1e-6  # of diffusers' Transformer2DModel, which ignores norm_eps
 
 
 def sinusoidal_embedding(
     values: mx.array, dims: int, flip_sin_to_cos: bool = True, freq_shift: int = 0
 ) -> mx.array:
-    """Numbers [...] as sines and cosines of falling frequencies [..., dims], in float32.
+    """Return sines and cosines of numbers [...] at falling frequencies: [..., dims] in float32.
 
     Ho et al. 2020 (arXiv:2006.11239); the frequencies are those of diffusers.
     """
     half = dims // 2
     exponents = np.arange(half) / (half - freq_shift)
-    # In float64, for at time 999 an error in a frequency is an error a thousand times larger in
-    # the phase.
+    # In float64: at time 999, the error of the phase is 999 times the error of the frequency.
     frequencies = mx.array(np.exp(-math.log(10_000) * exponents).astype(np.float32))
     phases = values.astype(mx.float32)[..., None] * frequencies
     sin, cos = mx.sin(phases), mx.cos(phases)
@@ -59,20 +58,20 @@ class TimestepEmbedding(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """A perceptron with a gate."""
+    """The two-layer perceptron of a transformer block, whose first layer is a GEGLU."""
 
     def __init__(self, dims: int):
         super().__init__()
         self.proj_in = Linear(dims, 8 * dims)  # hidden and gate, 4 × dims each
         self.proj_out = Linear(4 * dims, dims)
 
-    def __call__(self, x: mx.array, norm: nn.LayerNorm, added: mx.array) -> mx.array:
-        """Of norm(x); `added` is added."""
-        return self.proj_out(geglu(self.proj_in, x, norm), added=added)
+    def __call__(self, x: mx.array, *, norm: nn.LayerNorm, residual: mx.array) -> mx.array:
+        """Return residual + the perceptron of norm(x), all [B, L, D]."""
+        return self.proj_out(geglu(self.proj_in, x, norm), residual=residual)
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the text, feed-forward."""
+    """Self-attention, attention to the text, and a perceptron, each added to its input."""
 
     def __init__(self, dims: int, num_heads: int, memory_dims: int):
         super().__init__()
@@ -84,14 +83,14 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(dims)
 
     def __call__(self, x: mx.array, text: KeysValues) -> mx.array:
-        """x [B, L, D] → the same."""
-        x = self.attn1(x, norm=self.norm1, added=x)
-        x = self.attn2(x, text, norm=self.norm2, added=x)
-        return self.ff(x, self.norm3, added=x)
+        """Return the output [B, L, D] for x [B, L, D] and a text of N tokens, [B, N, D] each."""
+        x = self.attn1(x, norm=self.norm1, residual=x)
+        x = self.attn2(x, text, norm=self.norm2, residual=x)
+        return self.ff(x, norm=self.norm3, residual=x)
 
 
 class Transformer2D(nn.Module):
-    """Transformer blocks over the positions of [B, H, W, C], beside a skip connection."""
+    """Transformer blocks over the pixels of [B, H, W, C], with a skip connection."""
 
     def __init__(self, dims: int, num_heads: int, memory_dims: int, depth: int, groups: int):
         super().__init__()
@@ -104,14 +103,14 @@ class Transformer2D(nn.Module):
 
     def __call__(self, x: mx.array, text: Text) -> mx.array:
         pixels = x.flatten(1, 2)  # [B, HW, C]
-        h = self.proj_in(pixels, self.norm)
+        h = self.proj_in(pixels, norm=self.norm)
         for block in self.transformer_blocks:
             h = block(h, next(text))
-        return self.proj_out(h, added=pixels).reshape(x.shape)
+        return self.proj_out(h, residual=pixels).reshape(x.shape)
 
 
 class Downsample(nn.Module):
-    """Half the height and width, rounded up."""
+    """A convolution that halves height and width, rounded up."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -122,7 +121,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the height and width, or one less where the skip connection is of odd size."""
+    """Twice the height and width, or one less if the skip connection has an odd size."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -131,26 +130,29 @@ class Upsample(nn.Module):
     def __call__(self, x: mx.array, size: tuple[int, int]) -> mx.array:
         height, width = size
         if (height, width) == (2 * x.shape[1], 2 * x.shape[2]):
-            return self.conv.of_upsampled(x)
+            return self.conv.convolve_upsampled(x)
         return self.conv(upsample_nearest(x)[:, :height, :width])  # odd sizes
 
 
 class DownBlock(nn.Module):
-    """Residual blocks, each with a transformer where `attend`, then halving unless `is_last`."""
+    """Residual blocks, each with a transformer if the config says so, then half the size.
+
+    The size stays the same if it `is_last`.
+    """
 
     def __init__(self, config: UNetConfig, level: int, in_channels: int, is_last: bool):
         super().__init__()
         channels = config.block_out_channels[level]
         n_layers = config.layers[level]
         inputs = [in_channels] + [channels] * (n_layers - 1)
-        self.resnets = [_resnet(config, n, channels) for n in inputs]
+        self.resnets = [_make_resnet(config, n, channels) for n in inputs]
         attends = config.down_block_types[level] == "CrossAttnDownBlock2D"
-        self.attentions = [_transformer(config, level) for _ in inputs] if attends else []
+        self.attentions = [_make_transformer(config, level) for _ in inputs] if attends else []
         if not is_last:
             self.downsample = Downsample(channels)
 
     def __call__(self, x: mx.array, temb: mx.array, text: Text) -> tuple[mx.array, list[mx.array]]:
-        """The output, and what the up path gets through its skip connections."""
+        """Return the output, and the skip connections: the results of all layers, in order."""
         skips = []
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, temb)
@@ -169,8 +171,8 @@ class MidBlock(nn.Module):
     def __init__(self, config: UNetConfig):
         super().__init__()
         channels = config.block_out_channels[-1]
-        self.resnets = [_resnet(config, channels, channels) for _ in range(2)]
-        self.attentions = [_transformer(config, level=-1)]
+        self.resnets = [_make_resnet(config, channels, channels) for _ in range(2)]
+        self.attentions = [_make_transformer(config, level=-1)]
 
     def __call__(self, x: mx.array, temb: mx.array, text: Text) -> mx.array:
         x = self.resnets[0](x, temb)
@@ -179,47 +181,51 @@ class MidBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """As a `DownBlock`, each layer beside a skip connection, then doubling unless `is_last`."""
+    """Residual blocks as in a `DownBlock`, each also given a skip connection, then twice the size.
+
+    The size stays the same if it `is_last`.
+    """
 
     def __init__(self, config: UNetConfig, level: int, in_channels: int, is_last: bool):
         super().__init__()
         channels = config.block_out_channels[level]
-        # The skips come in the reverse order of the down path: this level's own layers, and at
-        # last what entered the level.
+        # The skips come in the reverse order of the down path: the layers of this level, and last
+        # the input of the level.
         entered = config.block_out_channels[max(level - 1, 0)]
         skips = [channels] * config.layers[level] + [entered]
         inputs = [in_channels] + [channels] * (len(skips) - 1)
         self.resnets = [
-            _resnet(config, n + skip, channels) for n, skip in zip(inputs, skips, strict=True)
+            _make_resnet(config, n + skip, channels) for n, skip in zip(inputs, skips, strict=True)
         ]
         attends = config.up_block_types[-1 - level] == "CrossAttnUpBlock2D"
-        self.attentions = [_transformer(config, level) for _ in inputs] if attends else []
+        self.attentions = [_make_transformer(config, level) for _ in inputs] if attends else []
         if not is_last:
             self.upsample = Upsample(channels)
 
     def __call__(self, x: mx.array, temb: mx.array, text: Text, skips: list[mx.array]) -> mx.array:
-        """Takes its skip connections off the end of `skips`."""
+        """Return the output; take the skip connections that it needs off the end of `skips`."""
         for i, resnet in enumerate(self.resnets):
             x = resnet(mx.concatenate([x, skips.pop()], axis=-1), temb)
             if self.attentions:
                 x = self.attentions[i](x, text)
         if "upsample" in self:
-            x = self.upsample(x, size=skips[-1].shape[1:3])
+            _, height, width, _ = skips[-1].shape
+            x = self.upsample(x, (height, width))
         return x
 
 
-def _resnet(config: UNetConfig, in_channels: int, out_channels: int) -> ResnetBlock2D:
+def _make_resnet(config: UNetConfig, in_channels: int, out_channels: int) -> ResnetBlock2D:
     return ResnetBlock2D(
         in_channels,
         out_channels,
         groups=config.norm_num_groups,
         eps=config.norm_eps,
         activation=config.act_fn,
-        temb_channels=_temb_channels(config),
+        temb_channels=_count_temb_channels(config),
     )
 
 
-def _transformer(config: UNetConfig, level: int) -> Transformer2D:
+def _make_transformer(config: UNetConfig, level: int) -> Transformer2D:
     return Transformer2D(
         config.block_out_channels[level],
         config.heads[level],
@@ -229,24 +235,24 @@ def _transformer(config: UNetConfig, level: int) -> Transformer2D:
     )
 
 
-def _temb_channels(config: UNetConfig) -> int:
+def _count_temb_channels(config: UNetConfig) -> int:
     return 4 * config.block_out_channels[0]
 
 
 class UNetModel(nn.Module):
-    """Latents and the time → the prediction of noise or velocity, shaped like the latents."""
+    """The network from latents and a time to the prediction of noise or velocity."""
 
     def __init__(self, config: UNetConfig):
         super().__init__()
         self.config = config
         channels = config.block_out_channels
-        temb_channels = _temb_channels(config)
+        temb_channels = _count_temb_channels(config)
         self.activation = ACTIVATIONS[config.act_fn]
         self.conv_in = Conv3x3(config.in_channels, channels[0])
         self.time_embedding = TimestepEmbedding(channels[0], temb_channels, config.act_fn)
-        if config.addition_embed_type == "text_time":
-            n_inputs = config.projection_class_embeddings_input_dim
-            # SiLU whatever act_fn says, as in diffusers.
+        n_inputs = config.projection_class_embeddings_input_dim
+        if config.addition_embed_type == "text_time" and n_inputs is not None:
+            # With SiLU, as in diffusers, even if act_fn says something else.
             self.add_embedding = TimestepEmbedding(n_inputs, temb_channels, "silu")
 
         levels = range(len(channels))
@@ -270,14 +276,17 @@ class UNetModel(nn.Module):
         encoder_x: mx.array | Sequence[KeysValues],
         text_time: tuple[mx.array, mx.array] | None = None,
     ) -> mx.array:
-        """Predict.
+        """Return the prediction [B, h, w, C] of noise or velocity.
 
         Args:
             x: latents [B, h, w, C], scaled to unit variance; any height and width.
             timestep: on the training schedule, [B] or one for all.
-            encoder_x: text embeddings [B, N, D], or what `project_text` makes of them.
+            encoder_x: text embeddings [B, N, D], or the result of `project_text` for them.
             text_time: for SDXL, the pooled text [B, P] and the six time ids [B, 6]: original
                 height and width, crop top and left, target height and width, in pixels.
+
+        Raises:
+            ValueError: if `text_time` is given to a network that is not of SDXL's kind.
         """
         temb = self._embed_time(timestep, text_time, x.dtype)
         if isinstance(encoder_x, mx.array):
@@ -285,20 +294,20 @@ class UNetModel(nn.Module):
         text = iter(encoder_x)
         x = self.conv_in(x)
         skips = [x]
-        for block in self.down_blocks:
-            x, block_skips = block(x, temb, text)
+        for down_block in self.down_blocks:
+            x, block_skips = down_block(x, temb, text)
             skips.extend(block_skips)
         x = self.mid_block(x, temb, text)
-        for block in self.up_blocks:
-            x = block(x, temb, text, skips)
-        return self.conv_out(x, self.conv_norm_out, self.activation)
+        for up_block in self.up_blocks:
+            x = up_block(x, temb, text, skips)
+        return self.conv_out(x, norm=self.conv_norm_out, activation=self.activation)
 
     def project_text(self, encoder_x: mx.array) -> list[KeysValues]:
-        """Keys and values of text embeddings [B, N, D], which are the same at every step."""
+        """Return the keys and values of text embeddings [B, N, D], the same at every step."""
         blocks = (*self.down_blocks, self.mid_block, *self.up_blocks)
         transformers = [transformer for block in blocks for transformer in block.attentions]
         return [
-            block.attn2.project(encoder_x)
+            block.attn2.project_memory(encoder_x)
             for transformer in transformers
             for block in transformer.transformer_blocks
         ]
@@ -309,18 +318,23 @@ class UNetModel(nn.Module):
         text_time: tuple[mx.array, mx.array] | None,
         dtype: mx.Dtype,
     ) -> mx.array:
-        """The embedding of the time, [B or 1, temb_channels], through the activation."""
+        """Return the embedding of the time, [B or 1, temb_channels], after the activation."""
         timestep = mx.array(timestep).reshape(-1)
-        sinusoids = self._sinusoids(timestep, self.config.block_out_channels[0], dtype)
+        sinusoids = self._embed_numbers(timestep, self.config.block_out_channels[0], dtype)
         temb = self.time_embedding(sinusoids)
         if text_time is not None:
             pooled, time_ids = text_time
-            ids = self._sinusoids(time_ids, self.config.addition_time_embed_dim, dtype)
+            dims = self.config.addition_time_embed_dim
+            if dims is None:
+                raise ValueError(
+                    "text_time is for the UNet of SDXL, and this one is of another kind"
+                )
+            ids = self._embed_numbers(time_ids, dims, dtype)
             ids = ids.flatten(1)  # [B, 6 × addition_time_embed_dim]
             temb = temb + self.add_embedding(mx.concatenate([pooled, ids], axis=-1))
         return self.activation(temb)
 
-    def _sinusoids(self, values: mx.array, dims: int, dtype: mx.Dtype) -> mx.array:
+    def _embed_numbers(self, values: mx.array, dims: int, dtype: mx.Dtype) -> mx.array:
         config = self.config
         return sinusoidal_embedding(values, dims, config.flip_sin_to_cos, config.freq_shift).astype(
             dtype

@@ -1,4 +1,4 @@
-"""The autoencoder between pictures and latents, diffusers' AutoencoderKL (arXiv:2112.10752)."""
+"""The autoencoder between pictures and latents: diffusers' AutoencoderKL (arXiv:2112.10752)."""
 
 import math
 
@@ -15,19 +15,15 @@ MIN_LOGVAR, MAX_LOGVAR = -30.0, 20.0
 
 
 class AttentionBlock(Attention):
-    """Single-head attention over the positions of [B, H, W, C], beside a skip connection."""
+    """Single-head attention between pixels [B, HW, C], together with the norm of its input."""
 
     def __init__(self, dims: int, groups: int):
         super().__init__(dims, num_heads=1)
         self.group_norm = GroupNorm(groups, dims, eps=NORM_EPS)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        pixels = x.flatten(1, 2)  # [B, HW, C]
-        return super().__call__(pixels, norm=self.group_norm, added=pixels).reshape(x.shape)
-
 
 class Downsample(nn.Module):
-    """Half the height and width; the padding is right and below only."""
+    """A convolution that halves height and width, with padding below and to the right only."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -38,18 +34,18 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the height and width."""
+    """A convolution of pixels that are doubled along both sides before."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv = Conv3x3(channels, channels)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.conv.of_upsampled(x)
+        return self.conv.convolve_upsampled(x)
 
 
 class Block(nn.Module):
-    """Residual blocks, then half or twice the size where asked."""
+    """Residual blocks, then half or twice the size if `downsample` or `upsample` is set."""
 
     def __init__(
         self,
@@ -63,7 +59,7 @@ class Block(nn.Module):
     ):
         super().__init__()
         inputs = [in_channels] + [out_channels] * (n_layers - 1)
-        self.resnets = [_resnet(config, n, out_channels) for n in inputs]
+        self.resnets = [_make_resnet(config, n, out_channels) for n in inputs]
         if downsample:
             self.downsample = Downsample(out_channels)
         if upsample:
@@ -80,23 +76,25 @@ class Block(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Two residual blocks, with attention in between where the config has it."""
+    """Two residual blocks, with attention between them if the config says so."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
         channels = config.block_out_channels[-1]
-        self.resnets = [_resnet(config, channels, channels) for _ in range(2)]
+        self.resnets = [_make_resnet(config, channels, channels) for _ in range(2)]
         attends = config.mid_block_add_attention
         self.attentions = [AttentionBlock(channels, config.norm_num_groups)] if attends else []
 
     def __call__(self, x: mx.array) -> mx.array:
         x = self.resnets[0](x)
         for attention in self.attentions:
-            x = attention(x)
+            pixels = x.flatten(1, 2)  # [B, HW, C]
+            attended = attention(pixels, norm=attention.group_norm, residual=pixels)
+            x = attended.reshape(x.shape)
         return self.resnets[1](x)
 
 
-def _resnet(config: AutoencoderConfig, in_channels: int, out_channels: int) -> ResnetBlock2D:
+def _make_resnet(config: AutoencoderConfig, in_channels: int, out_channels: int) -> ResnetBlock2D:
     return ResnetBlock2D(
         in_channels,
         out_channels,
@@ -107,7 +105,7 @@ def _resnet(config: AutoencoderConfig, in_channels: int, out_channels: int) -> R
 
 
 class Encoder(nn.Module):
-    """Pictures [B, H, W, 3] → mean and log variance [B, H / f, W / f, 2C], not yet split."""
+    """The network from pictures [B, H, W, 3] to mean and log variance [B, H / f, W / f, 2C]."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -133,11 +131,11 @@ class Encoder(nn.Module):
         for block in self.down_blocks:
             x = block(x)
         x = self.mid_block(x)
-        return self.conv_out(x, self.conv_norm_out, silu)
+        return self.conv_out(x, norm=self.conv_norm_out, activation=silu)
 
 
 class Decoder(nn.Module):
-    """Latents [B, h, w, C] → pictures [B, f·h, f·w, 3]."""
+    """The network from latents [B, h, w, C] to pictures [B, f·h, f·w, 3]."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -162,11 +160,14 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(x))
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(x, self.conv_norm_out, silu)
+        return self.conv_out(x, norm=self.conv_norm_out, activation=silu)
 
 
 class Autoencoder(nn.Module):
-    """Pictures ↔ latents of about unit variance."""
+    """The networks between pictures and scaled latents, which have about unit variance.
+
+    f is the number of pixels for each latent along a side: `config.factor`, 8 in the real models.
+    """
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -179,10 +180,16 @@ class Autoencoder(nn.Module):
         if config.use_post_quant_conv:
             self.post_quant_conv = Linear(channels, channels)
 
-    def encode(self, x: mx.array) -> tuple[mx.array, mx.array]:
-        """Mean and log variance of the scaled latents, [B, H / f, W / f, C] each.
+    @property
+    def latent_channels(self) -> int:
+        """Return the channels C of the latents."""
+        return self.config.latent_channels
 
-        `x` [B, H, W, 3] is in [-1, 1], its sides multiples of the factor f.
+    def encode(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        """Return mean and log variance of the scaled latents, [B, H / f, W / f, C] each.
+
+        Args:
+            x: pictures [B, H, W, 3] in [-1, 1], whose sides are multiples of f.
         """
         x = self.encoder(x)
         if "quant_conv" in self:
@@ -194,15 +201,15 @@ class Autoencoder(nn.Module):
         return mean, logvar
 
     def decode(self, z: mx.array) -> mx.array:
-        """Pictures [B, f·h, f·w, 3], about in [-1, 1], of scaled latents [B, h, w, C]."""
-        return self.decoder(self.decoder_input(z))
+        """Return pictures [B, f·h, f·w, 3], about in [-1, 1], for scaled latents [B, h, w, C]."""
+        return self.decoder(self.unscale(z))
 
-    def decoder_input(self, z: mx.array) -> mx.array:
-        """What the decoder takes for scaled latents, of the same shape."""
+    def unscale(self, z: mx.array) -> mx.array:
+        """Return the input of the decoder for scaled latents, of the same shape."""
         z = z / self.config.scaling_factor
         return self.post_quant_conv(z) if "post_quant_conv" in self else z
 
     def __call__(self, x: mx.array) -> mx.array:
-        """A picture through the bottleneck and back, without noise."""
+        """Return pictures [B, H, W, 3] that are encoded and decoded again, without noise."""
         mean, _ = self.encode(x)
         return self.decode(mean)

@@ -1,7 +1,7 @@
 """Tokenizer folders for the tests: CLIP's real vocabulary, as the published repositories have it.
 
-The embedded model's merges.txt holds OpenAI's 48,894 merges (MIT licence beside it); all else
-follows from them.
+The embedded model's merges.txt holds OpenAI's 48,894 merges (its MIT licence is beside it);
+the vocabulary follows from them.
 """
 
 import json
@@ -17,14 +17,14 @@ Layout = Literal["slow", "decoder", "json"]
 
 
 def byte_symbols() -> list[str]:
-    """The 256 symbols that stand for bytes, in the order of their ids (as in GPT-2)."""
+    """Return the 256 symbols that stand for bytes, in the order of their ids (as in GPT-2)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     return [chr(b) for b in printable] + [chr(0x100 + i) for i in range(256 - len(printable))]
 
 
 @cache
 def vocabulary() -> dict[str, int]:
-    """CLIP's 49,408 tokens: bytes, bytes that end a word, one token a merge, begin, end."""
+    """Return CLIP's 49,408 tokens: bytes, bytes that end a word, one per merge, begin, end."""
     merges = MERGES_FILE.read_text(encoding="utf-8").splitlines()[1:]
     symbols = byte_symbols()
     tokens = [*symbols, *(s + "</w>" for s in symbols), *(m.replace(" ", "") for m in merges)]
@@ -32,14 +32,14 @@ def vocabulary() -> dict[str, int]:
 
 
 def write_tokenizer(folder: Path, pad_token: str = EOS, layout: Layout = "slow") -> None:
-    """Write CLIP's tokenizer into `folder` (made where it is missing).
+    """Write CLIP's tokenizer into `folder`, which is created if it does not exist.
 
     `pad_token` is `<|endoftext|>` in SD 1.x and in SDXL's first tokenizer, `!` in SD 2.x and in
     SDXL's second. `layout` says which files hold what:
 
     - "slow": SD 1.x and 2.x. vocab.json, merges.txt, special_tokens_map.json and
       tokenizer_config.json, where the last always names `<|endoftext|>` as the pad token: in SD 2.x
-      only the map says `!`, and overrules it.
+      only the map says `!`, and it has priority.
     - "decoder": SDXL. The same files; the config lists `added_tokens_decoder`, so that the map is
       not read.
     - "json": transformers 5. tokenizer.json and tokenizer_config.json, written by it.

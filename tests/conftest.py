@@ -1,6 +1,6 @@
 """Fixtures that several test files share.
 
-What is slow to import is imported where it is used: the process that hands out tests needs none.
+Slow imports are inside functions: the process that distributes the tests does not need them.
 """
 
 import gc
@@ -9,7 +9,7 @@ import os
 # Before the first import of huggingface_hub: the tests reach no network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-# And that of torch: it shares the cores with other files of tests.
+# Before the first import of torch, which shares the cores with other test processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Before the first import of mlx, which must find a fast BLAS loaded.
@@ -18,17 +18,15 @@ import stable_diffusion  # noqa: F401  isort: skip
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from kinds import KINDS
 
-from stable_diffusion import pipeline
 from stable_diffusion.device import compile_kernels, cpu_kernels, kernel_calls
-from stable_diffusion.model_io import convert
-from stable_diffusion.model_io.sources import Source
+from stable_diffusion.model_io import loaders
 from stable_diffusion.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -36,9 +34,9 @@ if TYPE_CHECKING:
 
 
 def pytest_configure() -> None:
-    """Compile the kernels, before there are others who would.
+    """Compile the kernels before several processes do, and stop the collection of garbage.
 
-    Collect no garbage while modules are read; `pytest_collection_finish` ends that.
+    `pytest_collection_finish` starts it again when all modules are imported.
     """
     if cpu_kernels.is_used():
         compile_kernels.load()
@@ -46,22 +44,17 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What torch and diffusers are made of is not garbage: to look takes a tenth of the time."""
+    """Freeze what has been imported: to search it for garbage takes a tenth of the time."""
     gc.freeze()
     gc.enable()
 
 
 @pytest.fixture(scope="session")
-def unchanged() -> set[str]:
-    """The names of models that no test changes."""
-    return {"tiny"}
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function that returns the folder of a tiny checkpoint of a kind.
 
-
-@pytest.fixture(scope="session")
-def checkpoint(
-    tmp_path_factory: pytest.TempPathFactory, unchanged: set[str]
-) -> Callable[[str], Path]:
-    """The folder of a tiny checkpoint of a kind, written by diffusers. Not to be changed."""
+    diffusers has written it. Not to be changed.
+    """
     from checkpoints import write_checkpoint
 
     shared = tmp_path_factory.getbasetemp()
@@ -75,7 +68,6 @@ def checkpoint(
             made = write_checkpoint(kind, tmp_path_factory.mktemp("made") / kind)
             with suppress(OSError):  # another process was faster, and wrote the same
                 made.rename(folder)
-        unchanged.add(str(folder))
         return folder
 
     return write
@@ -83,7 +75,7 @@ def checkpoint(
 
 @pytest.fixture(scope="session")
 def oracle(checkpoint: Callable[[str], Path]) -> "Callable[[str], Oracle]":
-    """diffusers with the same checkpoint."""
+    """Return a function that returns diffusers with the checkpoint of a kind."""
     from oracle import Oracle
 
     return cache(lambda kind: Oracle(checkpoint(kind)))
@@ -91,21 +83,21 @@ def oracle(checkpoint: Callable[[str], Path]) -> "Callable[[str], Oracle]":
 
 @pytest.fixture
 def copy(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
-    """A copy of a checkpoint, that may be changed."""
+    """Return a function that copies a checkpoint, which may then be changed."""
     return lambda kind: shutil.copytree(checkpoint(kind), tmp_path / kind)
 
 
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
-    """Each kind of checkpoint in turn."""
+    """Return each kind of checkpoint in turn."""
     return request.param
 
 
 @pytest.fixture(autouse=True, scope="session")
 def cores() -> Iterator[int]:
-    """The cores that programs would compute on here, two at least. Tests compute on one.
+    """Let tests compute on one core, and return how many programs would use here, at least two.
 
-    Others have tests of their own, and networks as tiny as these are twice the work on two.
+    There are tests of several cores, and for networks as tiny as these, two cores double the work.
     """
     with pytest.MonkeyPatch.context() as patch:
         n = max(2, kernel_calls.CORES)
@@ -115,25 +107,35 @@ def cores() -> Iterator[int]:
 
 @pytest.fixture
 def all_cores(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test computes on all of them."""
+    """Compute on all cores in this test."""
     monkeypatch.setattr(kernel_calls, "CORES", cores)
 
 
 @pytest.fixture(autouse=True, scope="session")
-def tokenizers_are_read_once(unchanged: set[str]) -> Iterator[None]:
-    """Those of unchanged models: to read one takes as long as a tiny picture."""
-    load = pipeline.load_tokenizer
-    read = cache(load)
+def tokenizers_are_read_once() -> Iterator[None]:
+    """Keep the tokenizers of files with the same contents: reading takes as long as a picture."""
+    known: dict[object, Tokenizer] = {}
 
-    def load_tokenizer(source: Source, *keys: str) -> Tokenizer:
-        if source.name not in unchanged:
-            return load(source, *keys)
-        known = read(source.name, *keys)
-        tokenizer = Tokenizer.__new__(Tokenizer)  # one that learns words by itself
-        vars(tokenizer).update(vars(known), _ids=dict(known._ids), _added=list(known._added))
-        return tokenizer
+    def keep(read: Callable[..., Tokenizer]) -> Callable[..., Tokenizer]:
+        @wraps(read)
+        def read_once(*files: Path | str | None) -> Tokenizer:
+            contents = [file.read_bytes() if isinstance(file, Path) else file for file in files]
+            key = read.__name__, *contents
+            if key not in known:
+                known[key] = read(*files)
+            return _copy(known[key])
+
+        return read_once
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (pipeline, convert):
-            patch.setattr(module, "load_tokenizer", load_tokenizer)
+        for name in ("read_tokenizer", "read_tokenizer_json"):
+            patch.setattr(loaders, name, keep(getattr(loaders, name)))
         yield
+
+
+def _copy(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a tokenizer that learns tokens without teaching them to the original."""
+    new = Tokenizer.__new__(Tokenizer)
+    for name, value in vars(tokenizer).items():
+        setattr(new, name, value.copy() if isinstance(value, dict | list) else value)
+    return new

@@ -1,9 +1,9 @@
-"""The long fuzzing: every attack as often as it is worth, and the table of what they found.
+"""Run the long fuzzing: many cases of each attack, and a table of the outcomes.
 
 PYTHONPATH=. python tests/fuzz.py [CLASS | CLASS.ATTACK …] [--cases N] [--seed S]
-PYTHONPATH=. python tests/fuzz.py --only CLASS.ATTACK:SEED    one case again, with what was raised
+PYTHONPATH=. python tests/fuzz.py --only CLASS.ATTACK:SEED    repeat one case with its error
 
-With --sanitizer address the kernels are compiled so that a wrong access to memory ends the process.
+With --sanitizer address, kernels are compiled such that a wrong memory access ends the process.
 """
 
 import stable_diffusion  # noqa: F401  isort: skip  (before mlx, for its BLAS)
@@ -27,23 +27,23 @@ from attacks.harness import ATTACKS, DEFECTS, Attack, Outcome, judge
 
 from stable_diffusion.device import compile_kernels
 
-SANITIZER = "KERNEL_SANITIZER"  # the environment variable that tells workers of it
+SANITIZER = "KERNEL_SANITIZER"  # environment variable that passes the option to workers
 
 HANG = 30  # seconds that a case may take
-PATIENCE = 600  # seconds, when it is tried again: the machine may have been busy
+PATIENCE = 600  # seconds of a second try: the machine may have been busy
 START = 300  # of a worker, with its imports, on a busy machine
-SHOWN = 20  # defects of an attack that are told of
+SHOWN = 20  # defects of an attack that are printed
 
 
 def main() -> int:
-    """Run the attacks asked for and print the table; status 1 where there is a defect."""
+    """Run the attacks asked for and print the table; return 1 if there is a defect."""
     load()
-    parser = argparse.ArgumentParser(description="Attack the program, and tell what was found.")
+    parser = argparse.ArgumentParser(description="Attack the program, and print the defects.")
     parser.add_argument("names", nargs="*", help=f"of {', '.join(ATTACKS)} (default: all)")
     parser.add_argument("--cases", type=int, help="of each attack (default: its own number)")
     parser.add_argument("--seed", type=int, default=0, help="of each attack's first case")
     parser.add_argument("--only", metavar="ATTACK:SEED", help="one case")
-    parser.add_argument("--show", action="store_true", help="tell how each case ended")
+    parser.add_argument("--show", action="store_true", help="print how each case ended")
     parser.add_argument("--sanitizer", help="of g++, for the kernels: address")
     args = parser.parse_args()
     if args.sanitizer is not None and SANITIZER not in os.environ:
@@ -66,7 +66,7 @@ def main() -> int:
 
 def _start_again(sanitizer: str) -> NoReturn:
     """Replace this process by one into which the sanitizer's library is loaded first."""
-    # The second one, for the first looks in it for what throws exceptions.
+    # The sanitizer looks in libstdc++ for the function that throws exceptions.
     libraries = [
         subprocess.run(
             ["g++", f"-print-file-name={name}"], check=True, capture_output=True, text=True
@@ -76,12 +76,13 @@ def _start_again(sanitizer: str) -> NoReturn:
     os.environ |= {
         SANITIZER: sanitizer,
         "LD_PRELOAD": " ".join(libraries),
-        "ASAN_OPTIONS": "detect_leaks=0",  # those of Python, at its end
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python has leaks at its end
     }
     os.execv(sys.executable, [sys.executable, *sys.argv])
 
 
 def _use_sanitizer() -> None:
+    """Compile the kernels for the sanitizer that was asked for, if any."""
     if sanitizer := os.environ.get(SANITIZER):
         options = f"-fsanitize={sanitizer}", "-fno-omit-frame-pointer"
         compile_kernels.FLAGS = (*compile_kernels.FLAGS, *options)
@@ -90,6 +91,7 @@ def _use_sanitizer() -> None:
 
 
 def _attack(attack: Attack, n: int, first: int, verbose: bool = False) -> Counter[Outcome]:
+    """Run `n` cases of an attack from the seed `first` on, print defects, and count outcomes."""
     count, shown, start = Counter(), 0, monotonic()
     for seed, (outcome, what) in enumerate(_outcomes(attack, n, first), start=first):
         count[outcome] += 1
@@ -103,9 +105,9 @@ def _attack(attack: Attack, n: int, first: int, verbose: bool = False) -> Counte
 
 
 def _outcomes(attack: Attack, n: int, first: int) -> Iterator[tuple[Outcome, str]]:
-    """Of each case in turn, in a process that is killed and replaced where it hangs or dies.
+    """Yield the outcome of each case, run in a process that is replaced if it hangs or dies.
 
-    It hangs where it does so twice, or takes so long of the processors; see `judge`.
+    A case hangs if it does so twice, or takes too much processor time; see `judge`.
     """
     context = multiprocessing.get_context("spawn")
     seed, end, hung = first, first + n, None
@@ -141,7 +143,7 @@ def _outcomes(attack: Attack, n: int, first: int) -> Iterator[tuple[Outcome, str
 
 
 def _is_ready(connection: Connection, seconds: int) -> bool:
-    """Whether something comes in time; second by second, for a machine may be suspended."""
+    """Return whether something arrives in time. Seconds are counted: a machine may be suspended."""
     return any(connection.poll(1) for _ in range(seconds))
 
 
@@ -162,6 +164,7 @@ def _work(to: Connection, name: str, first: int, end: int) -> None:
 
 
 def _print_table(counts: dict[str, Counter[Outcome]]) -> None:
+    """Print the outcomes of each class of attacks in Markdown."""
     groups: dict[str, Counter[Outcome]] = {}
     for name, count in counts.items():
         groups.setdefault(name.split(".")[0], Counter()).update(count)

@@ -1,13 +1,13 @@
-"""A Hugging Face Hub on the loopback interface, for tests: real HTTP, no network.
+"""Serve a Hugging Face Hub on the loopback interface for tests: real HTTP, no network.
 
     with HubServer() as hub:
         hub.add("org/model", {"model_index.json": b"{}"})
         ...                                 # huggingface_hub with HF_ENDPOINT=hub.url
-        hub.answers["unet/"] = 500          # misbehave wherever a request's path contains "unet/"
+        hub.answers["unet/"] = 500          # fail if a request's path contains "unet/"
         hub.answers["unet/"] = Bad(cut=100) # drop the connection after 100 bytes of the body
         hub.log                             # [("GET", "/api/models/org/model/revision/main"), ...]
 
-Files come over plain HTTP: without an `X-Xet-Hash` header hf-xet has no part in it.
+Files are sent over plain HTTP: without an `X-Xet-Hash` header, hf-xet is not used.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ def write(folder: Path, contents: Mapping[str, bytes]) -> Path:
 
 
 def cache(folder: Path, repo: str, contents: Mapping[str, bytes], commit: str = "c" * 40) -> None:
-    """Put a repository into a Hub cache, as a download would have."""
+    """Write a repository into a Hub cache, as a download does."""
     repository = folder / f"models--{repo.replace('/', '--')}"
     write(repository, {"refs/main": commit.encode()})
     write(repository / "snapshots" / commit, contents)
@@ -45,7 +45,7 @@ def cache(folder: Path, repo: str, contents: Mapping[str, bytes], commit: str = 
 
 @dataclass(frozen=True)
 class Bad:
-    """What goes wrong with an answer of status 200."""
+    """Describes what is wrong with an answer of status 200."""
 
     body: bytes | None = None  # sent in place of the right one
     cut: int | None = None  # bytes after which the connection is dropped, of what is sent
@@ -86,7 +86,7 @@ class HubServer:
         self._server.server_close()
 
     def add(self, repo: str, files: Path | Mapping[str, bytes], revision: str = "main") -> str:
-        """Commit a folder, or files given by path, to a branch or tag; returns the commit."""
+        """Commit a folder, or files given by path, to a branch or tag; return the commit."""
         if isinstance(files, Path):
             paths = sorted(path for path in files.rglob("*") if path.is_file())
             files = {path.relative_to(files).as_posix(): path.read_bytes() for path in paths}
@@ -97,7 +97,7 @@ class HubServer:
         return commit
 
     def fetched(self) -> list[str]:
-        """The files that were downloaded, in order, without their repository."""
+        """Return the downloaded files in order, without the name of the repository."""
         return [
             p.split("/resolve/")[1].split("/", 1)[1]
             for m, p in self.log
@@ -105,7 +105,7 @@ class HubServer:
         ]
 
     def lookup(self, repo: str, revision: str) -> tuple[str, Files] | str:
-        """A revision's commit and files, or the Hub's error code."""
+        """Return the commit and files of a revision, or the Hub's error code."""
         if repo not in self.commits:
             return "RepoNotFound"
         commit = self.refs.get((repo, revision), revision)

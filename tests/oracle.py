@@ -1,5 +1,6 @@
-"""diffusers as the tests ask it: in float64 for components, in float32 for pictures."""
+"""Run diffusers for comparison: in float64 for components, in float32 for pictures."""
 
+import copy
 import warnings
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +14,8 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils import logging
 
 warnings.filterwarnings("ignore", module="diffusers|transformers|torch")
-# The networks are too small for threads to help; where the machine is busy, waiting for each
-# other they take fifty times as long.
+# The networks are too small for threads to help. On a busy machine, threads that wait for each
+# other take fifty times as long.
 torch.set_num_threads(1)
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -29,7 +30,10 @@ SCHEDULERS = {
 
 
 def scheduler_options(sampler: str, schedule: str | None) -> dict:
-    """What diffusers' scheduler takes for our names; latents are never clipped to [-1, 1]."""
+    """Return the options of diffusers' scheduler for our names.
+
+    Latents are never clipped to [-1, 1].
+    """
     options = {"clip_sample": False} if sampler == "ddim" else {}
     if schedule == "karras":
         return {**options, "use_karras_sigmas": True}
@@ -37,26 +41,26 @@ def scheduler_options(sampler: str, schedule: str | None) -> dict:
 
 
 def relative_l2(ours, theirs) -> float:
-    """The error of `ours` against `theirs`, both anything array-like."""
+    """Return the relative error of `ours` against `theirs`, both anything array-like."""
     ours, theirs = (np.asarray(a, dtype=np.float64) for a in (ours, theirs))
     assert ours.shape == theirs.shape
     return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
 
 
 def psnr(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Of pictures with values to 255, in dB."""
+    """Return the PSNR, in dB, of pictures with values from 0 to 255."""
     assert ours.shape == theirs.shape
     error = np.mean((ours.astype(np.float64) - theirs.astype(np.float64)) ** 2)
     return float(10 * np.log10(255**2 / max(error, 1e-12)))
 
 
 def channels_last(x: torch.Tensor) -> np.ndarray:
-    """[B, C, H, W] → [B, H, W, C]."""
+    """Convert [B, C, H, W] to [B, H, W, C]."""
     return x.permute(0, 2, 3, 1).numpy()
 
 
 def channels_first(x: np.ndarray, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """[B, H, W, C] → [B, C, H, W]."""
+    """Convert [B, H, W, C] to [B, C, H, W]."""
     return torch.from_numpy(np.array(x)).permute(0, 3, 1, 2).to(dtype)
 
 
@@ -68,24 +72,41 @@ class Oracle:
 
     @cached_property
     def exact(self) -> DiffusionPipeline:
-        """The pipeline in float64."""
+        """Return the pipeline in float64."""
         return self._load().to(torch.float64)
 
     @cached_property
     def single(self) -> DiffusionPipeline:
-        """The pipeline in float32, as users run it."""
+        """Return the pipeline in float32, as users run it."""
         return self._load()
 
+    @cached_property
+    def _unchanged(self) -> DiffusionPipeline:
+        """Return the pipeline as it was read. Copying its networks is faster than reading again."""
+        return self._read()
+
     def _load(self) -> DiffusionPipeline:
+        """Return a new pipeline in float32, whose networks may be changed."""
+        parts = self._unchanged.components
+        networks = {
+            name: copy.deepcopy(part)
+            for name, part in parts.items()
+            if isinstance(part, torch.nn.Module)
+        }
+        tokenizers = {name: part for name, part in parts.items() if name.startswith("tokenizer")}
+        return self._read(**networks, **tokenizers)
+
+    def _read(self, **parts: object) -> DiffusionPipeline:
+        """Read the pipeline in float32, except the parts that are given."""
         pipeline = DiffusionPipeline.from_pretrained(
-            self.folder, safety_checker=None, torch_dtype=torch.float32
+            self.folder, safety_checker=None, torch_dtype=torch.float32, **parts
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
     def scheduler(self, sampler: str | None = None, schedule: str | None = None, **options):
-        """diffusers' scheduler for a sampler; the model's own, or Euler, by default."""
-        # From the file, as pipelines get other schedulers here.
+        """Return diffusers' scheduler for a sampler; by default the model's own, or Euler."""
+        # From the file, because the pipelines' schedulers are replaced here.
         config = diffusers.EulerDiscreteScheduler.load_config(self.folder, subfolder="scheduler")
         if sampler is None:
             is_ancestral = config["_class_name"] == "EulerAncestralDiscreteScheduler"
@@ -103,7 +124,7 @@ class Oracle:
         schedule: str | None = None,
         **options,
     ) -> np.ndarray:
-        """diffusers' pictures, uint8 [B, H, W, 3], one a seed."""
+        """Return diffusers' pictures, uint8 [B, H, W, 3], one for each seed."""
         pipeline = self.single
         pipeline.scheduler = self.scheduler(sampler, schedule)
         images = pipeline(
@@ -126,7 +147,7 @@ class Oracle:
         schedule: str | None = None,
         **options,
     ) -> np.ndarray:
-        """The same of image to image, from the mean of the image's latents.
+        """Return diffusers' pictures from an image, starting at the mean of its latents.
 
         `image` is [H, W, 3] in [-1, 1].
         """

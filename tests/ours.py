@@ -1,4 +1,4 @@
-"""Our side of the tests: pictures from the library, and programs in processes of their own."""
+"""Run this port in tests: pictures of the library, and programs in new processes."""
 
 import os
 import subprocess
@@ -18,14 +18,14 @@ ROOT = Path(__file__).parents[1]
 
 
 def pictures(sd: StableDiffusion, latents: Denoising) -> np.ndarray:
-    """uint8 [B, H, W, 3] of the last latents."""
+    """Return the pictures of the last latents, uint8 [B, H, W, 3]."""
     for x_t in latents:
         mx.eval(x_t)
     return to_uint8(np.array(sd.decode(x_t)))
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two networks have the same weights, to the bit."""
+    """Return whether two networks have the same weights, to the bit."""
     a, b = dict(tree_flatten(one.parameters())), dict(tree_flatten(other.parameters()))
     return a.keys() == b.keys() and all(mx.array_equal(a[key], b[key]).item() for key in a)
 

@@ -1,4 +1,4 @@
-"""Errors of our networks against diffusers in float64, and tables of docs/testing.md.
+"""Measure errors of our networks against diffusers in float64, and print a table for the docs.
 
 PYTHONPATH=. python tests/parity.py
 """
@@ -30,8 +30,8 @@ from stable_diffusion.model_io import loaders
 from stable_diffusion.sampler.noise import NoiseStream, draw_latents
 from stable_diffusion.sampler.sampler import SAMPLERS, Sampler
 
-UNET_SIZES = ((8, 8), (7, 13), (1, 2))  # in latents; also such as do not halve evenly
-# (sampler, schedule, steps, prediction type) of everything that diffusers has.
+UNET_SIZES = ((8, 8), (7, 13), (1, 2))  # in latents; some sides cannot be halved evenly
+# (sampler, schedule, steps, prediction type) of all that diffusers has, too.
 TRAJECTORIES = [
     (*what, prediction_type)
     for what in (
@@ -50,7 +50,7 @@ def random_normal(*shape: int) -> np.ndarray:
 
 
 def random_tokens() -> np.ndarray:
-    """[3, 77]: a short prompt padded with the end token, one padded with `!`, a full one."""
+    """Return ids [3, 77]: a short prompt padded with the end token, one with `!`, a full one."""
     ids = np.random.default_rng(1).integers(1, 49406, (3, 77))
     ids[:, 0] = 49406
     ids[0, 9:], ids[1, 21:], ids[2, -1] = 49407, 0, 49407
@@ -60,7 +60,7 @@ def random_tokens() -> np.ndarray:
 
 @torch.no_grad()
 def text_errors(oracle: Oracle) -> Iterator[float]:
-    """Of every hidden state and the pooled output, of every text encoder."""
+    """Return the errors of all hidden states and the pooled output of each text encoder."""
     tokens = random_tokens()
     for name in ("text_encoder", "text_encoder_2"):
         theirs = getattr(oracle.exact, name, None)
@@ -77,7 +77,7 @@ def text_errors(oracle: Oracle) -> Iterator[float]:
 
 @torch.no_grad()
 def unet_error(oracle: Oracle, size: tuple[int, int]) -> float:
-    """Of two latents, each at its own time."""
+    """Return the error for two latents, each at its own time."""
     theirs = oracle.exact.unet
     x = random_normal(2, *size, theirs.config.in_channels)
     text = random_normal(2, 77, theirs.config.cross_attention_dim)
@@ -112,7 +112,7 @@ def decode_error(oracle: Oracle) -> float:
 
 @torch.no_grad()
 def encode_errors(oracle: Oracle) -> tuple[float, float]:
-    """Of the mean and the variance of the scaled latents."""
+    """Return the errors of the mean and the variance of the scaled latents."""
     theirs = oracle.exact.vae
     x = random_normal(2, 64, 96, 3).clip(-1, 1)
     expected = theirs.encode(channels_first(x)).latent_dist
@@ -176,7 +176,7 @@ def trajectory_error(
 
 
 def _as_it_is(x: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
-    """In place of `Tensor.to`: no cast to float32."""
+    """Return a tensor unchanged, instead of `Tensor.to`: no cast to float32."""
     return x
 
 

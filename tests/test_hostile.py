@@ -1,4 +1,4 @@
-"""Models that mean harm, or were damaged: refused in one line, and nothing in them ever runs."""
+"""Hostile and damaged models are refused in one line, and no code in them ever runs."""
 
 import json
 import os
@@ -28,7 +28,7 @@ UNET, VAE = (f"{name}/diffusion_pytorch_model.safetensors" for name in ("unet", 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """The embedded model in links."""
+    """Make a folder of links to the files of the embedded model."""
     folder = tmp_path / "model"
     for file in TINY.rglob("*"):
         if file.is_file():
@@ -45,6 +45,7 @@ def replace(file: Path, content: bytes | str) -> None:
 
 
 def configure(file: Path, **options: object) -> None:
+    """Change options of a config file."""
     replace(file, json.dumps(json.loads(file.read_bytes()) | options))
 
 
@@ -66,20 +67,20 @@ def configure(file: Path, **options: object) -> None:
         ("{} {}", "Extra data"),
     ],
 )
-def test_json_that_is_none(text, message):
+def test_broken_json(text, message):
     with pytest.raises(ValueError, match=message) as caught:
         parse_json(text)
     assert len(str(caught.value)) < 300
 
 
 def test_json_as_editors_write_it():
-    """A byte order mark, and UTF-16, are no harm."""
+    """They may begin with a byte order mark, and be in UTF-16 or UTF-32."""
     for encoding in ("utf-8-sig", "utf-16", "utf-32"):
         assert parse_json('{"a": [1, 1e30]}'.encode(encoding)) == {"a": [1, 1e30]}
 
 
 def test_json_that_is_too_large(tmp_path):
-    """A sparse file of a gigabyte is not read."""
+    """This file of a gigabyte (sparse on the disk) is not read."""
     file = tmp_path / "config.json"
     with file.open("wb") as opened:
         opened.truncate(10**9)
@@ -119,7 +120,7 @@ def test_json_that_is_too_large(tmp_path):
         ("text_encoder/config.json", {"vocab_size": -1}, "vocab_size = -1 is not from 1"),
         ("text_encoder/config.json", {"num_hidden_layers": 10**9}, "is not from 1 to 1000"),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**9}, "is not from 2"),
-        ("scheduler/scheduler_config.json", {"beta_end": 0.9}, "leaves nothing of pictures"),
+        ("scheduler/scheduler_config.json", {"beta_end": 0.9}, "nothing of the picture is left"),
         ("scheduler/scheduler_config.json", {"steps_offset": -1}, "steps_offset = -1 is not from"),
     ],
 )
@@ -131,7 +132,7 @@ def test_absurd_configs(model, path, options, message):
 
 
 def test_network_that_no_machine_holds(model):
-    """Refused before it is allocated: 10 TB, and where it says so."""
+    """Refused before it is allocated: 10 TB. The message names the config."""
     options = {"block_out_channels": [2**16, 2**17], "attention_head_dim": 8}
     configure(model / "unet" / "config.json", **options)
     mx.reset_peak_memory()
@@ -146,14 +147,14 @@ def test_network_that_no_machine_holds(model):
 
 
 def test_tokens_that_the_text_encoder_does_not_know(model):
-    """Their embeddings would be read from beyond the table."""
+    """Their embeddings would be read from outside the table."""
     vocab = json.loads((TINY / "tokenizer/vocab.json").read_text())
     rows = len(vocab)
     replace(model / "tokenizer/vocab.json", json.dumps(vocab | {"zzz</w>": rows}))
     with pytest.raises(ValueError, match=f"has {rows + 1} token ids, its text encoder has {rows}"):
         StableDiffusion(model)
     replace(model / "tokenizer/vocab.json", json.dumps(vocab | {"a</w>": -1}))
-    with pytest.raises(ValueError, match="has an id that is no number from 0 up"):
+    with pytest.raises(ValueError, match="has an id that is not an integer from 0 up"):
         StableDiffusion(model)
     replace(model / "tokenizer/vocab.json", json.dumps(vocab))
     configure(model / "tokenizer/tokenizer_config.json", model_max_length=1000)
@@ -174,7 +175,8 @@ def test_weights_that_are_no_floats(model, kind):
         loaders.load_autoencoder(model)
 
 
-def in_shards(model: Path, *shards: dict, index: dict | None = None) -> Path:
+def write_shards(model: Path, *shards: dict, index: dict | None = None) -> Path:
+    """Replace the VAE's file by shards, and an index that may have other entries too."""
     names = [f"{i}.safetensors" for i in range(len(shards))]
     for name, shard in zip(names, shards, strict=True):
         save_file(shard, model / "vae" / name)
@@ -187,22 +189,22 @@ def in_shards(model: Path, *shards: dict, index: dict | None = None) -> Path:
 
 def test_one_tensor_in_two_shards(model):
     tensors = load_file(TINY / VAE)
-    in_shards(model, tensors, {"decoder.conv_in.weight": tensors["decoder.conv_in.weight"]})
+    write_shards(model, tensors, {"decoder.conv_in.weight": tensors["decoder.conv_in.weight"]})
     with pytest.raises(ValueError, match=r"there twice: decoder.conv_in.weight$"):
         loaders.load_autoencoder(model)
 
 
-def test_index_that_names_what_is_not_there(model):
+def test_index_that_names_a_missing_tensor(model):
     tensors = load_file(TINY / VAE)
     missing = tensors.pop("decoder.conv_in.weight")
     assert missing is not None
-    in_shards(model, tensors, index={"decoder.conv_in.weight": "0.safetensors"})
+    write_shards(model, tensors, index={"decoder.conv_in.weight": "0.safetensors"})
     with pytest.raises(ValueError, match=r"missing: decoder.conv_in.weight$"):
         loaders.load_autoencoder(model)
 
 
 def test_links_into_a_cache_work(tmp_path):
-    """The Hub's cache has its files as links into another folder."""
+    """Files in the Hub's cache are links into another folder."""
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "x"
     blobs.mkdir()
     for i, file in enumerate(TINY.rglob("*")):
@@ -221,13 +223,13 @@ def test_links_into_a_cache_work(tmp_path):
         ({"unet.alpha_pattern": {"(a+)+$": 1.0}}, None),
         ({"unet.alpha_pattern": {"(\\w|[a-z_.]|[^A-Z])+[A-Z]": 1.0}}, "takes too long"),
         ({"unet.alpha_pattern": {"(": 1.0}}, "is not one"),
-        ({"unet.alpha_pattern": {"x": "y"}}, "which is no number"),
-        ({"unet.alpha_pattern": ["x"]}, "has no object as unet.alpha_pattern"),
-        ({"unet.lora_alpha": None}, "which is no number"),
+        ({"unet.alpha_pattern": {"x": "y"}}, "which is not a number"),
+        ({"unet.alpha_pattern": ["x"]}, "has a unet.alpha_pattern that is not an object"),
+        ({"unet.lora_alpha": None}, "which is not a number"),
     ],
 )
 def test_options_of_a_lora(tmp_path, options, message):
-    """Regular expressions of a stranger are given a second."""
+    """Regular expressions from a file may take a second at most."""
     name = "unet.mid_block.attentions.0.proj_in"
     ones = np.ones((4, 128), np.float32)
     file = tmp_path / "lora.safetensors"
@@ -242,11 +244,11 @@ def test_options_of_a_lora(tmp_path, options, message):
     assert dict(tree_flatten(networks["unet"].parameters())).keys() == before.keys()
 
 
-# --- what could run ------------------------------------------------------------------------------
+# --- code in files -------------------------------------------------------------------------------
 
 
 class Payload:
-    """What writes a file when it is unpickled."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, victim: Path):
         self.victim = victim
@@ -255,7 +257,8 @@ class Payload:
         return os.system, (f"touch '{self.victim}'",)
 
 
-def evil(file: Path, victim: Path, zipped: bool) -> Path:
+def write_pickle(file: Path, victim: Path, zipped: bool) -> Path:
+    """Write a pickle that would create the victim if it was loaded."""
     content = pickle.dumps(Payload(victim), protocol=2)
     if zipped:
         with zipfile.ZipFile(file, "w") as archive:
@@ -267,11 +270,11 @@ def evil(file: Path, victim: Path, zipped: bool) -> Path:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_no_pickle_ever_runs(model, tmp_path, capsys, zipped):
-    """Under any name, wherever a file can be given."""
+    """No name and no option of the scripts makes it run."""
     victim = tmp_path / "victim"
     ways = []
     for suffix in (".safetensors", ".ckpt", ""):
-        file = evil(tmp_path / f"evil{suffix}", victim, zipped)
+        file = write_pickle(tmp_path / f"evil{suffix}", victim, zipped)
         ways += [["--model", file], ["--model=tiny", "--vae", file]]
         ways += [["--model=tiny", "--lora", file], ["--model=tiny", f"--embedding=<x>={file}"]]
     for way in ways:
@@ -281,18 +284,18 @@ def test_no_pickle_ever_runs(model, tmp_path, capsys, zipped):
     for path in (UNET, "vae/config.json", "tokenizer/vocab.json", "tokenizer/merges.txt"):
         link = os.readlink(model / path)
         (model / path).unlink()
-        evil(model / path, victim, zipped)
+        write_pickle(model / path, victim, zipped)
         with pytest.raises(ValueError):
             StableDiffusion(model)
         (model / path).unlink()
         (model / path).symlink_to(link)
     assert not victim.exists()
-    pickle.loads(pickle.dumps(Payload(victim)))  # it is a payload
+    pickle.loads(pickle.dumps(Payload(victim)))  # loading it would have written the file
     assert victim.exists()
 
 
 def test_no_code_of_a_model_runs(model, tmp_path):
-    """Python files beside the weights, and configs that name them: in a process of its own."""
+    """Python files beside the weights, and configs that name them, are ignored."""
     victim = tmp_path / "victim"
     code = f"open({str(victim)!r}, 'w')\n"
     for folder in (model, *(model / name for name in ("unet", "vae", "text_encoder"))):
@@ -318,8 +321,8 @@ def test_no_code_of_a_model_runs(model, tmp_path):
 
 
 def test_nothing_in_the_package_can_run_what_it_reads():
-    """No unpickling, no evaluation, no imports by name; `torch` is not even known."""
-    for file in sorted(TINY.parent.glob("*.py")):
+    """There is no unpickling, no evaluation, no import by name, and no import of torch."""
+    for file in sorted(TINY.parent.rglob("*.py")):
         text = file.read_text()
         for word in (
             "import pickle",

@@ -153,7 +153,7 @@ def test_compiled_steps(model, kind, monkeypatch):
     options = {"n_images": 2, "cfg_weight": 3.0, "latent_size": (1, 1)}
     usual = generate(sd, **options)
     monkeypatch.setattr(cpu_kernels, "is_used", lambda: False)
-    monkeypatch.setattr(cpu_kernels, "serves", lambda x: False)
+    monkeypatch.setattr(cpu_kernels, "supports", lambda x: False)
     compiled = []
     compile_ = mx.compile
     monkeypatch.setattr(

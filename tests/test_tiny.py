@@ -101,7 +101,7 @@ def test_quantized_is_near(sd):
 def test_the_same_picture_as_diffusers(sd):
     spec = MODELS["tiny"]
     prompt = "a small red circle left of a big blue star on a yellow background"
-    theirs = Oracle(hub.open_model("tiny").root).pictures(
+    theirs = Oracle(hub.open_source("tiny").root).pictures(
         prompt,
         seeds=[3, 4],
         num_inference_steps=spec.steps,
@@ -122,5 +122,5 @@ def test_the_first_command(tmp_path):
 
 
 def test_it_is_small():
-    files = [f for f in hub.open_model("tiny").root.rglob("*") if f.is_file()]
+    files = [f for f in hub.open_source("tiny").root.rglob("*") if f.is_file()]
     assert sum(f.stat().st_size for f in files) <= 32e6

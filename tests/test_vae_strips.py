@@ -1,4 +1,4 @@
-"""A VAE that decodes in strips gives what it gives at once, in less memory."""
+"""Decoding in strips has the same result as decoding at once, and needs less memory."""
 
 import mlx.core as mx
 import numpy as np
@@ -11,16 +11,16 @@ from stable_diffusion.config.networks import AutoencoderConfig
 from stable_diffusion.model_io.loaders import load_autoencoder
 from stable_diffusion.vae import Autoencoder
 
-ENOUGH = 45  # dB, of pictures from 0 to 1
+VISIBLE = 45  # dB: with less, pictures from 0 to 1 differ visibly
 
 
-def psnr(ours: mx.array, theirs: mx.array) -> float:
-    """Of pictures about in [-1, 1], in dB."""
+def compute_psnr(ours: mx.array, theirs: mx.array) -> float:
+    """Return the peak signal-to-noise ratio, in dB, of pictures about in [-1, 1]."""
     ours, theirs = (np.clip(np.array(x, dtype=np.float64) / 2 + 0.5, 0, 1) for x in (ours, theirs))
     return float(-10 * np.log10(max(np.mean((ours - theirs) ** 2), 1e-20)))
 
 
-def latents(autoencoder: Autoencoder, *shape: int) -> mx.array:
+def random_latents(autoencoder: Autoencoder, *shape: int) -> mx.array:
     return mx.array(random_normal(*shape, autoencoder.config.latent_channels))
 
 
@@ -33,43 +33,46 @@ def autoencoder(request, checkpoint) -> Autoencoder:
 @pytest.mark.parametrize("strip", [1, 500, 3000])
 @pytest.mark.parametrize("size", [(8, 8), (5, 9)])
 def test_strips_do_not_show(autoencoder, monkeypatch, strip, size):
-    """Down to strips of one row, of pictures of odd sizes, and with attention in many blocks."""
-    monkeypatch.setattr(vae_strips, "STRIP", strip)
-    monkeypatch.setattr(vae_strips, "SCORES", 500)
-    z = latents(autoencoder, 2, *size)
+    """Also with strips of one row, pictures of odd sizes, and attention in many parts."""
+    monkeypatch.setattr(vae_strips, "MAX_STRIP_PIXELS", strip)
+    monkeypatch.setattr(vae_strips, "MAX_SCORES", 500)
+    z = random_latents(autoencoder, 2, *size)
     whole = vae_strips.decode(autoencoder, z, tiled=False)
     ours = vae_strips.decode(autoencoder, z, tiled=True)
     assert np.std(np.array(whole)) > 0.3
     assert relative_l2(ours, whole) <= 1e-5
-    assert psnr(ours, whole) >= 90
+    assert compute_psnr(ours, whole) >= 90
 
 
 def test_of_one_strip(autoencoder):
-    z = latents(autoencoder, 1, 8, 8)
+    z = random_latents(autoencoder, 1, 8, 8)
     assert relative_l2(vae_strips.decode(autoencoder, z, tiled=True), autoencoder.decode(z)) <= 1e-5
 
 
 @pytest.mark.parametrize("what", ["statistics", "neighbours"])
 def test_what_strips_lack_would_show(monkeypatch, what):
-    """With the statistics of a strip alone, or without its neighbours' rows, it is no match."""
+    """With the statistics of one strip, or without the rows next to it, the result is wrong."""
     autoencoder = load_autoencoder("tiny")
-    monkeypatch.setattr(vae_strips, "STRIP", 500)
+    monkeypatch.setattr(vae_strips, "MAX_STRIP_PIXELS", 500)
     if what == "statistics":
-        monkeypatch.setattr(vae_strips, "_normalize", lambda norm, _: norm)
+        monkeypatch.setattr(vae_strips, "_make_norm", lambda norm, _: norm)
     else:
-        monkeypatch.setattr(vae_strips, "_convolve", alone)
-    z = latents(autoencoder, 1, 8, 8)
-    assert psnr(vae_strips.decode(autoencoder, z, tiled=True), autoencoder.decode(z)) < ENOUGH
+        monkeypatch.setattr(vae_strips, "_convolve", convolve_alone)
+    z = random_latents(autoencoder, 1, 8, 8)
+    assert (
+        compute_psnr(vae_strips.decode(autoencoder, z, tiled=True), autoencoder.decode(z)) < VISIBLE
+    )
 
 
-def alone(strips, convolution, scale=1):
+def convolve_alone(strips, convolution, scale=1):
+    """Convolve each strip without the rows next to it."""
     while strips:
         strip = strips.pop(0)
         yield convolution(strip), strip
 
 
-def real_autoencoder() -> Autoencoder:
-    """The VAE of the real models, a quarter as wide, with random weights."""
+def make_autoencoder() -> Autoencoder:
+    """Return a VAE like that of the real models, a quarter as wide, with random weights."""
     config = AutoencoderConfig(
         block_out_channels=(32, 64, 128, 128),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -84,10 +87,10 @@ def real_autoencoder() -> Autoencoder:
 
 
 def test_peak_memory(monkeypatch):
-    """The largest layer, the input of the last block, and what a strip takes, which counts here."""
-    monkeypatch.setattr(vae_strips, "STRIP", 2**11)
-    autoencoder = real_autoencoder()
-    z = latents(autoencoder, 1, 32, 32)
+    """It is that of the largest layer, the input of the last block, and one strip."""
+    monkeypatch.setattr(vae_strips, "MAX_STRIP_PIXELS", 2**11)
+    autoencoder = make_autoencoder()
+    z = random_latents(autoencoder, 1, 32, 32)
     largest_layer = 256 * 256 * 64 * 4
     peaks = {}
     for tiled in (False, True):
@@ -103,10 +106,12 @@ def test_peak_memory(monkeypatch):
 def test_large_pictures_are_decoded_in_strips_unasked(monkeypatch):
     sd = StableDiffusion("tiny")
     in_strips = []
-    decode = vae_strips._decode
-    monkeypatch.setattr(vae_strips, "_decode", lambda *args: in_strips.append(1) or decode(*args))
+    decode = vae_strips._decode_picture
+    monkeypatch.setattr(
+        vae_strips, "_decode_picture", lambda *args: in_strips.append(1) or decode(*args)
+    )
     monkeypatch.setattr(vae_strips, "MAX_WHOLE_PIXELS", 64 * 64)
-    small, large = latents(sd.autoencoder, 1, 8, 8), latents(sd.autoencoder, 1, 8, 9)
+    small, large = random_latents(sd.autoencoder, 1, 8, 8), random_latents(sd.autoencoder, 1, 8, 9)
     for x, tiled, expected in (
         (small, None, 0),
         (large, None, 1),
@@ -121,8 +126,8 @@ def test_large_pictures_are_decoded_in_strips_unasked(monkeypatch):
 
 
 def test_half_precision_latents(monkeypatch):
-    """The VAE computes in float32, in strips too."""
+    """The VAE computes in float32, also in strips."""
     sd = StableDiffusion("tiny")
-    x = latents(sd.autoencoder, 1, 8, 8).astype(mx.float16)
+    x = random_latents(sd.autoencoder, 1, 8, 8).astype(mx.float16)
     assert sd.decode(x, tiled=True).dtype == mx.float32
     assert relative_l2(sd.decode(x, tiled=True), sd.decode(x)) <= 1e-5

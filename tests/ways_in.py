@@ -1,4 +1,4 @@
-"""Pictures of every kind of checkpoint, by every way in, against diffusers, for docs/testing.md.
+"""Compare pictures of each kind and format of checkpoint with diffusers, for a table in the docs.
 
 PYTHONPATH=. python tests/ways_in.py
 """
@@ -17,11 +17,11 @@ from original_layout import write_single_file
 from ours import pictures
 
 from stable_diffusion.cli import convert
-from stable_diffusion.model_io.loaders import load_model_config, open_model
+from stable_diffusion.model_io.loaders import open_model
 from stable_diffusion.pipeline import pipeline_class
 
 PROMPT = "a photo of a café, at night!"
-# What the files of SD 2 do not say unless their metadata do.
+# Single files of SD 2 do not say it unless their metadata do.
 PREDICTION = dict(zip(PUBLISHED_KINDS, (None, "epsilon", "v_prediction", None), strict=True))
 WAYS = {  # options of convert, by the title of a column
     "converted": (),
@@ -33,14 +33,14 @@ WAYS = {  # options of convert, by the title of a column
 
 
 def from_diffusers(oracle: Oracle) -> np.ndarray:
-    """uint8 [1, 64, 64, 3]."""
+    """Return diffusers' picture, uint8 [1, 64, 64, 3]."""
     return oracle.pictures(
         PROMPT, seeds=[7], num_inference_steps=2, guidance_scale=5, height=64, width=64
     )
 
 
 def from_single_file(file: Path, folder: Path) -> np.ndarray:
-    """diffusers' picture from the file; of the folder it has the configs."""
+    """Return diffusers' picture from a single file, with the configs of the folder."""
     oracle = Oracle(folder)
     family = "StableDiffusionXLPipeline" if "sdxl" in folder.name else "StableDiffusionPipeline"
     oracle.single = getattr(diffusers, family).from_single_file(
@@ -51,15 +51,15 @@ def from_single_file(file: Path, folder: Path) -> np.ndarray:
 
 
 def drawn(model: Path | str, **options) -> np.ndarray:
-    """Ours; `options` are those of `open_model`."""
-    source = open_model(str(model), **options)
-    sd = pipeline_class(load_model_config(source))(source)
+    """Return our picture; `options` are those of `open_model`."""
+    opened = open_model(str(model), **options)
+    sd = pipeline_class(opened.config)(opened)
     options = {"num_steps": 2, "cfg_weight": 5, "latent_size": (8, 8), "seed": 7}
     return pictures(sd, sd.generate_latents(PROMPT, **options))
 
 
 def row(kind: str, at: Path) -> list[float]:
-    """PSNR in dB: folder, single file, converted."""
+    """Return the PSNR in dB for the folder, the single file and each conversion."""
     folder = write_checkpoint(kind, at / kind)
     file = write_single_file(folder, at / f"{kind}.safetensors")
     theirs = from_diffusers(Oracle(folder))

@@ -36,14 +36,14 @@ class Found:
 
 
 def name_colour(rgb: np.ndarray) -> str | None:
-    """The palette's nearest name for `rgb` (0 to 255), or None if none is near."""
+    """Return the nearest name of the palette for `rgb` (0 to 255), None if none is near."""
     names = tuple(PALETTE)
     distances = np.linalg.norm(np.array([PALETTE[name] for name in names]) - rgb, axis=1)
     return names[int(distances.argmin())] if distances.min() < TOO_FAR else None
 
 
 def regions(mask: np.ndarray) -> list[np.ndarray]:
-    """The 8-connected regions of a boolean [H, W], as masks, leaving out specks."""
+    """Return the 8-connected regions of a boolean [H, W] as masks, without specks."""
     found, left = [], mask.copy()
     while left.any():
         region = np.zeros_like(left)
@@ -63,7 +63,7 @@ def regions(mask: np.ndarray) -> list[np.ndarray]:
 
 @cache
 def _unit(shape: str) -> tuple[float, float, float]:
-    """Area, in squared radii, and centroid, in radii from the centre, of a shape."""
+    """Return the area, in squared radii, and the centroid, in radii from the centre, of a shape."""
     radius, middle = 20.0, 32.0
     alpha = coverage(shape, middle, middle, radius).astype(float)
     area, x, y = _moments(alpha)
@@ -71,7 +71,7 @@ def _unit(shape: str) -> tuple[float, float, float]:
 
 
 def _moments(alpha: np.ndarray) -> tuple[float, float, float]:
-    """Area and centroid (x, y) of a coverage, pixel centres lying at halves."""
+    """Return the area and centroid (x, y) of a coverage; pixel centres lie at halves."""
     area = alpha.sum()
     ys, xs = np.indices(alpha.shape) + 0.5
     return float(area), float((alpha * xs).sum() / area), float((alpha * ys).sum() / area)
@@ -102,14 +102,14 @@ def _fit(region: np.ndarray, picture: np.ndarray, ground: np.ndarray) -> Found:
 
 
 def _rim(region: np.ndarray) -> np.ndarray:
-    """The pixels that touch `region`, where its faint edge lies."""
+    """Return the pixels that touch `region`, which contain its faint edge."""
     wide = np.pad(region, 1)
     wide = wide[:-2] | wide[1:-1] | wide[2:]
     return (wide[:, :-2] | wide[:, 1:-1] | wide[:, 2:]) & ~region
 
 
 def look(picture: np.ndarray) -> tuple[str | None, list[Found]]:
-    """What a picture shows: the name of its background, and its regions, largest first."""
+    """Return what a picture shows: the name of its background, and its regions, largest first."""
     pixels = picture.astype(float) * (255.0 if picture.dtype.kind == "f" else 1.0)
     border = np.concatenate([pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3)])
     sides = np.concatenate([pixels[:, :2].reshape(-1, 3), pixels[:, -2:].reshape(-1, 3)])
@@ -121,7 +121,7 @@ def look(picture: np.ndarray) -> tuple[str | None, list[Found]]:
 
 
 def _relation(first: Found, second: Found) -> str:
-    """Where `first` lies as seen from `second`: along the axis on which they are further apart."""
+    """Return where `first` lies as seen from `second`, along the axis of the larger distance."""
     dx, dy = first.x - second.x, first.y - second.y
     if abs(dx) > abs(dy):
         return "left of" if dx < 0 else "right of"
@@ -129,17 +129,24 @@ def _relation(first: Found, second: Found) -> str:
 
 
 def _place(found: Found) -> str:
-    """The nearest of the places where a lone shape may stand."""
+    """Return the place nearest to a single shape."""
     return min(PLACES, key=lambda p: np.hypot(found.x - PLACES[p][0], found.y - PLACES[p][1]))
 
 
 def judge(picture: np.ndarray, asked: Scene) -> dict[str, bool]:
-    """Which of ASPECTS of `asked` the picture shows. What the scene leaves unsaid is right.
+    """Return which of `ASPECTS` of `asked` a picture shows; see `compare`."""
+    return compare(*look(picture), asked)
 
-    Regions are given to items in the way that makes most aspects right, so that a swapped relation
-    counts against the relation and not against colours.
+
+def compare(ground: str | None, found: list[Found], asked: Scene) -> dict[str, bool]:
+    """Return which of `ASPECTS` of `asked` a picture shows; what the scene leaves open is right.
+
+    Regions are matched with items such that most aspects are right, so that a swapped relation
+    counts against the relation and not against the colours.
+
+    Args:
+        ground, found: what `look` returns for the picture.
     """
-    ground, found = look(picture)
     verdict = dict.fromkeys(ASPECTS, False)
     verdict["background"] = asked.background in (None, ground)
     verdict["count"] = len(found) == len(asked.items)
@@ -160,5 +167,5 @@ def judge(picture: np.ndarray, asked: Scene) -> dict[str, bool]:
 
 
 def accepts(picture: np.ndarray, asked: Scene) -> bool:
-    """Whether the picture shows all that `asked` says, and nothing besides."""
+    """Return whether the picture shows all that `asked` says, and nothing more."""
     return all(judge(picture, asked).values())

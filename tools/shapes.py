@@ -70,7 +70,7 @@ class Scene:
 
 
 def inside(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Which points (x, y), in units of the radius, y downwards, lie inside `shape`."""
+    """Return which points (x, y), in units of the radius, y downwards, lie inside `shape`."""
     match shape:
         case "circle":
             return x**2 + y**2 <= 0.95**2
@@ -100,7 +100,7 @@ def inside(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def coverage(shape: str, x: float, y: float, radius: float) -> np.ndarray:
-    """The share of every pixel that `shape`, centred on (x, y) pixels, covers: [64, 64] float32."""
+    """Return the share of each pixel that `shape`, centred on (x, y), covers: [64, 64] float32."""
     alpha = np.zeros((SIZE, SIZE), np.float32)
     reach = 1.1 * radius + 1
     x0, x1 = max(0, int(x - reach)), min(SIZE, int(x + reach) + 1)
@@ -131,12 +131,12 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
 
 def _pick(rng: np.random.Generator, choices: tuple | list):
-    """One of `choices`; far faster than `rng.choice` on short lists."""
+    """Return one of `choices`; much faster than `rng.choice` on short lists."""
     return choices[int(rng.integers(len(choices)))]
 
 
 def _item(rng: np.random.Generator, background: str | None, bare: float) -> Item:
-    """A random item that can be seen; `bare` is the chance to leave its shape or colour unsaid."""
+    """Return a random visible item; `bare` is the chance that its shape or colour is left open."""
     unsaid = rng.random()
     colours = tuple(colour for colour in COLOURS if colour != background)
     return Item(
@@ -147,7 +147,7 @@ def _item(rng: np.random.Generator, background: str | None, bare: float) -> Item
 
 
 def sample(rng: np.random.Generator, pair: float = 0.75, bare: float = 0.04) -> Scene:
-    """A random scene as a prompt may ask for it; two items with probability `pair`.
+    """Return a random scene as a prompt may ask for it; two items with probability `pair`.
 
     `bare` is the chance that the background, an item's shape or its colour is left unsaid.
     """
@@ -161,7 +161,7 @@ def sample(rng: np.random.Generator, pair: float = 0.75, bare: float = 0.04) -> 
 
 
 def complete(scene: Scene, rng: np.random.Generator) -> Scene:
-    """Fill what `scene` leaves unsaid: the centre for a place, anything visible for the rest."""
+    """Fill in what `scene` leaves open: the centre as place, anything visible for the rest."""
     said = {item.colour for item in scene.items}
     background = scene.background or _pick(rng, [b for b in BACKGROUNDS if b not in said])
     colours = tuple(colour for colour in COLOURS if colour != background)
@@ -179,7 +179,9 @@ def complete(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def held_out(scene: Scene) -> bool:
-    """Whether a complete scene shows a (shape, colour, background, relation) kept from training.
+    """Return whether a complete scene shows a combination that is kept from training.
+
+    That is one of (shape, colour, background, relation).
 
     The relation is the item's own: the second of "A left of B" is right of the first.
     """
@@ -193,6 +195,6 @@ def held_out(scene: Scene) -> bool:
 
 
 def mirrored(scene: Scene) -> Scene:
-    """The same two items told from the other's side: "A left of B" becomes "B right of A"."""
+    """Return the same items described from the other side: "A left of B" as "B right of A"."""
     relation = INVERSE[scene.relation] if scene.relation else None
     return replace(scene, items=scene.items[::-1], relation=relation)

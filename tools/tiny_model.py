@@ -24,7 +24,7 @@ LATENT_SIZE = 8  # 64 pixels / 2^3
 
 
 def build_vae() -> AutoencoderKL:
-    """64 x 64 x 3 pixels to 8 x 8 x 8 latents and back. Few channels where pixels are many."""
+    """Build a VAE: 64 × 64 × 3 pixels to 8 × 8 × 8 latents; few channels at high resolution."""
     channels = (16, 32, 64, 128)
     vae = AutoencoderKL(
         in_channels=3,
@@ -45,7 +45,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_text_encoder() -> CLIPTextModel:
-    """A causal CLIP text encoder of three layers, 77 positions, 128 wide."""
+    """Build a causal CLIP text encoder of three layers, 77 positions and width 128."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=VOCABULARY,
@@ -64,7 +64,7 @@ def build_text_encoder() -> CLIPTextModel:
 
 
 def build_unet(channels: tuple[int, int] = (96, 128)) -> UNet2DConditionModel:
-    """Two levels: 8 x 8 without attention, 4 x 4 with attention to itself and to the prompt.
+    """Build a UNet of two levels: 8 × 8 without attention, 4 × 4 with self- and cross-attention.
 
     Like SDXL's first level: attention at 8 x 8 would cost half as much again for little.
     """
@@ -97,7 +97,7 @@ def build_scheduler() -> EulerDiscreteScheduler:
 
 
 def load_tokenizer() -> CLIPTokenizer:
-    """CLIP's tokenizer, from the files that the model ships."""
+    """Load CLIP's tokenizer from the files of the embedded model."""
     return CLIPTokenizer.from_pretrained(TOKENIZER)
 
 
@@ -112,7 +112,7 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str], length: int) -> torc
 def assemble(
     vae: AutoencoderKL, text_encoder: CLIPTextModel, unet: UNet2DConditionModel
 ) -> StableDiffusionPipeline:
-    """diffusers' own pipeline around the parts."""
+    """Assemble diffusers' own pipeline from the parts."""
     pipe = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,

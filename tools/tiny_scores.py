@@ -14,7 +14,7 @@ Draw = Callable[[list[str]], np.ndarray]  # prompts to pictures [B, 64, 64, 3], 
 
 
 def prompts(items: int, count: int, seed: int = 7) -> list[tuple[str, Scene]]:
-    """`count` prompts of one or two items that say at least shape, colour, background, relation.
+    """Return `count` prompts of one or two items that name shape, colour, background, relation.
 
     Every one shows a (shape, colour, background, relation) that training never showed.
     """

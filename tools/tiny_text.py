@@ -98,17 +98,19 @@ class Vocabulary:
             raise ValueError("the tokenizer's last two tokens are not CLIP's start and end")
 
     def ids(self, captions: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """CLIP's token ids and their compact numbers, both [B, length]."""
+        """Return CLIP's token ids and their compact numbers, both [B, length]."""
         ids = tokenize(self.tokenizer, captions, length)
         return ids, torch.searchsorted(self.used, ids)
 
     def compact(self) -> CLIPTextModel:
-        """The untrained text encoder, with rows for the used tokens only."""
+        """Return the untrained text encoder with rows for the used tokens only."""
         config = build_text_config(len(self.used))
         return CLIPTextModel(config)
 
     def expand(self, compact: CLIPTextModel) -> CLIPTextModel:
-        """The text encoder with CLIP's whole vocabulary; unused rows all hold the used ones' mean.
+        """Return the text encoder with CLIP's whole vocabulary.
+
+        Unused rows hold the mean of the used ones.
 
         A word never seen in training is then harmless, and the file compresses.
         """
@@ -122,7 +124,10 @@ class Vocabulary:
 
 
 def build_text_config(vocabulary: int) -> CLIPTextConfig:
-    """The full encoder's settings with another number of rows; start and end stay the last two."""
+    """Return the full encoder's settings for another number of rows.
+
+    The tokens of start and end stay the last two.
+    """
     settings = build_text_encoder().config.to_dict()
     settings |= {
         "vocab_size": vocabulary,

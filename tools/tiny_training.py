@@ -40,7 +40,7 @@ def training_scenes(rng: np.random.Generator) -> Iterator[tuple[Scene, Scene]]:
 
 
 def to_tensor(pictures: np.ndarray) -> torch.Tensor:
-    """[B, H, W, 3] uint8 to [B, 3, H, W] float32 in [-1, 1], channels last in memory."""
+    """Convert [B, H, W, 3] uint8 to [B, 3, H, W] float32 in [-1, 1], channels last in memory."""
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
@@ -117,7 +117,7 @@ class Training:
         self._others, self._looked = others, now
 
     def descend(self, loss: torch.Tensor, batch: int, report: str = "") -> None:
-        """One step of AdamW on `loss`, gradients clipped to norm 1, and the average after it."""
+        """Take one step of AdamW on `loss` with clipped gradients, and update the average."""
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
@@ -151,7 +151,7 @@ class Training:
 
 
 def crops(pictures: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A window of `size` pixels out of every picture, around a random pixel of a shape."""
+    """Cut a window of `size` pixels from each picture, around a random pixel of a shape."""
     windows = []
     for picture in pictures:
         drawn = np.argwhere((picture != picture[0, 0]).any(-1))  # a corner is always background
@@ -162,7 +162,7 @@ def crops(pictures: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarr
 
 
 def reconstruction(vae: AutoencoderKL, latents: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """L1 and squares of pixels, and L1 of their differences along x and y.
+    """Return the L1 and squared error of pixels, and the L1 of their x and y differences.
 
     The differences make edges crisp (a gradient loss, as in arXiv:1511.05440). L1 alone stalls
     where every pixel is its background's colour.
@@ -173,7 +173,7 @@ def reconstruction(vae: AutoencoderKL, latents: torch.Tensor, target: torch.Tens
 
 
 def vae_batch(rng: np.random.Generator, scenes: Iterator, whole: bool) -> torch.Tensor:
-    """16 whole pictures, or 32 windows of 32 pixels: mostly shape, and half the cost."""
+    """Return 16 whole pictures, or 32 windows of 32 pixels: mostly shape, at half the cost."""
     pictures = np.stack([render(next(scenes)[1], rng) for _ in range(16 if whole else 32)])
     return to_tensor(pictures if whole else crops(pictures, SIZE // 2, rng))
 
@@ -199,7 +199,7 @@ def train_vae(vae: AutoencoderKL, steps: int, work: Path, seed: int) -> None:
 
 
 def _is_hard(scene: Scene) -> bool:
-    """Whether a scene holds a shape whose points are hardly wider than a pixel."""
+    """Return whether a scene has a shape with points hardly wider than a pixel."""
     return any(item.size == "small" and item.shape in ("star", "cross") for item in scene.items)
 
 

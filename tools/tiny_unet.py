@@ -48,7 +48,7 @@ def encode_scenes(
 
 
 def _label(asked: Scene, other: Scene, rng: np.random.Generator) -> str:
-    """The caption to train with: what was asked for, else nothing, else another scene.
+    """Return the caption to train with: the one asked for, an empty one, or another scene's.
 
     Were captions always true, a picture would never count for more than its prompt, and guidance
     would have nothing to mend: image to image would drop the picture at any strength.
@@ -80,7 +80,7 @@ def standardise(vae: AutoencoderKL, latents: torch.Tensor) -> None:
 
 @cache
 def _alpha_bar() -> torch.Tensor:
-    """The share of the picture's variance left at every timestep, [1000]."""
+    """Return the share of the picture's variance that is left at each timestep, [1000]."""
     return build_scheduler().alphas_cumprod
 
 

@@ -71,7 +71,7 @@ GUIDANCE = 2.0
 
 
 def draw(pipe: StableDiffusionPipeline, texts: list[str], guidance: float) -> np.ndarray:
-    """Pictures [B, 64, 64, 3] in [0, 1], picture i from seed i."""
+    """Return pictures [B, 64, 64, 3] in [0, 1], picture i from seed i."""
     return pipe(
         texts,
         num_inference_steps=STEPS,
@@ -112,7 +112,7 @@ def train(budget: Budget, work: Path, seed: int) -> StableDiffusionPipeline:
 
 
 def probe(unet: torch.nn.Module, data: tuple[torch.Tensor, torch.Tensor]) -> float:
-    """The denoising loss on fixed latents, captions, timesteps and noise."""
+    """Return the denoising loss on fixed latents, captions, timesteps and noise."""
     with torch.no_grad():
         return denoising_loss(unet, *data, generator=torch.Generator().manual_seed(0)).item()
 

@@ -55,7 +55,7 @@ def _colour(colour: str, rng: np.random.Generator) -> str:
 
 
 def _noun(item: Item, rng: np.random.Generator) -> str:
-    """An item in words: "a small red circle", "the red circle", "red circle, small"."""
+    """Return an item in words: "a small red circle", "the red circle", "red circle, small"."""
     colour = _colour(item.colour, rng) if item.colour else ""
     shape = _pick(rng, SHAPE_WORDS[item.shape])
     size = _pick(rng, SIZE_WORDS[item.size]) if item.size else ""
@@ -74,7 +74,7 @@ def _noun(item: Item, rng: np.random.Generator) -> str:
 
 
 def _things(scene: Scene, rng: np.random.Generator) -> str:
-    """The items with their place or relation, without the background."""
+    """Return the items with their place or relation, without the background."""
     form = rng.random()
     if len(scene.items) == 1:
         noun = _noun(scene.items[0], rng)
@@ -100,7 +100,7 @@ def _things(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """One of many English wordings of what `scene` says; nothing that it leaves unsaid is named."""
+    """Return one of many English descriptions of `scene`; none names what it leaves open."""
     things, opening = _things(scene, rng), _pick(rng, OPENINGS)
     if scene.background is None:
         return f"{opening}{things}"

@@ -1,1 +1,1 @@
-"""What changes a model from a file beside it: LoRA, textual inversion."""
+"""Adapters change a model by a small file of their own: LoRA, textual inversion."""

@@ -1,7 +1,7 @@
-"""What LoRA files call the layers of the networks.
+"""The names of the networks' layers in LoRA files.
 
-Names are looked up, not parsed: each layer of a network is listed under every name that files have
-for it. There is no other way to tell kohya's names apart, which put underscores for dots.
+Names are looked up, not parsed: each layer of a network is listed under every name that files use
+for it. Parsing could not distinguish kohya's names, which have underscores in the place of dots.
 """
 
 import re
@@ -16,10 +16,10 @@ from ..model_io.original_layout import RESNET, UNET_PARTS
 
 
 class Component(NamedTuple):
-    """How files name the layers of one network; in diffusers' and PEFT's, after `COMPONENT.`"""
+    """How files name the layers of one network; those of diffusers and PEFT after `COMPONENT.`"""
 
     layout: Layout
-    kohya: tuple[str, ...]  # what stands before the name, whose dots are underscores then
+    kohya: tuple[str, ...]  # prefixes of kohya's names
 
 
 COMPONENTS = {
@@ -28,11 +28,11 @@ COMPONENTS = {
     "text_encoder_2": Component(TEXT_ENCODER, ("lora_te2_",)),
 }
 
-# What follows a layer's name in any file → `lora.down.weight`, `lora.up.weight`, `alpha`.
+# Spellings of the parts of keys after a layer's name → those of `DOWN` and `UP`.
 _SPELLINGS = {
     "lora_down": "lora.down",  # kohya
     "lora_up": "lora.up",
-    "lora_A": "lora.down",  # PEFT and today's diffusers
+    "lora_A": "lora.down",  # PEFT and newer diffusers
     "lora_B": "lora.up",
     "lora_linear_layer": "lora",  # older diffusers: text encoders
     **{f"processor.to_{name}_lora": f"to_{name}.lora" for name in "qkv"},  # and attention
@@ -43,7 +43,7 @@ _SPELLINGS = {
 DOWN, UP, ALPHA = "lora.down.weight", "lora.up.weight", "alpha"
 _KEY = re.compile(rf"(.+)\.({DOWN}|{UP}|{ALPHA})")
 
-# Parts of the UNet, and layers in its residual blocks → what Stability AI's code calls them.
+# Parts of the UNet, and layers of its residual blocks → their names in Stability AI's code.
 _ORIGINAL = {ours: theirs for theirs, ours in (UNET_PARTS | RESNET).items()} | {
     "mid_block.resnets.0": "middle_block.0",
     "mid_block.resnets.1": "middle_block.2",
@@ -51,15 +51,15 @@ _ORIGINAL = {ours: theirs for theirs, ours in (UNET_PARTS | RESNET).items()} | {
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """The layer and which of its tensors, `DOWN`, `UP` or `ALPHA`, that a key names; or None."""
+    """Return the name of the layer and the tensor, `DOWN`, `UP` or `ALPHA`; None for other keys."""
     match = _KEY.fullmatch(rename(key, _SPELLINGS))
     return None if match is None else (match[1], match[2])
 
 
-def layer_names(component: str, network: nn.Module, paths: Iterable[str]) -> dict[str, str]:
-    """Every name that files have for the layers at `paths` of a network → the path."""
+def list_names(component: str, network: nn.Module, paths: Iterable[str]) -> dict[str, str]:
+    """Return every name that files use for the layers at `paths` of a network → the path."""
     layout, kohya = COMPONENTS[component]
-    original = _original_names(network.config) if component == "unet" else {}
+    original = _list_original_names(network.config) if component == "unet" else {}
     names = {}
     for path in paths:
         name = layout.key(path)
@@ -69,8 +69,8 @@ def layer_names(component: str, network: nn.Module, paths: Iterable[str]) -> dic
     return names
 
 
-def _original_names(config: UNetConfig) -> dict[str, str]:
-    """Names of a UNet's blocks in diffusers, and of layers in blocks → the original code's."""
+def _list_original_names(config: UNetConfig) -> dict[str, str]:
+    """Return the names of a UNet's blocks and their layers in diffusers → in the original code."""
     names = dict(_ORIGINAL)
     number = 1
     for level, n_layers in enumerate(config.layers):

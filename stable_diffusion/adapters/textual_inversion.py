@@ -1,4 +1,4 @@
-"""Textual inversion: words that were learned from pictures (Gal et al. 2022, arXiv:2208.01618)."""
+"""Textual inversion: words learned from pictures (Gal et al. 2022, arXiv:2208.01618)."""
 
 import os
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from ..tokenizer.tokenizer import Tokenizer
 
 XL_KEYS = ("clip_l", "clip_g")  # in the order of SDXL's text encoders
 
-# By the width of the vectors, for each text encoder.
+# By the widths of the vectors, one for each text encoder.
 KINDS = {
     (768,): "Stable Diffusion 1.x",
     (1024,): "Stable Diffusion 2.x",
@@ -26,18 +26,18 @@ def load_embedding(
     path: str | os.PathLike[str],
     readers: Sequence[tuple[Tokenizer, CLIPTextModel]],
 ) -> None:
-    """Let `name` in a prompt mean the vectors of a file, as many tokens as it has vectors.
+    """Make `name` in a prompt stand for the vectors of a file, with one token for each vector.
 
     Args:
-        name: it is found in lower and upper case, also inside a word.
-        path: of a safetensors file: one tensor [D] or [n, D], called anything (diffusers calls it
-            as the token, AUTOMATIC1111 `emb_params`); or for SDXL two, `clip_l` and `clip_g`.
+        name: found in lower and upper case, also inside a word.
+        path: of a safetensors file with one tensor [D] or [n, D] of any name (diffusers uses the
+            token, AUTOMATIC1111 `emb_params`), or for SDXL with two, `clip_l` and `clip_g`.
         readers: each tokenizer of the model with its text encoder.
 
     Raises:
-        OSError: there is no such file.
-        ValueError: the file is none of these, or for another kind of model, or the name is taken
-            or no good. Nothing is changed then.
+        OSError: if there is no such file.
+        ValueError: if the file is not a textual inversion, or was made for another kind of model,
+            or if the name is a token already or cannot be one. Nothing is changed then.
     """
     file = Path(path)
     embeddings = [text_encoder.token_embedding for _, text_encoder in readers]
@@ -51,46 +51,62 @@ def load_embedding(
 
 
 def _read(file: Path, widths: tuple[int, ...]) -> list[mx.array]:
-    """The vectors [n, D] for each text encoder, whose widths D these are."""
+    """Return the vectors [n, D] for each text encoder, whose widths D these are."""
     if not file.is_file():
         raise FileNotFoundError(f"no such embedding file: {file}")
     if file.suffix in PICKLES:
         raise ValueError(
-            f"{file} is a pickle, and pickles are never loaded: convert it in PyTorch, where you "
-            "trust it, e = torch.load(FILE, weights_only=True), safetensors.torch.save_file("
-            '{"emb_params": e["string_to_param"]["*"].detach()}, NEW_FILE); where it has no '
+            f"{file} is a pickle, and pickles are never loaded: if you trust the file, convert it "
+            "in PyTorch, e = torch.load(FILE, weights_only=True), safetensors.torch.save_file("
+            '{"emb_params": e["string_to_param"]["*"].detach()}, NEW_FILE); if it has no '
             "string_to_param, save_file(e, NEW_FILE)"
         )
     header, tensors = read_safetensors(file)
-    shapes = header.shapes
-    keys = XL_KEYS if shapes.keys() == set(XL_KEYS) else tuple(shapes)
-    if not keys or (len(keys) > 1 and keys != XL_KEYS):
-        raise ValueError(
-            f"{file} is no textual inversion, which has one tensor, or for SDXL "
-            f"{' and '.join(XL_KEYS)}; it has {len(keys)}: {', '.join(keys[:3])}"
-        )
-    matrices = [shape if len(shape) > 1 else (1, *shape) for shape in map(shapes.get, keys)]
-    if any(len(shape) != 2 or 0 in shape for shape in matrices):
-        listed = " and ".join(str(list(shape)) for shape in map(shapes.get, keys))
-        raise ValueError(f"{file} is no textual inversion: its tensors are {listed}, not [n, D]")
-    found = tuple(width for _, width in matrices)
-    if found != widths:
-        raise ValueError(
-            f"{file} is for {_kind(found)}, this model is {_kind(widths)}: vectors of "
-            f"{_listed(found)} numbers do not fit text encoders of {_listed(widths)}"
-        )
-    if len({n for n, _ in matrices}) > 1:
-        counts = ", ".join(f"{key} {n}" for key, (n, _) in zip(keys, matrices, strict=True))
-        raise ValueError(f"{file} is broken: the numbers of its vectors differ: {counts}")
+    keys = _find_keys(file, tuple(header.shapes))
+    shapes = _check_shapes(file, {key: header.shapes[key] for key in keys}, widths)
     kinds = [header.tensors[key].kind for key in keys]
     if not set(kinds) <= set(FLOATS):
-        raise ValueError(f"{file} is no textual inversion: its tensors are {' and '.join(kinds)}")
-    return [tensors[key].reshape(shape) for key, shape in zip(keys, matrices, strict=True)]
+        raise ValueError(
+            f"{file} is not a textual inversion: its tensors are {' and '.join(kinds)}"
+        )
+    return [tensors[key].reshape(shape) for key, shape in shapes.items()]
 
 
-def _kind(widths: tuple[int, ...]) -> str:
+def _find_keys(file: Path, keys: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the keys of the vectors, in the order of the text encoders."""
+    if set(keys) == set(XL_KEYS):
+        return XL_KEYS
+    if len(keys) != 1:
+        raise ValueError(
+            f"{file} is not a textual inversion, which has one tensor, or for SDXL "
+            f"{' and '.join(XL_KEYS)}; it has {len(keys)}: {', '.join(keys[:3])}"
+        )
+    return keys
+
+
+def _check_shapes(
+    file: Path, shapes: dict[str, tuple[int, ...]], widths: tuple[int, ...]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes as [n, D], if D are the `widths` of the text encoders."""
+    matrices = {key: shape if len(shape) > 1 else (1, *shape) for key, shape in shapes.items()}
+    if any(len(shape) != 2 or 0 in shape for shape in matrices.values()):
+        listed = " and ".join(str(list(shape)) for shape in shapes.values())
+        raise ValueError(f"{file} is not a textual inversion: its tensors are {listed}, not [n, D]")
+    found = tuple(width for _, width in matrices.values())
+    if found != widths:
+        raise ValueError(
+            f"{file} is for {_describe_kind(found)}, this model is {_describe_kind(widths)}: "
+            f"vectors of {_join(found)} numbers do not fit text encoders of {_join(widths)}"
+        )
+    if len({n for n, _ in matrices.values()}) > 1:
+        counts = ", ".join(f"{key} {n}" for key, (n, _) in matrices.items())
+        raise ValueError(f"{file} is broken: the numbers of its vectors differ: {counts}")
+    return matrices
+
+
+def _describe_kind(widths: tuple[int, ...]) -> str:
     return KINDS.get(widths, "another kind of model")
 
 
-def _listed(widths: tuple[int, ...]) -> str:
+def _join(widths: tuple[int, ...]) -> str:
     return " and ".join(map(str, widths))

@@ -21,9 +21,8 @@ from ..denoising import Denoising
 from ..device import cpu_kernels, memory
 from ..images.arrays import to_uint8
 from ..latent_preview import LinearDecoder
-from ..model_io.hub import announcements
-from ..model_io.loaders import load_model_config, open_model
-from ..model_io.sources import Source
+from ..model_io.loaders import open_model
+from ..model_io.model import Model, announcements
 from ..model_io.weight_files import STEMS
 from ..pipeline import StableDiffusion, pipeline_class
 from ..utils.atomic_files import remove_abandoned
@@ -172,17 +171,16 @@ def _make_pictures(
 
 def _prepare_run(settings: Settings, plan: Plan, progress: Progress) -> Run:
     """Open the model, check that everything suits it, and load it; weights are read later."""
-    source = open_model(settings.model, vae=settings.vae, prediction_type=settings.prediction_type)
+    model = open_model(settings.model, vae=settings.vae, prediction_type=settings.prediction_type)
     float16 = _choose_precision(settings)
-    for line in announcements(source, STEMS, float16):
+    for line in announcements(model, STEMS, float16):
         say(line)
-    config = load_model_config(source)
-    jobs = _complete_jobs(settings, plan, config)
+    jobs = _complete_jobs(settings, plan, model.config)
     memory.limit_cache()
-    if cpu_kernels.is_to_be_compiled():
+    if cpu_kernels.needs_compiling():
         say("Compiling the kernels for this processor, once …")
-    sd = _load(settings, source, config, float16)
-    run = Run(settings, progress, jobs, sd, Record(settings, source, float16))
+    sd = _load(settings, model, float16)
+    run = Run(settings, progress, jobs, sd, Record(settings, model, float16))
     if settings.preload_models:
         with progress.measure("loading"):
             run.read_networks(NETWORKS)
@@ -216,11 +214,9 @@ def _complete_jobs(settings: Settings, plan: Plan, config: ModelConfig) -> list[
     return jobs
 
 
-def _load(
-    settings: Settings, source: Source, config: ModelConfig, float16: bool
-) -> StableDiffusion:
+def _load(settings: Settings, model: Model, float16: bool) -> StableDiffusion:
     """Return the model with the LoRAs and textual inversions of the settings."""
-    sd = pipeline_class(config)(source, float16)
+    sd = pipeline_class(model.config)(model, float16)
     if settings.quantize:
         sd.quantize()
     for file, scale in settings.lora:

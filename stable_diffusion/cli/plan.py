@@ -27,7 +27,7 @@ class Plan:
         drawn_seed: the seed of the first picture; None if the user gave it.
         names: the files of all pictures; only the first rank has them.
         batch_size: how many pictures to denoise at once; None if memory decides.
-        pixels_at_once: see `memory.pixels_at_once`; the smallest of all ranks.
+        pixels_at_once: see `memory.choose_batch_pixels`; the smallest of all ranks.
     """
 
     jobs: Sequence[Job]
@@ -73,7 +73,7 @@ def make_plan(settings: Settings, ranks: Ranks) -> Plan:
         drawn_seed=seed if is_drawn else None,
         names=names,
         batch_size=batch_size or None,
-        pixels_at_once=ranks.share_smallest(memory.pixels_at_once()),
+        pixels_at_once=ranks.share_smallest(memory.choose_batch_pixels()),
     )
 
 

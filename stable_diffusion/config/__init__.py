@@ -1,14 +1,17 @@
-"""What the config files of a model say, and the models that have a short name."""
+"""The config files of a model, as checked dataclasses, and the models that have a short name."""
 
 from .diffusion import DiffusionConfig
 from .known_models import MODELS, ModelSpec
 from .model import Defaults, ModelConfig, PipelineConfig
 from .networks import AutoencoderConfig, CLIPTextConfig, UNetConfig
 
+CLIPTextModelConfig = CLIPTextConfig  # its name in the original MLX example
+
 __all__ = [
     "MODELS",
     "AutoencoderConfig",
     "CLIPTextConfig",
+    "CLIPTextModelConfig",
     "Defaults",
     "DiffusionConfig",
     "ModelConfig",

@@ -1,4 +1,4 @@
-"""What a model's scheduler config says, and the samplers and schedules that there are for it."""
+"""The scheduler config of a model: its noise schedule, and what its UNet predicts."""
 
 import math
 from dataclasses import dataclass
@@ -8,17 +8,18 @@ from typing import Any
 from ..utils.strict_json import require, require_in, require_known
 from .strict_config import Config
 
-SPACINGS = ("trailing", "leading", "linspace")  # of timesteps (arXiv:2305.08891, table 2)
+# How the timesteps are spaced (arXiv:2305.08891, table 2).
+SPACINGS = ("trailing", "leading", "linspace")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-MAX_TIMESTEPS = 100_000  # of the training; all known models have 1,000
+MAX_TIMESTEPS = 100_000  # during training; all known models have 1,000
 
 
 @dataclass(frozen=True)
 class DiffusionConfig(Config):
-    """`scheduler/scheduler_config.json`, as diffusers' schedulers read it `from_config`.
+    """`scheduler/scheduler_config.json`, as diffusers' schedulers read it in `from_config`.
 
-    Whatever scheduler the file is of, these are the keys that those of `SAMPLERS` share with it;
-    its own further options do not reach them, and so are passed over.
+    The fields are the keys that the samplers of this package read, whichever scheduler wrote the
+    file. Its other options do not concern these samplers and are ignored.
     """
 
     num_train_timesteps: int = 1000
@@ -27,20 +28,21 @@ class DiffusionConfig(Config):
     beta_schedule: str = "linear"
     steps_offset: int = 0
     prediction_type: str = "epsilon"
-    # Where the file is silent: what the original's linear schedule amounts to, and better at few
-    # steps than diffusers' `linspace` (arXiv:2305.08891, section 3.3).
+    # The default is not diffusers' `linspace`: "trailing" is better at few steps (arXiv:2305.08891,
+    # section 3.3), and the linear schedule of the original MLX example amounts to it.
     timestep_spacing: str = "trailing"
-    rescale_betas_zero_snr: bool = False  # to end in noise alone (arXiv:2305.08891)
+    rescale_betas_zero_snr: bool = False  # the last timestep is pure noise (same paper)
     use_karras_sigmas: bool = False
-    set_alpha_to_one: bool = True  # ddim: whether its last step leaves no noise
-    original_inference_steps: int = 50  # lcm: of the distillation
+    set_alpha_to_one: bool = True  # ddim: the last step leaves no noise
+    original_inference_steps: int = 50  # lcm: steps of the distillation
     timestep_scaling: float = 10.0  # lcm
-    algorithm_type: str = "dpmsolver++"  # this and the next two tell which DPM-Solver it is
+    # These three say which DPM-Solver it is.
+    algorithm_type: str = "dpmsolver++"
     solver_order: int = 2
     solver_type: str = "midpoint"
     _class_name: str = "EulerDiscreteScheduler"
 
-    # Options that change the noise levels, or x_0.
+    # Options that would change the noise levels or x_0.
     FIXED = MappingProxyType(
         {
             "interpolation_type": "linear",
@@ -58,19 +60,24 @@ class DiffusionConfig(Config):
     )
 
     @classmethod
-    def _is_without_effect(cls, key: str, value: Any) -> bool:
-        return key not in cls.FIXED or super()._is_without_effect(key, value)
+    def _has_no_effect(cls, key: str, value: Any) -> bool:
+        return key not in cls.FIXED or super()._has_no_effect(key, value)
 
     def __post_init__(self) -> None:
         require_in("num_train_timesteps", self.num_train_timesteps, 2, MAX_TIMESTEPS)
-        require_in("beta_start", self.beta_start, 1e-6, 1)  # smaller ones are lost beside 1
+        require_in("beta_start", self.beta_start, 1e-6, 1)  # 1 - beta loses smaller ones in float32
         require(
             0 < self.beta_start <= self.beta_end < 1,
-            f"beta_start = {self.beta_start} and beta_end = {self.beta_end} are no betas",
+            f"beta_start = {self.beta_start} and beta_end = {self.beta_end} must be in (0, 1), "
+            "and beta_start must not be the larger one",
         )
-        # All of them as large as the last: less of x_0 than that is no number in float32.
+        # The least of x_0 that can be left, if every beta were as large as the last one: it must
+        # be a normal number in float32.
         log_alpha_bar = self.num_train_timesteps * math.log1p(-self.beta_end)
-        require(log_alpha_bar > -80, f"beta_end = {self.beta_end} leaves nothing of pictures")
+        require(
+            log_alpha_bar > -80,
+            f"beta_end = {self.beta_end} is too large: nothing of the picture is left",
+        )
         require_in("steps_offset", self.steps_offset, 0, self.num_train_timesteps)
         require_in("timestep_scaling", self.timestep_scaling, 1e-4, 1e4)
         require_known("beta_schedule", self.beta_schedule, ("linear", "scaled_linear"))
@@ -80,9 +87,9 @@ class DiffusionConfig(Config):
 
     @property
     def sampler(self) -> str:
-        """The sampler that the model was published with, or what comes nearest: Euler."""
+        """Return the sampler that the model was published with, or else "euler"."""
         if self._class_name == "DPMSolverMultistepScheduler":
             solver = (self.algorithm_type, self.solver_order, self.solver_type)
             return "dpm++2m" if solver == ("dpmsolver++", 2, "midpoint") else "euler"
-        own = {"EulerAncestralDiscreteScheduler": "euler-a", "LCMScheduler": "lcm"}
-        return own.get(self._class_name, "euler")
+        samplers = {"EulerAncestralDiscreteScheduler": "euler-a", "LCMScheduler": "lcm"}
+        return samplers.get(self._class_name, "euler")

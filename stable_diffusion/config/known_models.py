@@ -3,26 +3,27 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1]  # where the embedded model lies
+PACKAGE = Path(__file__).parents[1]  # the folder that has the embedded model `tiny`
+PAD_TOKEN = "<|endoftext|>"  # of CLIP's tokenizer
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model known by a short name: where it lives and how it is best run."""
+    """A model with a short name: where it is, and the settings that suit it."""
 
-    repo: str | None  # on the Hugging Face Hub; None for the one that lies in this package
-    size: int  # pixels a side
+    repo: str | None  # on the Hugging Face Hub; None for the one in this package
+    size: int  # width and height in pixels
     steps: int
     guidance: float
     licence: str
-    # What pads prompts where the tokenizer's files do not say: Apple's original example left only
-    # part of them in the caches of its users.
-    pad_token: str = "<|endoftext|>"
-    former_repos: tuple[str, ...] = ()  # withdrawn since; used where they are in the user's cache
+    # What fills a short prompt, if the tokenizer's files do not say: the original MLX example
+    # downloaded only some of them, and its users have those in their caches.
+    pad_token: str = PAD_TOKEN
+    former_repos: tuple[str, ...] = ()  # withdrawn, but used if they are in the user's cache
 
     @property
     def repos(self) -> tuple[str, ...]:
-        """The repository, if there is one, and the former ones."""
+        """Return the repository, if there is one, and the former ones."""
         return () if self.repo is None else (self.repo, *self.former_repos)
 
 
@@ -72,8 +73,8 @@ MODELS: dict[str, ModelSpec] = {
 
 
 def find_spec(model: str) -> ModelSpec | None:
-    """The known model that `model` names, by its short name or its repository, at any revision."""
+    """Return the known model of this short name or repository (at any revision), or None."""
     if model in MODELS:
         return MODELS[model]
     repo = model.partition("@")[0]
-    return next((s for s in MODELS.values() if repo in s.repos), None)
+    return next((spec for spec in MODELS.values() if repo in spec.repos), None)

@@ -1,30 +1,33 @@
+"""All the config files of one model together, and the settings that follow from them."""
+
 from dataclasses import dataclass
 from typing import Any
 
 from ..utils.size import Size
 from .diffusion import DiffusionConfig
-from .known_models import MODELS as MODELS  # the public place of the table
 from .known_models import ModelSpec
-from .networks import AutoencoderConfig, CLIPTextConfig, UNetConfig, _per_block
+from .networks import AutoencoderConfig, CLIPTextConfig, UNetConfig, repeat_per_block
 from .strict_config import Config
+
+TIME_IDS = 6  # numbers about sizes that SDXL's UNet is given: original size, crop, target size
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """How a model is run where the caller does not say."""
+    """The settings of a model for what the caller does not give."""
 
     steps: int
     guidance: float
-    size: Size
+    size: Size  # of the picture, in pixels
 
 
 @dataclass(frozen=True)
 class PipelineConfig(Config):
-    """`model_index.json`: which pipeline of diffusers the model belongs to."""
+    """`model_index.json`: the pipeline of diffusers that the model belongs to."""
 
-    # SDXL: no negative prompt means embeddings of zeros, not those of an empty text.
+    # SDXL: embeddings of zeros stand for a missing negative prompt, not those of an empty text.
     force_zeros_for_empty_prompt: bool = True
-    _converted_from: str | None = None  # the known model that a converted one was
+    _converted_from: str | None = None  # the known model that a converted one was made from
 
     # Image to image runs on the same weights; inpainting and others do not.
     CLASS_NAMES = (
@@ -35,21 +38,25 @@ class PipelineConfig(Config):
     )
 
     @classmethod
-    def _is_without_effect(cls, key: str, value: Any) -> bool:
-        return True  # the rest lists components, whose own configs are read
+    def _has_no_effect(cls, key: str, value: Any) -> bool:
+        return True  # the other keys list the components, which have configs of their own
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All that the config files of one model say."""
+    """All the config files of one model.
 
-    name: str  # as messages call the model
+    Raises:
+        ValueError: if UNet, text encoders and VAE do not fit together.
+    """
+
+    name: str  # the model's name in messages
     unet: UNetConfig
     autoencoder: AutoencoderConfig
     text_encoders: tuple[CLIPTextConfig, ...]  # one for SD, two for SDXL
     diffusion: DiffusionConfig
     pipeline: PipelineConfig
-    spec: ModelSpec | None = None  # where the model is a known one
+    spec: ModelSpec | None = None  # if the model is a known one
 
     def __post_init__(self) -> None:
         width = sum(text_encoder.hidden_size for text_encoder in self.text_encoders)
@@ -59,10 +66,10 @@ class ModelConfig:
                 f"the text encoders give {width}: they do not fit together"
             )
         n_inputs = self.unet.projection_class_embeddings_input_dim
-        if self.is_xl and n_inputs != self._n_added:
+        if self.is_xl and n_inputs != self._n_added_inputs:
             raise ValueError(
                 f"{self.name}: the UNet takes {n_inputs} numbers beside the text embeddings, text "
-                f"and sizes make {self._n_added}: they do not fit together"
+                f"and sizes give {self._n_added_inputs}: they do not fit together"
             )
         latent_channels = self.autoencoder.latent_channels
         if (self.unet.in_channels, self.unet.out_channels) != (latent_channels, latent_channels):
@@ -73,43 +80,48 @@ class ModelConfig:
 
     @property
     def is_xl(self) -> bool:
-        """Whether this is an SDXL model, told by how its UNet is conditioned."""
+        """Return whether this is an SDXL model, by how its UNet is conditioned."""
         return self.unet.addition_embed_type == "text_time"
 
     @property
-    def _n_added(self) -> int:
-        """What SDXL's UNet takes beside the embeddings: the pooled text, and six sizes."""
+    def _n_added_inputs(self) -> int:
+        """Return how many numbers SDXL's UNet takes beside the embeddings: pooled text, sizes."""
         last = self.text_encoders[-1]
-        pooled = last.projection_dim if last.has_projection else last.hidden_size
-        return pooled + 6 * self.unet.addition_time_embed_dim
+        n_pooled = last.projection_dim if last.has_projection else last.hidden_size
+        width = self.unet.addition_time_embed_dim
+        return n_pooled + (0 if width is None else TIME_IDS * width)
 
     @property
     def most_clip_skip(self) -> int:
-        """How many layers of the text encoders can be left out: SDXL skips one in any case."""
-        layers = min(text_encoder.num_hidden_layers for text_encoder in self.text_encoders)
-        return max(0, layers - (2 if self.is_xl else 1))
+        """Return how many layers of the text encoders can be left out.
+
+        SDXL always leaves out the last one, so that one less can be.
+        """
+        n_layers = min(text_encoder.num_hidden_layers for text_encoder in self.text_encoders)
+        return max(0, n_layers - (2 if self.is_xl else 1))
 
     @property
     def defaults(self) -> Defaults:
-        """Steps, guidance and size where the caller gives none."""
+        """Return steps, guidance and size for a caller who gives none of them."""
         return self.defaults_with(self.diffusion.sampler)
 
     def defaults_with(self, sampler: str) -> Defaults:
-        """The same where the caller gives a sampler only."""
-        size = self._size()
+        """Return steps, guidance and size for a caller who gives only the sampler."""
+        size = self._find_size()
         # A model, or a LoRA, distilled to few steps, guidance included (arXiv:2311.05556).
         if "lcm" in (sampler, self.diffusion.sampler):
             return Defaults(steps=4, guidance=0.0, size=size)
         if self.spec is not None:
             return Defaults(self.spec.steps, self.spec.guidance, size)
-        # The other distilled models are published with this pair.
+        # The other distilled models are published with these two.
         if (self.diffusion.sampler, self.diffusion.timestep_spacing) == ("euler-a", "trailing"):
             return Defaults(steps=2, guidance=0.0, size=size)
         return Defaults(steps=50, guidance=5.0 if self.is_xl else 7.5, size=size)
 
-    def _size(self) -> Size:
+    def _find_size(self) -> Size:
+        """Return the size of picture that the model was trained for, in pixels."""
         if self.spec is not None:
             return Size(self.spec.size, self.spec.size)
         sample_size = 64 if self.unet.sample_size is None else self.unet.sample_size
-        height, width = _per_block("sample_size", sample_size, 2)
+        height, width = repeat_per_block("sample_size", sample_size, 2)
         return Size(width * self.autoencoder.factor, height * self.autoencoder.factor)

@@ -1,58 +1,43 @@
-"""What a model's config files say, as frozen dataclasses.
+"""The configs of the networks, as frozen dataclasses.
 
 Every key of a file is read, ignored by name, or an error: a model whose config asks for something
 that this package does not compute is refused instead of drawn wrongly. Field names and defaults
-are those of diffusers and transformers, for an absent key means their default.
+are those of diffusers and transformers, because a missing key means their default.
 """
 
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from ..utils.strict_json import require, require_in, require_known
-from .known_models import MODELS as MODELS  # the public place of the table
 from .strict_config import Config
-
-pass
-
 
 PerBlock = int | tuple[int, ...]  # one number for all blocks of a network, or one for each
 
-# What is beyond these is a mistake, or meant to harm: they are far from any model that there is.
+# Configs beyond these limits are mistakes or attacks: no real model is anywhere near them.
 MAX_BLOCKS = 8
-MAX_LAYERS = 1000  # residual blocks, or transformer blocks, of a network in all
-MAX_WIDTH = 2**20  # numbers a layer takes or gives
-MAX_SAMPLE_SIZE = 4096  # latents a side
-
-
-def _per_block(option: str, value: PerBlock, n_blocks: int) -> tuple[int, ...]:
-    """`value` as one number for each of the blocks."""
-    values = (value,) * n_blocks if isinstance(value, int) else value
-    require(len(values) == n_blocks, f"{option} = {value!r} is not for {n_blocks} blocks")
-    require_in(option, values, 0, MAX_WIDTH)
-    return values
-
+MAX_LAYERS = 1000  # residual blocks, or transformer blocks, in one network
+MAX_WIDTH = 2**20  # numbers that a layer takes or gives
+MAX_SAMPLE_SIZE = 4096  # width and height in latents
 
 BITS = (4, 6, 8)
 GROUP_SIZES = (32, 64, 128)
+# The activations of diffusers and transformers that `layers.py` implements.
+ACTIVATIONS = ("silu", "swish", "mish", "gelu", "relu", "quick_gelu")
 
 
 @dataclass(frozen=True)
 class Quantization(Config):
-    """`quantization` in a config.json: the weights of linear layers are kept in few bits."""
+    """`quantization` in a config.json: the weights of linear layers are stored in few bits."""
 
     bits: int | None = None
     group_size: int | None = None  # how many numbers of a row share a scale and an offset
-    unquantized: tuple[str, ...] = ()  # linear layers that are not, by their paths in the network
+    unquantized: tuple[str, ...] = ()  # paths, in the network, of linear layers that are not
 
     def __post_init__(self) -> None:
         for option, known in (("bits", BITS), ("group_size", GROUP_SIZES)):
             value = getattr(self, option)
             listed = ", ".join(map(str, known))
             require(value in known, f"{option} = {value!r} is not supported, only {listed}")
-
-
-# The activations of diffusers and transformers that `layers.py` implements.
-ACTIVATIONS = ("silu", "swish", "mish", "gelu", "relu", "quick_gelu")
 
 
 @dataclass(frozen=True)
@@ -70,7 +55,7 @@ class UNetConfig(Config):
     attention_head_dim: PerBlock = 8  # a misnomer: diffusers reads the number of heads from it
     num_attention_heads: PerBlock | None = None  # the number of heads under its own name
     cross_attention_dim: int = 1280
-    use_linear_projection: bool = False  # a matter of the files alone: see `weights.py`
+    use_linear_projection: bool = False  # how the files store it only: see `model_io/weights.py`
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
     act_fn: str = "silu"
@@ -79,7 +64,7 @@ class UNetConfig(Config):
     addition_embed_type: str | None = None
     addition_time_embed_dim: int | None = None
     projection_class_embeddings_input_dim: int | None = None
-    quantization: Quantization | None = None  # of converted networks
+    quantization: Quantization | None = None  # of a network that `convert` wrote
 
     CLASS_NAMES = ("UNet2DConditionModel",)
     FIXED = MappingProxyType(
@@ -95,11 +80,18 @@ class UNetConfig(Config):
             "time_embedding_type": "positional",
         }
     )
-    # Attention adds up in float32 here whatever `upcast_attention` says; `dropout` is for
-    # training; the last belongs to a kind of added embedding that is refused.
+    # Attention is summed in float32 here whatever `upcast_attention` says; `dropout` is for
+    # training; the last one belongs to a kind of added embedding that is refused.
     IGNORED = frozenset({"upcast_attention", "dropout", "addition_embed_type_num_heads"})
 
     def __post_init__(self) -> None:
+        self._check_numbers()
+        self._check_blocks()
+        self._check_layers()
+        if self.addition_embed_type is not None:
+            self._check_added_embedding(self.addition_embed_type)
+
+    def _check_numbers(self) -> None:
         n_blocks = len(self.block_out_channels)
         require(n_blocks > 0, "block_out_channels is empty")
         require_in("the number of blocks", n_blocks, 1, MAX_BLOCKS)
@@ -112,9 +104,16 @@ class UNetConfig(Config):
         require_in("freq_shift", self.freq_shift, 0, 1)
         first = self.block_out_channels[0]
         require(
-            first % 2 == 0 and first // 2 > self.freq_shift,
-            f"block_out_channels begins with {first}, which does not embed the time",
+            self._is_sinusoidal_width(first),
+            f"block_out_channels begins with {first}, which cannot embed the timestep",
         )
+
+    def _is_sinusoidal_width(self, width: int) -> bool:
+        """Return whether a number can be embedded in `width` numbers: half sines, half cosines."""
+        return width % 2 == 0 and width // 2 > self.freq_shift
+
+    def _check_blocks(self) -> None:
+        n_blocks = len(self.block_out_channels)
         for option in ("down_block_types", "up_block_types"):
             n = len(getattr(self, option))
             require(n == n_blocks, f"{option} names {n} blocks, block_out_channels {n_blocks}")
@@ -123,6 +122,8 @@ class UNetConfig(Config):
         for name in self.up_block_types:
             require_known("up_block_types", name, ("CrossAttnUpBlock2D", "UpBlock2D"))
         require_known("act_fn", self.act_fn, ACTIVATIONS)
+
+    def _check_layers(self) -> None:
         require(min(self.layers) > 0, f"layers_per_block = {self.layers_per_block} has a zero")
         for channels, heads in zip(self.block_out_channels, self.heads, strict=True):
             require(
@@ -133,37 +134,46 @@ class UNetConfig(Config):
                 heads > 0 and channels % heads == 0,
                 f"attention_head_dim: {heads} heads do not divide {channels} channels",
             )
+        # The way up has one layer more than the way down.
         transformers = sum((n + 1) * d for n, d in zip(self.layers, self.depths, strict=True))
         for what, count in (("residual", sum(self.layers)), ("transformer", transformers)):
             require(count <= MAX_LAYERS, f"{count} {what} blocks are more than {MAX_LAYERS}")
-        if self.addition_embed_type is not None:
-            require_known("addition_embed_type", self.addition_embed_type, ("text_time",))
-            for option in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
-                require(getattr(self, option) is not None, f"text_time needs {option}")
-            dims = self.addition_time_embed_dim
-            require(
-                dims % 2 == 0 and dims // 2 > self.freq_shift,
-                f"addition_time_embed_dim = {dims} does not embed sizes",
-            )
+
+    def _check_added_embedding(self, kind: str) -> None:
+        """Check that SDXL's embedding of text and sizes is complete."""
+        require_known("addition_embed_type", kind, ("text_time",))
+        width = self.addition_time_embed_dim
+        if width is None:
+            raise ValueError("text_time needs addition_time_embed_dim")
+        n_inputs = self.projection_class_embeddings_input_dim
+        require(n_inputs is not None, "text_time needs projection_class_embeddings_input_dim")
+        require(
+            self._is_sinusoidal_width(width),
+            f"addition_time_embed_dim = {width} cannot embed sizes",
+        )
 
     @property
     def heads(self) -> tuple[int, ...]:
-        """Attention heads of each block."""
+        """Return the number of attention heads of each block."""
         heads = self.num_attention_heads
         if heads is None:
             heads = self.attention_head_dim
-        return _per_block("attention_head_dim", heads, len(self.block_out_channels))
+        return repeat_per_block("attention_head_dim", heads, len(self.block_out_channels))
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Residual blocks of each down block."""
-        return _per_block("layers_per_block", self.layers_per_block, len(self.block_out_channels))
+        """Return the number of residual blocks of each down block."""
+        n_blocks = len(self.block_out_channels)
+        return repeat_per_block("layers_per_block", self.layers_per_block, n_blocks)
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """Transformer blocks behind each residual block, for each block that has attention."""
+        """Return how many transformer blocks follow each residual block, for each block.
+
+        Blocks without attention have a number too, which is not used.
+        """
         option = "transformer_layers_per_block"
-        return _per_block(option, getattr(self, option), len(self.block_out_channels))
+        return repeat_per_block(option, getattr(self, option), len(self.block_out_channels))
 
 
 @dataclass(frozen=True)
@@ -185,15 +195,15 @@ class AutoencoderConfig(Config):
     mid_block_add_attention: bool = True
 
     CLASS_NAMES = ("AutoencoderKL",)
-    FIXED = MappingProxyType({"shift_factor": 0})  # diffusers' pipelines of SD pass it over
-    # `sample_size` bounds diffusers' tiles; `force_upcast` is how this VAE always runs.
+    FIXED = MappingProxyType({"shift_factor": 0})  # diffusers' pipelines of SD ignore it
+    # `sample_size` limits diffusers' tiles; this VAE always runs as `force_upcast` asks.
     IGNORED = frozenset({"sample_size", "force_upcast"})
 
     def __post_init__(self) -> None:
         n_blocks = len(self.block_out_channels)
         require_in("the number of blocks", n_blocks, 1, MAX_BLOCKS)
         for option in ("in_channels", "out_channels"):
-            require_in(option, getattr(self, option), 3, 3)  # pictures
+            require_in(option, getattr(self, option), 3, 3)  # red, green and blue
         for option in ("latent_channels", "norm_num_groups", "block_out_channels"):
             require_in(option, getattr(self, option), 1, MAX_WIDTH)
         require_in("layers_per_block", self.layers_per_block, 1, MAX_LAYERS // MAX_BLOCKS)
@@ -202,10 +212,8 @@ class AutoencoderConfig(Config):
             ("up_block_types", "UpDecoderBlock2D"),
         ):
             names = getattr(self, option)
-            require(
-                len(names) == n_blocks,
-                f"{option} names {len(names)} blocks, block_out_channels {n_blocks}",
-            )
+            n = len(names)
+            require(n == n_blocks, f"{option} names {n} blocks, block_out_channels {n_blocks}")
             for name in names:
                 require_known(option, name, (known,))
         require_known("act_fn", self.act_fn, ACTIVATIONS)
@@ -218,7 +226,10 @@ class AutoencoderConfig(Config):
 
     @property
     def factor(self) -> int:
-        """Pixels a latent, along a side: every block but the last halves the picture."""
+        """Return how many pixels a latent stands for, in each direction.
+
+        Every block but the last halves width and height.
+        """
         return 2 ** (len(self.block_out_channels) - 1)
 
 
@@ -237,9 +248,9 @@ class CLIPTextConfig(Config):
     layer_norm_eps: float = 1e-5
     projection_dim: int = 512
     eos_token_id: int = 49407
-    quantization: Quantization | None = None  # of converted networks
+    quantization: Quantization | None = None  # of a network that `convert` wrote
 
-    # Training, the tokenizer's affair, or how transformers stores and runs the model.
+    # For training, for the tokenizer, or about how transformers stores and runs the model.
     IGNORED = frozenset(
         {
             *("attention_dropout", "dropout", "initializer_factor", "initializer_range"),
@@ -254,7 +265,7 @@ class CLIPTextConfig(Config):
         for option in (*widths, "projection_dim"):
             require_in(option, getattr(self, option), 1, MAX_WIDTH)
         require_in("num_hidden_layers", self.num_hidden_layers, 1, MAX_LAYERS)
-        require_in("eos_token_id", self.eos_token_id, -1, MAX_WIDTH)  # some say -1 for none
+        require_in("eos_token_id", self.eos_token_id, -1, MAX_WIDTH)  # some have -1 for none
         require_in("layer_norm_eps", self.layer_norm_eps, 0, 1)
         for name in self.architectures:
             require_known("architectures", name, ("CLIPTextModel", "CLIPTextModelWithProjection"))
@@ -267,5 +278,17 @@ class CLIPTextConfig(Config):
 
     @property
     def has_projection(self) -> bool:
-        """Whether the pooled output goes through a last linear layer."""
+        """Return whether a last linear layer projects the pooled output."""
         return "CLIPTextModelWithProjection" in self.architectures
+
+
+def repeat_per_block(option: str, value: PerBlock, n_blocks: int) -> tuple[int, ...]:
+    """Return the value of an option as one number for each of the blocks.
+
+    Raises:
+        ValueError: if it has another number of them, or one beyond `MAX_WIDTH`.
+    """
+    values = (value,) * n_blocks if isinstance(value, int) else value
+    require(len(values) == n_blocks, f"{option} = {value!r} is not for {n_blocks} blocks")
+    require_in(option, values, 0, MAX_WIDTH)
+    return values

@@ -1,46 +1,51 @@
+"""The base class of the configs: it checks every key of a file."""
+
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from types import MappingProxyType, UnionType
 from typing import Any, ClassVar, Self, get_args, get_origin
 
 
+@dataclass(frozen=True)
 class Config:
-    """Base of the configs: a strict `from_dict`.
+    """Base class of the configs, with a strict `from_dict`.
 
-    The dataclass fields of a subclass are the keys that it reads. Its class variables sort the
-    others: a key outside all of them is an error, unless its value is null or false.
+    The dataclass fields of a subclass are the keys that it reads. Its class variables list the
+    keys that it accepts without reading them. Any other key is an error, unless its value is null
+    or false.
     """
 
-    CLASS_NAMES: ClassVar[tuple[str, ...]] = ()  # what `_class_name` may say; empty: anything
-    # Options with one supported value, diffusers' default.
+    # Values that `_class_name` may have; empty if any will do.
+    CLASS_NAMES: ClassVar[tuple[str, ...]] = ()
+    # Options of which only one value is supported, diffusers' default.
     FIXED: ClassVar[Mapping[str, Any]] = MappingProxyType({})
-    # Keys without effect on what is computed here.
+    # Keys that have no effect on what this package computes.
     IGNORED: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def from_dict(cls, data: Any, source: str) -> Self:
-        """Read a parsed config file; `source` names the file in errors.
+        """Check a parsed config file and return it as a config.
+
+        Args:
+            data: the parsed JSON.
+            source: the name of the file, for error messages.
 
         Raises:
-            ValueError: an option that is unsupported, of the wrong type, or impossible.
+            ValueError: if an option is not supported, of the wrong type, or impossible.
         """
         if not isinstance(data, Mapping):
             raise ValueError(f"{source}: expected a JSON object, got {type(data).__name__}")
         class_name = data.get("_class_name")
         if cls.CLASS_NAMES and class_name is not None and class_name not in cls.CLASS_NAMES:
             raise ValueError(f"{source}: _class_name = {class_name!r} is not supported")
-        kinds = {f.name: f.type for f in fields(cls)}
+        types = {field.name: field.type for field in fields(cls)}
         values = {}
         for key, value in data.items():
-            if key in kinds:
-                value = _frozen(value)
-                if isinstance(value, Mapping) and (nested := _nested(kinds[key])) is not None:
-                    value = nested.from_dict(value, f"{source}: {key}")
-                if value is not None:
-                    if not _is_of_kind(value, kinds[key]):
-                        raise ValueError(f"{source}: {key} = {value!r} is of the wrong type")
-                    values[key] = _as_kind(value, kinds[key])
-            elif not cls._is_without_effect(key, value):
+            if key in types:
+                value = _read_value(key, value, types[key], source)
+                if value is not None:  # null means the default
+                    values[key] = value
+            elif not cls._has_no_effect(key, value):
                 raise ValueError(f"{source}: {key} = {value!r} is not supported")
         try:
             return cls(**values)
@@ -48,38 +53,56 @@ class Config:
             raise ValueError(f"{source}: {error}") from None
 
     @classmethod
-    def _is_without_effect(cls, key: str, value: Any) -> bool:
+    def _has_no_effect(cls, key: str, value: Any) -> bool:
+        """Return whether a key that is not read changes nothing, with this value."""
         if value is None or value is False or key.startswith("_") or key in cls.IGNORED:
             return True
-        return key in cls.FIXED and _frozen(value) == cls.FIXED[key]
+        return key in cls.FIXED and _to_tuples(value) == cls.FIXED[key]
 
 
-def _frozen(value: Any) -> Any:
-    """JSON lists as tuples, so that a config is immutable throughout."""
-    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
+def _read_value(key: str, value: Any, type_hint: Any, source: str) -> Any:
+    """Return a JSON value as the type of its field, or None for null.
+
+    Raises:
+        ValueError: if it is of the wrong type.
+    """
+    value = _to_tuples(value)
+    if isinstance(value, Mapping) and (nested := _find_nested_config(type_hint)) is not None:
+        value = nested.from_dict(value, f"{source}: {key}")
+    if value is None:
+        return None
+    if not _is_of_type(value, type_hint):
+        raise ValueError(f"{source}: {key} = {value!r} is of the wrong type")
+    return _convert(value, type_hint)
 
 
-def _nested(kind: Any) -> type[Config] | None:
-    """The config that the annotation of a field allows, if it does."""
-    kinds = [k for k in get_args(kind) if isinstance(k, type) and issubclass(k, Config)]
-    return kinds[0] if kinds else None
+def _to_tuples(value: Any) -> Any:
+    """Return a JSON value with tuples for lists, so that a config cannot be changed."""
+    return tuple(_to_tuples(v) for v in value) if isinstance(value, list) else value
 
 
-def _is_of_kind(value: Any, kind: Any) -> bool:
-    """Whether a JSON value fits the annotation of a field."""
-    if isinstance(kind, UnionType):
-        return any(_is_of_kind(value, k) for k in get_args(kind))
-    if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(_is_of_kind(v, get_args(kind)[0]) for v in value)
-    if kind is float:
+def _find_nested_config(type_hint: Any) -> type[Config] | None:
+    """Return the config class that the type of a field allows, if there is one."""
+    classes = [t for t in get_args(type_hint) if isinstance(t, type) and issubclass(t, Config)]
+    return classes[0] if classes else None
+
+
+def _is_of_type(value: Any, type_hint: Any) -> bool:
+    """Return whether a JSON value fits the type of a field."""
+    if isinstance(type_hint, UnionType):
+        return any(_is_of_type(value, t) for t in get_args(type_hint))
+    if get_origin(type_hint) is tuple:
+        item_type = get_args(type_hint)[0]
+        return isinstance(value, tuple) and all(_is_of_type(v, item_type) for v in value)
+    if type_hint is float:
         return type(value) in (int, float)
-    return type(value) is kind  # `isinstance` would take True for an integer
+    return type(value) is type_hint  # `isinstance` would take True for an integer
 
 
-def _as_kind(value: Any, kind: Any) -> Any:
-    """Return a value that fits the annotation `kind` as what it says: 1 is 1.0 for a float."""
-    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+def _convert(value: Any, type_hint: Any) -> Any:
+    """Return a value that fits a type as that very type: the integer 1 becomes 1.0 for a float."""
+    types = get_args(type_hint) if isinstance(type_hint, UnionType) else (type_hint,)
     if isinstance(value, tuple):
-        (of,) = (get_args(k)[0] for k in kinds if get_origin(k) is tuple)
-        return tuple(_as_kind(v, of) for v in value)
-    return value if type(value) in kinds else float(value)
+        (item_type,) = (get_args(t)[0] for t in types if get_origin(t) is tuple)
+        return tuple(_convert(v, item_type) for v in value)
+    return value if type(value) in types else float(value)

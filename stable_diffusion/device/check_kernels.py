@@ -1,27 +1,34 @@
-"""Compares the kernels of `cpu` with MLX's own operations, before they are first used."""
+"""Compare the kernels with MLX's own operations, before they are first used."""
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from . import cpu_kernels, kernel_calls
 
-TOLERANCE = 1e-4  # of the largest number: far above rounding, far below any fault
+MAX_ERROR = 1e-4  # of the largest number: far above rounding, far below any fault
 
 Results = list[mx.array]
-Check = tuple[str, Callable[[], Results], Callable[[], Results]]  # name, kernel, MLX's operations
+
+
+class Check(NamedTuple):
+    """Two ways to compute the same."""
+
+    kernel: str  # the kernel's name
+    compute: Callable[[], Results]  # by the kernel
+    plain: Callable[[], Results]  # by MLX's operations
 
 
 def find_wrong_kernels() -> list[str]:
     """Return the names of kernels that compute something else, or nothing, for some input."""
-    return sorted({name for name, kernel, plain in _checks() if not _agree(kernel, plain)})
+    return sorted({check.kernel for check in _all_checks() if not _agrees(check)})
 
 
 def sees_tracing() -> bool:
-    """Return whether `cpu_calls.is_traced` notices when MLX differentiates, compiles or maps."""
+    """Return whether `kernel_calls.is_traced` is right inside and outside of transformations."""
     x = mx.ones((2,))
     seen = []
 
@@ -34,17 +41,26 @@ def sees_tracing() -> bool:
     return all(seen) and len(seen) == 3 and not kernel_calls.is_traced(x)
 
 
-def _agree(kernel: Callable[[], Results], plain: Callable[[], Results]) -> bool:
+def _agrees(check: Check) -> bool:
     try:
-        ours = kernel()
-    except kernel_calls.Unserved:  # it builds on a kernel that is wrong
+        ours = check.compute()
+    except kernel_calls.Unsupported:  # it needs another kernel, which is wrong
         return False
-    return all(_is_close(*pair) for pair in zip(ours, plain(), strict=True))
+    return all(_is_close(*pair) for pair in zip(ours, check.plain(), strict=True))
 
 
 def _is_close(ours: mx.array, plain: mx.array) -> bool:
     error = mx.abs(ours - plain).max() / mx.abs(plain).max()
-    return ours.shape == plain.shape and bool((error < TOLERANCE).item())  # false for NaN
+    return ours.shape == plain.shape and bool((error < MAX_ERROR).item())  # false for NaN
+
+
+def _all_checks() -> Iterator[Check]:
+    yield from _check_activations()
+    yield from _check_norms()
+    yield from _check_linear()
+    yield from _check_convolutions()
+    yield from _check_attention()
+    yield from _check_weights()
 
 
 def _numbers(*shape: int) -> mx.array:
@@ -53,124 +69,128 @@ def _numbers(*shape: int) -> mx.array:
     return (2 * mx.sin(count * count % 1009 * 1.7)).reshape(shape)
 
 
-def _checks() -> Iterator[Check]:
+def _call(function: Callable[..., mx.array], *arguments: Any) -> Callable[[], Results]:
+    """Return a function without arguments, for a `Check`."""
+    return lambda: [function(*arguments)]
+
+
+def _check_activations() -> Iterator[Check]:
     x = _numbers(3, 5, 16)
     activations = {
         cpu_kernels.Activation.SILU: _silu,
         cpu_kernels.Activation.GELU: _gelu,
         cpu_kernels.Activation.QUICK_GELU: lambda x: x * mx.sigmoid(1.702 * x),
     }
-    for activation, function in activations.items():
-        yield (
-            "activate",
-            partial(_list, cpu_kernels.activate, x, activation),
-            partial(_list, function, x),
-        )
+    for activation, plain in activations.items():
+        yield Check("activate", _call(cpu_kernels.activate, x, activation), _call(plain, x))
 
+
+def _check_norms() -> Iterator[Check]:
     pixels, gain, offset = _numbers(2, 9, 10, 24), _numbers(24), _numbers(24) + 1
     groups = nn.GroupNorm(4, 24, eps=1e-3, pytorch_compatible=True)
     groups.weight, groups.bias = gain, offset
     norm = cpu_kernels.group_norm(pixels, 4, gain, offset, 1e-3)
-    normalised = groups(pixels)
-    yield (
+    yield Check(
         "group_norm",
         lambda: [norm.gain * pixels[:, 0, 0] + norm.offset],
-        lambda: [normalised[:, 0, 0]],
+        lambda: [groups(pixels)[:, 0, 0]],
     )
-    yield (
-        "normalise",
-        lambda: [cpu_kernels.normalise(pixels, norm)],
+    yield Check(
+        "normalize",
+        lambda: [cpu_kernels.normalize(pixels, norm)],
         lambda: [pixels * norm.gain[:, None, None] + norm.offset[:, None, None]],
     )
 
-    yield from _checks_of_linear()
-    yield from _checks_of_convolutions(pixels, norm)
 
-    q, k, v = _numbers(2, 35, 24), _numbers(2, 40, 24) + 0.5, _numbers(2, 40, 24) - 0.5
-    for causal in (False, True):
-        keys, values = (k[:, :35], v[:, :35]) if causal else (k, v)
-        arguments = q, keys, values, 3, 0.35, causal
-        yield (
-            "attention",
-            partial(_list, cpu_kernels.attention, *arguments),
-            partial(_list, _attention, *arguments),
-        )
-
-    for dtype in (mx.float16, mx.bfloat16):
-        halves = (_numbers(70) * 1000).astype(dtype)
-        yield (
-            "widen",
-            partial(_list, kernel_calls.widen, halves),
-            partial(_list, halves.astype, mx.float32),
-        )
-    for bits in (4, 8):
-        packed = mx.quantize(_numbers(18, 64), 32, bits)
-        yield (
-            "dequantize",
-            partial(_list, cpu_kernels.dequantize, *packed, 32, bits),
-            partial(_list, mx.dequantize, *packed, 32, bits),
-        )
-
-
-def _checks_of_linear() -> Iterator[Check]:
+def _check_linear() -> Iterator[Check]:
     rows, gain, offset = _numbers(2, 37, 20), _numbers(20), _numbers(20) + 1
-    weights, biases = [_numbers(26, 20), _numbers(26, 20) + 0.1], [_numbers(26), None]
-    added = _numbers(2, 37, 26)
+    weights, bias = [_numbers(26, 20), _numbers(26, 20) + 0.1], _numbers(26)
+    residual = _numbers(2, 37, 26)
+
+    def compute(norm: cpu_kernels.Norm | None) -> Results:
+        return cpu_kernels.linear(rows, weights, [bias, None], norm, residual)
 
     def plain(x: mx.array) -> Results:
-        return [
-            x @ weight.T + added + (0 if bias is None else bias)
-            for weight, bias in zip(weights, biases, strict=True)
-        ]
+        return [x @ weights[0].T + residual + bias, x @ weights[1].T + residual]
 
-    call = partial(cpu_kernels.linear, rows, weights, biases, added=added)
-    yield "linear", call, lambda: plain(rows)
-    layer_norm = cpu_kernels.Norm(gain, offset, 1e-3)
-    normalised = mx.fast.layer_norm(rows, gain, offset, 1e-3)
-    yield "linear", partial(call, layer_norm), lambda: plain(normalised)
-    gains, offsets = _numbers(2, 20), _numbers(2, 20) + 1
-    group_norm = cpu_kernels.Norm(gains, offsets)
-    yield (
+    yield Check("linear", lambda: compute(None), lambda: plain(rows))
+    yield Check(
         "linear",
-        partial(call, group_norm),
+        lambda: compute(cpu_kernels.Norm(gain, offset, 1e-3)),
+        lambda: plain(mx.fast.layer_norm(rows, gain, offset, 1e-3)),
+    )
+    gains, offsets = _numbers(2, 20), _numbers(2, 20) + 1
+    yield Check(
+        "linear",
+        lambda: compute(cpu_kernels.Norm(gains, offsets)),
         lambda: plain(rows * gains[:, None] + offsets[:, None]),
     )
 
-    def gated() -> Results:
-        hidden, gate = (rows @ weights[0].T + biases[0]).split(2, axis=-1)
-        return [hidden * _gelu(gate)]
+    def gate() -> Results:
+        hidden, gates = (rows @ weights[0].T + bias).split(2, axis=-1)
+        return [hidden * _gelu(gates)]
 
-    yield "linear", lambda: cpu_kernels.linear(rows, weights[:1], biases[:1], gated=True), gated
+    yield Check("linear", lambda: cpu_kernels.linear(rows, weights[:1], [bias], gated=True), gate)
 
 
-def _checks_of_convolutions(x: mx.array, norm: cpu_kernels.Norm) -> Iterator[Check]:
-    weight, bias = _numbers(10, 3, 3, 24), _numbers(2, 10)
+def _check_convolutions() -> Iterator[Check]:
+    x, norm = _numbers(2, 9, 10, 24), cpu_kernels.Norm(_numbers(2, 24), _numbers(2, 24) + 1)
     prepared = _silu(x * norm.gain[:, None, None] + norm.offset[:, None, None])
-    bigger = mx.repeat(mx.repeat(x, 2, axis=1), 2, axis=2)
-    small = x[:, :2, :2, :21]  # by the plain sum, not by Winograd's method
-    cases = [
-        ("conv3x3", {"norm": norm, "activation": cpu_kernels.Activation.SILU}, x, prepared),
-        ("conv3x3", {"upsample": True}, x, bigger),
-        ("conv3x3", {"stride": 2}, x, x),
-        ("conv3x3", {"stride": 2, "padding": 0}, x, x),
-        ("conv3x3", {}, small, small),
-    ]
-    for name, options, from_, plain_from in cases:
-        own = weight[..., : from_.shape[-1]]
-        padding = options.get("padding", 1)
-        padded = mx.pad(plain_from, [(0, 0), (padding, 1), (padding, 1), (0, 0)])
-        result = mx.conv2d(padded, own, stride=options.get("stride", 1)) + bias[:, None, None]
-        yield (
-            name,
-            partial(_list, cpu_kernels.conv3x3, from_, own, bias, **options),
-            partial(list, [result]),
+    upsampled = mx.repeat(mx.repeat(x, 2, axis=1), 2, axis=2)
+    yield from _check_conv3x3(x, prepared, norm=norm, activation=cpu_kernels.Activation.SILU)
+    yield from _check_conv3x3(x, upsampled, upsample=True)
+    yield from _check_conv3x3(x, x, stride=2)
+    yield from _check_conv3x3(x, x, stride=2, padding=0)
+    small = x[:, :2, :2, :21]  # for the direct sum instead of Winograd's method
+    yield from _check_conv3x3(small, small)
+
+
+def _check_conv3x3(
+    x: mx.array, prepared: mx.array, *, stride: int = 1, padding: int = 1, **options: Any
+) -> Iterator[Check]:
+    """Yield checks with a bias for each picture, and with one bias and a residual.
+
+    `prepared` is x after everything that the kernel does before the convolution.
+    """
+    weight, bias = _numbers(10, 3, 3, 24)[..., : x.shape[-1]], _numbers(2, 10)
+    padded = mx.pad(prepared, [(0, 0), (padding, 1), (padding, 1), (0, 0)])
+    result = mx.conv2d(padded, weight, stride=stride)
+    residual = _numbers(*result.shape)
+    options |= {"stride": stride, "padding": padding}
+    yield Check(
+        "conv3x3",
+        lambda: [cpu_kernels.conv3x3(x, weight, bias, **options)],
+        lambda: [result + bias[:, None, None]],
+    )
+    yield Check(
+        "conv3x3",
+        lambda: [cpu_kernels.conv3x3(x, weight, bias[:1], residual=residual, **options)],
+        lambda: [result + bias[0] + residual],
+    )
+
+
+def _check_attention() -> Iterator[Check]:
+    q, k, v = _numbers(2, 35, 24), _numbers(2, 40, 24) + 0.5, _numbers(2, 40, 24) - 0.5
+    for causal in (False, True):
+        keys, values = (k[:, :35], v[:, :35]) if causal else (k, v)
+        inputs = (q, keys, values, 3, 0.35, causal)
+        yield Check("attention", _call(cpu_kernels.attention, *inputs), _call(_attention, *inputs))
+
+
+def _check_weights() -> Iterator[Check]:
+    for dtype in (mx.float16, mx.bfloat16):
+        halves = (_numbers(70) * 1000).astype(dtype)
+        yield Check("widen", _call(kernel_calls.widen, halves), _call(halves.astype, mx.float32))
+    for bits in (4, 8):
+        inputs = (*mx.quantize(_numbers(18, 64), 32, bits), 32, bits)
+        yield Check(
+            "dequantize", _call(cpu_kernels.dequantize, *inputs), _call(mx.dequantize, *inputs)
         )
-        added = _numbers(*result.shape)
-        call = partial(_list, cpu_kernels.conv3x3, from_, own, bias[:1], added=added, **options)
-        yield name, call, partial(list, [result - bias[:, None, None] + bias[0] + added])
 
 
-def _attention(q, k, v, num_heads: int, scale: float, causal: bool) -> mx.array:
+def _attention(
+    q: mx.array, k: mx.array, v: mx.array, num_heads: int, scale: float, causal: bool
+) -> mx.array:
     q, k, v = (mx.unflatten(x, -1, (num_heads, -1)).swapaxes(1, 2) for x in (q, k, v))
     scores = scale * q @ k.swapaxes(2, 3)
     if causal:
@@ -178,14 +198,10 @@ def _attention(q, k, v, num_heads: int, scale: float, causal: bool) -> mx.array:
     return (mx.softmax(scores, axis=-1) @ v).swapaxes(1, 2).flatten(2)
 
 
-# MLX's own are compiled by g++ when they are first used, which takes seconds.
+# Not those of MLX, which are compiled by g++ at their first use: that takes seconds.
 def _silu(x: mx.array) -> mx.array:
     return x * mx.sigmoid(x)
 
 
 def _gelu(x: mx.array) -> mx.array:
     return x * (1 + mx.erf(x / math.sqrt(2))) / 2
-
-
-def _list(function: Callable[..., mx.array], *arguments, **options) -> Results:
-    return [function(*arguments, **options)]

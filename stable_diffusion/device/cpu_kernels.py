@@ -1,12 +1,12 @@
-"""What MLX does slowly on a Linux CPU, by kernels of our own.
+"""Kernels for operations that MLX computes slowly on a Linux CPU.
 
-There MLX computes everything but matrix products on one core, an exponential costs as much as 60
-additions, and a convolution copies its input nine times. The kernels, `kernels/*.cpp`, share the
-work out over the cores and keep what they make on the way in the processor's cache.
+There MLX uses one core for everything except matrix products, an exponential costs as much as 60
+additions, and a convolution copies its input nine times. The kernels, `kernels/*.cpp`, divide the
+work between the cores and keep intermediate results in the processor's cache.
 
-They compute in float32, whatever type the weights are stored in, and at once, not lazily. So they
-cannot be part of a graph: where MLX differentiates, compiles or maps a function, and for whatever
-else the kernels cannot do, `by_kernels` takes MLX's own operations.
+They compute in float32, whatever the type of the weights, and at once, not lazily. So they cannot
+be part of a graph: if MLX differentiates, compiles or maps a function, or if the kernels cannot
+compute something for another reason, `try_kernels` uses MLX's own operations.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 import mlx.core as mx
 
 from . import compile_kernels
-from .kernel_calls import Unserved, kernels, run
+from .kernel_calls import Unsupported, load_kernels, run
 
 T = TypeVar("T")
 
@@ -29,45 +29,45 @@ def is_used() -> bool:
     return sys.platform == "linux" and mx.default_device().type == mx.cpu
 
 
-def serves(x: mx.array) -> bool:
-    """Return whether the kernels are there and can compute with arrays like `x`."""
-    return x.dtype == mx.float32 and is_used() and bool(kernels())
+def supports(x: mx.array) -> bool:
+    """Return whether there are kernels, and they can compute with arrays like `x`."""
+    return x.dtype == mx.float32 and is_used() and bool(load_kernels())
 
 
-def by_kernels(x: mx.array, compute: Callable[[], T], plain: Callable[[], T]) -> T:
-    """Return `compute()`, or `plain()` if the kernels cannot compute it.
+def try_kernels(x: mx.array, kernel: Callable[[], T], plain: Callable[[], T]) -> T:
+    """Return `kernel()`, or `plain()` if the kernels cannot compute it.
 
     Args:
         x: the input of both.
-        compute: calls functions of this module.
-        plain: does the same by MLX's own operations.
+        kernel: calls functions of this module.
+        plain: computes the same by MLX's own operations.
     """
-    if serves(x):
+    if supports(x):
         try:
-            return compute()
-        except Unserved:
+            return kernel()
+        except Unsupported:
             pass
     return plain()
 
 
-def is_to_be_compiled() -> bool:
+def needs_compiling() -> bool:
     """Return whether the kernels will be compiled at their first use, which takes some seconds."""
-    return is_used() and compile_kernels.is_to_be_compiled()
+    return is_used() and compile_kernels.needs_compiling()
 
 
 def compute_dtype(stored: mx.Dtype) -> mx.Dtype:
     """Return the type to compute in with weights of type `stored`.
 
-    A Linux CPU multiplies half precision 50 times slower than single: there the weights are
-    widened as they are used.
+    A Linux CPU multiplies half precision 50 times slower than single precision: there the weights
+    are converted to float32 when they are used.
     """
     return mx.float32 if is_used() else stored
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep large buffers for the next operation, not return them to the system.
+    """Make glibc keep large buffers for the next operation, and not return them to the system.
 
-    Each would be faulted in again page by page, which costs as much as the arithmetic.
+    The system would map each of them again page by page, which costs as much as the arithmetic.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -77,18 +77,19 @@ def keep_freed_memory() -> None:
 
 
 class Activation(IntEnum):
-    """As `kernels/activations.h` numbers them."""
+    """The activations that the kernels know, with the numbers of `kernels/activations.h`."""
 
     NONE, SILU, GELU, QUICK_GELU = range(4)
 
 
 class Norm(NamedTuple):
-    """What normalises when multiplied and added.
+    """A norm as the kernels take it: x · gain + offset.
 
     Attributes:
-        gain, offset: [B, C] each, of a GroupNorm; of a LayerNorm [C] each.
-        layer_eps: of a LayerNorm, which first gives each row mean 0 and variance 1; None for a
-            GroupNorm, whose statistics are in gain and offset already.
+        gain, offset: [B, C] each for a GroupNorm, whose statistics are contained in them; [C] each
+            for a LayerNorm.
+        layer_eps: the epsilon of a LayerNorm, which first gives each row mean 0 and variance 1;
+            None for a GroupNorm.
     """
 
     gain: mx.array
@@ -97,15 +98,15 @@ class Norm(NamedTuple):
 
 
 def activate(x: mx.array, activation: Activation) -> mx.array:
-    """Return the activation of every number of x."""
+    """Return the activation of each number of x."""
     out = mx.empty(x.shape)
     run("activate", x, x.size, activation, out)
     return out
 
 
 def group_norm(x: mx.array, groups: int, weight: mx.array, bias: mx.array, eps: float) -> Norm:
-    """Return the GroupNorm (PyTorch's grouping) of x [B, ..., C]: its statistics, to be applied."""
-    batch, size, channels = _pixels(x)
+    """Return a GroupNorm (PyTorch's grouping) with the statistics of x [B, ..., C]."""
+    batch, size, channels = _get_sizes(x)
     _require(groups > 0 and channels % groups == 0, f"{groups} groups of {channels} channels")
     _require_shape(weight, (channels,))
     _require_shape(bias, (channels,))
@@ -115,13 +116,13 @@ def group_norm(x: mx.array, groups: int, weight: mx.array, bias: mx.array, eps: 
     return norm
 
 
-def normalise(x: mx.array, norm: Norm) -> mx.array:
+def normalize(x: mx.array, norm: Norm) -> mx.array:
     """Return x [B, ..., C] after a GroupNorm."""
-    batch, size, channels = _pixels(x)
+    batch, size, channels = _get_sizes(x)
     _require_norm(norm, batch, channels, is_layer=False)
     out = mx.empty(x.shape)
     arrays = norm.gain, norm.offset, Activation.NONE, out
-    run("normalise", x, batch, size, channels, *arrays)
+    run("normalize", x, batch, size, channels, *arrays)
     return out
 
 
@@ -130,16 +131,16 @@ def linear(
     weights: Sequence[mx.array],
     biases: Sequence[mx.array | None],
     norm: Norm | None = None,
-    added: mx.array | None = None,
+    residual: mx.array | None = None,
     gated: bool = False,
 ) -> list[mx.array]:
     """Return norm(x) [B, ..., D] times the transpose of each weight [O, D], plus its bias [O].
 
     Args:
-        added: what is added to the results, of their shape.
+        residual: [B, ..., O], is added to every result.
         gated: whether half of the outputs are multiplied by the GELU of the other half.
     """
-    batch, size, width = _pixels(x)
+    batch, size, width = _get_sizes(x)
     n_rows = len(weights[0])
     _require(not gated or n_rows % 2 == 0, f"{n_rows} outputs have no half")
     for weight, bias in zip(weights, biases, strict=True):
@@ -147,13 +148,13 @@ def linear(
         _require_shape(bias, (n_rows,))
     n_outputs = n_rows // 2 if gated else n_rows
     outs = [mx.empty((*x.shape[:-1], n_outputs)) for _ in weights]
-    _require_shape(added, outs[0].shape)
+    _require_shape(residual, outs[0].shape)
     is_layer = norm is not None and norm.layer_eps is not None
     _require_norm(norm, batch, width, is_layer)
-    gain, offset, eps = norm or Norm(None, None)
+    gain, offset, eps = _unpack_norm(norm)
     run(
         *("linear", x, batch * size, width, n_outputs, len(weights), weights, biases, outs),
-        *(gain, offset, is_layer, eps or 0.0, size, added, gated),
+        *(gain, offset, is_layer, eps or 0.0, size, residual, gated),
     )
     return outs
 
@@ -162,14 +163,14 @@ def dequantize(
     weight: mx.array, scales: mx.array, offsets: mx.array, group_size: int, bits: int
 ) -> mx.array:
     """Return packed weights [O, D · bits / 32] as [O, D] in float32."""
-    if bits < 1 or 32 % bits:  # a number may lie in two words
-        raise Unserved
+    if bits < 1 or 32 % bits:  # some numbers are divided between two words
+        raise Unsupported
     _require(weight.dtype == mx.uint32 and weight.ndim == 2, "weights that are not packed")
     rows, columns = len(weight), weight.shape[1] * 32 // bits
     fits = group_size > 0 and columns % group_size == 0 and group_size % (32 // bits) == 0
     _require(fits, f"{columns} weights of {bits} bits in groups of {group_size}")
-    for one in (scales, offsets):
-        _require_shape(one, (rows, columns // group_size))
+    for array in (scales, offsets):
+        _require_shape(array, (rows, columns // group_size))
     out = mx.empty((rows, columns))
     run("dequantize", weight, rows, columns, bits, group_size, scales, offsets, out)
     return out
@@ -181,47 +182,41 @@ def conv3x3(
     bias: mx.array,
     norm: Norm | None = None,
     activation: Activation = Activation.NONE,
-    added: mx.array | None = None,
+    residual: mx.array | None = None,
     upsample: bool = False,
     stride: int = 1,
     padding: int = 1,
 ) -> mx.array:
-    """Return the 3×3 convolution of activation(norm(x)), x [B, H, W, C] padded with zeros.
+    """Return the 3×3 convolution of activation(norm(x)), padded with zeros: [B, h, w, O].
 
     Args:
-        weight, bias: [O, 3, 3, C], and [O] or, of each picture, [B or 1, O].
-        activation: needs a norm.
-        added: what is added to the result.
-        upsample: whether every pixel is doubled along both sides before.
-        stride: 2 for half of the size; without `upsample`.
+        x: [B, H, W, C].
+        weight: [O, 3, 3, C].
+        bias: [O], or [B or 1, O] for each picture.
+        activation: only with a norm.
+        residual: [B, h, w, O], is added to the result.
+        upsample: whether every pixel is first doubled along both sides.
+        stride: 2 for half of the size; not with `upsample`.
         padding: rows above and columns to the left, 0 or 1; below and to the right there is 1.
-
-    Returns:
-        [B, h, w, O].
     """
     _require(x.ndim == 4, f"{x.ndim} axes of pictures")
-    known = (stride, padding, upsample) in (
-        (1, 1, False),
-        (1, 1, True),
-        (2, 1, False),
-        (2, 0, False),
-    )
-    _require(known, f"a stride of {stride}, with {padding} before")
+    is_known = (stride, padding) in ((1, 1), (2, 1), (2, 0)) and not (upsample and stride > 1)
+    _require(is_known, f"a stride of {stride} with a padding of {padding}")
     _require(norm is not None or activation == Activation.NONE, "an activation without a norm")
     batch, height, width, channels = x.shape
     factor = 2 if upsample else 1
     sides = [(factor * side + padding - 2) // stride + 1 for side in (height, width)]
     out = mx.empty((batch, *sides, len(weight)))
     if bias.ndim > 1 and len(bias) == 1:
-        bias = bias[0]  # the same for all
+        bias = bias[0]  # the same for all pictures
     _require_shape(weight, (len(weight), 3, 3, channels))
     _require_shape(bias, (batch, len(weight))[2 - bias.ndim :])
-    _require_shape(added, out.shape)
+    _require_shape(residual, out.shape)
     _require_norm(norm, batch, channels, is_layer=False)
-    gain, offset, _ = norm or Norm(None, None)
+    gain, offset, _ = _unpack_norm(norm)
     run(
         *("conv3x3", x, batch, height, width, channels, gain, offset, activation),
-        *(factor, stride, padding, weight, len(weight), bias, bias.ndim > 1, added, out),
+        *(factor, stride, padding, weight, len(weight), bias, bias.ndim > 1, residual, out),
         *sides,
     )
     return out
@@ -237,7 +232,7 @@ def attention(
 ) -> mx.array:
     """Return the softmax attention of queries [B, L, D] to keys and values [B, M, D]: [B, L, D].
 
-    Every head has its part of D. If it is causal, position i attends to those up to i.
+    D is split evenly between the heads. If it is causal, position i attends to positions 0 … i.
     """
     _require(queries.ndim == 3, f"{queries.ndim} axes of queries")
     batch, length, width = queries.shape
@@ -252,30 +247,37 @@ def attention(
     return out
 
 
-# --- what the kernels rely on ---------------------------------------------------------------------
+# --- checks of arguments --------------------------------------------------------------------------
+# Kernels read memory by the sizes that they are given, so these have to be right.
 
 
-def _pixels(x: mx.array) -> tuple[int, int, int]:
-    """Return the sizes of x [B, ..., C]: B, all between, C."""
+def _get_sizes(x: mx.array) -> tuple[int, int, int]:
+    """Return the sizes of x [B, ..., C]: B, the product of those between, C."""
     if x.ndim < 2:
-        raise Unserved
+        raise Unsupported
     return len(x), math.prod(x.shape[1:-1]), x.shape[-1]
 
 
-def _require(condition: bool, what: str) -> None:
-    """Raise ValueError for what no layer asks for."""
+def _unpack_norm(norm: Norm | None) -> tuple[mx.array | None, mx.array | None, float | None]:
+    """Return gain, offset and epsilon."""
+    return (None, None, None) if norm is None else norm
+
+
+def _require(condition: bool, problem: str) -> None:
+    """Raise ValueError if a condition does not hold that every layer keeps."""
     if not condition:
-        raise ValueError(f"{what}: this cannot be computed")
+        raise ValueError(f"{problem}: this cannot be computed")
 
 
 def _require_shape(x: mx.array | None, shape: Sequence[int]) -> None:
-    """Raise ValueError for another shape: kernels read what is there, right or wrong."""
+    """Raise ValueError if an array, unless it is None, has another shape."""
     if x is not None and x.shape != tuple(shape):
-        raise ValueError(f"an array of shape {x.shape} came where {tuple(shape)} was expected")
+        raise ValueError(f"expected an array of shape {tuple(shape)}, got {x.shape}")
 
 
 def _require_norm(norm: Norm | None, batch: int, channels: int, is_layer: bool) -> None:
+    """Raise ValueError if a norm, unless it is None, is of another kind or shape."""
     if norm is not None:
         _require((norm.layer_eps is not None) == is_layer, "a norm of another kind")
-        for one in (norm.gain, norm.offset):
-            _require_shape(one, (channels,) if is_layer else (batch, channels))
+        for array in (norm.gain, norm.offset):
+            _require_shape(array, (channels,) if is_layer else (batch, channels))

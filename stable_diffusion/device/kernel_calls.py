@@ -1,7 +1,8 @@
-"""Calls the compiled kernels: with the types that they declare, and only where they may compute.
+"""Call the compiled kernels with the right types, unless MLX is tracing their arrays.
 
-They fill arrays outside of MLX's graph. Where MLX traces an array, to differentiate, compile or map
-a function, they would make constants of what depends on it; so they are not called there.
+Kernels fill arrays outside of MLX's graph. While MLX traces an array, to differentiate, compile or
+map a function, everything computed from it by a kernel would be a constant for MLX. So they are not
+called then.
 """
 
 import ctypes
@@ -16,23 +17,23 @@ import numpy as np
 from . import compile_kernels
 from .cpu_cores import count_cores
 
-PASSED_AS_THEY_ARE = (mx.float32, mx.uint32, mx.uint16)  # types of arrays; others are widened
+PASSED_TYPES = (mx.float32, mx.uint32, mx.uint16)  # other arrays are converted to float32
 
 CORES = count_cores()
 
 
-class Unserved(Exception):
-    """A kernel cannot compute this: MLX's own operations can."""
+class Unsupported(Exception):
+    """A kernel cannot compute this, but MLX's own operations can."""
 
 
 _ARRAY, _ARRAYS = ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
 _INTEGER, _NUMBER = ctypes.c_long, ctypes.c_float
 
-# The arguments of each kernel, as the C++ sources declare them. A void * may be None.
+# The arguments of each kernel, as the C++ sources declare them. An array may be None.
 _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "activate": (_ARRAY, *[_INTEGER] * 2, _ARRAY, _INTEGER),
     "group_norm": (_ARRAY, *[_INTEGER] * 4, _ARRAY, _ARRAY, _NUMBER, _ARRAY, _ARRAY, _INTEGER),
-    "normalise": (_ARRAY, *[_INTEGER] * 3, _ARRAY, _ARRAY, _INTEGER, _ARRAY, _INTEGER),
+    "normalize": (_ARRAY, *[_INTEGER] * 3, _ARRAY, _ARRAY, _INTEGER, _ARRAY, _INTEGER),
     "linear": (
         *(_ARRAY, *[_INTEGER] * 4, *[_ARRAYS] * 3),
         *(_ARRAY, _ARRAY, _INTEGER, _NUMBER, _INTEGER, _ARRAY, _INTEGER, _INTEGER),
@@ -49,12 +50,12 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
 KERNELS = tuple(_ARGUMENTS)
 Kernels = dict[str, Callable[..., bool]]
 
-_checked: dict[int, tuple[ctypes.CDLL, Kernels]] = {}  # by the identity of the library, kept alive
+_checked: dict[int, tuple[ctypes.CDLL, Kernels]] = {}  # by the library's id; so it stays alive
 _checking = threading.RLock()
 
 
 def declare(library: ctypes.CDLL) -> Kernels:
-    """Return the kernels of a library, by name, which check the types that they are called with."""
+    """Return the kernels of a library, by name, with the types of their arguments."""
     declared = {}
     for name, arguments in _ARGUMENTS.items():
         declared[name] = getattr(library, name)
@@ -62,29 +63,27 @@ def declare(library: ctypes.CDLL) -> Kernels:
     return declared
 
 
-def kernels() -> Kernels:
-    """Return those that compute what MLX's own operations do, checked once; {} if there are none.
+def load_kernels() -> Kernels:
+    """Return the kernels that agree with MLX's own operations; {} if there are none.
 
-    A library may be wrong without an error: a compiler, or a flag of the processor, can be.
+    They are compared once: a wrong compiler or processor can make a wrong library without an error.
     """
     library = compile_kernels.load()
     if library is None:
         return {}
     with _checking:
         if id(library) not in _checked:
-            from . import check_kernels  # which calls this module
+            from . import check_kernels  # which imports this module
 
             declared = declare(library)
-            _checked[id(library)] = library, declared  # all, while they are checked
-            wrong = (
-                check_kernels.find_wrong_kernels()
-                if check_kernels.sees_tracing()
-                else list(declared)
-            )
+            _checked[id(library)] = library, declared  # all of them, during the check
+            wrong = list(declared)
+            if check_kernels.sees_tracing():
+                wrong = check_kernels.find_wrong_kernels()
             if wrong:
                 warnings.warn(
                     f"kernels that do not agree with this MLX are not used ({', '.join(wrong)}): "
-                    "pictures are right, and take longer",
+                    "pictures are correct, but take longer",
                     stacklevel=2,
                 )
             right = {name: kernel for name, kernel in declared.items() if name not in wrong}
@@ -93,64 +92,70 @@ def kernels() -> Kernels:
 
 
 def run(name: str, *arguments: mx.array | Sequence | float | None) -> None:
-    """Run a kernel on all cores. Arrays are passed as float32, or as words of what is quantized.
+    """Run a kernel on all cores.
+
+    Args:
+        arguments: those of the C++ function, except the number of cores. Arrays are converted to
+            float32, unless they are the words of a quantized weight.
 
     Raises:
-        Unserved: the kernel is not to be used, or not for these arrays: there is nothing in them,
-            or MLX is tracing them.
-        MemoryError: what it needs on the way does not fit the memory.
+        Unsupported: if the kernel is not used, or not for these arrays: one of them is empty, or
+            MLX is tracing one.
+        MemoryError: if there is too little memory for intermediate results.
     """
-    kernel = kernels().get(name)
-    arrays = list(_arrays(arguments))
+    kernel = load_kernels().get(name)
+    arrays = list(_find_arrays(arguments))
     if kernel is None or not all(array.size for array in arrays) or is_traced(*arrays):
-        raise Unserved
-    kept: list[np.ndarray] = []  # while the kernel runs
-    if not kernel(*(_passed(_widened(argument), kept) for argument in arguments), CORES):
+        raise Unsupported
+    kept: list[np.ndarray] = []  # referenced while the kernel runs
+    if not kernel(*(_to_c(_widen_all(argument), kept) for argument in arguments), CORES):
         raise MemoryError("the memory is too small")
 
 
 def is_traced(*arrays: mx.array) -> bool:
-    """Return whether a transformation of MLX, as `mx.grad` or `mx.compile`, is tracing an array.
+    """Return whether a transformation of MLX, such as `mx.grad`, is tracing one of the arrays.
 
-    Evaluates them if not. What is computed from them outside of MLX's graph would be a constant to
-    the transformation: the gradient would be zero.
+    If not, they are evaluated. For the transformation, everything computed from them outside of
+    MLX's graph would be a constant, whose gradient is zero.
     """
     try:
-        mx.eval(arrays)  # refused within `mx.compile` and `mx.vmap`
-        mx.async_eval(mx.depends([arrays[0]], arrays))  # refused within `mx.grad` and `mx.jvp`, too
+        mx.eval(arrays)  # an error inside `mx.compile` and `mx.vmap`
+        mx.async_eval(mx.depends([arrays[0]], arrays))  # an error inside `mx.grad`, `mx.jvp`, too
     except ValueError:
         return True
     return False
 
 
 def widen(x: mx.array) -> mx.array:
-    """Return half precision, of either kind, as float32."""
+    """Return an array of float16 or bfloat16 as float32."""
     out, halves = mx.empty(x.shape), mx.view(x, mx.uint16)
     run("widen", halves, x.size, x.dtype == mx.bfloat16, out)
     return out
 
 
-def _arrays(arguments: Sequence) -> Iterator[mx.array]:
+def _find_arrays(arguments: Sequence) -> Iterator[mx.array]:
+    """Yield the arrays among arguments and in sequences of them."""
     for argument in arguments:
         if isinstance(argument, mx.array):
             yield argument
         elif isinstance(argument, Sequence):
-            yield from _arrays(argument)
+            yield from _find_arrays(argument)
 
 
-def _widened(argument: Any) -> Any:
+def _widen_all(argument: Any) -> Any:
+    """Return an argument, or each of a sequence, with arrays of other types as float32."""
     if isinstance(argument, Sequence):
-        return [_widened(one) for one in argument]
-    if not isinstance(argument, mx.array) or argument.dtype in PASSED_AS_THEY_ARE:
+        return [_widen_all(item) for item in argument]
+    if not isinstance(argument, mx.array) or argument.dtype in PASSED_TYPES:
         return argument
     is_half = argument.dtype in (mx.float16, mx.bfloat16)
     return widen(argument) if is_half else argument.astype(mx.float32)
 
 
-def _passed(argument: Any, kept: list[np.ndarray]) -> Any:
-    """Return an argument as C takes it: arrays by their numbers, row after row."""
+def _to_c(argument: Any, kept: list[np.ndarray]) -> Any:
+    """Return an argument as C takes it: the address of an array's numbers, row after row."""
     if isinstance(argument, list):
-        return (ctypes.c_void_p * len(argument))(*(_passed(one, kept) for one in argument))
+        return (ctypes.c_void_p * len(argument))(*(_to_c(item, kept) for item in argument))
     if isinstance(argument, mx.array):
         kept.append(np.ascontiguousarray(np.array(argument, copy=False)))
         return kept[-1].ctypes.data

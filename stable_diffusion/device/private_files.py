@@ -1,7 +1,7 @@
-"""Files and folders that belong to this user alone, and folders to work in.
+"""Files and folders that belong to this user alone, and temporary folders to work in.
 
-A folder to work in is locked. The lock of a process that is killed goes with it, and the next one
-removes the folder. At the end of a file is a digest of its name and what it holds.
+A folder to work in is locked. If its process is killed, the lock is gone, and the next process
+removes the folder. At the end of a file is a digest of its name and content.
 """
 
 import errno
@@ -17,20 +17,24 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 FOLDER = "stable-diffusion-mlx"  # in the user's cache folder
-WORKING = "stable-diffusion-mlx-compiling-"  # what the folders in which we compile begin with
-MIN_FREE = 2**25  # bytes: objects, the library and what g++ writes on the way take a fourth
+WORKING_PREFIX = "stable-diffusion-mlx-compiling-"  # of the names of folders to work in
+MIN_FREE = 2**25  # bytes: objects, the library and g++'s temporary files take a quarter of it
 MAX_SIZE = 2**26  # bytes of a library
-A_DAY = 24 * 60 * 60  # seconds: older folders are left behind, whatever their locks say
+MAX_AGE = 24 * 60 * 60  # seconds, of a folder that is in use, if locks do not work
 
 
 def is_private(status: os.stat_result) -> bool:
-    """Return whether this user owns it, and nobody else can write it."""
+    """Return whether this user owns a file or folder, and nobody else can write it."""
     return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 @contextmanager
 def open_folder(folder: Path) -> Iterator[int]:
-    """Open a folder that is no symbolic link."""
+    """Open a folder, and yield its descriptor.
+
+    Raises:
+        OSError: if it is a symbolic link, or cannot be opened.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         yield descriptor
@@ -39,12 +43,15 @@ def open_folder(folder: Path) -> Iterator[int]:
 
 
 def read_own(kept: Path) -> bytes | None:
-    """Return what `write_own` wrote, if it is whole and this user alone can have written it."""
+    """Return the content that `write_own` wrote.
+
+    None if the file is not complete, or if another user could have written it.
+    """
     try:
         with open_folder(kept.parent) as folder:
             if not is_private(os.fstat(folder)):
                 return None
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe has no writer
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # do not wait for a pipe's writer
             with open(os.open(kept.name, flags, dir_fd=folder), "rb") as file:
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode) or not is_private(status):
@@ -57,7 +64,16 @@ def read_own(kept: Path) -> bytes | None:
 
 
 def write_own(content: bytes, kept: Path, folder: Path) -> None:
-    """Write a file and its digest, at once, by way of a folder on the same disk."""
+    """Write a file and its digest in one atomic step.
+
+    Args:
+        content: of the file.
+        kept: the path of the file.
+        folder: for a temporary file, on the same disk.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
     whole = folder / kept.name
     with open(whole, "xb") as file:
         os.fchmod(file.fileno(), 0o600)
@@ -76,14 +92,14 @@ def _digest(name: str, content: bytes) -> bytes:
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make a folder in the cache folder, and let nobody else write it.
+    """Make a folder in the cache folder, which nobody else can write.
 
     Raises:
-        OSError: if that cannot be done, or it is full.
+        OSError: if that is not possible, or if the disk is full.
     """
     if folder.is_symlink():
         raise OSError(f"{folder} is a symbolic link")
-    for each in (folder.parent, folder):  # but no home if there is none
+    for each in (folder.parent, folder):  # not their parents: a missing home stays missing
         each.mkdir(mode=0o700, exist_ok=True)
     with open_folder(folder) as descriptor:
         status = os.fstat(descriptor)
@@ -96,12 +112,12 @@ def prepare_folder(folder: Path) -> None:
 
 
 @contextmanager
-def working_folder(parent: Path) -> Iterator[Path]:
-    """Make a folder, locked, that goes when it is left."""
+def make_working_folder(parent: Path) -> Iterator[Path]:
+    """Make and lock a temporary folder, yield it, and remove it at the end."""
     remove_left_behind(parent)
     descriptor = None
     while descriptor is None:
-        folder = Path(tempfile.mkdtemp(prefix=WORKING, dir=parent))
+        folder = Path(tempfile.mkdtemp(prefix=WORKING_PREFIX, dir=parent))
         descriptor = _lock(folder)
     try:
         yield folder
@@ -111,7 +127,10 @@ def working_folder(parent: Path) -> Iterator[Path]:
 
 
 def _lock(folder: Path) -> int | None:
-    """Lock a new folder; None if another process has just taken it for one left behind."""
+    """Lock a new folder, and return its descriptor.
+
+    None if another process has just removed it, because it was not locked yet.
+    """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -135,21 +154,21 @@ def remove_left_behind(parent: Path) -> None:
     with suppress(OSError):
         status = os.stat(parent, follow_symlinks=False)
         if not is_private(status) and not status.st_mode & stat.S_ISVTX:
-            return  # others could put another folder in the place of ours
+            return  # other users could replace our folder by another one
         for name in os.listdir(parent):
             is_old_kind = name.startswith("tmp") and parent.name == FOLDER
-            if name.startswith(WORKING) or is_old_kind:
+            if name.startswith(WORKING_PREFIX) or is_old_kind:
                 with suppress(OSError), open_folder(parent / name) as folder:
                     if _is_left_behind(folder, is_old_kind):
                         shutil.rmtree(parent / name, ignore_errors=True)
 
 
 def _is_left_behind(folder: int, is_old_kind: bool) -> bool:
-    """Return whether a folder is ours, and no process is at work in it."""
+    """Return whether a folder is ours, and no process is working in it."""
     status = os.fstat(folder)
     if status.st_uid != os.geteuid():
         return False
-    is_old = time.time() - status.st_mtime > A_DAY
+    is_old = time.time() - status.st_mtime > MAX_AGE
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -159,8 +178,8 @@ def _is_left_behind(folder: int, is_old_kind: bool) -> bool:
     return is_old or not is_old_kind  # earlier versions locked nothing
 
 
-def describe(error: OSError) -> str:
-    """Return what an error says; one of the system begins with the file."""
+def describe_error(error: OSError) -> str:
+    """Return the message of an error; that of a system's error begins with the file."""
     if error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error)

@@ -10,8 +10,10 @@ from .loaders import (
     load_unet,
     open_model,
 )
+from .model import Model
 
 __all__ = [
+    "Model",
     "convert_model",
     "load_autoencoder",
     "load_diffusion_config",

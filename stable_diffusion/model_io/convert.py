@@ -24,19 +24,16 @@ from ..config.model import ModelConfig
 from ..config.networks import Quantization
 from ..quantize import quantize_text_encoder, quantize_unet
 from ..utils.atomic_files import create_folder_atomically, remove_abandoned
-from .hub import announcements
 from .loaders import (
     Key,
     load_autoencoder,
-    load_model_config,
     load_text_encoder,
     load_tokenizer,
     load_unet,
     open_model,
-    usual_pad_token,
 )
+from .model import Model, announcements
 from .safetensors_file import save_native
-from .sources import Source
 from .weight_files import NATIVE, STEMS
 
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
@@ -87,20 +84,20 @@ def convert_model(
         raise FileExistsError(f"{folder} exists already: give the name of a new folder")
     if not folder.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {folder.parent} to make {folder.name} in")
-    source = open_model(model, vae=vae, prediction_type=prediction_type)
-    config = load_model_config(source)
+    opened = open_model(model, vae=vae, prediction_type=prediction_type)
+    config = opened.config
     _check_not_quantized(config, text_encoder_bits, unet_bits)
     networks = _list_networks(config, text_encoder_bits, unet_bits, group_size)
-    for line in announcements(source, STEMS, float16):
+    for line in announcements(opened, STEMS, float16):
         on_message(line)
 
     remove_abandoned([folder])
     with create_folder_atomically(folder) as unfinished:
-        _write_configs(source, config, unfinished)
+        _write_configs(opened, unfinished)
         for tokenizer in ("tokenizer", "tokenizer_2")[: len(config.text_encoders)]:
-            _write_tokenizer(source, tokenizer, unfinished)
+            _write_tokenizer(opened, tokenizer, unfinished)
         for network in networks:
-            _write_network(source, network, float16, unfinished, on_message, on_progress)
+            _write_network(opened, network, float16, unfinished, on_message, on_progress)
 
 
 @dataclass(frozen=True)
@@ -109,12 +106,12 @@ class _Network:
 
     Attributes:
         component: its folder.
-        load: loads it from a source, in half precision or not.
+        load: loads it from a model, in half precision or not.
         quantize: quantizes it in place; None if it stays as it is.
     """
 
     component: str
-    load: Callable[[Source, bool], nn.Module]
+    load: Callable[[Model, bool], nn.Module]
     quantize: Callable[[nn.Module], Quantization] | None = None
 
 
@@ -163,7 +160,7 @@ def _list_networks(
 
 
 def _write_network(
-    source: Source,
+    model: Model,
     network: _Network,
     float16: bool,
     folder: Path,
@@ -172,7 +169,7 @@ def _write_network(
 ) -> None:
     """Write the weights of a network, whose config.json is in `folder` already."""
     component = network.component
-    loaded = network.load(source, float16)
+    loaded = network.load(model, float16)
     if network.quantize is not None:
         quantization = network.quantize(loaded)
         config_file = folder / component / "config.json"
@@ -204,14 +201,15 @@ def _to_float16(value: mx.array) -> mx.array:
     return value.astype(mx.float16) if value.dtype == mx.float32 else value
 
 
-def _write_configs(source: Source, config: ModelConfig, folder: Path) -> None:
+def _write_configs(model: Model, folder: Path) -> None:
     """Write the JSON files of the model, with what the user says instead of the files."""
+    source, config = model.source, model.config
     has_index = source.find(INDEX) is not None
     index = source.config(INDEX)[0] if has_index else _make_index(config)
     if config.spec is not None:
-        index["_converted_from"] = config.pipeline._converted_from or source.name
+        index["_converted_from"] = config.pipeline._converted_from or model.name
     scheduler = source.config(SCHEDULER)[0] | {"prediction_type": config.diffusion.prediction_type}
-    vae = (source.vae or source).config("vae/config.json")[0]
+    vae = model.source_of("vae").config("vae/config.json")[0]
     vae = vae | {"scaling_factor": config.autoencoder.scaling_factor}
     contents = {INDEX: index, SCHEDULER: scheduler, "vae/config.json": vae}
     for name in ("unet", "text_encoder", "text_encoder_2")[: 1 + len(config.text_encoders)]:
@@ -229,16 +227,17 @@ def _make_index(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _write_tokenizer(source: Source, component: str, folder: Path) -> None:
+def _write_tokenizer(model: Model, component: str, folder: Path) -> None:
     """Copy the files of a tokenizer, and write its config with the pad token in it."""
-    load_tokenizer(source, f"{component}_vocab", f"{component}_merges")  # refuses damaged files
+    load_tokenizer(model, f"{component}_vocab", f"{component}_merges")  # refuses damaged files
+    source = model.source
     (folder / component).mkdir()
     for name in (*VOCABULARY, SPECIAL_TOKENS):
         if (file := source.find(f"{component}/{name}")) is not None:
             shutil.copyfile(file, folder / component / name)
     path = f"{component}/{TOKENIZER_CONFIG}"
     config = {} if source.find(path) is None else source.config(path)[0]
-    config["pad_token"] = config.get("pad_token") or usual_pad_token(source, component)
+    config["pad_token"] = config.get("pad_token") or source.pad_token(component)
     _write_json(folder / path, config)
 
 

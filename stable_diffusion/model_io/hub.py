@@ -1,9 +1,9 @@
-"""A known name, a folder or a Hub repository → files. The only module that knows the Hub.
+"""From a model's name to its source: a known name, a folder, or a repository on the Hub.
 
-Opening a repository asks the Hub once, for the commit and the names of its files. What the cache
-has of that commit is used, the rest is fetched when it is asked for. Where the Hub cannot or will
-not answer, the commit that the cache remembers serves. `huggingface_hub` is imported only when a
-repository is opened.
+Only this module asks the Hub. Opening a repository asks it once, for the commit and the names of
+its files. Files of that commit that are in the cache are used, the others are downloaded when they
+are asked for. If the Hub cannot or will not answer, the commit that the cache remembers is used.
+`huggingface_hub` is imported only if a repository is opened.
 """
 
 import os
@@ -12,25 +12,34 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ..config.known_models import MODELS, PACKAGE, find_spec
+from ..config.known_models import MODELS, PACKAGE, ModelSpec, find_spec
 from ..utils import wording
 from ..utils.atomic_files import write_atomically
 from . import hub_cache
 from .hub_cache import snapshot_folder
-from .hub_errors import GARBLED, explain_hub_error
 from .sources import CACHE_MARKER, Source
-from .weight_files import weight_files, with_shards
+from .weight_files import with_shards
 
-SAME_REPOSITORY = 0.85  # likeness: of one organisation others differ by a few letters, too
+# Likeness of two repository names that may mean the same: within one organisation, the names of
+# different ones also differ by a few letters only.
+SAME_REPOSITORY = 0.85
 COMMIT = re.compile(r"[0-9a-f]{40}")
-HUB_TIMEOUT = 10.0  # seconds to wait for an answer: what huggingface_hub waits for a file's
+HUB_TIMEOUT = 10.0  # seconds to wait for an answer, as long as huggingface_hub waits for a file
+# What is raised for answers that are not from the Hub, such as the login page of a network.
+GARBLED = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
 class Repository(Source):
-    """A model on the Hub at one commit; `root` is the folder of that commit in the Hub cache.
+    """A model on the Hub at one commit.
 
-    `listing` has the paths of all its files, with their sizes where the Hub gives them. Where the
-    Hub was not to be had it is None, `why` says why, and the model has what is in the cache.
+    Args:
+        repo: its name, "organisation/name".
+        name: the model's name in messages.
+        root: the folder of the commit in the Hub's cache.
+        listing: the paths of all its files, with their sizes if the Hub says them; None if the
+            Hub did not answer, and the model has only what is in the cache.
+        why: why there is no listing, for messages.
+        licence: its licence, for the announcement.
     """
 
     def __init__(
@@ -44,7 +53,8 @@ class Repository(Source):
     ):
         super().__init__(name, root)
         self.repo = repo
-        self.listing = listing
+        self.has_listing = listing is not None
+        self.listing = {} if listing is None else listing
         self.why = why
         self.licence = licence
 
@@ -54,7 +64,7 @@ class Repository(Source):
 
     def find(self, path: str) -> Path | None:
         cached = super().find(path)
-        if cached is not None or self.listing is None or path not in self.listing:
+        if cached is not None or path not in self.listing:
             return cached
 
         from huggingface_hub import HfApi
@@ -62,14 +72,18 @@ class Repository(Source):
 
         try:
             file = Path(HfApi().hf_hub_download(self.repo, path, revision=self.root.name))
-            self._require_size(path, file)
-        except (HTTPError, OSError, ValueError, RuntimeError) as error:  # the last is hf-xet's
+            self._check_size(path, file)
+        except (HTTPError, OSError, ValueError, RuntimeError) as error:  # hf-xet raises the last
             why = explain_hub_error(error, self.repo)
             raise FileNotFoundError(f"{self.name}: {path} cannot be fetched: {why}") from error
         return file
 
-    def _require_size(self, path: str, file: Path) -> None:
-        """Throw away what was fetched if it has not the size that the Hub has listed."""
+    def _check_size(self, path: str, file: Path) -> None:
+        """Check that a downloaded file has the size that the Hub listed; delete it if not.
+
+        Raises:
+            OSError: if it has another size.
+        """
         wanted = self.listing[path]
         size = file.stat().st_size if file.is_file() else 0
         if not file.is_file() or (wanted is not None and size != wanted):
@@ -79,49 +93,41 @@ class Repository(Source):
             raise OSError(f"{size} bytes came in place of {wanted}: try again")
 
     def announcement(self, choices: Iterable[Sequence[str]]) -> str | None:
-        listing, missing = self.listing or {}, set()
+        missing: set[str] = set()
         for paths in choices:
             local = [path for path in paths if super(Repository, self).find(path)]
-            there = [path for path in paths if path in listing or path in local]
-            for path in with_shards(there[0], listing) if there else ():
-                if path in listing and super().find(path) is None:
+            there = [path for path in paths if path in self.listing or path in local]
+            for path in with_shards(there[0], self.listing) if there else ():
+                if path in self.listing and super().find(path) is None:
                     missing.add(path)
         if not missing:
             return None
-        size = sum(listing[path] or 0 for path in missing)
+        size = sum(self.listing[path] or 0 for path in missing)
         return f"Downloading {self.repo}, {wording.format_bytes(size)}, licence: {self.licence}"
 
     def files(self) -> Collection[str]:
-        return (self.listing or {}).keys()
+        return self.listing.keys()
 
-    def _doubt(self) -> str:
-        return "" if self.listing is not None else f" in the Hub cache, and {self.why}"
+    def _absence_note(self) -> str:
+        return "" if self.has_listing else f" in the Hub cache, and {self.why}"
 
 
-def open_model(model: str | os.PathLike[str]) -> Source:
-    """Find a model: a known name of `MODELS`, else a folder, else a Hub repository.
+def open_source(model: str | os.PathLike[str]) -> Source:
+    """Find the files of a model: a known name of `MODELS`, else a folder, else a Hub repository.
 
-    A repository is written `organisation/name` or `organisation/name@revision`. A path object is
-    always a folder.
+    Args:
+        model: a repository is written `organisation/name` or `organisation/name@revision`. A path
+            object is always a folder.
 
     Raises:
-        FileNotFoundError: there is no such folder or repository, or the Hub does not give it and
-            the cache does not have it.
-        NotADirectoryError: it is a file.
-        ValueError: it can be none of the three.
+        FileNotFoundError: if there is no such folder or repository, or if it is neither on the
+            Hub nor in the cache.
+        NotADirectoryError: if it is a file.
+        ValueError: if it can be none of the three.
     """
     name = os.fspath(model)
     if isinstance(model, str) and name in MODELS:
-        if MODELS[name].repo is None:
-            return Source(name, PACKAGE / name)
-        repo = MODELS[name].repo
-        roots = {each: snapshot_folder(each, "main") for each in MODELS[name].repos}
-        cached = [each for each in roots if (roots[each] / CACHE_MARKER).is_file()]
-        if cached and cached[0] != repo:  # a withdrawn one changes no more: nothing to ask
-            former, why = cached[0], f"the model is now {repo}"
-            return Repository(former, former, roots[former], listing=None, why=why)
-        return _open_repository(repo, "main", name=repo)
-
+        return _open_known(name, MODELS[name])
     folder = Path(os.path.expanduser(name))
     if name and folder.exists():
         if not folder.is_dir():
@@ -134,18 +140,32 @@ def open_model(model: str | os.PathLike[str]) -> Source:
     return _open_repository(repo, revision if at else "main", name)
 
 
+def _open_known(name: str, spec: ModelSpec) -> Source:
+    """Open a known model: the one in this package, or a repository."""
+    if spec.repo is None:
+        return Source(name, PACKAGE / name)
+    roots = {repo: snapshot_folder(repo, "main") for repo in spec.repos}
+    cached = [repo for repo in roots if (roots[repo] / CACHE_MARKER).is_file()]
+    if cached and cached[0] != spec.repo:  # a withdrawn one never changes: no need to ask
+        former, why = cached[0], f"the model is now {spec.repo}"
+        return Repository(former, former, roots[former], listing=None, why=why)
+    return _open_repository(spec.repo, "main", name=spec.repo)
+
+
 def _open_repository(repo: str, revision: str, name: str) -> Repository:
-    """Ask the Hub what a revision holds; where it does not say, fall back on the cache."""
-    from huggingface_hub import HfApi
+    """Ask the Hub for a revision of a repository; open the cached one if it does not answer.
+
+    Raises:
+        FileNotFoundError: if the Hub does not answer, or has no such revision, and the cache has
+            none either.
+        ValueError: if it cannot be the name of a repository or revision.
+    """
     from huggingface_hub.errors import HFValidationError, HTTPError
 
-    if not revision or revision.startswith("/") or ".." in revision:  # it is a path in the cache
+    if not revision or revision.startswith("/") or ".." in revision:  # a path in the cache has it
         raise ValueError(f"{name!r}: {revision!r} is not a revision")
     try:
-        info = HfApi().model_info(repo, revision=revision, timeout=HUB_TIMEOUT, files_metadata=True)
-        listing = {file.rfilename: file.size for file in info.siblings}
-        if not COMMIT.fullmatch(info.sha):
-            raise ValueError(f"{info.sha} is no commit")
+        commit, listing, said = _ask_hub(repo, revision)
     except HFValidationError as error:
         raise ValueError(
             f"{name!r} is neither a folder, nor a Hub repository (organisation/name), nor one of "
@@ -156,46 +176,91 @@ def _open_repository(repo: str, revision: str, name: str) -> Repository:
         why = explain_hub_error(error, repo)
         if (root := snapshot_folder(repo, revision)).is_dir():
             return Repository(repo, name, root, listing=None, why=why)
-        homes = [spec.repo for spec in MODELS.values() if repo in spec.former_repos]
-        if homes:
-            hint = f" (the model is now {homes[0]})"
-        else:
-            hint = _suggest(repo) or ("" if "/" in repo else f" (known: {', '.join(MODELS)})")
         raise FileNotFoundError(
-            f"{name} is neither a folder nor in the Hub cache, and {why}{hint}"
+            f"{name} is neither a folder nor in the Hub cache, and {why}{_suggest_other(repo)}"
         ) from error
-    root = snapshot_folder(repo, info.sha)
-    if revision != info.sha:  # for the next time offline; downloads by commit do not note it
-        ref = root.parent.parent / "refs" / revision
-        with suppress(OSError):  # the cache may be read-only
-            ref.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(ref, info.sha.encode())
+    root = snapshot_folder(repo, commit)
+    if revision != commit:
+        _remember_commit(root, revision)
     spec = find_spec(repo)
-    said = [tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")]
-    licence = spec.licence if spec else ", ".join(said) or "not stated"
-    return Repository(repo, name, root, listing, licence=licence)
+    return Repository(repo, name, root, listing, licence=said if spec is None else spec.licence)
 
 
-def announcements(source: Source, components: Iterable[str], float16: bool) -> list[str]:
-    """What there is to say before the weights of some components are downloaded, if they are.
+def _ask_hub(repo: str, revision: str) -> tuple[str, dict[str, int | None], str]:
+    """Return what the Hub says of a revision: its commit, its files with sizes, the licence.
 
-    A line for each repository: which it is, how much will come, under which licence.
+    Raises:
+        HFValidationError: if `repo` cannot be the name of a repository.
+        HTTPError, OSError: if the Hub does not answer, or refuses.
+        Exception: one of `GARBLED`, if what answers is not the Hub.
     """
-    homes: dict[int, tuple[Source, list[list[str]]]] = {}
-    for component in components:
-        home = source.vae or source if component == "vae" else source
-        homes.setdefault(id(home), (home, []))[1].append(weight_files(component, float16))
-    lines = (home.announcement(choices) for home, choices in homes.values())
-    return [line for line in lines if line is not None]
+    from huggingface_hub import HfApi
+
+    info = HfApi().model_info(repo, revision=revision, timeout=HUB_TIMEOUT, files_metadata=True)
+    if info.sha is None or not COMMIT.fullmatch(info.sha):
+        raise ValueError(f"{info.sha} is no commit")
+    if info.siblings is None:
+        raise ValueError("there is no list of files")
+    listing = {file.rfilename: file.size for file in info.siblings}
+    tags = info.tags or ()
+    licences = [tag.removeprefix("license:") for tag in tags if tag.startswith("license:")]
+    return info.sha, listing, ", ".join(licences) or "not stated"
+
+
+def _remember_commit(root: Path, revision: str) -> None:
+    """Note in the cache which commit a revision is, for later runs without the Hub.
+
+    huggingface_hub does not, because files are downloaded by their commit.
+    """
+    ref = root.parent.parent / "refs" / revision
+    with suppress(OSError):  # the cache may be read-only
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(ref, root.name.encode())
+
+
+def _suggest_other(repo: str) -> str:
+    """Return the model that may be meant by a repository that cannot be found, for a message."""
+    successors = [spec.repos[0] for spec in MODELS.values() if repo in spec.former_repos]
+    if successors:
+        return f" (the model is now {successors[0]})"
+    return _suggest(repo) or ("" if "/" in repo else f" (known: {', '.join(MODELS)})")
 
 
 def _suggest(name: str) -> str:
-    """A known or cached model that `name` may have been meant to be, to end a message with."""
+    """Return ": did you mean …?" with a known or cached model of a similar name, or ""."""
     cached = hub_cache.list_repositories()
     if "/" in name:
-        present = {repo: spec.repo for spec in MODELS.values() for repo in spec.repos}
+        present = {repo: spec.repos[0] for spec in MODELS.values() for repo in spec.repos}
         return wording.did_you_mean(name, cached, present, SAME_REPOSITORY)
     without_organisation = {repo.rpartition("/")[2]: repo for repo in cached}
     for known, spec in MODELS.items():
         without_organisation |= {repo.rpartition("/")[2]: known for repo in spec.repos}
     return wording.did_you_mean(name, MODELS, without_organisation)
+
+
+def explain_hub_error(error: Exception, repo: str) -> str:
+    """Return what a failed call to the Hub means and what to do, as the end of a sentence."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # why a download could not begin
+    cause = str(error).strip().partition("\n")[0] or type(error).__name__
+    if type(error).__name__ in ("RemoteProtocolError", "ReadError"):  # of httpx
+        return f"the connection broke off ({cause}): try again; files that are complete are kept"
+    match error:
+        case errors.GatedRepoError():
+            page = f"https://huggingface.co/{repo}"
+            return f"the repository is gated: accept its licence at {page}, then `hf auth login`"
+        case errors.RevisionNotFoundError():
+            return "the Hub has no such revision of it"
+        case errors.HfHubHTTPError(response=response) if response.status_code in (401, 403, 404):
+            return "the Hub has no such repository (or it is private: `hf auth login`)"
+        case errors.HfHubHTTPError(response=response):
+            return f"the Hub answers {response.status_code} {response.reason_phrase}: try later"
+        case errors.OfflineModeIsEnabled():
+            return "HF_HUB_OFFLINE is set: go online once to download it"
+        case errors.HTTPError():
+            return f"the Hub cannot be reached ({cause}): go online once to download it"
+    if isinstance(error, GARBLED):
+        return f"what answers there is not the Hub ({cause[:100]}): go online once to download it"
+    return cause

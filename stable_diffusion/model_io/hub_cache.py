@@ -1,7 +1,7 @@
-"""The Hub's cache on disk: what was downloaded once, by this program or by others.
+"""The Hub's cache on disk: what this program or others have downloaded.
 
-Its layout: a folder `models--ORGANISATION--NAME` a repository, in it `refs/REVISION`, which holds a
-commit, and `snapshots/COMMIT/` with the files, most of them links
+Its layout: each repository has a folder `models--ORGANISATION--NAME`. In it are `refs/REVISION`,
+which holds a commit, and `snapshots/COMMIT/` with the files, most of them links
 (https://huggingface.co/docs/huggingface_hub/guides/manage-cache).
 """
 
@@ -12,14 +12,14 @@ PREFIX = "models--"
 
 
 def cache_folder() -> Path:
-    """The cache, there or not."""
+    """Return the folder of the cache, which may not exist."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(os.path.expanduser(HF_HUB_CACHE)).resolve()
 
 
 def snapshot_folder(repo: str, revision: str) -> Path:
-    """The folder of a revision, there or not."""
+    """Return the folder of a revision in the cache, which may not exist."""
     repository = cache_folder() / f"{PREFIX}{repo.replace('/', '--')}"
     ref = repository / "refs" / revision
     commit = ref.read_text(errors="replace").strip() if ref.is_file() else revision
@@ -27,7 +27,7 @@ def snapshot_folder(repo: str, revision: str) -> Path:
 
 
 def list_repositories() -> dict[str, Path]:
-    """The models of which there is something, each with the folder of its main or newest commit."""
+    """Return the repositories in the cache, each with the folder of its main or newest commit."""
     found = {}
     for repository in sorted(cache_folder().glob(f"{PREFIX}*")):
         repo = repository.name.removeprefix(PREFIX).replace("--", "/")
@@ -39,6 +39,6 @@ def list_repositories() -> dict[str, Path]:
 
 
 def count_bytes(folder: Path) -> int:
-    """Bytes of the files in a folder; what several links lead to counts once."""
+    """Return the size of the files in a folder in bytes; a file with several links counts once."""
     files = {file.resolve() for file in folder.rglob("*") if file.is_file()}
     return sum(file.stat().st_size for file in files)

@@ -1,3 +1,8 @@
+"""How weight files name their tensors, and how those names become this package's.
+
+A layout is a table of renames, matched on whole segments of a path between its dots.
+"""
+
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,25 +13,27 @@ from functools import cache
 class Layout:
     """How the files of one network name its tensors."""
 
-    renames: Mapping[str, str]  # one to one, so that errors can speak of the file's names
-    old_renames: Mapping[str, str] = field(default_factory=dict)  # names of older files
-    prefix: str = ""  # stands before every key in some files and in others not
-    ignored: frozenset[str] = frozenset()  # keys that are no weights, by their last segment
-    # What follows is for files that hold several networks: see `single_file.py`.
-    root: str = ""  # stands before every key of this network
-    unused: tuple[str, ...] = ()  # what the keys of tensors that nobody needs begin with
-    # Parameters that lie in one tensor, one below the other, by the ends of their renamed paths.
+    # The file's names to this package's, one to one, so that errors can use the file's names.
+    renames: Mapping[str, str]
+    old_renames: Mapping[str, str] = field(default_factory=dict)  # older names to today's
+    prefix: str = ""  # the start of every key, in some files but not in others
+    ignored: frozenset[str] = frozenset()  # last segments of keys that are not weights
+    # The rest is for files that hold several networks: see `single_file.py`.
+    root: str = ""  # the start of every key of this network
+    unused: tuple[str, ...] = ()  # starts, after the root, of keys that are not needed
+    # The end of a renamed path to the ends of the parameters that are stacked in this tensor, one
+    # below the other.
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    transposed: frozenset[str] = frozenset()  # parameters that are stored [in, out]
+    transposed: frozenset[str] = frozenset()  # parameters that are stored as [in, out]
 
     def has(self, key: str) -> bool:
-        """Whether the tensor `key` of a file holds weights of this network."""
+        """Return whether the tensor `key` of a file holds weights of this network."""
         path = key.removeprefix(self.root)
         is_weight = key.rsplit(".", 1)[-1] not in self.ignored
         return key.startswith(self.root) and is_weight and not path.startswith(self.unused)
 
     def parameters(self, key: str) -> tuple[str, ...]:
-        """The parameters of the network that the tensor `key` of a file holds."""
+        """Return the paths of the parameters that the tensor `key` of a file holds."""
         path = key.removeprefix(self.root).removeprefix(self.prefix)
         path = rename(rename(path, self.old_renames), self.renames)
         for end, parts in self.fused.items():
@@ -35,7 +42,7 @@ class Layout:
         return (path,)
 
     def key(self, parameter: str) -> str:
-        """The key, without prefix, of `parameter` in a file as it is written today."""
+        """Return the key of a parameter in a file as it is written today, without the prefix."""
         for end, parts in self.fused.items():
             for part in parts:
                 if parameter.endswith(part):
@@ -45,12 +52,13 @@ class Layout:
 
 
 def rename(path: str, table: Mapping[str, str]) -> str:
-    """`path` with every run of whole segments that `table` has renamed, the longest ones first."""
+    """Return a path with every run of whole segments in the table replaced, longest runs first."""
     return _pattern(tuple(table)).sub(lambda match: table[match[1]], path) if table else path
 
 
 @cache
 def _pattern(runs: tuple[str, ...]) -> re.Pattern[str]:
+    """Return the expression that finds any of the runs between dots or ends."""
     longest_first = "|".join(re.escape(run) for run in sorted(runs, key=len, reverse=True))
     return re.compile(rf"(?<![^.])({longest_first})(?![^.])")
 
@@ -86,3 +94,11 @@ TEXT_ENCODER = Layout(
     prefix="text_model.",  # absent from what transformers 5 writes of a CLIPTextModel
     ignored=frozenset({"position_ids"}),
 )
+
+# In a folder of diffusers, by component.
+LAYOUTS = {
+    "unet": UNET,
+    "vae": AUTOENCODER,
+    "text_encoder": TEXT_ENCODER,
+    "text_encoder_2": TEXT_ENCODER,
+}

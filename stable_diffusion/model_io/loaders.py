@@ -1,47 +1,43 @@
 """From a model's name to its loaded components. Each loader works alone.
 
 Every `key` is a known name of `config.MODELS`, a folder, a safetensors file in the original layout,
-a Hub repository (`org/name@revision`), or a `hub.Source` that is open already. Weights stay lazy:
-they are read when first used.
+a Hub repository (`org/name` or `org/name@revision`), or a model that is open already. Weights stay
+lazy: they are read when they are first used.
 """
 
 import math
 import os
 from collections.abc import Iterable
-from copy import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from ..clip import CLIPTextModel
 from ..config.diffusion import DiffusionConfig
-from ..config.known_models import MODELS, find_spec
-from ..config.model import ModelConfig, PipelineConfig
-from ..config.networks import AutoencoderConfig, CLIPTextConfig, Quantization, UNetConfig
-from ..config.strict_config import Config
+from ..config.known_models import MODELS
+from ..config.model import ModelConfig
+from ..config.networks import Quantization
 from ..device import memory
 from ..quantize import quantize_as
-from ..tokenizer.tokenizer import EOS, Tokenizer
+from ..tokenizer.files import read_tokenizer, read_tokenizer_json
+from ..tokenizer.tokenizer import Tokenizer
 from ..unet import UNetModel
 from ..vae import Autoencoder
 from . import hub
-from .layouts import AUTOENCODER, TEXT_ENCODER, UNET, Layout
+from .model import Model
 from .safetensors_file import not_finite
-from .single_file import SUFFIXES, SingleFile, open_single_file, open_vae_file
+from .single_file import SUFFIXES, open_single_file, open_vae_file
 from .sources import BareVae, Source
-from .unsupported import refuse_pipeline, refuse_unet
 from .weight_files import NATIVE
-from .weights import load_native, load_weights
+from .weights import flatten_parameters, load_native, load_weights
 
 DEFAULT_MODEL = "sd"
 
-Key = str | os.PathLike[str] | Source
-_C = TypeVar("_C", bound=Config)
-_M = TypeVar("_M", bound=nn.Module)
+ModelPath = str | os.PathLike[str]
+Key = ModelPath | Model
+_Network = TypeVar("_Network", bound=nn.Module)
 
 
 def open_model(
@@ -49,8 +45,10 @@ def open_model(
     *,
     vae: Key | None = None,
     prediction_type: str | None = None,
-) -> Source:
-    """The files of a model: see `hub.open_model`. One that is open already stays as it is.
+) -> Model:
+    """Open a model, so that its config files are read once for all who use it.
+
+    An open model is returned as it is, or changed in a copy if one of the options is given.
 
     Args:
         vae: where to take the VAE from: a model as above, a folder or repository of a VAE alone,
@@ -59,37 +57,39 @@ def open_model(
             UNet predicts, or say it wrongly.
 
     Raises:
-        OSError: the model, or a file of it, is not to be had.
-        ValueError: it can be none of these, or is a file that is not supported.
+        OSError: if the model or one of its files cannot be found.
+        ValueError: if the key can be none of these, or means a file that is not supported.
     """
-    source = key
-    if not isinstance(key, Source):
-        file = _as_file(key)
-        source = hub.open_model(key) if file is None else open_single_file(os.fspath(key), file)
+    model = key if isinstance(key, Model) else Model(_open_source(key))
     if vae is None and prediction_type is None:
-        return source
-    source = copy(source)
+        return model
+    source = model.source
     if prediction_type is not None:
-        source.prediction_type = prediction_type
-    if vae is not None:
-        source.vae = _open_vae(vae)
-    return source
+        source = source.with_prediction_type(prediction_type)
+    return Model(source, model.vae if vae is None else _open_vae(vae))
+
+
+def _open_source(path: ModelPath) -> Source:
+    """Find the files of a model: a single file, or what `hub.open_source` finds."""
+    file = _as_file(path)
+    return hub.open_source(path) if file is None else open_single_file(os.fspath(path), file)
 
 
 def _open_vae(key: Key) -> Source:
-    if isinstance(key, Source):
-        return key
+    """Find the files of a VAE, alone or within a model."""
+    if isinstance(key, Model):
+        return key.source_of("vae")
     if (file := _as_file(key)) is not None:
         return open_vae_file(os.fspath(key), file)
-    source = hub.open_model(key)
+    source = hub.open_source(key)
     is_bare = source.find("vae/config.json") is None and source.find("config.json") is not None
     return BareVae(source) if is_bare else source
 
 
-def _as_file(key: str | os.PathLike[str]) -> Path | None:
-    """The single file that `key` means, there or not; None where it is no file's name."""
-    file = Path(os.path.expanduser(key))
-    if key in MODELS or file.is_dir():
+def _as_file(path: ModelPath) -> Path | None:
+    """Return the single file that a path means, which may not exist; None if it means none."""
+    file = Path(os.path.expanduser(path))
+    if path in MODELS or file.is_dir():
         return None
     return file if file.is_file() or file.suffix in SUFFIXES else None
 
@@ -97,16 +97,19 @@ def _as_file(key: str | os.PathLike[str]) -> Path | None:
 def load_unet(
     key: Key = DEFAULT_MODEL, float16: bool = False, *, widened: bool = False
 ) -> UNetModel:
-    """The denoising network, in float32 or float16; `widened` from float16's files to float32.
+    """Load the UNet.
+
+    Args:
+        float16: half precision instead of float32.
+        widened: convert the weights that `float16` would load to float32.
 
     Raises:
-        OSError: the model, or a file of it, is not to be had.
-        ValueError: a config or weight file that is not supported or broken; the message names it.
+        OSError: if the model or one of its files cannot be found.
+        ValueError: if a config or weight file is not supported or broken; the message names it.
     """
-    source = open_model(key)
-    config = _unet_config(source)
-    model, dtype = UNetModel(config), _dtype(float16 and not widened)
-    return _with_weights(model, source, "unet", UNET, float16, dtype, config.quantization)
+    model = open_model(key)
+    config, dtype = model.unet_config, _dtype(float16 and not widened)
+    return _load(UNetModel(config), model, "unet", float16, dtype, config.quantization)
 
 
 def load_text_encoder(
@@ -116,26 +119,31 @@ def load_text_encoder(
     *,
     widened: bool = False,
 ) -> CLIPTextModel:
-    """The text encoder, as `load_unet`; SDXL's other one is `text_encoder_2`.
+    """Load a text encoder.
 
-    Raises: as `load_unet`.
+    Args:
+        model_key: "text_encoder", or "text_encoder_2" for SDXL's second one.
+        float16, widened: as for `load_unet`.
+
+    Raises:
+        OSError, ValueError: as `load_unet` does.
     """
-    source = open_model(key)
-    config = _read_config(source, f"{model_key}/config.json", CLIPTextConfig)
-    model, dtype = CLIPTextModel(config), _dtype(float16 and not widened)
-    return _with_weights(
-        model, source, model_key, TEXT_ENCODER, float16, dtype, config.quantization
-    )
+    model = open_model(key)
+    config, dtype = model.text_encoder_config(model_key), _dtype(float16 and not widened)
+    return _load(CLIPTextModel(config), model, model_key, float16, dtype, config.quantization)
 
 
 def load_autoencoder(key: Key = DEFAULT_MODEL, float16: bool = False) -> Autoencoder:
-    """The VAE, which computes in float32: `float16` only lets the smaller files be fetched.
+    """Load the VAE, which always computes in float32.
 
-    Raises: as `load_unet`.
+    Args:
+        float16: take the fp16 variant of the files, if there is one, which is smaller.
+
+    Raises:
+        OSError, ValueError: as `load_unet` does.
     """
-    source = open_model(key)
-    model = Autoencoder(_autoencoder_config(source))
-    return _with_weights(model, source.vae or source, "vae", AUTOENCODER, float16, mx.float32)
+    model = open_model(key)
+    return _load(Autoencoder(model.autoencoder_config), model, "vae", float16, mx.float32)
 
 
 def load_tokenizer(
@@ -143,85 +151,60 @@ def load_tokenizer(
     vocab_key: str = "tokenizer_vocab",
     merges_key: str = "tokenizer_merges",
 ) -> Tokenizer:
-    """The tokenizer; SDXL's other one is `tokenizer_2_vocab`, `tokenizer_2_merges`.
+    """Load a tokenizer; the keys of SDXL's second one are `tokenizer_2_vocab`, `…_2_merges`.
 
-    Raises: as `load_unet`; and ValueError for keys that do not name one tokenizer.
+    Raises:
+        OSError, ValueError: as `load_unet` does, and if the keys do not name one tokenizer.
     """
     folder = vocab_key.removesuffix("_vocab")
     if folder != merges_key.removesuffix("_merges"):
         raise ValueError(f"{vocab_key} and {merges_key} are not of one tokenizer")
-    source = open_model(key)
-    beside = {
-        "config_file": source.find(f"{folder}/tokenizer_config.json"),
-        "special_tokens_file": source.find(f"{folder}/special_tokens_map.json"),
-        "pad_token": usual_pad_token(source, folder),
-    }
+    source = open_model(key).source
+    config_file = source.find(f"{folder}/tokenizer_config.json")
+    special_tokens_file = source.find(f"{folder}/special_tokens_map.json")
+    pad_token = source.pad_token(folder)
     vocab_file = source.find(f"{folder}/vocab.json")
-    if vocab_file is None:  # transformers 5 writes one file for all
-        return Tokenizer.from_json(source.require(f"{folder}/tokenizer.json"), **beside)
+    if vocab_file is None:  # transformers 5 writes vocabulary and merges into one file
+        tokenizer_file = source.require(f"{folder}/tokenizer.json")
+        return read_tokenizer_json(tokenizer_file, config_file, special_tokens_file, pad_token)
     merges_file = source.require(f"{folder}/merges.txt")
-    return Tokenizer.from_files(vocab_file=vocab_file, merges_file=merges_file, **beside)
-
-
-def usual_pad_token(source: Source, folder: str) -> str:
-    """What the tokenizer of a folder pads prompts with, where its files do not say."""
-    if isinstance(source, SingleFile):
-        return source.pad_token(folder)
-    return EOS if (spec := find_spec(source.name)) is None else spec.pad_token
+    return read_tokenizer(vocab_file, merges_file, config_file, special_tokens_file, pad_token)
 
 
 def load_diffusion_config(key: Key = DEFAULT_MODEL) -> DiffusionConfig:
-    """The noise schedule that the model was trained on.
+    """Return the noise schedule that a model was trained on.
 
-    Raises: as `load_unet`.
+    Raises:
+        OSError, ValueError: as `load_unet` does.
     """
-    source = open_model(key)
-    config = _read_config(source, "scheduler/scheduler_config.json", DiffusionConfig)
-    if source.prediction_type is not None:
-        config = replace(config, prediction_type=source.prediction_type)
-    return config
+    return open_model(key).diffusion_config
 
 
 def load_model_config(key: Key = DEFAULT_MODEL) -> ModelConfig:
-    """Everything that the config files say; no weights are fetched.
+    """Return everything that the config files say; no weights are downloaded.
 
-    Raises: as `load_unet`.
+    Raises:
+        OSError, ValueError: as `load_unet` does.
     """
-    source = open_model(key)
-    pipeline = PipelineConfig()  # the defaults, where a folder or cache lacks the index
-    if source.find("model_index.json") is not None:
-        refuse_pipeline(*source.config("model_index.json"))
-        pipeline = _read_config(source, "model_index.json", PipelineConfig)
-    unet = _unet_config(source)
-    is_xl = unet.addition_embed_type is not None
-    text_encoders = ("text_encoder", "text_encoder_2") if is_xl else ("text_encoder",)
-    return ModelConfig(
-        name=source.name,
-        unet=unet,
-        autoencoder=_autoencoder_config(source),
-        text_encoders=tuple(
-            _read_config(source, f"{name}/config.json", CLIPTextConfig) for name in text_encoders
-        ),
-        diffusion=load_diffusion_config(source),
-        pipeline=pipeline,
-        spec=find_spec(pipeline._converted_from or source.name),
-    )
+    return open_model(key).config
 
 
-def damaged_weights(source: Source, components: Iterable[str], float16: bool) -> list[str]:
-    """Which tensors of a model's files hold what is no finite number, as "FILE: KEY".
+def damaged_weights(key: Key, components: Iterable[str], float16: bool) -> list[str]:
+    """Return the tensors of a model that have a number that is not finite, as "FILE: KEY".
 
-    With `float16` also those whose numbers half precision cannot hold. All of the files are read.
+    All files of the components are read. With `float16` numbers that half precision cannot hold
+    count too, except in the VAE, which computes in float32.
 
-    Raises: as `load_unet`.
+    Raises:
+        OSError, ValueError: as `load_unet` does.
     """
+    model = open_model(key)
     found = []
     for component in components:
-        home = source.vae or source if component == "vae" else source
-        layout = home.layouts[component] if isinstance(home, SingleFile) else None
+        source = model.source_of(component)
         dtype = _dtype(float16 and component != "vae")
-        for file in home.weights(component, float16):
-            keys = not_finite(file, dtype, layout)
+        for file in source.weights(component, float16):
+            keys = not_finite(file, dtype, source.layout(component))
             found += [f"{file}: {key}" for key in keys]
     return found
 
@@ -230,64 +213,40 @@ def _dtype(float16: bool) -> mx.Dtype:
     return mx.float16 if float16 else mx.float32
 
 
-def _read_config(source: Source, path: str, config: type[_C]) -> _C:
-    return config.from_dict(*source.config(path))
-
-
-def _unet_config(source: Source) -> UNetConfig:
-    config = _read_config(source, "unet/config.json", UNetConfig)
-    refuse_unet(source.name, config)
-    return config
-
-
-def _autoencoder_config(source: Source) -> AutoencoderConfig:
-    """The VAE's config; one from elsewhere has to scale the latents as the UNet knows them."""
-    vae = source.vae or source
-    config = _read_config(vae, "vae/config.json", AutoencoderConfig)
-    if vae is source:
-        return config
-    if isinstance(source, SingleFile):
-        scale = source.scaling_factor
-    elif source.find("vae/config.json") is not None:
-        scale = _read_config(source, "vae/config.json", AutoencoderConfig).scaling_factor
-    else:
-        return config
-    if isinstance(vae, SingleFile) and vae.scaling_factor is None:
-        return replace(config, scaling_factor=scale)  # a file with a VAE alone does not say
-    if config.scaling_factor != scale:
-        raise ValueError(
-            f"{vae.name} scales latents by {config.scaling_factor}, {source.name} by {scale}: "
-            "it is the VAE of another kind of model"
-        )
-    return config
-
-
-def _with_weights(
-    model: _M,
-    source: Source,
+def _load(
+    network: _Network,
+    model: Model,
     component: str,
-    layout: Layout,
     float16: bool,
     dtype: mx.Dtype,
     quantization: Quantization | None = None,
-) -> _M:
-    """The model, given its weights; `layout` is that of a folder that is not converted."""
-    n_weights = sum(math.prod(value.shape) for _, value in tree_flatten(model.parameters()))
-    memory.require_room(n_weights, f"{source.name}: {component}/config.json")
+) -> _Network:
+    """Give a network the weights of a component and return it.
+
+    Args:
+        float16: which files to take.
+        dtype: of the weights in memory.
+        quantization: of the files; only those that `convert` wrote are quantized.
+
+    Raises:
+        OSError, ValueError: as `load_unet` does, and if the network does not fit into memory.
+    """
+    n_weights = sum(math.prod(value.shape) for value in flatten_parameters(network).values())
+    source = model.source_of(component)
+    where = f"{source.name}: {component}/config.json"
+    memory.require_room(n_weights, where)
     files = source.weights(component, float16)
-    if isinstance(source, SingleFile):
-        load_weights(model, files, source.layouts[component], dtype)
-    elif files[0].name == NATIVE:
+    if source.is_native(files[0]):
         if quantization is not None:
             try:
-                quantize_as(model, quantization)
+                quantize_as(network, quantization)
             except ValueError as error:
-                raise ValueError(f"{source.name}: {component}/config.json: {error}") from None
-        load_native(model, files[0], dtype)
+                raise ValueError(f"{where}: {error}") from None
+        load_native(network, files[0], dtype)
     elif quantization is not None:
         raise FileNotFoundError(
             f"{source.name} has no {component}/{NATIVE}, though its config.json says `quantization`"
         )
     else:
-        load_weights(model, files, layout, dtype)
-    return model
+        load_weights(network, files, source.layout(component), dtype)
+    return network

@@ -1,7 +1,7 @@
-"""The header of a safetensors file: what is in it, without reading the weights.
+"""Safetensors files: what is in one, its tensors, and writing one.
 
-Its format: https://huggingface.co/docs/safetensors/index#format. It is held to that before MLX gets
-to see the file: every tensor inside, none over another, no byte over.
+The format: https://huggingface.co/docs/safetensors/index#format. A file is checked against it
+before MLX reads it: every tensor is inside the file, none overlaps another, no byte is left over.
 """
 
 import io
@@ -22,12 +22,13 @@ from ..utils.strict_json import parse_json, require
 from ..utils.wording import join_names
 from .layouts import Layout
 
-MAX_HEADER = 20_000_000  # bytes; the format allows 100 MB, which would take GB as Python's objects
-MAX_TENSORS = 50_000  # of a file; those of the models here have some thousands
+MAX_HEADER = 20_000_000  # bytes; the format allows 100 MB, which would take GB as Python objects
+MAX_TENSORS = 50_000  # in a file; those of the models here have a few thousand
 MAX_COUNTED = 1001  # layers of a kind: one more than any config may have
-MAX_NAME_LENGTH = 500  # of a tensor; those of the models here have 100
-MAX_SIDE_LENGTH = 2**31 - 1  # of a tensor, in MLX
-BYTES = {
+MAX_NAME_LENGTH = 500  # characters of a tensor's name; the models here have 100
+MAX_SIDE_LENGTH = 2**31 - 1  # of a tensor along an axis, in MLX
+MAX_OFFSET = 2**63  # bytes
+BYTES = {  # of a number, by the format's name for its type
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
     **dict.fromkeys(("U32", "I32", "F32"), 4),
@@ -35,56 +36,51 @@ BYTES = {
 }
 FLOATS = ("F32", "F16", "BF16")  # those that MLX reads
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # of PyTorch's files: zipped, and older ones
+LENGTH_BYTES = 8  # at the start of a file: the length of the header that follows
+
+READERS = 4  # threads in which MLX reads files
+SAVED_DTYPES = {mx.uint32: "U32", mx.float32: "F32", mx.float16: "F16"}
+ALIGNMENT = 8  # the length of a written header is a multiple of this many bytes
 
 
 class Tensor(NamedTuple):
     """What a header says of a tensor."""
 
-    kind: str  # one of `BYTES`
+    kind: str  # the type of its numbers, one of `BYTES`
     shape: tuple[int, ...]
-    start: int  # of its bytes, behind the header
+    start: int  # of its bytes, counted from the end of the header
     end: int
 
 
 class Header:
-    """The names and shapes of the tensors of a safetensors file, and what it says of itself.
+    """The header of a safetensors file: `metadata`, `tensors` by name, and their `shapes`.
 
-    `name` is how messages call the file.
+    Args:
+        name: the file's name in messages.
+        file: where it is.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: it is no safetensors file, is cut short, or has numbers of 8 bits.
+        OSError: if the file cannot be read.
+        ValueError: if it is no safetensors file, is cut short, or has numbers of 8 bits.
     """
 
     def __init__(self, name: str, file: Path):
         self.name = name
         self.file = file
-        require(file.is_file(), f"{name} is not a file")  # opening a pipe would wait for ever
+        require(file.is_file(), f"{name} is not a file")  # opening a pipe would wait forever
         size = file.stat().st_size
-        with file.open("rb") as opened:
-            start = opened.read(8)
-            length = int.from_bytes(start, "little")
-            if len(start) < 8 or length > MAX_HEADER:
-                is_pickle = start.startswith(PICKLE_STARTS)
-                why = "it is a pickle" if is_pickle else "no header's length is at its beginning"
-                raise ValueError(self._unreadable(why))
-            content = opened.read(min(length, size))
-        self._require_whole(size, 8 + length)
+        content = self._read(size)
+        data_start = LENGTH_BYTES + len(content)
         try:
-            content = parse_json(content)
-            require(isinstance(content, dict), "its header is no JSON object")
-            self.metadata = _metadata(content.pop("__metadata__", None))
-            n = len(content)
-            require(n <= MAX_TENSORS, f"it has {n} tensors, more than {MAX_TENSORS}")
-            self.tensors = {key: _tensor(key, entry) for key, entry in content.items()}
-            end = _end(self.tensors)
+            self.metadata, self.tensors = _parse_header(content)
+            data_end = data_start + _check_offsets(self.tensors)
         except ValueError as error:
             raise ValueError(self._unreadable(error)) from None
-        self._require_whole(size, 8 + length + end)
-        over = size - (8 + length + end)
+        self._check_size(size, data_end)
+        over = size - data_end
         require(over == 0, self._unreadable(f"{over} bytes at its end belong to no tensor"))
         self.shapes = {key: tensor.shape for key, tensor in self.tensors.items()}
-        self._sorted = sorted(self.shapes)
+        self._sorted_keys = sorted(self.shapes)
         kinds = {tensor.kind for tensor in self.tensors.values()}
         if eight_bits := sorted(kind for kind in kinds if kind.startswith("F8")):
             raise ValueError(
@@ -93,52 +89,78 @@ class Header:
             )
 
     def has(self, start: str) -> bool:
-        """Whether there are keys that begin so."""
-        at = bisect_left(self._sorted, start)
-        return at < len(self._sorted) and self._sorted[at].startswith(start)
+        """Return whether any key begins so."""
+        i = bisect_left(self._sorted_keys, start)
+        return i < len(self._sorted_keys) and self._sorted_keys[i].startswith(start)
 
     def count(self, key: str) -> int:
-        """How many keys there are for {} = 0, 1, …; `MAX_COUNTED` where there are more."""
-        found = (i for i in range(MAX_COUNTED) if key.format(i) not in self.shapes)
-        return next(found, MAX_COUNTED)
+        """Return how many keys there are with {} = 0, 1, …, or `MAX_COUNTED` if there are more."""
+        missing = (i for i in range(MAX_COUNTED) if key.format(i) not in self.shapes)
+        return next(missing, MAX_COUNTED)
 
     def size(self, key: str, axis: int) -> int:
-        """The length of a tensor along an axis.
+        """Return the length of a tensor along an axis.
 
         Raises:
-            ValueError: there is no such tensor, or no such axis.
+            ValueError: if there is no such tensor, or no such axis.
         """
         shape = self.shapes.get(key)
         if shape is None or len(shape) <= axis:
             found = "is missing" if shape is None else f"is {list(shape)}"
-            raise ValueError(f"{self.name}: the architecture cannot be told, for {key} {found}")
+            raise ValueError(f"{self.name}: the architecture is not clear, because {key} {found}")
         return shape[axis]
+
+    def _read(self, size: int) -> bytes:
+        """Return the bytes of the header of a file of this size."""
+        with self.file.open("rb") as opened:
+            start = opened.read(LENGTH_BYTES)
+            length = int.from_bytes(start, "little")
+            if len(start) < LENGTH_BYTES or length > MAX_HEADER:
+                is_pickle = start.startswith(PICKLE_STARTS)
+                why = "it is a pickle" if is_pickle else "it does not begin with a header's length"
+                raise ValueError(self._unreadable(why))
+            self._check_size(size, LENGTH_BYTES + length)
+            return opened.read(length)
 
     def _unreadable(self, why: object) -> str:
         return f"{self.name} is not a readable safetensors file: {why}"
 
-    def _require_whole(self, size: int, wanted: int) -> None:
-        cut = f"{self.name} is cut short: it has {size} of {wanted} bytes; download it again"
-        require(size >= wanted, cut)
+    def _check_size(self, size: int, wanted: int) -> None:
+        message = f"{self.name} is cut short: it has {size} of {wanted} bytes; download it again"
+        require(size >= wanted, message)
 
 
-def _metadata(content: Any) -> dict[str, str]:
+def _parse_header(content: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return the metadata and the tensors that a header lists.
+
+    Raises:
+        ValueError: if it is not as the format asks.
+    """
+    entries = parse_json(content)
+    require(isinstance(entries, dict), "its header is no JSON object")
+    metadata = _parse_metadata(entries.pop("__metadata__", None))
+    n = len(entries)
+    require(n <= MAX_TENSORS, f"it has {n} tensors, more than {MAX_TENSORS}")
+    return metadata, {key: _parse_tensor(key, entry) for key, entry in entries.items()}
+
+
+def _parse_metadata(content: Any) -> dict[str, str]:
     content = {} if content is None else content
     is_text = isinstance(content, dict) and all(isinstance(v, str) for v in content.values())
     require(is_text, "its metadata are not texts")
     return content
 
 
-def _tensor(key: str, entry: Any) -> Tensor:
-    """What the header says of a tensor, if it can be."""
+def _parse_tensor(key: str, entry: Any) -> Tensor:
+    """Check an entry of a header and return it as a tensor."""
     require(key.isprintable() and len(key) <= MAX_NAME_LENGTH, f"{key[:50]!r} is no tensor's name")
     is_complete = isinstance(entry, dict) and entry.keys() >= {"dtype", "shape", "data_offsets"}
-    require(is_complete, f"of {key} it does not say dtype, shape and data_offsets")
+    require(is_complete, f"it does not say dtype, shape and data_offsets of {key}")
     kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     is_known = isinstance(kind, str) and kind in BYTES
     require(is_known, f"{key} is of the type {str(kind)[:50]!r}, which is not supported")
-    require(_are_counts(shape), f"{key} has the shape {str(shape)[:100]}")
-    is_range = _are_counts(offsets, most=2**63) and len(offsets) == 2
+    require(_are_counts(shape, MAX_SIDE_LENGTH), f"{key} has the shape {str(shape)[:100]}")
+    is_range = _are_counts(offsets, MAX_OFFSET) and len(offsets) == 2
     require(is_range, f"{key} has the data_offsets {str(offsets)[:100]}")
     start, end = offsets
     n_bytes = math.prod(shape) * BYTES[kind]
@@ -146,13 +168,14 @@ def _tensor(key: str, entry: Any) -> Tensor:
     return Tensor(kind, tuple(shape), start, end)
 
 
-def _are_counts(values: Any, most: int = MAX_SIDE_LENGTH) -> bool:
-    are_whole = isinstance(values, list) and all(type(value) is int for value in values)
-    return are_whole and all(0 <= value <= most for value in values)
+def _are_counts(values: Any, most: int) -> bool:
+    """Return whether a value is a list of integers from 0 to `most`."""
+    are_integers = isinstance(values, list) and all(type(value) is int for value in values)
+    return are_integers and all(0 <= value <= most for value in values)
 
 
-def _end(tensors: Mapping[str, Tensor]) -> int:
-    """Where the bytes of the last tensor end: they follow each other without a gap."""
+def _check_offsets(tensors: Mapping[str, Tensor]) -> int:
+    """Check that the bytes of the tensors follow each other without a gap; return their number."""
     end = 0
     for key, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         require(tensor.start == end, f"{key} begins at byte {tensor.start}, not at {end}")
@@ -160,50 +183,13 @@ def _end(tensors: Mapping[str, Tensor]) -> int:
     return end
 
 
-_DTYPES = {mx.uint32: "U32", mx.float32: "F32", mx.float16: "F16"}  # as safetensors names them
-_ALIGNMENT = 8  # bytes that a header's length is a multiple of
-
-
-def save_native(
-    tensors: dict[str, mx.array], file: Path, on_written: Callable[[int], object]
-) -> None:
-    """Write lazy `tensors`, uint32 or floats, one after another, and take each out of the dict.
-
-    If the caller has no other reference to them, there is never more than one in memory.
-    `on_written` is called with the bytes of each.
-
-    Raises:
-        OSError: the file cannot be written, or is there already.
-    """
-    header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
-    end = 0
-    for key, value in tensors.items():
-        start, end = end, end + value.nbytes
-        kind = {"dtype": _DTYPES[value.dtype], "shape": value.shape}
-        header[key] = {**kind, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
-    with file.open("xb") as opened:
-        opened.write(len(text).to_bytes(8, "little") + text)
-        for key in list(tensors):
-            value = mx.contiguous(tensors.pop(key))
-            opened.write(memoryview(value))
-            on_written(value.nbytes)
-            del value
-
-
-pass
-
-MLX_READERS = 4  # threads
-
-
 def read_safetensors(file: Path) -> tuple[Header, dict[str, mx.array]]:
-    """The header of a file, and its tensors, lazily.
+    """Return the header of a file, and its tensors, which stay lazy, in the file's order.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no safetensors file, or has numbers of a kind that MLX does not read.
-        RuntimeError: there is no memory for the threads in which it is read.
+        OSError: if it cannot be read.
+        ValueError: if it is no safetensors file, or has numbers of a type that MLX does not read.
+        RuntimeError: if there is no memory for the threads in which it is read.
     """
     header = Header(str(file), file)
     if doubles := [key for key, tensor in header.tensors.items() if tensor.kind == "F64"]:
@@ -216,21 +202,23 @@ def read_safetensors(file: Path) -> tuple[Header, dict[str, mx.array]]:
         tensors = mx.load(str(file), format="safetensors")
     except RuntimeError as error:
         raise ValueError(f"{file} is not a readable safetensors file: {error}") from None
-    return header, {key: tensors[key] for key in header.tensors}  # in the file's order
+    if not isinstance(tensors, dict):  # as it is for other formats
+        raise ValueError(f"{file} is not a readable safetensors file: it has no names")
+    return header, {key: tensors[key] for key in header.tensors}
 
 
 @cache
 def _start_readers() -> None:
-    """Have MLX start the threads in which it reads files, before memory is taken for anything.
+    """Make MLX start the threads in which it reads files, before other things need the memory.
 
-    Where it cannot start one it may wait for ever, and so others try, which raise RuntimeError.
-    Their stacks are used again.
+    If MLX cannot start a thread it may wait forever. So threads of Python are started first, which
+    raise RuntimeError if they cannot be; MLX's threads then use the memory of their stacks.
     """
     done = Event()
-    with ThreadPoolExecutor(MLX_READERS) as pool:
+    with ThreadPoolExecutor(READERS) as pool:
         try:
-            for _ in range(MLX_READERS):
-                pool.submit(done.wait, 1)  # second, should an interruption come between
+            for _ in range(READERS):
+                pool.submit(done.wait, 1)  # at most a second, in case of an interruption here
         finally:
             done.set()
     file = io.BytesIO()
@@ -239,12 +227,46 @@ def _start_readers() -> None:
     mx.eval(mx.load(file, format="npy"))
 
 
-def not_finite(file: Path, dtype: mx.Dtype, layout: Layout | None = None) -> list[str]:
-    """The keys of tensors with a number that is not finite as `dtype`; of one network, or all.
+def save_native(
+    tensors: dict[str, mx.array], file: Path, on_written: Callable[[int], object]
+) -> None:
+    """Write lazy tensors, uint32 or floats, one after another, and remove each from the dict.
 
-    Raises: as `read_safetensors`.
+    Only one is in memory at a time, if the caller has no other reference to them.
+
+    Args:
+        on_written: called after each with its size in bytes.
+
+    Raises:
+        OSError: if the file cannot be written, or exists already.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
+    end = 0
+    for key, value in tensors.items():
+        start, end = end, end + value.nbytes
+        kind = {"dtype": SAVED_DTYPES[value.dtype], "shape": value.shape}
+        header[key] = {**kind, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    with file.open("xb") as opened:
+        opened.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
+        for key in list(tensors):
+            value = mx.contiguous(tensors.pop(key))
+            opened.write(np.asarray(value).data)  # a view, not a copy
+            on_written(value.nbytes)
+            del value
+
+
+def not_finite(file: Path, dtype: mx.Dtype, layout: Layout | None = None) -> list[str]:
+    """Return the keys of tensors with a number that is not finite as `dtype`.
+
+    Args:
+        layout: of the network to look at; None for all tensors of the file.
+
+    Raises:
+        OSError, ValueError: as `read_safetensors` does.
     """
     _, tensors = read_safetensors(file)
     keys = [key for key in tensors if layout is None or layout.has(key)]
-    # Taken out one by one, so that one of them is in memory.
+    # `pop` so that only one of them is in memory at a time.
     return [key for key in keys if not mx.isfinite(tensors.pop(key).astype(dtype)).all().item()]

@@ -1,32 +1,27 @@
-"""A whole model, or a VAE, in one file: the original layout as `model_io` reads models."""
+"""A whole model, or a VAE, in one file of the original layout, as a source of files.
 
-from collections.abc import Collection
+Such a file has no configs: they are made from the names and shapes of its tensors.
+"""
+
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..config.known_models import PACKAGE
 from ..utils.wording import join_names
+from .detect_networks import detect_text_encoder, detect_unet, detect_vae
 from .layouts import Layout
-from .original_layout import (
-    CLIP_ROOT,
-    FAMILIES,
-    UNET_ROOT,
-    VAE_ROOT,
-    XL_CLIP_ROOT,
-    Family,
-    tell_text_encoder,
-    tell_unet,
-    tell_vae,
-)
+from .original_layout import CLIP_ROOT, FAMILIES, UNET_ROOT, VAE_ROOT, XL_CLIP_ROOT, Family
 from .safetensors_file import Header
 from .sources import PICKLES, Source
 from .unsupported import refuse_keys
 
-TOKENIZER = PACKAGE / "tiny" / "tokenizer"  # CLIP's vocabulary, the same for all
-SUFFIXES = (".safetensors", ".ckpt")  # of names that mean a file, be it there or not
+TOKENIZER = PACKAGE / "tiny" / "tokenizer"  # CLIP's vocabulary, which is the same for all models
+SUFFIXES = (".safetensors", ".ckpt")  # a name that ends so means a file, even if there is none
 
-# What else such files have, and nobody needs: averaged copies of the weights, the noise schedule,
-# the state of the training, and what programs that write such files add to the text encoders.
+# Starts of further keys that such files have and that are not needed: averaged copies of the
+# weights, the noise schedule, the state of the training, and what programs that write such files
+# add to the text encoders.
 LEFTOVERS = (
     *("model_ema.", "loss.", "denoiser.", "global_step", "logvar", "lvlb_weights", "scale_factor"),
     *("alphas_cumprod", "betas", "log_one_minus_alphas_cumprod", "posterior_"),
@@ -35,88 +30,109 @@ LEFTOVERS = (
     *("conditioner.embedders.0.logit_scale", f"{XL_CLIP_ROOT}text_projection."),
 )
 
-# How files say what the UNet predicts (https://github.com/Stability-AI/ModelSpec).
-SAID_PREDICTION = "modelspec.prediction_type"
+# Metadata that say what the UNet predicts (https://github.com/Stability-AI/ModelSpec).
+PREDICTION_KEY = "modelspec.prediction_type"
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
-SAID_ARCHITECTURE = "modelspec.architecture"
+ARCHITECTURE_KEY = "modelspec.architecture"
 ARCHITECTURES = {
     "stable-diffusion-v2-512": "epsilon",
     "stable-diffusion-v2-768-v": "v_prediction",
 }
-# Keys without content by which SDXL fine-tunes say that they predict the velocity, and that their
-# noise schedule ends in pure noise.
+# Empty tensors by which SDXL fine-tunes say that they predict the velocity, and that their noise
+# schedule ends in pure noise.
 V_MARKER, ZERO_SNR_MARKER = "v_pred", "ztsnr"
 
 
-class SingleFile(Source):
-    """A file with all networks of a model, or with a VAE alone, as `model_io` reads models.
+class Component(NamedTuple):
+    """A network in a single file."""
 
-    `scaling_factor` is that of the VAE; None for a VAE alone, which does not say.
+    config: dict[str, Any]  # as diffusers would write it
+    layout: Layout
+
+
+class SingleFile(Source):
+    """A file with all networks of a model (the VAE may be missing).
+
+    Args:
+        header: of the file.
+        family: the family that the model belongs to.
+        components: its networks, by component.
     """
 
-    def __init__(self, header: Header, family: Family | None):
+    def __init__(self, header: Header, family: Family, components: Mapping[str, Component]):
         super().__init__(header.name, header.file.parent)
         self.header = header
         self.family = family
-        self.scaling_factor = None if family is None else family.scaling_factor
-        self.layouts: dict[str, Layout] = {}  # by component
-        self.configs: dict[str, dict[str, Any]] = {}  # the same, as diffusers writes them
-
-    def add(self, component: str, config: dict[str, Any], layout: Layout) -> None:
-        """Note what was told of a component."""
-        self.configs[component] = config
-        self.layouts[component] = layout
+        self.components = components
 
     def find(self, path: str) -> Path | None:
-        """A file of the vocabulary, which is the package's own; there are no others."""
+        """Return a file of the vocabulary, which is this package's own; there are no others."""
         folder, _, name = path.partition("/")
-        has_folder = folder.startswith("tokenizer") and _text_encoder(folder) in self.layouts
+        has_folder = folder.startswith("tokenizer") and _text_encoder_of(folder) in self.components
         return TOKENIZER / name if has_folder and name in ("vocab.json", "merges.txt") else None
 
     def files(self) -> Collection[str]:
-        """None but the file itself."""
-        return ()
+        return ()  # none but the file itself
 
-    def weights(self, component: str, float16: bool) -> list[Path]:
-        """The file, where it has the component."""
-        self._require(component)
-        return [self.header.file]
-
-    def config(self, path: str) -> tuple[dict[str, Any], str]:
-        """What the config file would say, and what to call it in messages."""
+    def config(self, path: str) -> tuple[Any, str]:
+        """Return what a config file would say, and the name of the single file."""
         component = path.partition("/")[0]
         if component == "scheduler":
-            return self._scheduler(), self.name
-        self._require(component)
-        config = self.configs[component]
-        if component == "unet" and self._predicts() == "v_prediction":
-            config = {**config, "sample_size": self.family.v_sample_size}
-        return config, self.name
+            return self._make_scheduler_config(), self.name
+        config = self._require_component(component).config
+        if component == "unet" and self._find_prediction_type() == "v_prediction":
+            return config | {"sample_size": self.family.v_sample_size}, self.name
+        return dict(config), self.name
+
+    def weights(self, component: str, float16: bool) -> list[Path]:
+        """Return the single file, if it has the component."""
+        self._require_component(component)
+        return [self.header.file]
+
+    def is_native(self, file: Path) -> bool:
+        return False
+
+    def layout(self, component: str) -> Layout:
+        return self._require_component(component).layout
 
     def pad_token(self, folder: str) -> str:
-        """What the tokenizer of a folder pads prompts with."""
-        return self.family.text_towers[_text_encoder(folder)].pad_token
+        return self.family.text_towers[_text_encoder_of(folder)].pad_token
 
-    def _require(self, component: str) -> None:
-        if component not in self.layouts:
-            what = {"unet": "no UNet", "vae": "no VAE: give one (--vae)"}.get(component)
-            raise FileNotFoundError(f"{self.name} has {what or f'no {component}'}")
+    def scaling_factor(self) -> float | None:
+        return self.family.scaling_factor  # also if the file has no VAE
 
-    def _predicts(self) -> str | None:
-        """What the UNet predicts: as the user says, else the file, else the family."""
+    def _require_component(self, component: str) -> Component:
+        """Return a network of the file.
+
+        Raises:
+            FileNotFoundError: if the file does not have it.
+        """
+        if component not in self.components:
+            hints = {"unet": "no UNet", "vae": "no VAE: give one (--vae)"}
+            raise FileNotFoundError(f"{self.name} has {hints.get(component, f'no {component}')}")
+        return self.components[component]
+
+    def _find_prediction_type(self) -> str | None:
+        """Return what the UNet predicts: what the user says, or the file, or the family."""
         if self.prediction_type is not None:
             return self.prediction_type
-        if (said := self.header.metadata.get(SAID_PREDICTION)) is not None:
+        metadata = self.header.metadata
+        if (said := metadata.get(PREDICTION_KEY)) is not None:
             if said not in PREDICTIONS:
-                raise ValueError(f"{self.name}: {SAID_PREDICTION} = {said!r} is not supported")
+                raise ValueError(f"{self.name}: {PREDICTION_KEY} = {said!r} is not supported")
             return PREDICTIONS[said]
         if V_MARKER in self.header.shapes:
             return "v_prediction"
-        architecture = self.header.metadata.get(SAID_ARCHITECTURE)
+        architecture = metadata.get(ARCHITECTURE_KEY, "")
         return ARCHITECTURES.get(architecture, self.family.prediction_type)
 
-    def _scheduler(self) -> dict[str, Any]:
-        if (prediction_type := self._predicts()) is None:
+    def _make_scheduler_config(self) -> dict[str, Any]:
+        """Return the noise schedule that all models of Stable Diffusion share.
+
+        Raises:
+            ValueError: if nothing says what the UNet predicts.
+        """
+        if (prediction_type := self._find_prediction_type()) is None:
             raise ValueError(
                 f"{self.name} does not say what this {self.family.name} model predicts: give the "
                 "prediction type (--prediction-type), v_prediction for models of 768 pixels, "
@@ -130,68 +146,122 @@ class SingleFile(Source):
             "beta_end": 0.012,
             "steps_offset": 1,
             "prediction_type": prediction_type,
-            # Noise alone is what trailing spacing begins with (arXiv:2305.08891, section 3.3).
+            # Trailing spacing begins with pure noise (arXiv:2305.08891, section 3.3).
             "timestep_spacing": "trailing" if is_zero_snr else self.family.timestep_spacing,
             "rescale_betas_zero_snr": is_zero_snr,
         }
 
 
+class VaeFile(Source):
+    """A file with a VAE alone, which does not say how it scales latents."""
+
+    def __init__(self, header: Header, vae: Component):
+        super().__init__(header.name, header.file.parent)
+        self.header = header
+        self.vae = vae
+
+    def find(self, path: str) -> Path | None:
+        return None
+
+    def files(self) -> Collection[str]:
+        return ()
+
+    def config(self, path: str) -> tuple[Any, str]:
+        """Return what the VAE's config file would say, and the name of the single file."""
+        self._require_vae(path.partition("/")[0])
+        return dict(self.vae.config), self.name
+
+    def weights(self, component: str, float16: bool) -> list[Path]:
+        """Return the single file."""
+        self._require_vae(component)
+        return [self.header.file]
+
+    def is_native(self, file: Path) -> bool:
+        return False
+
+    def layout(self, component: str) -> Layout:
+        self._require_vae(component)
+        return self.vae.layout
+
+    def scaling_factor(self) -> float | None:
+        return None
+
+    def _require_vae(self, component: str) -> None:
+        if component != "vae":
+            raise FileNotFoundError(f"{self.name} has no {component}: it is a VAE (--vae)")
+
+
 def open_single_file(name: str, file: Path) -> SingleFile:
-    """Tell the model that a file holds.
+    """Detect the model that a file holds.
+
+    Args:
+        name: the file's name in messages.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: it is a pickle, damaged, or holds something else; the message says what.
+        OSError: if the file cannot be read.
+        ValueError: if it is a pickle, damaged, or holds something else; the message says what.
     """
-    header = _open(name, file)
+    header = _open_header(name, file)
     refuse_keys(name, header.shapes)
     if not header.has(UNET_ROOT):
         why = f"no keys begin with {UNET_ROOT} (of a model in diffusers' layout, give the folder)"
         if header.has("decoder.conv_in."):
             why = "it is a VAE (--vae)"
         raise ValueError(f"{name} is no Stable Diffusion checkpoint in one file: {why}")
-    for family in FAMILIES:
-        if any(header.has(tower.root) for tower in family.text_towers.values()):
-            break
-    else:
-        raise ValueError(f"{name} has no text encoder of SD 1.x, 2.x or XL")
 
-    model = SingleFile(header, family)
-    for component, tower in family.text_towers.items():
-        model.add(component, *tell_text_encoder(header, tower))
-    model.add("unet", *tell_unet(header, family, model.configs))
+    family = _detect_family(header)
+    components = {
+        component: Component(*detect_text_encoder(header, tower))
+        for component, tower in family.text_towers.items()
+    }
+    text_configs = {component: each.config for component, each in components.items()}
+    components["unet"] = Component(*detect_unet(header, family, text_configs))
     if header.has(VAE_ROOT):
-        config, layout = tell_vae(header, VAE_ROOT)
-        model.add("vae", {**config, "scaling_factor": family.scaling_factor}, layout)
-    roots = tuple(layout.root for layout in model.layouts.values())
-    if strays := [key for key in header.shapes if not key.startswith((*roots, *LEFTOVERS))]:
-        raise ValueError(f"{name}, told to be {family.name}: not expected: {join_names(strays)}")
-    return model
+        config, layout = detect_vae(header, VAE_ROOT)
+        config["scaling_factor"] = family.scaling_factor
+        components["vae"] = Component(config, layout)
+
+    expected = (*(component.layout.root for component in components.values()), *LEFTOVERS)
+    if strays := [key for key in header.shapes if not key.startswith(expected)]:
+        raise ValueError(f"{name}, recognized as {family.name}: not expected: {join_names(strays)}")
+    return SingleFile(header, family, components)
 
 
-def open_vae_file(name: str, file: Path) -> SingleFile:
-    """Tell the VAE that a file holds, alone or within a model.
+def open_vae_file(name: str, file: Path) -> Source:
+    """Detect the VAE that a file holds, alone or within a model.
 
-    Raises: as `open_single_file`.
+    Raises:
+        OSError, ValueError: as `open_single_file` does.
     """
-    header = _open(name, file)
+    header = _open_header(name, file)
     if header.has(UNET_ROOT):
         return open_single_file(name, file)
     root = VAE_ROOT if header.has(VAE_ROOT) else ""
     if not header.has(f"{root}decoder.conv_in."):
         refuse_keys(name, header.shapes)
         raise ValueError(f"{name} holds no VAE")
-    vae = SingleFile(header, family=None)
-    vae.add("vae", *tell_vae(header, root))
-    return vae
+    return VaeFile(header, Component(*detect_vae(header, root)))
 
 
-def _text_encoder(tokenizer: str) -> str:
-    """The text encoder that a tokenizer is for: they are numbered alike."""
+def _detect_family(header: Header) -> Family:
+    """Return the family of a model, by its text encoders.
+
+    Raises:
+        ValueError: if it has none of a known family.
+    """
+    for family in FAMILIES:
+        if any(header.has(tower.root) for tower in family.text_towers.values()):
+            return family
+    raise ValueError(f"{header.name} has no text encoder of SD 1.x, 2.x or XL")
+
+
+def _text_encoder_of(tokenizer: str) -> str:
+    """Return the text encoder that a tokenizer is for: both have the same number."""
     return tokenizer.replace("tokenizer", "text_encoder")
 
 
-def _open(name: str, file: Path) -> Header:
+def _open_header(name: str, file: Path) -> Header:
+    """Read the header of a file that must not be a pickle."""
     if not file.exists():
         raise FileNotFoundError(f"there is no file {name}")
     if file.suffix in PICKLES:

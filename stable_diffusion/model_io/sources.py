@@ -1,105 +1,155 @@
+"""The places that the files of a model come from; here a folder, see `hub` and `single_file` too.
+
+Each source answers for itself: where its files are, how its weights are named, what pads its
+prompts and how its VAE scales the latents.
+"""
+
 import re
 from collections.abc import Collection, Iterable, Sequence
+from copy import copy, deepcopy
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Self
 
+from ..config.known_models import PAD_TOKEN, find_spec
+from ..config.networks import AutoencoderConfig
 from ..utils.strict_json import read_json
-from .weight_files import FULL, STEMS, weight_files
+from .layouts import LAYOUTS, Layout
+from .weight_files import FULL, NATIVE, STEMS, weight_files
 
-pass
-
-# A repository with it in the cache is one that was used; also by Apple's original example, which
-# leaves no model_index.json.
+# A repository with this file in the cache has been used; also by the original MLX example, which
+# does not download model_index.json.
 CACHE_MARKER = "unet/config.json"
+VAE_CONFIG = "vae/config.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")  # opening one can run code
-SHARD_NAME = re.compile(r"[^/\\]+\.safetensors")  # a plain file name, which cannot lead elsewhere
+SHARD_NAME = re.compile(r"[^/\\]+\.safetensors")  # a plain file name, which stays in its folder
 
 
 class Source:
-    """The files of a model, or of some components of it, in a folder.
+    """The files of a model, or of some of its components, in a folder.
 
-    `name` is how messages call the model, `root` the folder. Paths are relative to it and have
-    forward slashes, as in "unet/config.json". `vae` is where the VAE comes from if not from here,
-    `prediction_type` what the UNet predicts, whatever the files say: as the user wants it.
+    Paths are relative to the folder and have forward slashes, as in "unet/config.json". A config
+    file is read once; open the folder again to see a change.
+
+    Args:
+        name: the model's name in messages.
+        root: the folder.
     """
 
-    vae: "Source | None" = None
+    # What the UNet predicts, if the user says so: it takes precedence over the files.
     prediction_type: str | None = None
 
     def __init__(self, name: str, root: Path):
         self.name = name
         self.root = root
+        self._configs: dict[str, tuple[Any, str]] = {}  # by path: what was read, and the file
 
     @property
     def commit(self) -> tuple[str, str] | None:
-        """The repository and the commit of it, where the files come from the Hub."""
+        """Return the repository and its commit, or None if the files are not from the Hub."""
         return None
 
+    def with_prediction_type(self, prediction_type: str) -> Self:
+        """Return a copy for which the UNet predicts what the user says, not what the files say."""
+        changed = copy(self)
+        changed.prediction_type = prediction_type
+        return changed
+
     def find(self, path: str) -> Path | None:
-        """The local file, fetched if need be; None where the model has no such file.
+        """Return the local file, downloaded if necessary, or None if the model has no such file.
 
         Raises:
-            FileNotFoundError: the model has it, but it cannot be fetched.
+            FileNotFoundError: if the model has it, but it cannot be downloaded.
         """
         file = self.root / path
         return file if file.is_file() else None
 
     def require(self, path: str) -> Path:
-        """Like `find`, for a file that must be there.
+        """Return the local file, as `find` does, if there must be one.
 
         Raises:
-            FileNotFoundError: the model has no such file, or it cannot be fetched.
-            ValueError: it has not, and its weights are pickles only.
+            FileNotFoundError: if the model has no such file, or it cannot be downloaded.
+            ValueError: if the model has no such file, and its weights are pickles only.
         """
         if (file := self.find(path)) is None:
-            raise self._absent(path)
+            raise self._absence(path)
         return file
 
     def config(self, path: str) -> tuple[Any, str]:
-        """What a JSON file says, and what messages call the file.
+        """Return the content of a JSON file, and the name of the file for messages.
+
+        The file is read once. The content is a copy, which the caller may change.
 
         Raises:
-            FileNotFoundError, ValueError: as `require`; and it is no JSON.
+            FileNotFoundError, ValueError: as `require` does, and if the file is not JSON.
         """
-        file = self.require(path)
-        try:
-            return read_json(file), str(file)
-        except ValueError as error:
-            raise ValueError(f"{file} is not a JSON file: {error}") from None
+        if path not in self._configs:
+            file = self.require(path)
+            try:
+                self._configs[path] = read_json(file), str(file)
+            except ValueError as error:
+                raise ValueError(f"{file} is not a JSON file: {error}") from None
+        content, name = self._configs[path]
+        return deepcopy(content), name
 
     def weights(self, component: str, float16: bool) -> list[Path]:
-        """The safetensors files of "unet", "vae", "text_encoder" or "text_encoder_2".
+        """Return the safetensors files of a component: one, or the shards that an index names.
 
-        One file where the model is converted, or the shards that an index names. With
-        `float16` the fp16 variant if the model has one, else the full files; without, the other
-        way round. Full files that are there already serve `float16` too: nothing is fetched twice.
+        With `float16` the fp16 variant is preferred to the full files, without it the full files.
+        Full files that are already there serve `float16` too, so that nothing is downloaded twice.
+
+        Args:
+            component: "unet", "vae", "text_encoder" or "text_encoder_2".
 
         Raises:
-            FileNotFoundError: there are none, a shard is missing, or one cannot be fetched.
-            ValueError: there are only pickles, or an index is malformed.
+            FileNotFoundError: if there are none, a shard is missing, or one cannot be downloaded.
+            ValueError: if there are only pickles, or an index is malformed.
         """
         paths = weight_files(component, float16)
         if float16:
             paths.sort(key=lambda path: not (self.root / path).is_file())
         for path in paths:
             if (file := self.find(path)) is not None:
-                return self._shards(component, file) if path.endswith(".json") else [file]
-        raise self._absent(f"{component}/{FULL[0].format(STEMS[component])}")
+                return self._find_shards(component, file) if path.endswith(".json") else [file]
+        raise self._absence(f"{component}/{FULL[0].format(STEMS[component])}")
+
+    def is_native(self, file: Path) -> bool:
+        """Return whether a weight file has MLX's layout and this package's names."""
+        return file.name == NATIVE
+
+    def layout(self, component: str) -> Layout:
+        """Return how the files, if they are not native, name the tensors of a component."""
+        return LAYOUTS[component]
+
+    def pad_token(self, folder: str) -> str:
+        """Return what pads prompts, if the files in the folder of a tokenizer do not say."""
+        spec = find_spec(self.name)
+        return PAD_TOKEN if spec is None else spec.pad_token
+
+    def scaling_factor(self) -> float | None:
+        """Return what the VAE multiplies latents by, or None if the files do not say.
+
+        Raises:
+            ValueError: if the config of the VAE is not supported or broken.
+        """
+        if self.find(VAE_CONFIG) is None:
+            return None
+        return AutoencoderConfig.from_dict(*self.config(VAE_CONFIG)).scaling_factor
 
     def announcement(self, choices: Iterable[Sequence[str]]) -> str | None:
-        """What there is to say before a download; None where there is none.
+        """Return a line about the download that is needed, or None if none is.
 
-        Of each of `choices` the first file that the model has will be wanted.
+        Args:
+            choices: groups of paths; the first file of each that the model has will be needed.
         """
         return None
 
     def files(self) -> Collection[str]:
-        """The paths of all files that the model is known to have."""
-        found = [*self.root.glob("*"), *self.root.glob("*/*")]  # not all of somebody's home folder
+        """Return the paths of all files that the model is known to have."""
+        found = [*self.root.glob("*"), *self.root.glob("*/*")]  # not the whole of a home folder
         return [file.relative_to(self.root).as_posix() for file in found if file.is_file()]
 
-    def _shards(self, component: str, index: Path) -> list[Path]:
-        """The files that an index names, each once, in its order."""
+    def _find_shards(self, component: str, index: Path) -> list[Path]:
+        """Return the files that an index names, each once, in the order of the index."""
         where = f"{self.name}: {component}/{index.name}"
         try:
             names = list(dict.fromkeys(read_json(index)["weight_map"].values()))
@@ -107,15 +157,15 @@ class Source:
             raise ValueError(f"{where} is not a JSON object with a weight_map") from error
         if not names:
             raise ValueError(f"{where} names no files")
-        for name in names:  # all, before the first is fetched
+        for name in names:  # check all of them before the first is downloaded
             is_plain = isinstance(name, str) and SHARD_NAME.fullmatch(name) and name.isprintable()
             if not is_plain:
-                told = repr(name)[:100]
-                raise ValueError(f"{where} names {told}, which is no safetensors file beside it")
+                given = repr(name)[:100]
+                raise ValueError(f"{where} names {given}, which is no safetensors file beside it")
         return [self.require(f"{component}/{name}") for name in names]
 
-    def _absent(self, path: str) -> Exception:
-        """The error to raise for a file that the model does not have."""
+    def _absence(self, path: str) -> Exception:
+        """Return the error to raise because the model does not have a file."""
         for folder in (f"{PurePosixPath(path).parent}/", ""):
             files = [file for file in self.files() if file.startswith(folder)]
             pickles = sorted(file for file in files if file.endswith(PICKLES))
@@ -124,14 +174,15 @@ class Source:
                     f"{self.name} has {pickles[0]} but no safetensors there, and pickles are never "
                     "loaded: convert it in diffusers, save_pretrained(..., safe_serialization=True)"
                 )
-        return FileNotFoundError(f"{self.name} has no {path}{self._doubt()}")
+        return FileNotFoundError(f"{self.name} has no {path}{self._absence_note()}")
 
-    def _doubt(self) -> str:
+    def _absence_note(self) -> str:
+        """Return what to add to the message about a file that is not there."""
         return ""
 
 
 class BareVae(Source):
-    """A VAE that lies in a folder or repository by itself, seen as the VAE of a model."""
+    """A VAE alone in a folder or repository, presented as the VAE of a model."""
 
     def __init__(self, source: Source):
         super().__init__(source.name, source.root)

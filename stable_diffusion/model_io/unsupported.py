@@ -1,6 +1,6 @@
-"""Models that are not for this package, told by what their files show, to be refused by name.
+"""Models that this package does not support: recognized by their files, and refused by name.
 
-They would not fit the networks here, or worse, fit and be run wrongly.
+They would not fit the networks here, or worse, would fit and give wrong pictures.
 """
 
 from collections.abc import Collection
@@ -9,9 +9,9 @@ from typing import Any
 from ..config.networks import UNetConfig
 
 REFINER = "the SDXL refiner"
-REFINER_CONTEXT = 1280  # width of its text embeddings, which are of SDXL's second encoder only
+REFINER_CONTEXT = 1280  # the width of SDXL's second text encoder, the only one that it uses
 
-# By what the class of diffusers' pipeline is called, in `model_index.json`; the first that fits.
+# By a part of the pipeline's class in `model_index.json`; the first that fits.
 PIPELINES = {
     "StableDiffusion3": "Stable Diffusion 3",
     "Flux": "FLUX",
@@ -31,7 +31,7 @@ PIPELINES = {
     "LTX": "LTX-Video",
 }
 
-# By the channels that the UNet takes where it gives four: what it sees beside the latents.
+# By the number of channels that the UNet takes, if it gives four.
 INPUTS = {
     5: "a depth-to-image model",
     7: "an upscaler",
@@ -39,7 +39,7 @@ INPUTS = {
     9: "an inpainting model",
 }
 
-# By a part of a key that no other checkpoint has; the first that fits.
+# By a part of a key that only such files have; the first that fits.
 KEYS = {
     "lora_": "a LoRA, not a model",
     "string_to_param": "a textual-inversion embedding, not a model",
@@ -70,16 +70,17 @@ KEYS = {
 
 
 def refuse_pipeline(index: Any, where: str) -> None:
-    """Refuse, by the content of a `model_index.json`.
+    """Refuse a model that is not supported, by the content of its `model_index.json`.
+
+    A model that is not known at all passes: the strict configs refuse it later.
 
     Raises:
-        ValueError: it is another kind of model, and this is its name. What is not known at all
-            passes: the strict configs refuse that.
+        ValueError: if it is a known kind of model that is not supported; the message names it.
     """
     if not isinstance(index, dict):
         return
     class_name = str(index.get("_class_name"))
-    # `requires_aesthetics_score` is for what the refiner takes in place of the target size.
+    # The refiner takes an aesthetic score instead of the target size.
     if index.get("requires_aesthetics_score") is True:
         raise _refusal(where, REFINER)
     for part, model in PIPELINES.items():
@@ -88,10 +89,10 @@ def refuse_pipeline(index: Any, where: str) -> None:
 
 
 def refuse_unet(name: str, unet: UNetConfig) -> None:
-    """Refuse, by what a UNet takes.
+    """Refuse a model that is not supported, by the inputs of its UNet.
 
     Raises:
-        ValueError: as `refuse_pipeline`.
+        ValueError: as `refuse_pipeline` does.
     """
     if unet.in_channels != unet.out_channels and unet.in_channels in INPUTS:
         raise _refusal(name, INPUTS[unet.in_channels])
@@ -100,10 +101,10 @@ def refuse_unet(name: str, unet: UNetConfig) -> None:
 
 
 def refuse_keys(name: str, keys: Collection[str]) -> None:
-    """Refuse, by the keys of a single file.
+    """Refuse a model that is not supported, by the keys of its single file.
 
     Raises:
-        ValueError: as `refuse_pipeline`.
+        ValueError: as `refuse_pipeline` does.
     """
     for part, model in KEYS.items():
         if any(part in key for key in keys):
@@ -111,4 +112,5 @@ def refuse_keys(name: str, keys: Collection[str]) -> None:
 
 
 def _refusal(where: str, model: str) -> ValueError:
+    """Return the error to raise for a model that is not supported."""
     return ValueError(f"{where}: this is {model}; only Stable Diffusion 1.x, 2.x and XL are run")

@@ -1,4 +1,4 @@
-"""What files of weights are called, in folders of diffusers and in those that `convert` writes."""
+"""The names of weight files, in folders of diffusers and in those that `convert` writes."""
 
 import re
 from collections.abc import Iterable
@@ -17,19 +17,22 @@ FP16 = (
     "{}.safetensors.fp16.index.json",  # older diffusers
     "{}.fp16.safetensors.index.json",  # huggingface_hub's own `save_torch_model`
 )
-NATIVE = "mlx_model.safetensors"  # of a converted component: no name that diffusers would read
+NATIVE = "mlx_model.safetensors"  # of a converted component: diffusers reads no file of this name
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 
 
 def weight_files(component: str, float16: bool) -> list[str]:
-    """Where the weights of a component may be, the best first."""
+    """Return the paths at which the weights of a component may be, the best one first."""
     patterns = FP16 + FULL if float16 else FULL + FP16
     names = (NATIVE, *(pattern.format(STEMS[component]) for pattern in patterns))
     return [f"{component}/{name}" for name in names]
 
 
 def with_shards(path: str, listing: Iterable[str]) -> list[str]:
-    """A weight file; or an index, and what by its name are the files that it names."""
+    """Return the path of a weight file or an index, and after an index those of its shards.
+
+    The shards are found by their names in the listing, because the index is not read.
+    """
     if not path.endswith(".json"):
         return [path]
     folder, is_fp16 = PurePosixPath(path).parent, "fp16" in path

@@ -1,7 +1,6 @@
-"""Networks in files of MLX's own layout and this package's names, as `convert` writes them.
+"""Give a network the weights of files, in PyTorch's layout or in MLX's own.
 
-Nothing has to be renamed or turned over, so what is read is what is kept, and what is written
-needs the memory of one tensor.
+The arrays stay lazy: nothing is read from the files before it is used.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,107 +17,108 @@ from .layouts import Layout
 from .safetensors_file import FLOATS, read_safetensors
 
 
-def load_native(model: nn.Module, file: Path, dtype: mx.Dtype) -> None:
-    """Give `model`, which is quantized as the file is, the weights of `file`, lazily, as `dtype`.
+def flatten_parameters(network: nn.Module) -> dict[str, mx.array]:
+    """Return the parameters of a network by their paths."""
+    return dict(tree_flatten(network.parameters(), destination={}))
 
-    Matrices of a quantized network that are stored in half precision stay so, but for embeddings:
-    where they meet float32 they are widened.
+
+def load_weights(
+    network: nn.Module, files: Sequence[Path], layout: Layout, dtype: mx.Dtype
+) -> None:
+    """Give a network the weights of files of PyTorch, all of its files together, as `dtype`.
 
     Raises:
-        ValueError: a file that is no safetensors file; tensors that are missing, not expected,
-            or of another shape or kind than the model asks for, all in one message.
+        ValueError: if a file is no safetensors file, or if tensors are missing, not expected, or
+            of another shape than the config asks for; the message lists all of them.
     """
-    wanted = dict(tree_flatten(model.parameters()))
+    incoming = _Incoming(layout, {k: v.shape for k, v in flatten_parameters(network).items()})
+    for file in files:
+        header, tensors = read_safetensors(file)
+        for key, value in tensors.items():
+            if layout.has(key):
+                incoming.add(key, value, header.tensors[key].kind)
+    incoming.note_missing()
+    incoming.problems.refuse(files[0])
+    weights = [(name, value.astype(dtype)) for name, value in incoming.weights.items()]
+    network.update(tree_unflatten(weights))
+
+
+def load_native(network: nn.Module, file: Path, dtype: mx.Dtype) -> None:
+    """Give a network the weights of a file that `convert` wrote, as `dtype`.
+
+    Nothing has to be renamed or transposed. The network must be quantized as the file is. Matrices
+    of a quantized network that are stored in half precision stay so, except in embeddings: where
+    they meet float32 they are converted.
+
+    Raises:
+        ValueError: if it is no safetensors file, or if tensors are missing, not expected, or of
+            another shape or type than the network asks for; the message lists all of them.
+    """
+    wanted = flatten_parameters(network)
     _, weights = read_safetensors(file)
     problems = Problems()
     problems.misshapen += [
-        f"{key} {_kind(weights[key])}, not {_kind(value)}"
+        f"{key} {_describe_kind(weights[key])}, not {_describe_kind(value)}"
         for key, value in wanted.items()
-        if key in weights and _kind(weights[key]) != _kind(value)
+        if key in weights and _describe_kind(weights[key]) != _describe_kind(value)
     ]
     problems.missing += [key for key in wanted if key not in weights]
     problems.unexpected += [key for key in weights if key not in wanted]
     problems.refuse(file)
 
-    layers = model.named_modules() if is_quantized(model) else ()
+    layers = network.named_modules() if is_quantized(network) else ()
     keeping = {f"{path}." for path, layer in layers if not isinstance(layer, nn.Embedding)}
 
-    def converted(key: str, value: mx.array) -> mx.array:
+    def convert(key: str, value: mx.array) -> mx.array:
         is_matrix = value.ndim > 1 and key[: key.rfind(".") + 1] in keeping
         is_kept = value.dtype == mx.uint32 or (is_matrix and value.dtype == mx.float16)
         return value if is_kept else value.astype(dtype)
 
-    model.update(tree_unflatten([(key, converted(key, value)) for key, value in weights.items()]))
+    network.update(tree_unflatten([(key, convert(key, value)) for key, value in weights.items()]))
 
 
-def _kind(value: mx.array) -> str:
-    """What a tensor has to have in common with the one that it replaces."""
-    packed = " of packed bits" if value.dtype == mx.uint32 else ""
-    is_number = packed or mx.issubdtype(value.dtype, mx.floating)
-    return f"{list(value.shape)}{packed if is_number else f' of {value.dtype}'}"
+def read_weights(network: nn.Module, on_read: Callable[[int], object] | None = None) -> None:
+    """Read, convert and quantize the lazy weights of a network now, one after another.
 
+    Only one of them is in memory in two versions at a time.
 
-def load_weights(model: nn.Module, files: Sequence[Path], layout: Layout, dtype: mx.Dtype) -> None:
-    """Give `model` the weights of `files`, together all of them, as `dtype`.
-
-    Nothing is read before it is used: the arrays stay lazy.
-
-    Raises:
-        ValueError: a file that is no safetensors file; tensors that are missing, not expected,
-            or of another shape than the config asks for, all in one message.
+    Args:
+        on_read: called after each with its size in bytes.
     """
-    wanted = {name: value.shape for name, value in tree_flatten(model.parameters())}
-    weights: dict[str, mx.array] = {}
-    problems = Problems()
-    for file in files:
-        header, tensors = read_safetensors(file)
-        for key, value in tensors.items():
-            if not layout.has(key):
-                continue
-            names = layout.parameters(key)
-            if not wanted.keys() >= set(names):
-                problems.unexpected.append(key)
-                continue
-            if any(name in weights for name in names):
-                problems.twice.append(key)
-                continue
-            if (kind := header.tensors[key].kind) not in FLOATS:
-                problems.misshapen.append(f"{key} of {kind}, not floats")
-            shape = wanted[names[0]]
-            for name, part in zip(names, _split(value, len(names), shape[0]), strict=True):
-                part = part.T if name in layout.transposed else part
-                weights[name] = channels_last(part, len(shape))
-            if any(weights[name].shape != wanted[name] for name in names):
-                expected = _channels_first(shape)
-                expected = expected[::-1] if names[0] in layout.transposed else expected
-                expected = (expected[0] * len(names), *expected[1:])
-                problems.misshapen.append(f"{key} {list(value.shape)}, not {list(expected)}")
-    missing = [layout.key(name) for name in wanted if name not in weights]
-    problems.missing += dict.fromkeys(missing)  # parameters of one tensor share its key
+    for value in flatten_parameters(network).values():
+        mx.eval(value)
+        if on_read is not None:
+            on_read(value.nbytes)
 
-    problems.refuse(files[0])
-    model.update(tree_unflatten([(name, value.astype(dtype)) for name, value in weights.items()]))
+
+def channels_last(value: mx.array, rank: int) -> mx.array:
+    """Return a tensor of a PyTorch file in MLX's layout, for a parameter of `rank` dimensions."""
+    if value.ndim != 4:
+        return value
+    if rank == 2 and value.shape[2:] == (1, 1):
+        return value.reshape(value.shape[:2])  # a 1×1 convolution is a linear layer here
+    return mx.contiguous(value.transpose(0, 2, 3, 1))  # [out, in, h, w] → [out, h, w, in]
 
 
 @dataclass
 class Problems:
-    """Why tensors are not those that a model asks for: keys, with what more there is to say."""
+    """Why the tensors of a file are not those that a network asks for: keys, with details."""
 
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
-    twice: list[str] = field(default_factory=list)
+    duplicate: list[str] = field(default_factory=list)
     misshapen: list[str] = field(default_factory=list)
 
     def refuse(self, file: Path) -> None:
-        """Refuse a file, of those that a model is in, for all of them.
+        """Refuse the file, or the first of several, if there are any problems.
 
         Raises:
-            ValueError: there is any; the message has them all, or counts them.
+            ValueError: if there are; the message lists or counts all of them.
         """
         by_kind = {
             "missing": self.missing,
             "not expected": self.unexpected,
-            "there twice": self.twice,
+            "there twice": self.duplicate,
             "wrong shape": self.misshapen,
         }
         if any(by_kind.values()):
@@ -128,36 +128,68 @@ class Problems:
             raise ValueError(f"{file} does not hold what the model asks for: {found}")
 
 
-def read_weights(network: nn.Module, on_read: Callable[[int], object] | None = None) -> None:
-    """Read, convert and quantize lazy weights now, one after another.
+@dataclass
+class _Incoming:
+    """The tensors of PyTorch's files, on their way into a network."""
 
-    So there is never more than one of them in two versions. `on_read` is told the bytes of each.
-    """
-    for _, value in tree_flatten(network.parameters()):
-        mx.eval(value)
-        if on_read is not None:
-            on_read(value.nbytes)
+    layout: Layout
+    wanted: dict[str, tuple[int, ...]]  # shapes of the parameters
+    weights: dict[str, mx.array] = field(default_factory=dict)  # by parameter, in MLX's layout
+    problems: Problems = field(default_factory=Problems)
+
+    def add(self, key: str, value: mx.array, kind: str) -> None:
+        """Take the parameters that a tensor holds, or note what is wrong with it.
+
+        Args:
+            kind: the type of its numbers, as the file names it.
+        """
+        names = self.layout.parameters(key)
+        if not self.wanted.keys() >= set(names):
+            self.problems.unexpected.append(key)
+            return
+        if any(name in self.weights for name in names):
+            self.problems.duplicate.append(key)
+            return
+        if kind not in FLOATS:
+            self.problems.misshapen.append(f"{key} of {kind}, not floats")
+        shape = self.wanted[names[0]]
+        for name, part in zip(names, _split_rows(value, len(names), shape[0]), strict=True):
+            part = part.T if name in self.layout.transposed else part
+            self.weights[name] = channels_last(part, len(shape))
+        if any(self.weights[name].shape != self.wanted[name] for name in names):
+            expected = self._expected_shape(names)
+            self.problems.misshapen.append(f"{key} {list(value.shape)}, not {list(expected)}")
+
+    def note_missing(self) -> None:
+        """Note the parameters that no tensor holds, by the keys that they would have."""
+        missing = [self.layout.key(name) for name in self.wanted if name not in self.weights]
+        self.problems.missing += dict.fromkeys(missing)  # parameters of one tensor share its key
+
+    def _expected_shape(self, names: Sequence[str]) -> tuple[int, ...]:
+        """Return the shape that the tensor with these parameters must have in a file."""
+        shape = _channels_first(self.wanted[names[0]])
+        if names[0] in self.layout.transposed:
+            shape = shape[::-1]
+        return (shape[0] * len(names), *shape[1:])
 
 
-def _split(value: mx.array, n_parts: int, rows: int) -> list[mx.array]:
-    """The parts of a tensor that lie one below the other, `rows` each; the last has the rest."""
+def _split_rows(value: mx.array, n_parts: int, rows: int) -> Sequence[mx.array]:
+    """Return the parts of a tensor, `rows` rows each; the last part has all that remain."""
     if n_parts == 1 or value.ndim == 0:
         return [value] * n_parts
-    return mx.split(value, [rows * i for i in range(1, n_parts)])
-
-
-def channels_last(value: mx.array, rank: int) -> mx.array:
-    """A tensor of a PyTorch file in MLX's layout; `rank` is the parameter's."""
-    if value.ndim != 4:
-        return value
-    if rank == 2 and value.shape[2:] == (1, 1):
-        return value.reshape(value.shape[:2])  # a 1×1 convolution is a linear layer here
-    return mx.contiguous(value.transpose(0, 2, 3, 1))  # [out, in, h, w] → [out, h, w, in]
+    return value.split(tuple(rows * i for i in range(1, n_parts)))
 
 
 def _channels_first(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that a parameter of `shape` has in a PyTorch file."""
+    """Return the shape in a PyTorch file of a parameter that has this shape in MLX."""
     if len(shape) != 4:
         return shape
     out_channels, height, width, in_channels = shape
     return (out_channels, in_channels, height, width)
+
+
+def _describe_kind(value: mx.array) -> str:
+    """Return what a tensor must have in common with the parameter that it becomes."""
+    packed = " of packed bits" if value.dtype == mx.uint32 else ""
+    is_number = packed or mx.issubdtype(value.dtype, mx.floating)
+    return f"{list(value.shape)}{packed if is_number else f' of {value.dtype}'}"

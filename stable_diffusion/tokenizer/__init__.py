@@ -1,4 +1,4 @@
-"""Text to token ids, as CLIP wants them."""
+"""Text to the token ids that CLIP takes, and the weights that a prompt gives its words."""
 
 from .tokenizer import Tokenizer
 

@@ -1,6 +1,6 @@
-"""Byte pairs: the UTF-8 bytes of a word, merged pairwise by a table learned once.
+"""Byte-pair encoding: the UTF-8 bytes of a word, merged in pairs by a table that was learned.
 
-Sennrich et al. 2016 (arXiv:1508.07909); over bytes as in GPT-2.
+Sennrich et al. 2016 (arXiv:1508.07909); over bytes, as in GPT-2.
 """
 
 import heapq
@@ -11,22 +11,23 @@ from itertools import pairwise
 import regex
 
 END_OF_WORD = "</w>"
-CACHED_WORDS = 10_000
+MAX_CACHED_WORDS = 10_000
 
-# GPT-2's splitting of text, on what `tokenizer.WORD` finds; it still parts <| endoftext |>.
+# The part of GPT-2's splitting that still matters after `tokenizer.WORD`: it splits
+# <|endoftext|> in three.
 SUBWORD = regex.compile(r"'?\p{L}+|\P{L}+")
 
 
 class BytePairs:
-    """The token ids of words.
+    """Byte-pair encoding of words; `ids(word)` returns the token ids of one, and keeps them.
 
     Args:
         vocab: the id of each token.
         merges: pairs of tokens that become one, in the order in which they are tried.
-        unknown: the id that stands for a byte that `vocab` lacks.
+        unknown: the id for a byte that `vocab` lacks.
 
     Raises:
-        ValueError: `vocab` lacks a token that a merge needs.
+        ValueError: if `vocab` lacks a token that a merge needs.
     """
 
     def __init__(
@@ -42,22 +43,25 @@ class BytePairs:
             }
         except KeyError as error:
             raise ValueError(f"a merge needs {error}, which the vocabulary lacks") from None
-        self.ids = lru_cache(CACHED_WORDS)(self._ids)
+        self.ids = lru_cache(MAX_CACHED_WORDS)(self._encode)
 
-    def _ids(self, word: str) -> list[int]:
-        """The ids of a word: those of its bytes, merged."""
-        ids = []
+    def _encode(self, word: str) -> list[int]:
+        """Return the ids of a word: those of its bytes, merged."""
+        ids: list[int] = []
         for part in SUBWORD.findall(word):
             *first, last = part.encode()
             ids += self._merge([*(self._byte_ids[b] for b in first), self._last_byte_ids[last]])
         return ids
 
     def _merge(self, ids: list[int]) -> list[int]:
-        """Merge always the pair of lowest rank, the leftmost of equals: n log n steps."""
+        """Merge the pair of lowest rank, or the leftmost of several, again and again.
+
+        This takes n log n steps. The ids are a linked list, so that a merge moves none of them.
+        """
         n = len(ids)
         following, previous = list(range(1, n + 1)), list(range(-1, n - 1))
         merges, gone = self._merges, -1
-        # A candidate is rank · n + position: one number orders by rank, then from the left.
+        # A candidate is rank · n + position: a number that orders by rank, then from the left.
         heap = [merges[pair][0] * n + i for i, pair in enumerate(pairwise(ids)) if pair in merges]
         heapq.heapify(heap)
         while heap:
@@ -65,7 +69,7 @@ class BytePairs:
             j = following[i]
             merge = merges.get((ids[i], ids[j])) if j < n else None
             if merge is None or merge[0] != rank:
-                continue  # one of the two has been merged since
+                continue  # one of the two has been merged in the meantime
             ids[i], ids[j] = merge[1], gone
             following[i] = following[j]
             if following[i] < n:
@@ -77,7 +81,10 @@ class BytePairs:
 
 
 def _byte_symbols() -> list[str]:
-    """The printable character that stands for each byte in the files (GPT-2's bytes_to_unicode)."""
+    """Return the character that stands for each byte in the files (GPT-2's bytes_to_unicode).
+
+    It is the byte's own character if that can be printed, else one after the first 256.
+    """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     stand_ins = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(stand_ins)) for byte in range(256)]

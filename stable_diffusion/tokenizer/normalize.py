@@ -1,12 +1,13 @@
-"""Text as CLIP's tokenizer wants it: NFC, single spaces, lower case; and valid Unicode."""
+"""Normalize text as CLIP's tokenizer does: valid Unicode, NFC, single spaces, lower case."""
 
 import unicodedata
 from itertools import groupby
 
 import regex
 
-# The Rust tokenizer's NFC is that of Unicode 9, which leaves alone what came later. These are the
-# later characters that reorder or compose, widened over those which do neither.
+# The NFC of transformers' tokenizer is that of Unicode 9, which does not change later characters.
+# These ranges have the later ones that NFC would reorder or compose, and others that it never
+# changes.
 AFTER_UNICODE_9 = regex.compile(
     "([\u05c8-\u05c9\u07fd\u0897-\u08d3\u09fe\u0c3c\u0d3b-\u0d3c\u0eba\u1715\u1abf-\u1af0\u1df6-\u1dfa"
     "\ua82c\U000105c0-\U000105ff\U00010d24-\U00010f85\U00011070\U0001133b\U00011380-\U000113ff"
@@ -18,26 +19,30 @@ MANY_MARKS = regex.compile(r"\p{M}{30,}")
 
 
 def clean(text: str) -> str:
-    """`text` with a question mark for each lone surrogate, which no UTF-8 can hold."""
+    """Return a text with a question mark for each lone surrogate, which UTF-8 cannot hold."""
     return text.encode(errors="replace").decode()
 
 
 def normalize(text: str) -> str:
-    """NFC, runs of white space to one space, lower case by code point."""
+    """Return a text in NFC, with single spaces, in lower case by code point."""
     text = "".join(_compose(part) for part in AFTER_UNICODE_9.split(text))
     text = WHITE_SPACE.sub(" ", text)
-    return text.replace("Σ", "σ").lower()  # str.lower alone makes a final Σ ς
+    return text.replace("Σ", "σ").lower()  # str.lower alone would make a final Σ a ς
 
 
 def _compose(text: str) -> str:
-    """NFC. Python sorts a run of marks in quadratic time: long runs are sorted before."""
+    """Return a text in NFC.
+
+    Python sorts runs of marks in quadratic time, so that long ones are sorted here first.
+    """
     return unicodedata.normalize("NFC", MANY_MARKS.sub(lambda run: _in_order(run[0]), text))
 
 
 def _in_order(marks: str) -> str:
-    """Marks decomposed and in canonical order, so that NFC finds nothing to move."""
+    """Return marks decomposed and in canonical order, so that NFC has nothing to reorder."""
     decomposed = "".join(unicodedata.normalize("NFD", mark) for mark in marks)
     runs = groupby(decomposed, key=lambda mark: unicodedata.combining(mark) > 0)
     return "".join(
-        "".join(sorted(run, key=unicodedata.combining) if moves else run) for moves, run in runs
+        "".join(sorted(run, key=unicodedata.combining) if is_movable else run)
+        for is_movable, run in runs
     )

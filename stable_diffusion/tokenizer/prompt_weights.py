@@ -1,27 +1,29 @@
-"""Prompts with weights, in the syntax of AUTOMATIC1111's web UI; and what of it is plain text."""
+"""Prompts with weights, in the syntax of AUTOMATIC1111's web UI, and its other syntax, which is
+found for warnings but not supported.
+"""
 
 import re
 import shlex
 from collections.abc import Iterator
 from itertools import groupby
 
-ROUND_FACTOR = 1.1  # of (brackets); [these] divide by it
-MAX_WEIGHT = 100.0  # and least, negated: what goes beyond counts as this
+ROUND_FACTOR = 1.1  # the weight of (round brackets); [square ones] divide by it
+MAX_WEIGHT = 100.0  # weights are limited to -100 and 100
 
-# A bracket or backslash behind a backslash, a lone backslash, the end of a bracket with its weight,
-# a bracket, a colon, anything else.
+# In order: a bracket or backslash after a backslash, another backslash, the end of a bracket with
+# its weight, another bracket, another colon, other text.
 _PART = re.compile(
     r"\\[\\()\[\]]|\\|:\s*(?P<weight>[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*\)|[()\[\]]|:|[^\\()\[\]:]+"
 )
 _OPENING = {")": "(", "]": "["}
 _FACTORS = {"(": ROUND_FACTOR, "[": 1 / ROUND_FACTOR}
 
-# Files to add, named in the prompt: <lora:name:0.8>.
+# Networks to add that are named in the prompt: <lora:name:0.8>.
 EXTRA_NETWORK = re.compile(r"<(lora|lyco|hypernet):([^<>:]+)((?::[^<>]*)?)>", re.IGNORECASE)
 SCALE = re.compile(r":\s*(-?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*(?::.*)?")
-MAX_OPTIONS = 5  # that are spelt out for the networks of a prompt
+MAX_OPTIONS = 5  # suggested for the networks of a prompt
 
-# A number that ends prompt editing, [a:b:0.5]; in a few characters, as it is looked for often.
+# The number at the end of prompt editing, [a:b:0.5], which has at most so many characters.
 EDITING = re.compile(r":\s*(?:[0-9]+\.?[0-9]*|\.[0-9]+)\s*")
 MAX_EDITING = 20
 _SYMBOL = re.compile(r"\\.|[()\[\]{}|:]", re.DOTALL)
@@ -31,8 +33,9 @@ _WILDCARD = re.compile(r"(?<!\w)__[^\W_](?:[\w/*.~-]{0,60}[^\W_]|\*)?__(?!\w)")
 
 
 def find_networks(prompt: str) -> tuple[list[str], list[str]]:
-    """Return the tags of a prompt that add a network elsewhere, and the options that do here."""
-    tags, options = [], []
+    """Return the tags that add a network in the web UI, and the options that do so here."""
+    tags: list[str] = []
+    options: list[str] = []
     for tag in EXTRA_NETWORK.finditer(prompt):
         tags.append(tag[0])
         if tag[1].lower() == "hypernet":
@@ -46,9 +49,10 @@ def find_networks(prompt: str) -> tuple[list[str], list[str]]:
 
 
 def find_plain_syntax(prompt: str) -> dict[str, str]:
-    """Return what other programs read in a prompt and weights here do not: kind, and the text.
+    """Return syntax of other programs in a prompt that is plain text here: the text by its kind.
 
-    Any string will do. Each kind once: `[a:b:0.5]`, `[a|b]`, `{a|b}`, `AND`, `BREAK`, `__a__`.
+    These are `[a:b:0.5]`, `[a|b]`, `{a|b}`, `AND`, `BREAK` and `__a__`; the first of each kind.
+    Any string may be given.
     """
     found: dict[str, str] = {}
     for kind, start, end in _brackets(prompt):
@@ -70,10 +74,10 @@ def find_plain_syntax(prompt: str) -> dict[str, str]:
 
 
 def _brackets(prompt: str) -> Iterator[tuple[str, int, int]]:
-    """The brackets that mean something elsewhere: kind, start and end."""
-    opened: list[tuple[str, int]] = []
-    bars: list[bool] = []  # whether one is in the bracket itself, not in one within
-    colons: list[int] = []  # where the last one is
+    """Yield the brackets that mean something in other programs: kind, start and end."""
+    opened: list[tuple[str, int]] = []  # the open brackets, and their positions
+    bars: list[bool] = []  # whether each has a bar, not counting brackets in it
+    colons: list[int] = []  # the position of its last colon, or -1
     n_open = dict.fromkeys(_CLOSES.values(), 0)
     for symbol in _SYMBOL.finditer(prompt):
         text, at = symbol[0], symbol.start()
@@ -85,7 +89,7 @@ def _brackets(prompt: str) -> Iterator[tuple[str, int, int]]:
         elif text in _CLOSES:
             if not n_open[_CLOSES[text]]:
                 continue
-            while True:  # a bracket without its other half is passed over
+            while True:  # skip brackets that are not closed
                 (opening, start), has_bar, colon = opened.pop(), bars.pop(), colons.pop()
                 n_open[opening] -= 1
                 if opening == _CLOSES[text]:
@@ -104,11 +108,11 @@ def _brackets(prompt: str) -> Iterator[tuple[str, int, int]]:
 
 
 def parse_weights(prompt: str) -> list[tuple[str, float]]:
-    """The parts of a prompt in turn, each with its weight.
+    """Return the parts of a prompt in order, each with its weight.
 
-    `(more)` weighs 1.1, `[less]` 1 / 1.1, `(this:1.3)` 1.3; in brackets within brackets the weights
-    multiply. A backslash makes the bracket or backslash behind it plain text, and so is a bracket
-    without its other half. Any string will do.
+    `(more)` has the weight 1.1, `[less]` 1 / 1.1, `(this:1.3)` 1.3; the weights of nested brackets
+    multiply. A bracket or backslash after a backslash is plain text, and so is a bracket that has
+    no partner. Any string may be given.
     """
     parts = list(_PART.finditer(prompt))
     factors, closing = _pair_brackets(parts)
@@ -117,19 +121,22 @@ def parse_weights(prompt: str) -> list[tuple[str, float]]:
     for i, part in enumerate(parts):
         text = part[0]
         if i in factors:
-            weights[text].append(_bounded(weights[text][-1] * factors[i]))
+            weights[text].append(_limit(weights[text][-1] * factors[i]))
         elif i in closing:
             weights[_OPENING[text[-1]]].pop()
         else:
-            text = text.removeprefix("\\")  # once: of two one stays
+            text = text.removeprefix("\\")  # of two backslashes one stays
             if text:
-                weighted.append((text, _bounded(weights["("][-1] * weights["["][-1])))
+                weighted.append((text, _limit(weights["("][-1] * weights["["][-1])))
     runs = groupby(weighted, key=lambda part: part[1])
     return [("".join(text for text, _ in run), weight) for weight, run in runs]
 
 
 def _pair_brackets(parts: list[re.Match[str]]) -> tuple[dict[int, float], set[int]]:
-    """Where brackets open that close again, with what each multiplies by; and where they close."""
+    """Return the parts that open a bracket, with its factor, and those that close one.
+
+    Brackets without a partner are in neither.
+    """
     factors: dict[int, float] = {}
     closing: set[int] = set()
     opened: dict[str, list[int]] = {"(": [], "[": []}
@@ -140,11 +147,12 @@ def _pair_brackets(parts: list[re.Match[str]]) -> tuple[dict[int, float], set[in
         elif not text.startswith("\\") and opened.get(_OPENING.get(text[-1], "")):
             opening = _OPENING[text[-1]]
             weight = part["weight"]
-            factor = _FACTORS[opening] if weight is None else _bounded(float(weight))
+            factor = _FACTORS[opening] if weight is None else _limit(float(weight))
             factors[opened[opening].pop()] = factor
             closing.add(i)
     return factors, closing
 
 
-def _bounded(weight: float) -> float:
+def _limit(weight: float) -> float:
+    """Return a weight limited to `MAX_WEIGHT` and its negative."""
     return max(-MAX_WEIGHT, min(weight, MAX_WEIGHT))

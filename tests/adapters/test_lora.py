@@ -1,6 +1,7 @@
-"""LoRA equals diffusers' in every naming, on every layer, and goes without a trace.
+"""LoRA equals diffusers' with all names of layers, on all layers, and can be removed completely.
 
-diffusers only warns of keys that it does not know, so each comparison first counts what it took.
+diffusers only warns of keys that it does not know, so each comparison first counts the layers that
+it has changed.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from stable_diffusion.device import cpu_kernels
 from stable_diffusion.model_io import loaders
 
 ERROR = 2e-5
-HEARD = 0.05  # how far, at least, the LoRA of these tests move every network's output
+MIN_CHANGE = 0.05  # of every network's output by the LoRA of these tests
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
 
@@ -42,7 +43,7 @@ Changes = dict[str, tuple[torch.Tensor, torch.Tensor, float]]
 Write = Callable[[Path, Changes], None]
 
 
-def components(pipeline: DiffusionPipeline) -> dict[str, torch.nn.Module]:
+def list_components(pipeline: DiffusionPipeline) -> dict[str, torch.nn.Module]:
     found = {name: getattr(pipeline, name, None) for name in ("unet", *TEXT_ENCODERS)}
     return {name: network for name, network in found.items() if network is not None}
 
@@ -50,10 +51,10 @@ def components(pipeline: DiffusionPipeline) -> dict[str, torch.nn.Module]:
 def random_changes(
     pipeline: DiffusionPipeline, seed: int, rank: int, alpha: float, only: str = ""
 ) -> Changes:
-    """Of all linear layers and convolutions whose names hold `only`."""
+    """Return a change of all linear layers and convolutions whose names contain `only`."""
     generator = torch.Generator().manual_seed(seed)
     changes = {}
-    for component, network in components(pipeline).items():
+    for component, network in list_components(pipeline).items():
         for name, layer in network.named_modules():
             if not isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) or only not in name:
                 continue
@@ -65,7 +66,7 @@ def random_changes(
 
 
 def write_kohya(file: Path, changes: Changes, prefixes: dict[str, str] = KOHYA) -> None:
-    """kohya's scripts: dots made underscores, an alpha a layer."""
+    """Write names as kohya's scripts do: underscores for dots, and an alpha for each layer."""
     tensors = {}
     for name, (down, up, alpha) in changes.items():
         component, _, layer = name.partition(".")
@@ -128,7 +129,7 @@ ORIGINAL_LAYERS = {
 
 
 def write_kohya_original(file: Path, changes: Changes) -> None:
-    """kohya's scripts on SDXL: the layers have the names of Stability AI's code."""
+    """Write names as kohya's scripts do for SDXL: those of Stability AI's code."""
     renamed = {}
     for name, change in changes.items():
         component, _, layer = name.partition(".")
@@ -142,7 +143,7 @@ def write_kohya_original(file: Path, changes: Changes) -> None:
 
 
 def write_peft(file: Path, changes: Changes) -> None:
-    """diffusers today: PEFT's names, and its options as metadata."""
+    """Write PEFT's names, and its options as metadata, as diffusers does today."""
     tensors, options = {}, {}
     for name, (down, up, alpha) in changes.items():
         component, _, layer = name.partition(".")
@@ -158,7 +159,7 @@ def write_peft(file: Path, changes: Changes) -> None:
 
 
 def write_diffusers(file: Path, changes: Changes) -> None:
-    """diffusers 0.17 to 0.25; the product comes as it is, without an alpha."""
+    """Write names as diffusers 0.17 to 0.25 did, without an alpha."""
     tensors = {}
     for name, (down, up, _) in changes.items():
         infix = "lora" if name.startswith("unet.") else "lora_linear_layer"
@@ -180,7 +181,7 @@ OLD_ATTENTION = {
 
 
 def write_old_diffusers(file: Path, changes: Changes) -> None:
-    """diffusers before 0.17, which knew attention only."""
+    """Write names as diffusers before 0.17 did, which knew only attention."""
     tensors = {}
     for name, (down, up, _) in changes.items():
         for today, old in OLD_ATTENTION.items():
@@ -193,8 +194,8 @@ def write_old_diffusers(file: Path, changes: Changes) -> None:
 
 
 @contextmanager
-def with_lora(pipeline: DiffusionPipeline, *files: Path) -> Iterator[None]:
-    """A pipeline of diffusers in float64 with the LoRA of `files`, "0", "1" …, while it lasts."""
+def use_lora(pipeline: DiffusionPipeline, *files: Path) -> Iterator[None]:
+    """Give a pipeline of diffusers, in float64, the LoRA of `files`, which it names "0", "1" …"""
     for i, file in enumerate(files):
         pipeline.load_lora_weights(file, adapter_name=str(i))
     pipeline.to(torch.float64)
@@ -203,8 +204,10 @@ def with_lora(pipeline: DiffusionPipeline, *files: Path) -> Iterator[None]:
 
 
 def count(pipeline: DiffusionPipeline, adapter: str = "0") -> int:
-    """The layers that have an adapter."""
-    layers = (layer for network in components(pipeline).values() for layer in network.modules())
+    """Return the number of layers that have an adapter."""
+    layers = (
+        layer for network in list_components(pipeline).values() for layer in network.modules()
+    )
     return sum(isinstance(layer, LoraLayer) and adapter in layer.r for layer in layers)
 
 
@@ -219,21 +222,21 @@ def models(checkpoint) -> Callable[[str], StableDiffusion]:
 
 @pytest.fixture
 def model(models) -> Iterator[Callable[[str], StableDiffusion]]:
-    """A model of a kind, without LoRA whatever the tests before did. Not to be quantized."""
+    """Yield what returns a model of a kind, without LoRA. Tests must not quantize it."""
     yield models
     for kind in ("sd-1", "sdxl"):
         models(kind).unload_lora()
 
 
-def ours(sd: StableDiffusion) -> dict[str, mx.array]:
-    """What the networks give for random inputs, by component."""
+def run_ours(sd: StableDiffusion) -> dict[str, mx.array]:
+    """Return the outputs of the networks for random inputs, by component."""
     x = mx.array(random_normal(2, 7, 9, 4), sd.dtype)
     text = mx.array(random_normal(2, 77, sd.config.unet.cross_attention_dim), sd.dtype)
     text_time = None
     if sd.config.is_xl:
         text_time = (mx.array(random_normal(2, POOLED_WIDTH)), mx.array(TIME_IDS))
     outputs = {"unet": sd.unet(x, mx.array([999, 3.5]), text, text_time)}
-    for name, text_encoder in zip(TEXT_ENCODERS, sd._text_encoders(), strict=False):
+    for name, text_encoder in zip(TEXT_ENCODERS, sd._text_encoders, strict=False):
         output = text_encoder(mx.array(random_tokens()))
         outputs[name] = mx.concatenate(
             [output.last_hidden_state.flatten(), output.pooled_output.flatten()]
@@ -242,8 +245,8 @@ def ours(sd: StableDiffusion) -> dict[str, mx.array]:
 
 
 @torch.no_grad()
-def theirs(pipeline: DiffusionPipeline) -> dict[str, np.ndarray]:
-    """The same of diffusers."""
+def run_diffusers(pipeline: DiffusionPipeline) -> dict[str, np.ndarray]:
+    """Return the same outputs of diffusers."""
     unet = pipeline.unet
     added = {}
     if unet.config.addition_embed_type:
@@ -273,12 +276,12 @@ def assert_equal(outputs: dict[str, mx.array], expected: dict[str, np.ndarray]) 
         assert relative_l2(output, expected[name]) <= ERROR, name
 
 
-def identical(a: dict[str, mx.array], b: dict[str, mx.array]) -> bool:
+def are_identical(a: dict[str, mx.array], b: dict[str, mx.array]) -> bool:
     return a.keys() == b.keys() and all(mx.array_equal(a[name], b[name]).item() for name in a)
 
 
-def parameters(sd: StableDiffusion) -> dict[str, mx.array]:
-    networks = sd._lora_networks().items()
+def list_parameters(sd: StableDiffusion) -> dict[str, mx.array]:
+    networks = sd._networks.items()
     return dict(tree_flatten({name: network.parameters() for name, network in networks}))
 
 
@@ -292,7 +295,7 @@ def parameters(sd: StableDiffusion) -> dict[str, mx.array]:
     ],
 )
 def test_namings(model, oracle, tmp_path, kind, write, only):
-    """Every layer of every network; the test below has the other namings."""
+    """On every layer of every network; the test below has the other kinds of names."""
     file = tmp_path / "lora.safetensors"
     pipeline = oracle(kind).exact
     changes = random_changes(pipeline, seed=1, rank=4, alpha=2.0, only=only)
@@ -300,42 +303,42 @@ def test_namings(model, oracle, tmp_path, kind, write, only):
         changes = {name: c for name, c in changes.items() if "add_embedding" not in name}
     write(file, changes)
     sd = model(kind)
-    before = ours(sd)
+    before = run_ours(sd)
     sd.load_lora(file, 0.7)
-    after = ours(sd)
-    with with_lora(pipeline, file):
+    after = run_ours(sd)
+    with use_lora(pipeline, file):
         assert count(pipeline) == len(changes)
         pipeline.set_adapters("0", 0.7)
-        assert_equal(after, theirs(pipeline))
-    assert all(relative_l2(after[name], before[name]) >= HEARD for name in after)
+        assert_equal(after, run_diffusers(pipeline))
+    assert all(relative_l2(after[name], before[name]) >= MIN_CHANGE for name in after)
 
 
 @pytest.mark.parametrize(("kind", "write"), [("sd-1", write_kohya), ("sdxl", write_kohya_original)])
 def test_scales_and_stacks(model, oracle, tmp_path, kind, write):
-    """Two files of different ranks, the second one on some of the layers."""
+    """Two files with different ranks, the second one for some of the layers."""
     files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     pipeline = oracle(kind).exact
     changes = random_changes(pipeline, seed=1, rank=4, alpha=2.0)
     write(files[0], changes)
     write(files[1], random_changes(pipeline, seed=2, rank=2, alpha=4.0, only="conv1"))
     sd = model(kind)
-    weights, outputs = parameters(sd), ours(sd)
-    with with_lora(pipeline, *files):
+    weights, outputs = list_parameters(sd), run_ours(sd)
+    with use_lora(pipeline, *files):
         assert count(pipeline) == len(changes)
         for scales in ((0.0, 0.0), (0.7, 0.0), (1.0, 0.0), (1.0, 0.7)):
             for file, scale in zip(files, scales, strict=True):
                 sd.load_lora(file, scale)
             pipeline.set_adapters(["0", "1"], [*scales])
-            now = ours(sd)
-            assert_equal(now, theirs(pipeline))
-            assert identical(now, outputs) == (scales == (0, 0))  # to the bit
+            now = run_ours(sd)
+            assert_equal(now, run_diffusers(pipeline))
+            assert are_identical(now, outputs) == (scales == (0, 0))  # to the bit
             sd.unload_lora()
-            assert identical(parameters(sd), weights)
-    assert identical(ours(sd), outputs)
+            assert are_identical(list_parameters(sd), weights)
+    assert are_identical(run_ours(sd), outputs)
 
 
-def widened(layer: nn.Module) -> np.ndarray:
-    """A weight of few bits, or half precision, in float32 and the order of PyTorch."""
+def widen_weight(layer: nn.Module) -> np.ndarray:
+    """Return a weight, quantized or in half precision, in float32 and PyTorch's order of axes."""
     weight = layer.weight
     if isinstance(layer, nn.QuantizedLinear):
         packed = weight, layer.scales, layer.biases
@@ -346,13 +349,13 @@ def widened(layer: nn.Module) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["sd-1", "sdxl"])
 def test_quantized(checkpoint, tmp_path, kind):
-    """Beside quantized weights: diffusers gets the same ones, widened."""
+    """Together with quantized weights: diffusers gets the same ones in float32."""
     pipeline = Oracle(checkpoint(kind)).exact
     file = tmp_path / "lora.safetensors"
     write_diffusers(file, random_changes(pipeline, seed=1, rank=4, alpha=4.0))
     sd = load(checkpoint(kind))
     sd.quantize()
-    for component, network in sd._lora_networks().items():
+    for component, network in sd._networks.items():
         modules = dict(getattr(pipeline, component).named_modules())
         kinds = (nn.QuantizedLinear, nn.Linear, nn.Conv2d)
         layers = [(p, m) for p, m in network.named_modules() if isinstance(m, kinds)]
@@ -360,17 +363,17 @@ def test_quantized(checkpoint, tmp_path, kind):
         for path, layer in layers:
             name = COMPONENTS[component].layout.key(path)
             module = modules.get(name) or modules["text_model." + name]
-            module.weight.data = torch.from_numpy(widened(layer)).reshape(module.weight.shape)
-    weights, outputs = parameters(sd), ours(sd)
+            module.weight.data = torch.from_numpy(widen_weight(layer)).reshape(module.weight.shape)
+    weights, outputs = list_parameters(sd), run_ours(sd)
     sd.load_lora(file, 0)
-    assert identical(ours(sd), outputs)
+    assert are_identical(run_ours(sd), outputs)
     sd.load_lora(file, 0.7)
-    assert {*weights.values()} <= {*parameters(sd).values()}  # the very arrays
-    with with_lora(pipeline, file):
+    assert {*weights.values()} <= {*list_parameters(sd).values()}  # the same arrays, not copies
+    with use_lora(pipeline, file):
         pipeline.set_adapters("0", 0.7)
-        assert_equal(ours(sd), theirs(pipeline))
+        assert_equal(run_ours(sd), run_diffusers(pipeline))
     sd.unload_lora()
-    assert identical(parameters(sd), weights) and identical(ours(sd), outputs)
+    assert are_identical(list_parameters(sd), weights) and are_identical(run_ours(sd), outputs)
 
 
 def test_quantizing_can_come_later(checkpoint, oracle, tmp_path):
@@ -381,11 +384,11 @@ def test_quantizing_can_come_later(checkpoint, oracle, tmp_path):
     before.load_lora(file, 0.7)
     after.load_lora(file, 0.7)
     after.quantize()
-    assert identical(ours(before), ours(after))
+    assert are_identical(run_ours(before), run_ours(after))
 
 
 def test_each_layer_has_its_own_rank_and_alpha(model, checkpoint, tmp_path):
-    """Where diffusers takes the most frequent alpha for some: weights with the change in them."""
+    """diffusers takes the most frequent alpha for some layers, so it gets changed weights."""
     pipeline = Oracle(checkpoint("sdxl")).exact
     two_kinds = [random_changes(pipeline, i, rank=i, alpha=2.5 / i) for i in (1, 3)]
     changes = {name: two_kinds[i % 2][name] for i, name in enumerate(two_kinds[0])}
@@ -398,7 +401,7 @@ def test_each_layer_has_its_own_rank_and_alpha(model, checkpoint, tmp_path):
         weight.data += 0.7 * alpha / len(down) * product.reshape(weight.shape)
     sd = model("sdxl")
     sd.load_lora(file, 0.7)
-    assert_equal(ours(sd), theirs(pipeline))
+    assert_equal(run_ours(sd), run_diffusers(pipeline))
 
 
 def test_half_precision_stays(checkpoint, oracle, tmp_path, monkeypatch):
@@ -407,11 +410,11 @@ def test_half_precision_stays(checkpoint, oracle, tmp_path, monkeypatch):
     write_diffusers(file, random_changes(oracle("sd-1").exact, seed=1, rank=4, alpha=4.0))
     sd = StableDiffusion(checkpoint("sd-1"), float16=True)
     sd.load_lora(str(file))
-    assert all(output.dtype == mx.float16 for output in ours(sd).values())
+    assert all(output.dtype == mx.float16 for output in run_ours(sd).values())
 
 
 def test_without_text_encoders(checkpoint, oracle, tmp_path):
-    """Once they are freed, a LoRA of the UNet can come and go; others hear what is there."""
+    """After they are freed, only LoRA of the UNet can be loaded and removed."""
     file = tmp_path / "lora.safetensors"
     changes = random_changes(oracle("sd-1").exact, seed=1, rank=4, alpha=4.0, only="proj")
     sd = load(checkpoint("sd-1"))
@@ -424,7 +427,7 @@ def test_without_text_encoders(checkpoint, oracle, tmp_path):
     sd.load_lora(file)
     assert len(tree_flatten(sd.unet.parameters())) > len(weights)
     sd.unload_lora()
-    assert identical(dict(tree_flatten(sd.unet.parameters())), weights)
+    assert are_identical(dict(tree_flatten(sd.unet.parameters())), weights)
 
 
 LAYER = "unet.mid_block.attentions.0.proj_in"  # [64, 64] in sd-1
@@ -434,12 +437,16 @@ DOWN, UP = torch.ones(4, 64), torch.ones(64, 4)
 @pytest.mark.parametrize(
     ("tensors", "metadata", "message"),
     [
-        ({"lora_unet_x.lora_down.weight": DOWN}, {}, "not layers there: lora_unet_x.lora_down.we"),
-        ({"lora_te2_text_projection.alpha": UP}, {}, "not layers there: lora_te2_text_projection"),
-        ({f"{LAYER}.diff": UP}, {}, f"not layers there: {LAYER}.diff"),
-        ({f"{LAYER}.lora_B.bias": UP}, {}, f"not layers there: {LAYER}.lora_B.bias"),
+        ({"lora_unet_x.lora_down.weight": DOWN}, {}, "no such layers: lora_unet_x.lora_down.we"),
+        ({"lora_te2_text_projection.alpha": UP}, {}, "no such layers: lora_te2_text_projection"),
+        ({f"{LAYER}.diff": UP}, {}, f"no such layers: {LAYER}.diff"),
+        ({f"{LAYER}.lora_B.bias": UP}, {}, f"no such layers: {LAYER}.lora_B.bias"),
         ({f"{i}.alpha": UP for i in range(12)}, {}, "0.alpha, .* and 2 more"),
-        ({f"{LAYER}.lora_A.weight": DOWN}, {}, f"missing: what goes with {LAYER}.lora_A.weight"),
+        (
+            {f"{LAYER}.lora_A.weight": DOWN},
+            {},
+            f"missing: the counterpart of {LAYER}.lora_A.weight",
+        ),
         (
             {f"{LAYER}.lora_A.weight": DOWN, f"{LAYER}.lora_B.weight": UP[:9]},
             {},
@@ -467,9 +474,9 @@ DOWN, UP = torch.ones(4, 64), torch.ones(64, 4)
         (
             {f"{LAYER}.lora_A.weight": DOWN, f"{LAYER}.lora.down.weight": DOWN},
             {},
-            "are of the same layer",
+            "are the same tensor of one layer",
         ),
-        ({}, {}, "holds no LoRA"),
+        ({}, {}, "contains no LoRA"),
         ({"lora_unet_x.dora_scale": UP}, {}, "is DoRA, which is not supported"),
         ({f"{LAYER}.lora_magnitude_vector": UP}, {}, "is DoRA, which is not supported"),
         ({f"{LAYER}.lora_A.weight": UP}, {"unet.use_dora": True}, "is DoRA, which is not suppor"),
@@ -488,7 +495,7 @@ def test_what_does_not_fit(checkpoint, tmp_path, tensors, metadata, message):
     with pytest.raises(ValueError, match=message) as caught:
         load_lora(networks, file, 1.0, mx.float32)
     assert str(file) in str(caught.value) and "\n" not in str(caught.value)
-    assert identical(dict(tree_flatten(networks["unet"].parameters())), before)
+    assert are_identical(dict(tree_flatten(networks["unet"].parameters())), before)
 
 
 def test_what_is_no_lora_file(tmp_path):
@@ -499,7 +506,7 @@ def test_what_is_no_lora_file(tmp_path):
     with pytest.raises(ValueError, match="is not a readable safetensors file"):
         load_lora({}, file, 1.0, mx.float32)
     save_file({}, file, metadata={"lora_adapter_metadata": "[1]"})
-    with pytest.raises(ValueError, match="no JSON object"):
+    with pytest.raises(ValueError, match="is not a JSON object"):
         load_lora({}, file, 1.0, mx.float32)
     with pytest.raises(ValueError, match="must be a finite number, got nan"):
         load_lora({}, file, float("nan"), mx.float32)
@@ -545,7 +552,7 @@ def test_a_file_that_does_not_fit_is_one_line(checkpoint, tmp_path, capsys):
 
 @pytest.mark.parametrize("n_bytes", [10_000_000_000, 10_000_000_001])
 def test_how_large_a_file_may_be(tmp_path, n_bytes):
-    """It is read whole; the file of this test has no blocks on the disk."""
+    """There is a limit, as it is read at once; the file of this test takes no space on the disk."""
     file = tmp_path / "lora.safetensors"
     file.touch()
     os.truncate(file, n_bytes)

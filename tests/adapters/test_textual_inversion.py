@@ -16,7 +16,7 @@ ERROR = 1e-5
 PROMPT = "a <Cat-Toy> in the grass, <cat-toy>!"
 
 
-def vectors(*shape: int, seed: int = 0) -> torch.Tensor:
+def random_vectors(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) / 10
 
 
@@ -43,9 +43,9 @@ def sd(checkpoint) -> StableDiffusion:
 
 @pytest.fixture(scope="module")
 def taught(checkpoint, tmp_path_factory) -> StableDiffusion:
-    """A model that knows `<a>`. It can be taught nothing here but what is refused."""
+    """Return a model that knows `<a>`. Tests may only try to add what is refused."""
     sd = StableDiffusion(checkpoint("sd-1"))
-    sd.load_embedding("<a>", write(tmp_path_factory.mktemp("a"), emb_params=vectors(2, 32)))
+    sd.load_embedding("<a>", write(tmp_path_factory.mktemp("a"), emb_params=random_vectors(2, 32)))
     return sd
 
 
@@ -54,9 +54,9 @@ def test_sd_equals_diffusers(checkpoint, sd, tmp_path):
     pipeline = Oracle(checkpoint("sd-1")).single
     before, _ = sd._embed_text(PROMPT, None)
     files = {
-        "<cat-toy>": {"<other>": vectors(32)},
-        "<cat-toy-2>": {"emb_params": vectors(3, 32, seed=1)},
-        "mystyle": {"<s>": vectors(1, 32, seed=2)},
+        "<cat-toy>": {"<other>": random_vectors(32)},
+        "<cat-toy-2>": {"emb_params": random_vectors(3, 32, seed=1)},
+        "mystyle": {"<s>": random_vectors(1, 32, seed=2)},
     }
     for name, tensors in files.items():
         file = write(tmp_path, **tensors)
@@ -72,7 +72,7 @@ def test_sd_equals_diffusers(checkpoint, sd, tmp_path):
 def test_sdxl_equals_diffusers(checkpoint, tmp_path):
     pipeline = Oracle(checkpoint("sdxl")).single
     sd = StableDiffusionXL(checkpoint("sdxl"))
-    file = write(tmp_path, clip_g=vectors(2, 48), clip_l=vectors(2, 32, seed=1))
+    file = write(tmp_path, clip_g=random_vectors(2, 48), clip_l=random_vectors(2, 32, seed=1))
     sd.load_embedding("<cat-toy>", file)
     tensors = load_file(file)
     for key, n in (("clip_l", ""), ("clip_g", "_2")):
@@ -85,7 +85,7 @@ def test_sdxl_equals_diffusers(checkpoint, tmp_path):
 
 
 def test_a_name_is_as_many_tokens_as_vectors(sd, tmp_path):
-    sd.load_embedding("My Style", write(tmp_path, emb_params=vectors(5, 32)))
+    sd.load_embedding("My Style", write(tmp_path, emb_params=random_vectors(5, 32)))
     first = 49408
     ids = sd.tokenizer.tokenize("a MY  style cat")
     assert ids == [49406, 320, *range(first, first + 5), 2368, 49407]
@@ -97,17 +97,17 @@ def test_a_name_is_as_many_tokens_as_vectors(sd, tmp_path):
 def test_half_precision_and_few_bits(checkpoint, tmp_path):
     sd = StableDiffusion(checkpoint("sd-1"), float16=True)
     sd.quantize()
-    sd.load_embedding("<cat-toy>", write(tmp_path, emb_params=vectors(2, 32).bfloat16()))
+    sd.load_embedding("<cat-toy>", write(tmp_path, emb_params=random_vectors(2, 32).bfloat16()))
     weight = sd.text_encoder.token_embedding.weight
     assert weight.dtype == mx.float16
-    assert relative_l2(weight[-2:], vectors(2, 32)) < 5e-3
+    assert relative_l2(weight[-2:], random_vectors(2, 32)) < 5e-3
     (x,) = sd.generate_latents(PROMPT, num_steps=1, seed=1)
     assert mx.isfinite(x).all().item()
 
 
 @pytest.mark.parametrize("name", ["cat", " Cat ", "<|endoftext|>", "<a>", "<A>"])
 def test_names_that_are_taken(taught, tmp_path, name):
-    file = write(tmp_path, emb_params=vectors(2, 32))
+    file = write(tmp_path, emb_params=random_vectors(2, 32))
     with pytest.raises(ValueError, match="is a token already: take another name"):
         taught.load_embedding(name, file)
     assert len(taught.text_encoder.token_embedding.weight) == 49408 + 2  # nothing was changed
@@ -117,7 +117,7 @@ def test_names_that_are_taken(taught, tmp_path, name):
 def test_names_that_would_not_be_found(checkpoint, tmp_path, name):
     sd = StableDiffusion(checkpoint("sd-2"))  # where `!` is a token of its own
     with pytest.raises(ValueError, match="cannot be a token: take another name"):
-        sd.load_embedding(name, write(tmp_path, emb_params=vectors(2, 48)))
+        sd.load_embedding(name, write(tmp_path, emb_params=random_vectors(2, 48)))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,10 @@ def test_names_that_would_not_be_found(checkpoint, tmp_path, name):
         ({"x": (1024,)}, "is for Stable Diffusion 2.x, this model is .*vectors of 1024 numbers"),
         ({"clip_l": (2, 768), "clip_g": (2, 1280)}, "is for SDXL, .*vectors of 768 and 1280 num"),
         ({"x": (2, 5)}, "is for another kind of model, .*do not fit text encoders of 32"),
-        ({"x": (2, 32), "y": (2, 32)}, "is no textual inversion, .*clip_l and clip_g; it has 2: x"),
+        (
+            {"x": (2, 32), "y": (2, 32)},
+            "is not a textual inversion, .*clip_l and clip_g; it has 2: x",
+        ),
         ({}, "it has 0"),
         ({"x": (1, 2, 32)}, r"its tensors are \[1, 2, 32\], not \[n, D\]"),
         ({"x": (0, 32)}, r"its tensors are \[0, 32\], not \[n, D\]"),
@@ -144,8 +147,8 @@ def test_files_that_do_not_fit(taught, tmp_path, tensors, message):
 def test_files_that_do_not_fit_sdxl(checkpoint, tmp_path):
     sd = StableDiffusionXL(checkpoint("sdxl"))
     with pytest.raises(ValueError, match="do not fit text encoders of 32 and 48"):
-        sd.load_embedding("<a>", write(tmp_path, emb_params=vectors(2, 32)))
-    file = write(tmp_path, clip_l=vectors(2, 32), clip_g=vectors(3, 48))
+        sd.load_embedding("<a>", write(tmp_path, emb_params=random_vectors(2, 32)))
+    file = write(tmp_path, clip_l=random_vectors(2, 32), clip_g=random_vectors(3, 48))
     with pytest.raises(ValueError, match="the numbers of its vectors differ: clip_l 2, clip_g 3"):
         sd.load_embedding("<a>", file)
 
@@ -157,17 +160,17 @@ def test_files_that_cannot_be_read(sd, tmp_path):
         (tmp_path / name).write_bytes(b"\x80\x04.")
         with pytest.raises(ValueError, match=r"is a pickle.*convert it in PyTorch.*save_file"):
             sd.load_embedding("<a>", tmp_path / name)
-    file = write(tmp_path, emb_params=vectors(2, 32))
+    file = write(tmp_path, emb_params=random_vectors(2, 32))
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(ValueError, match="is cut short"):
         sd.load_embedding("<a>", file)
 
 
 def test_script(checkpoint, tmp_path, capsys):
-    """Two embeddings, with LoRA's sort of option; and its wrong usage."""
+    """The script takes two embeddings, and refuses wrong usage of the option."""
     one, two = tmp_path / "a=b.safetensors", tmp_path / "e.safetensors"
-    save_file({"x": vectors(1, 32)}, one)
-    save_file({"x": vectors(2, 32, seed=1)}, two)
+    save_file({"x": random_vectors(1, 32)}, one)
+    save_file({"x": random_vectors(2, 32, seed=1)}, two)
     usual = [PROMPT, "--model", str(checkpoint("sd-1")), "--steps=2", "--n_images=1", "--seed=1"]
     usual += ["--output", str(tmp_path / "o.png")]
     seen = set()
@@ -190,6 +193,6 @@ def test_script(checkpoint, tmp_path, capsys):
 
 def test_nothing_else_changes(sd, tmp_path):
     before, _ = sd._embed_text("a photo of a cat", None)
-    sd.load_embedding("<a>", write(tmp_path, emb_params=vectors(2, 32)))
+    sd.load_embedding("<a>", write(tmp_path, emb_params=random_vectors(2, 32)))
     after, _ = sd._embed_text("a photo of a cat", None)
     assert np.array_equal(np.array(before), np.array(after))

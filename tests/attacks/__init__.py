@@ -1,4 +1,4 @@
-"""Attacks on the program, by class: `tests/fuzz.py` runs many of each, `test_attacks.py` a few."""
+"""Attacks on the program, by class: `tests/fuzz.py` runs many cases, `test_attacks.py` a few."""
 
 import importlib
 import pkgutil

@@ -1,7 +1,6 @@
-"""Command lines: every option of every program, as its parser says them, with values that are not
-what it wants.
+"""Command lines: every option of every program, as its parser lists them, with invalid values.
 
-Nothing may be loaded, fetched or written before all of it is checked.
+Nothing may be loaded, downloaded or written before all values are checked.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from stable_diffusion.cli.settings import Settings
 from stable_diffusion.model_io import convert as convert_library
 
 WRONG_USAGE = 2
-SMALLEST = Decimal(math.ulp(0.0))  # number: what is smaller is 0
+SMALLEST = Decimal(math.ulp(0.0))  # smaller numbers are 0
 NUMBERS = """
 0 -0 +1 -1 -0.5 1.5 1e3 1e-400 1e999 -1e999 nan NaN -nan inf -inf Infinity 0x10
 1e . 1_000 _1 1__0 １２ ٣ ½ ² Ⅷ 1,5 −1 4,8
@@ -63,7 +62,7 @@ PROGRAMS = (
 
 
 def options(program: Program) -> list[argparse.Action]:
-    """What the parser knows that starts with a hyphen."""
+    """Return the options that a parser knows: what starts with a hyphen."""
     return [action for action in program.parser()._actions if action.option_strings]
 
 
@@ -89,7 +88,7 @@ TABLE = [
 
 
 def reach(case: Case, program: Program, *arguments: str) -> dict[str, Any]:
-    """What the program takes these arguments for, by name, if it takes them.
+    """Return what the program understands these arguments as, by name, if it accepts them.
 
     Raises:
         Refused: it says in one line why not, with the status of wrong usage.
@@ -124,11 +123,11 @@ def reach(case: Case, program: Program, *arguments: str) -> dict[str, Any]:
             raise
         finally:
             require({*case.folder.rglob("*")} == before, "a file was made")
-    return {}  # it said something, as --help does
+    return {}  # it printed something, such as --help
 
 
 def meant(text: str) -> Decimal | None:
-    """The number that a text is, by another reader than the program's; None for no number."""
+    """Return the number that a text is, read by another parser; None if it is no number."""
     try:
         return Decimal(text.strip())
     except InvalidOperation:
@@ -137,7 +136,7 @@ def meant(text: str) -> Decimal | None:
 
 @attack("arguments", cases=len(TABLE), quick=40)
 def values(case: Case) -> None:
-    """Each option with each value."""
+    """Give each option each value."""
     program, name, value = TABLE[case.seed % len(TABLE)]
     (action,) = [action for action in options(program) if name in action.option_strings]
     taken = reach(case, program, f"{name}={value}")
@@ -148,14 +147,14 @@ def values(case: Case) -> None:
         require(number is not None and number.is_finite(), f"{got} is no number")
         require(number >= 0, "taken, though negative")
         near = max(abs(number) * Decimal("1e-15"), SMALLEST)
-        require(abs(Decimal(got) - number) <= near, f"taken for {got}")
+        require(abs(Decimal(got) - number) <= near, f"understood as {got}")
     elif action.dest in taken and is_text(action):
-        require(got == value, f"taken for {got!r}")
+        require(got == value, f"understood as {got!r}")
 
 
 @attack("arguments", cases=2 * len(VALUES), quick=10)
 def models(case: Case) -> None:
-    """A model, or where its VAE is from, that is none: nothing is fetched, no device read."""
+    """Give a model or a VAE that does not exist: nothing is fetched, no device is read."""
     value = VALUES[case.seed % len(VALUES)]
     option = case.rng.choice(["--model={}", "--model=tiny --vae={}"])
     words = [word.format(value) for word in option.split(" ")]
@@ -165,7 +164,7 @@ def models(case: Case) -> None:
 
 
 def limits(message: str) -> tuple[str, str]:
-    """What `must be from … to …` says."""
+    """Return the limits in a message `must be from … to …`."""
     low, _, rest = message.partition("must be from ")[2].partition(" to ")
     return low, rest.partition(",")[0]
 
@@ -180,7 +179,7 @@ NUMBERED = [
 
 @attack("arguments", cases=4 * len(NUMBERED), quick=4)
 def bounds(case: Case) -> None:
-    """What an option says that its limits are, they are."""
+    """Check that the limits that an option names are its limits."""
     program, name = NUMBERED[case.seed % len(NUMBERED)]
     try:
         reach(case, program, f"{name}=-1")
@@ -202,7 +201,7 @@ def bounds(case: Case) -> None:
     require(not taken, f"{outside} was taken, though {low} to {high} are the limits")
 
 
-FEW = {  # values that are in order, of options that are not switches or choices
+FEW = {  # valid values of options that are not switches or choices
     "number": ["1", "2", "0.5", "64", "128", "0"],
     "text": ["x", "a b", ""],
     "output": ["o.png", "d/", "{seed}.png", "o.txt", "{seed}"],
@@ -211,7 +210,7 @@ FEW = {  # values that are in order, of options that are not switches or choices
 
 
 def any_options(case: Case, program: Program) -> Iterator[str]:
-    """Options of a program, with values that each alone is in order with, mostly."""
+    """Yield options of a program with values that are mostly valid by themselves."""
     known = options(program)
     for action in case.rng.choices(known, k=case.rng.choice([2, 2, 3, 5, 9])):
         name = case.rng.choice(action.option_strings)
@@ -230,7 +229,7 @@ def any_options(case: Case, program: Program) -> Iterator[str]:
 
 @attack("arguments", cases=1500, quick=20)
 def together(case: Case) -> None:
-    """Several options, some of them twice: refused, or the last of a kind counts."""
+    """Give several options, some of them twice: refused, or the last of each counts."""
     program = case.rng.choice(PROGRAMS)
     given = list(any_options(case, program))
     taken = reach(case, program, *given)
@@ -262,11 +261,11 @@ VALUED = [
 
 @attack("arguments", cases=3 * len(VALUED), quick=10)
 def missing(case: Case) -> None:
-    """An option without its value, in the end, before another, or misspelt."""
+    """Omit the value of an option at the end, before another option, or misspell the option."""
     program, name = VALUED[case.seed % len(VALUED)]
     words = case.rng.choice([[name], [name, "--vae"], [f"{name[:-1]}~", "1"], [name, "-q"]])
     taken = reach(case, program, *words[:-1], "--vae=x", *words[-1:])
-    require(False, f"{words} were taken for {taken}")
+    require(False, f"{words} were understood as {taken}")
 
 
 CONFLICTS = [
@@ -282,7 +281,7 @@ CONFLICTS = [
 
 @attack("arguments", cases=10 * len(CONFLICTS), quick=len(CONFLICTS))
 def conflicts(case: Case) -> None:
-    """Options that cannot be together, in either order, among others."""
+    """Combine options that exclude each other, in either order, among others."""
     case.keep(case.folder / "p.txt", b"a star\n")
     words = list(CONFLICTS[case.seed % len(CONFLICTS)])
     words += case.rng.sample(["-q", "-v", "--steps=2", "--seed=1", "--tiled", "--cfg=3"], 2)

@@ -1,4 +1,4 @@
-"""Weight files: headers, bytes, tensors, shards, pickles; LoRAs and learned words."""
+"""Weight files: headers, bytes, tensors, shards, pickles; LoRAs and textual inversions."""
 
 import json
 import os
@@ -27,13 +27,13 @@ KINDS = [*BYTES, "F4", "Q8_0", "", 7, None]
 
 
 def file_of(header: Any, data: bytes, length: int | None = None) -> bytes:
-    """A safetensors file, whatever the header."""
+    """Return a safetensors file with any header."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
 def small_header(rng: Random) -> tuple[dict[str, Any], bytes]:
-    """A header that is right, and its data."""
+    """Return a valid header and its data."""
     header, end = {}, 0
     if rng.random() < 0.5:
         header["__metadata__"] = {"format": "pt"}
@@ -47,7 +47,7 @@ def small_header(rng: Random) -> tuple[dict[str, Any], bytes]:
 
 
 def spoil(header: dict[str, Any], rng: Random) -> dict[str, Any] | bytes:
-    """A header with one or two things that are not as they should be."""
+    """Return a header with one or two errors."""
     for _ in range(rng.randint(1, 2)):
         names = [name for name in header if name != "__metadata__"]
         name = rng.choice(names) if names else "new"
@@ -82,8 +82,10 @@ def spoil(header: dict[str, Any], rng: Random) -> dict[str, Any] | bytes:
 
 
 def check_reading(file: Path) -> None:
-    """What is read has the bytes that the header says; what the format's own library refuses too
-    is refused."""
+    """Check that tensors that are read have the bytes that the header names.
+
+    What the format's own library refuses must be refused.
+    """
     header, tensors = read_safetensors(file)
     try:
         with safetensors.safe_open(file, "np") as theirs:
@@ -106,7 +108,7 @@ def check_reading(file: Path) -> None:
 
 @attack("checkpoints", cases=900)
 def headers(case: Case) -> None:
-    """Headers that lie."""
+    """Read headers with wrong statements."""
     header, data = small_header(case.rng)
     spoilt = spoil(header, case.rng) if case.rng.random() < 0.9 else header
     length = case.rng.choice([None] * 9 + [0, 1, 2**31, 2**63, 2**64 - 1, 99_999_999])
@@ -116,7 +118,7 @@ def headers(case: Case) -> None:
 
 @attack("checkpoints", cases=400)
 def bytes_of_files(case: Case) -> None:
-    """A real header with some bytes otherwise, or a file cut short, as model, VAE and LoRA."""
+    """Change bytes of a real header, or truncate a file: as model, VAE and LoRA."""
     original = (TINY / WEIGHTS["vae"]).read_bytes()
     n = 8 + int.from_bytes(original[:8], "little")
     if case.rng.random() < 0.7:
@@ -134,7 +136,7 @@ def bytes_of_files(case: Case) -> None:
 
 @attack("checkpoints", cases=300)
 def tensors(case: Case) -> None:
-    """Files in order whose tensors are not: missing, over, of another shape or kind."""
+    """Read valid files with missing, extra or misshapen tensors, or of another type."""
     network = case.rng.choice(["vae", "unet"])
     model = tiny(case.folder, WEIGHTS[network])
     weights = load((model / WEIGHTS[network]).read_bytes())
@@ -170,7 +172,7 @@ def tensors(case: Case) -> None:
 
 @attack("checkpoints", cases=300)
 def shards(case: Case) -> None:
-    """Indices that lead elsewhere, name what is not there, or one tensor twice."""
+    """Read indices that name files outside, missing files, or a tensor twice."""
     model = tiny(case.folder, WEIGHTS["vae"])
     weights = load((model / WEIGHTS["vae"]).read_bytes())
     names = ["a-00001-of-00002.safetensors", "a-00002-of-00002.safetensors"]
@@ -216,7 +218,7 @@ def shards(case: Case) -> None:
 
 
 class Payload:
-    """What writes a file when it is unpickled."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -226,7 +228,7 @@ class Payload:
 
 
 def write_pickle(file: Path, victim: Path, rng: Random) -> None:
-    """A pickle with a payload, plain or in a zip file as PyTorch writes them."""
+    """Write a pickle with a payload, plain or in a zip file as PyTorch writes it."""
     content = pickle.dumps(Payload(victim), protocol=rng.choice([0, 1, 2, 3, 4, 5]))
     if rng.random() < 0.5:
         with zipfile.ZipFile(file, "w") as zipped:
@@ -238,7 +240,7 @@ def write_pickle(file: Path, victim: Path, rng: Random) -> None:
 
 @attack("checkpoints", cases=150)
 def pickles(case: Case) -> None:
-    """A payload under any name, wherever a file can be given: it must never run."""
+    """Give a pickle with any name wherever a file can be given: its payload must never run."""
     victim = case.folder / "victim"
     output = case.folder / "o.png"
     suffix = case.rng.choice([".safetensors", ".ckpt", ".pt", ".bin", ".pth", "", ".json"])
@@ -267,7 +269,7 @@ def pickles(case: Case) -> None:
 
 @attack("checkpoints", cases=300)
 def loras(case: Case) -> None:
-    """LoRA files that do not fit, with hostile options."""
+    """Load LoRA files that do not fit, with hostile options."""
     name = "unet.mid_block.attentions.0.proj_in"
     dims = 128
     tensors = {
@@ -308,13 +310,13 @@ def loras(case: Case) -> None:
 
 
 def value_number(rng: Random) -> float:
-    """A number, or none."""
+    """Return a number, possibly infinite or NaN."""
     return rng.choice([0.0, -1.0, 1e30, float("nan"), float("inf"), 4.0])
 
 
 @attack("checkpoints", cases=150)
 def learned_words(case: Case) -> None:
-    """Textual inversions that do not fit."""
+    """Load textual inversions that do not fit."""
     shape = case.rng.choice(
         [(128,), (3, 128), (2, 128), (0, 128), (128, 3), (), (1, 1, 128), (64,)]
     )

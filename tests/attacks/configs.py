@@ -1,4 +1,4 @@
-"""What a model's config and tokenizer files say."""
+"""Config and tokenizer files of models with hostile contents."""
 
 import json
 import re
@@ -29,12 +29,12 @@ EXTRA = ("auto_map", "_class_name", "trust_remote_code", "quantization", "x", "t
 
 @cache
 def content(path: str) -> str:
-    """A file of the embedded model."""
+    """Return the content of a file of the embedded model."""
     return (TINY / path).read_text()
 
 
 def check_model(case: Case, model: Any) -> None:
-    """Whatever is not refused makes a picture of finite numbers, or says that it cannot."""
+    """Check that a model is refused, makes a picture of finite numbers, or says that it cannot."""
     sd = StableDiffusion(model)
     width, height = sd.config.defaults.size
     require(height * width > 0, "no size")
@@ -52,7 +52,7 @@ def check_model(case: Case, model: Any) -> None:
 
 @attack("configs", cases=900)
 def values(case: Case) -> None:
-    """Values of the wrong type, absurd, missing, and keys that nobody knows."""
+    """Replace values by ones of the wrong type, absurd ones, none, and add unknown keys."""
     path = case.rng.choice(CONFIGS)
     config = json.loads(content(path))
     for _ in range(case.rng.choice([1, 1, 1, 2, 5])):
@@ -79,7 +79,7 @@ CLASSES = {
 
 
 def numeric_keys() -> list[tuple[str, str, int | None]]:
-    """Every number of every config file, and every key that may be one: file, key, place."""
+    """Return all numbers of all config files, and keys that may be numbers: file, key, index."""
     found = []
     for path, cls in CLASSES.items():
         config = {field.name: field.default for field in fields(cls)} | json.loads(content(path))
@@ -98,7 +98,7 @@ NUMBERS = [(*key, edge) for key in numeric_keys() for edge in EDGES]
 
 @attack("configs", cases=len(NUMBERS))
 def numbers(case: Case) -> None:
-    """Every number of every config file, in turn, at the edges of what numbers can be."""
+    """Replace each number of each config file by extreme numbers."""
     path, key, place, edge = NUMBERS[case.seed % len(NUMBERS)]
     config = json.loads(content(path))
     if place is None:
@@ -112,7 +112,7 @@ def numbers(case: Case) -> None:
 
 @attack("configs", cases=500)
 def texts(case: Case) -> None:
-    """What is nearly JSON."""
+    """Replace config files by what is almost JSON."""
     path = case.rng.choice(CONFIGS)
     model = tiny(case.folder, path)
     text = json_text(json.loads(content(path)), case.rng)
@@ -122,7 +122,7 @@ def texts(case: Case) -> None:
 
 @attack("configs", cases=250)
 def tokenizers(case: Case) -> None:
-    """Vocabularies and merges that are broken, or that the text encoder has no rows for."""
+    """Use vocabularies and merges that are damaged, or larger than the table of embeddings."""
     path = case.rng.choice(TOKENIZER)
     model = tiny(case.folder, path)
     if path.endswith(".txt") or case.rng.random() < 0.3:

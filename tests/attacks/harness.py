@@ -1,4 +1,4 @@
-"""What an attack is, how a case of it is run, and how its outcome is judged.
+"""Define attacks, run a case of one, and judge its outcome.
 
 A module of attacks has functions like this one:
 
@@ -8,7 +8,7 @@ A module of attacks has functions like this one:
         image = read_image(file)                               # may raise ValueError or OSError
         require(np.isfinite(image).all(), "not finite")        # else a wrong success
 
-All randomness is from `case.rng`, so that name and seed make the same case again.
+All randomness comes from `case.rng`, so that name and seed reproduce a case.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from enum import StrEnum
 from pathlib import Path
 from random import Random
 
-MAX_SECONDS = 30  # of processors, of a case and the programs that it runs
+MAX_SECONDS = 30  # of processor time, for a case and the programs that it runs
 MAX_MEMORY = 2 << 30  # bytes that a case may add to what its process holds
 RAW_WARNING = re.compile(r"\.py:\d+: \w*Warning: ")
 ERROR_LINE = re.compile(r"(?:[\w. -]+: )?error: .")  # argparse's has the program before it
@@ -32,7 +32,7 @@ ENDINGS = (1, 2, 130, 143)  # failed, wrong usage, interrupted
 
 
 class Outcome(StrEnum):
-    """How a case ended; all after the second are defects."""
+    """How a case ended; all but the first two are defects."""
 
     DONE = "done"
     REFUSED = "refused in one line"
@@ -46,7 +46,7 @@ DEFECTS = (Outcome.TRACEBACK, Outcome.HANG, Outcome.WRONG, Outcome.LOST)
 
 
 class Defect(Exception):
-    """What an attack found."""
+    """A defect that an attack found."""
 
     def __init__(self, outcome: Outcome, what: str) -> None:
         super().__init__(what)
@@ -63,7 +63,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Attack:
-    """One way of attacking: `run` raises where it finds a defect."""
+    """One way of attacking: `run` raises if it finds a defect."""
 
     name: str  # CLASS.FUNCTION
     cases: int  # of a full run
@@ -72,7 +72,7 @@ class Attack:
 
     @property
     def group(self) -> str:
-        """The class of attack."""
+        """Return the class of the attack."""
         return self.name.split(".")[0]
 
 
@@ -82,7 +82,7 @@ ATTACKS: dict[str, Attack] = {}
 def attack(
     group: str, cases: int, quick: int = 5
 ) -> Callable[[Callable[["Case"], None]], Callable]:
-    """Register a function as an attack of the class `group`; 0 for `quick` where it is slow."""
+    """Register a function as an attack of the class `group`; `quick` is 0 if it is slow."""
 
     def register(run: Callable[["Case"], None]) -> Callable[["Case"], None]:
         name = f"{group}.{run.__name__}"
@@ -93,33 +93,33 @@ def attack(
 
 
 def require(condition: object, what: str) -> None:
-    """Raise a wrong success where a condition does not hold."""
+    """Raise a defect, a wrong success, unless a condition holds."""
     if not condition:
         raise Defect(Outcome.WRONG, what)
 
 
 @dataclass
 class Case:
-    """One run of an attack: its random numbers, an empty folder, and the files to be spared."""
+    """One run of an attack: its random numbers, an empty folder, and files that must not change."""
 
     rng: Random
     folder: Path
-    seed: int = 0  # of the case: which row of a table it is
+    seed: int = 0  # of the case, to choose a row of a table
     kept: dict[Path, bytes] = field(default_factory=dict)
 
     def keep(self, file: Path, content: bytes | None = None) -> Path:
-        """Write `content` where given; the file must have the same bytes in the end."""
+        """Write `content` if given; the file must have the same bytes at the end."""
         if content is not None:
             file.write_bytes(content)
         self.kept[file] = file.read_bytes()
         return file
 
     def script(self, main: Callable[[Sequence[str]], int], *arguments: object) -> tuple[str, str]:
-        """Run a script in this process; what it printed on standard output and standard error.
+        """Run a script in this process; return its standard output and standard error.
 
         Raises:
-            Refused: it said in one line why not.
-            Defect: it failed without such a line, or said raw Python warnings.
+            Refused: if it ended with one line that says why.
+            Defect: if it failed without such a line, or printed raw warnings of Python.
         """
         out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", e) for e in ("strict", "replace"))
         with (
@@ -145,7 +145,7 @@ class Case:
 
 
 def check_ending(status: int, err: str) -> None:
-    """Judge a script by its exit status and what it said on standard error; as `Case.script`."""
+    """Judge a script by its exit status and its standard error; as `Case.script`."""
     if RAW_WARNING.search(err) or "Traceback (most recent call last)" in err:
         raise Defect(Outcome.TRACEBACK, err[-2000:])
     lines = err.strip().splitlines() or [""]
@@ -157,7 +157,7 @@ def check_ending(status: int, err: str) -> None:
 
 
 def judge(attack: Attack, seed: int, folder: Path) -> tuple[Outcome, str]:
-    """Run one case in an empty folder; how it ended, and what there is to say of it."""
+    """Run one case in an empty folder; return its outcome and a description."""
     case = Case(Random(f"{attack.name}:{seed}"), folder, seed)
     memory, start = Memory(), sum(os.times()[:4])
     outcome, what = _run(attack, case)
@@ -196,7 +196,7 @@ def _run(attack: Attack, case: Case) -> tuple[Outcome, str]:
 
 
 class Memory:
-    """How much more memory this process has had at once than when this was made (Linux)."""
+    """Measures the growth of this process's peak memory since the object was made (Linux)."""
 
     STATUS, PEAK_TO_ZERO = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -206,7 +206,7 @@ class Memory:
         self._before = self._read("VmRSS")
 
     def growth(self) -> int:
-        """Bytes; 0 where the system does not say."""
+        """Return the growth in bytes; 0 if the system does not tell it."""
         return self._read("VmHWM") - self._before
 
     def _read(self, key: str) -> int:

@@ -1,4 +1,4 @@
-"""What the attacks on models share: copies of the embedded model, hostile values, hostile JSON."""
+"""Shared by attacks on models: copies of the embedded model, hostile values, hostile JSON."""
 
 import json
 import os
@@ -25,7 +25,7 @@ OTHERS += [[64] * 100, ["DownBlock2D"] * 3, {"__class__": "os.system"}]
 
 
 def value(rng: Random) -> Any:
-    """Anything that JSON can say, and what it cannot."""
+    """Return anything that JSON can express, and some values that it cannot."""
     kind = rng.randrange(6)
     if kind < 3:
         return rng.choice(NUMBERS)
@@ -35,7 +35,7 @@ def value(rng: Random) -> Any:
 
 
 def tiny(folder: Path, *changed: str) -> Path:
-    """The embedded model in links, but for files that are to be changed, which are copies."""
+    """Link the embedded model into a folder, but copy the files `changed`, which may be edited."""
     model = folder / "model"
     for file in TINY.rglob("*"):
         if file.is_file():
@@ -50,7 +50,7 @@ def tiny(folder: Path, *changed: str) -> Path:
 
 
 def _bound(path: Path) -> None:
-    """A socket."""
+    """Create a socket."""
     with socket.socket(socket.AF_UNIX) as end:
         os.chdir(path.parent)  # such names are short
         end.bind(path.name)
@@ -58,7 +58,7 @@ def _bound(path: Path) -> None:
 
 
 def _sparse(path: Path) -> None:
-    """A file that is large, but not on the disk."""
+    """Create a large file that takes no space on the disk."""
     with path.open("wb") as file:
         file.write(b"BM")
         file.truncate(1 << 40)
@@ -69,7 +69,7 @@ def _unreadable(path: Path) -> None:
     path.chmod(0)
 
 
-NO_FILES: dict[str, Callable[[Path], object]] = {  # what may be at a path, but no file of use
+NO_FILES: dict[str, Callable[[Path], object]] = {  # what a path may be instead of a usable file
     "folder": Path.mkdir,
     "pipe": os.mkfifo,
     "socket": _bound,
@@ -87,7 +87,7 @@ NO_FILES: dict[str, Callable[[Path], object]] = {  # what may be at a path, but 
 
 
 def damaged(content: bytes, rng: Random) -> bytes:
-    """Some bytes otherwise, gone, or too many."""
+    """Return content with changed, missing or additional bytes."""
     data = bytearray(content)
     for _ in range(rng.randint(1, 4)):
         at = rng.randrange(len(data) + 1)
@@ -106,7 +106,7 @@ def damaged(content: bytes, rng: Random) -> bytes:
 
 
 def json_text(content: Any, rng: Random) -> bytes:
-    """JSON, or what is nearly JSON."""
+    """Return JSON, or what is almost JSON."""
     text = json.dumps(content)
     match rng.randrange(10):
         case 0:

@@ -1,4 +1,4 @@
-"""A Hub that answers badly."""
+"""A Hub that gives bad answers."""
 
 import json
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ TIMEOUT = 1  # seconds
 
 @contextmanager
 def served(cache: Path, files: dict[str, bytes]) -> Iterator[HubServer]:
-    """A Hub with one repository, and an empty cache; as the environment would set them."""
+    """Run a Hub with one repository, and use an empty cache, as environment variables set them."""
     with HubServer() as server:
         server.add(REPO, files)
         settings = {
@@ -45,7 +45,7 @@ def served(cache: Path, files: dict[str, bytes]) -> Iterator[HubServer]:
 
 
 def bad_information(rng: Random) -> Bad | int | str | float:
-    """An answer to the question what a repository has."""
+    """Return a bad answer to the request for a repository's information."""
     paths = ["../x", "/etc/passwd", "unet/../../x", UNET, "unet/config.json", "\0", ""]
     info = {
         "id": REPO,
@@ -71,7 +71,7 @@ def bad_information(rng: Random) -> Bad | int | str | float:
 
 
 def bad_file(rng: Random) -> Bad | int | str:
-    """An answer to the request for a file."""
+    """Return a bad answer to the request for a file."""
     match rng.randrange(5):
         case 0:
             return rng.choice([401, 403, 404, "GatedRepo", "EntryNotFound", "RepoNotFound"])
@@ -91,29 +91,31 @@ def bad_file(rng: Random) -> Bad | int | str:
 
 
 def check(case: Case, part: str, answer: object, files: dict[str, bytes]) -> None:
-    """What comes in the end is what the Hub has, or a line that says why not; and a second run
-    with a Hub in order succeeds."""
+    """Check that a download gives the Hub's files, or an error of one line.
+
+    A second run, with a good Hub, must succeed.
+    """
     cache = case.folder / "cache"
     with served(cache, files) as server:
         server.answers[part] = answer
         try:
-            found = hub.open_model(REPO).weights("unet", float16=False)
+            found = hub.open_source(REPO).weights("unet", float16=False)
             require(found[0].read_bytes() == files[UNET], "another file")
         finally:
             outside = {path.name for path in case.folder.iterdir()} - {"cache"}
             require(not outside, f"written outside of the cache: {outside}")
             server.answers.clear()
-            found = hub.open_model(REPO).weights("unet", float16=False)
+            found = hub.open_source(REPO).weights("unet", float16=False)
             require(found[0].read_bytes() == files[UNET], "the second run gives another file")
 
 
 @attack("hub", cases=200)
 def information(case: Case) -> None:
-    """The question what a repository has, answered badly."""
+    """Answer the request for a repository's information badly."""
     check(case, "/api/", bad_information(case.rng), {UNET: case.rng.randbytes(2000)})
 
 
 @attack("hub", cases=200)
 def files(case: Case) -> None:
-    """Files answered badly."""
+    """Answer requests for files badly."""
     check(case, UNET, bad_file(case.rng), {UNET: case.rng.randbytes(2000)})

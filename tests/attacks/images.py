@@ -1,4 +1,4 @@
-"""Images: any file, through the reading of pictures and `image2image.py`."""
+"""Any file as a picture: reading it, and starting `image2image.py` from it."""
 
 import io
 import os
@@ -21,7 +21,7 @@ SUFFIXES = (".png", ".jpg", ".webp", ".eps", ".txt", "", ".safetensors", ".PNG",
 
 
 def read(case: Case, content: bytes) -> tuple[np.ndarray, tuple[int, int]]:
-    """What a file of any name is read as; finite, in range, and of the size that it says."""
+    """Read a file of any name; check that the picture is finite, in range and of the size named."""
     file = case.keep(case.folder / f"a{case.rng.choice(SUFFIXES)}", content)
     return checked(*read_picture(file))
 
@@ -37,7 +37,7 @@ def checked(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, tuple
 
 @attack("images", cases=600, quick=40)
 def formats(case: Case) -> None:
-    """Every mode in every format that Pillow writes is read, as Pillow converts it."""
+    """Check that every mode in every format of Pillow is read as Pillow converts it."""
     content, image, name = any_file(case.rng)
     try:
         ours, _ = read(case, content)
@@ -56,7 +56,7 @@ def formats(case: Case) -> None:
 
 
 def pillow_reads(content: bytes) -> bool:
-    """Whether Pillow, on its own, makes pixels of it."""
+    """Return whether Pillow by itself decodes a file."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             return np.isfinite(np.asarray(image.convert("RGB"))).all()
@@ -66,7 +66,7 @@ def pillow_reads(content: bytes) -> bool:
 
 @attack("images", cases=500, quick=20)
 def truncated(case: Case) -> None:
-    """A file that ends early is the same picture, or refused."""
+    """Truncate a file: it is the same picture, or refused."""
     content, _, name = any_file(case.rng)
     cut = content[: case.rng.randrange(len(content))]
     part, _ = read(case, cut)
@@ -77,7 +77,7 @@ def truncated(case: Case) -> None:
 
 @attack("images", cases=600, quick=40)
 def damaged(case: Case) -> None:
-    """A file with other bytes in it is a picture, or refused; with checksums, the same picture."""
+    """Change bytes: a picture, or refused; in formats with checksums, the same picture."""
     content, _, name = any_file(case.rng)
     part, _ = read(case, damage(case.rng, content))
     if name == "PNG":
@@ -107,7 +107,7 @@ def bombs(case: Case) -> None:
 
 @attack("images", cases=150, quick=15)
 def orientations(case: Case) -> None:
-    """EXIF, valid and corrupt: upright, or as it lies."""
+    """Read valid and corrupt EXIF: the picture is upright, or as stored."""
     image = Image.fromarray(pixels(case.rng)[..., :3])
     orientation = case.rng.choice([*range(10), 65535])
     exif = Image.Exif()
@@ -123,7 +123,7 @@ def orientations(case: Case) -> None:
         image.save(
             file, name, exif=content, **({} if name == "TIFF" else {"xmp": b"<x"}), lossless=True
         )
-    except Exception:  # Pillow itself reads what it writes
+    except Exception:  # Pillow may not read what it wrote
         return
     ours, size = checked(*read_picture(case.keep(file)))
     turned = orientation in (5, 6, 7, 8)
@@ -135,7 +135,7 @@ def orientations(case: Case) -> None:
 
 @attack("images", cases=80)
 def animated(case: Case) -> None:
-    """The first frame, whatever follows."""
+    """Check that the first frame is read, whatever follows."""
     colours = [tuple(case.rng.randrange(256) for _ in "rgb") for _ in range(4)]
     frames = [Image.new("RGB", (40, 30), colour) for colour in colours]
     file = io.BytesIO()
@@ -148,7 +148,7 @@ def animated(case: Case) -> None:
 
 @attack("images", cases=100, quick=30)
 def no_files(case: Case) -> None:
-    """What is at a path but no file of pixels."""
+    """Read paths that are not files of pixels."""
     rng, path = case.rng, case.folder / "a.png"
     kind = rng.choice([*sorted(NO_FILES), "through a file"])
     NO_FILES.get(kind, Path.touch)(path)
@@ -160,7 +160,7 @@ def no_files(case: Case) -> None:
 
 
 def iptc(content: bytes) -> bytes:
-    """A picture file within a news agency's record, which says that it is a JPEG."""
+    """Read a picture inside a record of IPTC, which says that it is a JPEG."""
     fields = {(3, 60): b"\1\0", (3, 20): b"\0\x40", (3, 30): b"\0\x40", (3, 120): b"\5"}
     heads = (
         b"\x1c" + bytes(tag) + struct.pack(">H", len(value)) + value
@@ -197,7 +197,7 @@ def programs_run(case: Case) -> None:
 
 @attack("images", cases=40)
 def changing(case: Case) -> None:
-    """A file that is cut and written again while it is read."""
+    """Truncate and rewrite a file while it is read."""
     path, rng = case.folder / "a", case.rng
     content = any_file(rng)[0]
     path.write_bytes(content)
@@ -221,7 +221,7 @@ def changing(case: Case) -> None:
 
 @cache
 def start() -> bytes:
-    """A picture that can be started from."""
+    """Write a picture that can be started from."""
     file = io.BytesIO()
     Image.linear_gradient("L").convert("RGB").resize((64, 64)).save(file, "PNG")
     return file.getvalue()
@@ -229,7 +229,7 @@ def start() -> bytes:
 
 @attack("images", cases=80, quick=3)
 def scripts(case: Case) -> None:
-    """From any file to a picture, by the script in this process."""
+    """Make a picture from any file by the script in this process."""
     content = case.rng.choice([any_file(case.rng)[0], start(), huge(case.rng)])
     if case.rng.random() < 0.4:
         content = damage(case.rng, content)
@@ -240,7 +240,7 @@ def scripts(case: Case) -> None:
 
 @attack("images", cases=25, quick=1)
 def as_programs(case: Case) -> None:
-    """From any file to a picture, in a process whose standard error is seen whole."""
+    """Make a picture from any file in a process whose standard error is seen completely."""
     content = any_file(case.rng)[0]
     if case.rng.random() < 0.7:
         content = damage(case.rng, content)

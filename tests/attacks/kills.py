@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments: no half file has a final name, and the next goes on."""
+"""Kill runs at random moments: no incomplete file has a final name, the next run continues."""
 
 import subprocess
 import sys
@@ -13,8 +13,8 @@ from attacks.harness import Case, Defect, Outcome, Refused, attack, require
 from attacks.system import USUAL, old_picture, outputs, pictures
 from stable_diffusion.cli import convert
 
-MAX_LINES = 9  # that a run is let say before the kill
-PAUSE = 0.2  # seconds: about the longest between two lines, but for the first
+MAX_LINES = 9  # that a run may print before it is killed
+PAUSE = 0.2  # seconds: about the longest between two lines after the first
 START = 1.0  # seconds until the first
 
 
@@ -51,13 +51,13 @@ def succeed(case: Case, main: Callable[[Sequence[str]], int], *arguments: object
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    """Of the pictures in a folder, all of them whole; a preview is written over."""
+    """Return the pictures in a folder; all must be complete. A preview may be overwritten."""
     return {path: path.read_bytes() for path in pictures(folder) if "preview" not in path.name}
 
 
 @attack("kills", cases=200, quick=3)
 def pictures_of(case: Case) -> None:
-    """Where there are pictures already, by every way of naming them."""
+    """Kill runs in folders with pictures, with every way of naming files."""
     options, n = outputs(case)
     for name in ("o.png", "d/old.png", "d/0007.png", "1.png"):
         old_picture(case.folder / name)
@@ -81,7 +81,7 @@ def pictures_of(case: Case) -> None:
 
 @attack("kills", cases=20, quick=0)
 def converted(case: Case) -> None:
-    """`python -m stable_diffusion.convert`: a whole folder, or none."""
+    """Kill `python -m stable_diffusion.convert`: a complete folder, or none."""
     folder = case.folder / "new"
     kill(case, "-m", "stable_diffusion.convert", "-q4", "tiny", f"{folder}")
     if not folder.exists():

@@ -1,4 +1,4 @@
-"""Models whose numbers cannot be computed with, in one file, or where there is no file at all."""
+"""Models with unusable numbers, in single files, or with something else in place of files."""
 
 import tempfile
 from functools import cache
@@ -20,15 +20,16 @@ from attacks.hostile import NO_FILES, WEIGHTS, tiny, value
 from attacks.programs import USUAL, txt2image_case
 from stable_diffusion import StableDiffusion
 from stable_diffusion.model_io import loaders
+from stable_diffusion.model_io.model import Model
 from stable_diffusion.model_io.single_file import open_vae_file
 
-SECONDS = 10  # of processor time, for whatever a header says
+SECONDS = 10  # of processor time, whatever a header says
 BAD = [np.nan, np.inf, -np.inf, 3e38, -3e38, 1e30, 1e10, 7e4, 1e-44, 0.0]
 
 
 @attack("checkpoints", cases=150, quick=4)
 def numbers(case: Case) -> None:
-    """Weights that are no numbers, or too large: a picture, or the guilty file and tensor."""
+    """Use weights that are not finite or too large: a picture, or an error with file and tensor."""
     component = case.rng.choice([*WEIGHTS])
     model = tiny(case.folder, WEIGHTS[component])
     weights = load((model / WEIGHTS[component]).read_bytes())
@@ -59,7 +60,7 @@ OPTIONS = ["--model={}", "--model=tiny --vae={}", "--model=tiny --lora={}", "--e
 
 @attack("checkpoints", cases=300, quick=20)
 def no_files(case: Case) -> None:
-    """A pipe, device or folder, in a model or in place of one: refused, not waited for."""
+    """Put a pipe, device or folder into a model or in its place: refused without waiting."""
     kind = case.rng.choice(sorted(NO_FILES))
     if case.rng.random() < 0.6:
         model = tiny(case.folder)
@@ -72,12 +73,12 @@ def no_files(case: Case) -> None:
     NO_FILES[kind](path)
     txt2image_case(case, *words, "a star")
     is_optional = path.name in ("model_index.json", "tokenizer_config.json")
-    require(is_optional, f"{kind} as {path.name} was taken for a model")
+    require(is_optional, f"{kind} as {path.name} was accepted as a model")
 
 
 @cache
 def original() -> dict[str, np.ndarray]:
-    """A small model of SD 1 in the original layout."""
+    """Return a small model of SD 1 in the original layout."""
     from checkpoints import write_checkpoint
     from original_layout import original_tensors
 
@@ -101,8 +102,10 @@ KINDS = ["modelspec.prediction_type", "modelspec.architecture", *"abcdef"]
 
 @attack("checkpoints", cases=250, quick=4)
 def single_files(case: Case) -> None:
-    """One file in the original layout, with tensors missing, misshapen, misnamed or too many: what
-    it says of itself is told in time, whatever it is."""
+    """Read a file in the original layout with missing, misshapen, misnamed or extra tensors.
+
+    Whatever its metadata says, it is refused or read in time.
+    """
     rng, tensors = case.rng, dict(original())
     shapes = {key: tensor.shape for key, tensor in tensors.items()}
     for _ in range(rng.choice([1, 1, 2])):
@@ -119,7 +122,7 @@ def single_files(case: Case) -> None:
     start = process_time()
     try:
         if rng.random() < 0.2:
-            mx.eval(loaders.load_autoencoder(open_vae_file("a", file)).parameters())
+            mx.eval(loaders.load_autoencoder(Model(open_vae_file("a", file))).parameters())
         else:
             check_model(case, file)
     finally:
@@ -156,7 +159,7 @@ def spoil(shapes: dict[str, tuple[int, ...]], rng: Random) -> None:
 
 @attack("checkpoints", cases=30, quick=1)
 def many_tensors(case: Case) -> None:
-    """LoRAs, learned words and diffusers' files of thousands of tensors that nobody asked for."""
+    """Load LoRAs, embeddings and files of diffusers with thousands of unexpected tensors."""
     names = ["lora_unet_mid_block_attentions_{}_proj_in.lora_up.weight", "x.{}", "x" * 400 + "{}"]
     names += ["unet.up_blocks.{}.lora_A.weight", "lora_te_text_model_encoder_layers_{}.alpha"]
     pattern, n = case.rng.choice(names), case.rng.choice([100, 5000, 40_000, 60_000])
@@ -167,7 +170,7 @@ def many_tensors(case: Case) -> None:
     sd = StableDiffusion(case.rng.choice(["tiny", model]))
     start = process_time()
     try:
-        if sd.source.name == "tiny":
+        if sd.model.name == "tiny":
             case.rng.choice([sd.load_lora, lambda path: sd.load_embedding("<x>", path)])(file)
         else:
             mx.eval([tree_flatten(getattr(sd, part).parameters()) for part in PARTS])

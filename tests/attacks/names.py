@@ -1,4 +1,4 @@
-"""Names that meet: what is read, what is made, the grid and the previews in one another's place."""
+"""Names that collide: of files that are read and written, of the grid and of previews."""
 
 import json
 import re
@@ -18,8 +18,10 @@ WROTE = re.compile(r"^Wrote (.+)$", re.MULTILINE)
 
 @attack("system", cases=300, quick=8)
 def names(case: Case) -> None:
-    """What is read stays as it is, whatever the output, grid and preview are called; and what was
-    written is there in the end."""
+    """Use any names for output, grid and preview: files that are read stay unchanged.
+
+    Files that were reported as written must exist in the end.
+    """
     rng, folder = case.rng, case.folder
     (folder / "d").mkdir()
     (folder / "link.png").symlink_to("a.png")

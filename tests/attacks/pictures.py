@@ -1,4 +1,4 @@
-"""Picture files that nobody sends, from seeds."""
+"""Unusual and damaged picture files, from seeds."""
 
 import io
 import struct
@@ -16,7 +16,7 @@ MODES = [
     *["HSV", "I", "I;16", "I;16B", "I;16L", "F"],
 ]
 LOSSLESS = ("BMP", "DIB", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "PCX", "IM")
-# Of formats that Pillow reads, where it can write them or not: what their files begin with.
+# First bytes of files in formats that Pillow reads, even if it cannot write them.
 MAGIC = [
     *[b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"RIFF\x40\0\0\0WEBPVP8 ", b"BM"],
     *[
@@ -61,7 +61,7 @@ MAGIC = [
 
 
 def pixels(rng: Random, size: tuple[int, int] | None = None) -> np.ndarray:
-    """uint8 [H, W, 4]: noise, or a gradient."""
+    """Return noise or a gradient, uint8 [H, W, 4]."""
     width, height = size or (rng.randint(1, 90), rng.randint(1, 90))
     generator = np.random.default_rng(rng.getrandbits(32))
     if rng.random() < 0.5:
@@ -71,7 +71,7 @@ def pixels(rng: Random, size: tuple[int, int] | None = None) -> np.ndarray:
 
 
 def any_image(rng: Random, size: tuple[int, int] | None = None) -> Image.Image:
-    """A picture of any mode."""
+    """Return a picture of any mode."""
     rgba = Image.fromarray(pixels(rng, size))
     mode = rng.choice(MODES)
     if mode in ("I", "F", "I;16", "I;16L", "I;16B"):
@@ -90,7 +90,7 @@ def any_image(rng: Random, size: tuple[int, int] | None = None) -> Image.Image:
 
 
 def save_options(rng: Random, image: Image.Image) -> dict:
-    """What else may be written into a file."""
+    """Return further data that may be written into a file."""
     options = {}
     if rng.random() < 0.2:
         number = {"RGB": (1, 2, 3), "L": 7, "P": 3, "1": 0}.get(image.mode, 5)
@@ -103,7 +103,7 @@ def save_options(rng: Random, image: Image.Image) -> dict:
 
 
 def any_file(rng: Random) -> tuple[bytes, Image.Image, str]:
-    """A whole file, the picture that was written, and the format."""
+    """Return a complete file, the picture that was written, and the format."""
     Image.init()
     while True:
         image = any_image(rng)
@@ -116,14 +116,14 @@ def any_file(rng: Random) -> tuple[bytes, Image.Image, str]:
                     file.write(make(image))
                 else:
                     image.save(file, name, **save_options(rng, image))
-        except Exception:  # a mode or an option that the format does not have
+        except Exception:  # the format does not have the mode or option
             continue
         if file.getvalue():
             return file.getvalue(), image, name
 
 
 def damage(rng: Random, content: bytes) -> bytes:
-    """Bytes changed, exchanged, put in or taken out; mostly near the beginning."""
+    """Change, exchange, insert or remove bytes, mostly near the beginning."""
     data = bytearray(content)
     reach = rng.choice([32, 200, len(data)])
     for _ in range(rng.choice([1, 1, 2, 5, 20])):
@@ -143,7 +143,7 @@ def damage(rng: Random, content: bytes) -> bytes:
 
 
 def png(width: int, height: int, data: bytes, bits: int = 8, colours: int = 2) -> bytes:
-    """A PNG with these words in its header, whatever `data` (compressed here) holds."""
+    """Return a PNG with these values in its header; `data` is compressed here."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         checksum = zlib.crc32(kind + content)
@@ -155,7 +155,7 @@ def png(width: int, height: int, data: bytes, bits: int = 8, colours: int = 2) -
 
 
 def huge(rng: Random) -> bytes:
-    """A small file that says it is a large picture."""
+    """Return a small file that claims to be a large picture."""
     width, height = (rng.choice([0, 1, 9_000, 20_000, 65_535, 2**31 - 1, 2**32 - 1]) for _ in "wh")
     short = struct.pack("<HH", width % 65536, height % 65536)
     long = struct.pack("<ii", width % 2**31, height % 2**31)
@@ -201,7 +201,7 @@ def _huge_tiff(rng: Random, width: int, height: int) -> bytes:
 
 
 def bomb(rng: Random) -> bytes:
-    """A PNG that is what it says: large, and small on disk."""
+    """Return a valid PNG that is large but small on disk."""
     width, height = rng.choice([(20_000, 100), (100, 20_000), (20_000, 5_900), (20_000, 20_000)])
     bits, colours, channels = rng.choice([(8, 2, 3), (8, 6, 4), (8, 0, 1), (1, 0, 1), (16, 0, 1)])
     row = bytes(1 + -(-width * channels * bits // 8))

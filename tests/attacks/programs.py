@@ -1,4 +1,4 @@
-"""The scripts under attack: in this process, or in one of their own."""
+"""Run the scripts under attack, in this process or in a new one."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ SECONDS = 600  # that a program may take on a busy machine; see also `harness.ju
 def completed(
     command: Sequence[bytes | str], **options: object
 ) -> subprocess.CompletedProcess[bytes]:
-    """As `subprocess.run` with a timeout, but second by second: the machine may be suspended.
+    """Run as `subprocess.run` with a timeout that counts seconds: a machine may be suspended.
 
     Raises:
         Defect: it hangs.
@@ -42,7 +42,7 @@ def txt2image_case(case: Case, *arguments: object) -> None:
 
 
 def image2image_case(case: Case, *arguments: object) -> None:
-    """As `txt2image_case`."""
+    """Run a case as `txt2image_case` does."""
     _script(case, image2image.main, *arguments)
 
 
@@ -76,7 +76,7 @@ def program(case: Case, script: str, *arguments: bytes | str, **environment: str
 
 
 def require_picture(case: Case) -> None:
-    """What was written is a picture, and not of one colour."""
+    """Check that a picture was written, and that it is not of one colour."""
     require((case.folder / "o.png").is_file(), "no picture")
     with Image.open(case.folder / "o.png") as image:
         pixels = np.asarray(image)

@@ -1,4 +1,4 @@
-"""Prompts: any text, through the tokenizer, its windows and weights, the encoder, the scripts."""
+"""Any text as a prompt: for the tokenizer, windows and weights, the encoder and the scripts."""
 
 import unicodedata
 from functools import cache
@@ -22,12 +22,12 @@ SECONDS = 10  # of processor time, for a million characters
 
 @cache
 def tiny() -> StableDiffusion:
-    """The embedded model."""
+    """Return the embedded model."""
     return StableDiffusion("tiny")
 
 
 def check_tokens(tokenizer: Tokenizer, text: str) -> None:
-    """Whatever the text: the right number of ids, all of them rows of the embedding."""
+    """Check that any text gives the right number of ids, all of them rows of the embedding."""
     ids, most = tokenizer.tokenize(text), tokenizer.max_length
     require(2 <= len(ids) <= most, f"{len(ids)} ids")
     require((ids[0], ids[-1]) == (tokenizer.bos_id, tokenizer.eos_id), "begin or end")
@@ -38,7 +38,10 @@ def check_tokens(tokenizer: Tokenizer, text: str) -> None:
 
 
 def check_weights(text: str) -> None:
-    """All but brackets, backslashes and weights comes through, in order, with finite weights."""
+    """Check that all text except brackets, backslashes and weights is kept in order.
+
+    Weights must be finite.
+    """
     parts = parse_weights(text)
     require(all(part and abs(weight) <= MAX_WEIGHT for part, weight in parts), "bounds")
     require(all(a[1] != b[1] for a, b in pairwise(parts)), "neighbours weigh the same")
@@ -66,7 +69,7 @@ def check_windows(tokenizer: Tokenizer, text: str, options: TextOptions) -> None
 
 
 def any_options(case: Case) -> TextOptions:
-    """Every way of reading a prompt."""
+    """Return any way of reading a prompt."""
     long, weights = case.rng.random() < 0.5, case.rng.random() < 0.7
     return TextOptions(long, weights, case.rng.randint(0, tiny().config.most_clip_skip))
 
@@ -81,7 +84,7 @@ def tokens(case: Case) -> None:
 def oracle(case: Case) -> None:
     """To the ids that transformers finds."""
     text = any_text(case.rng).encode(errors="replace").decode()
-    # What Unicode has not assigned, the two treat by the Unicode that each was built with.
+    # For unassigned code points the result depends on the Unicode version of each library.
     text = "".join(c for c in text if unicodedata.category(c) != "Cn")
     expected = transformers_tokenizer()(text, max_length=77, truncation=True).input_ids
     require(tiny().tokenizer.tokenize(text) == expected, f"differs: {text!r}")
@@ -89,7 +92,7 @@ def oracle(case: Case) -> None:
 
 @cache
 def transformers_tokenizer():
-    """The oracle, with the embedded model's files."""
+    """Return transformers' tokenizer with the files of the embedded model."""
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer.from_pretrained(TINY / "tokenizer")
@@ -109,7 +112,7 @@ def long_and_weighted(case: Case) -> None:
 
 @attack("prompts", cases=400, quick=30)
 def names(case: Case) -> None:
-    """Names of embeddings: found wherever they stand, or refused."""
+    """Check that names of embeddings are found anywhere in a prompt, or refused."""
     tokenizer = bytewise()
     name = any_text(case.rng, 10)
     tokenizer.add(name, [7, 8, 9])
@@ -119,14 +122,14 @@ def names(case: Case) -> None:
 
 
 def bytewise() -> Tokenizer:
-    """A tokenizer that merges nothing, quick to make."""
+    """Return a tokenizer without merges, which is quick to make."""
     tokens = [*list(vocabulary())[:512], BOS, EOS]
     return Tokenizer({token: i for i, token in enumerate(tokens)}, [])
 
 
 @attack("prompts", cases=100, quick=0)
 def megabytes(case: Case) -> None:
-    """A million characters: linear time, whatever they are."""
+    """Read a million characters, whatever they are, in linear time."""
     text = huge_text(case.rng)
     for work in (
         lambda: check_tokens(tiny().tokenizer, text),
@@ -141,7 +144,7 @@ def megabytes(case: Case) -> None:
 
 
 def refused(text: str) -> None:
-    """A long prompt is read to its end, or refused."""
+    """Read a long prompt to its end, or refuse it."""
     try:
         split_into_windows(
             text, tiny().tokenizer, TextOptions(long_prompt=True, prompt_weights=True)

@@ -1,4 +1,4 @@
-"""Formats that Pillow reads and does not write: small files of each, made by hand."""
+"""Write small files in formats that Pillow reads but does not write."""
 
 import io
 import struct
@@ -25,7 +25,7 @@ def _big(*numbers: int) -> bytes:
 
 
 def cur(image: Image.Image) -> bytes:
-    """A cursor: a bitmap without its first 14 bytes, which says twice its height."""
+    """Return a cursor: a bitmap without its first 14 bytes, which names twice its height."""
     file = io.BytesIO()
     image.convert("RGB").save(file, "BMP")
     bitmap = bytearray(file.getvalue()[14:])
@@ -45,7 +45,7 @@ def dcx(image: Image.Image) -> bytes:
 
 
 def fli(image: Image.Image) -> bytes:
-    """An animation of one frame, with a palette, not compressed."""
+    """Return an animation of one frame with a palette, uncompressed."""
     grey = _bytes(image, "L")
     palette = _short(1) + b"\0\0" + bytes(each for i in range(256) for each in (i, 255 - i, i))
     chunks = _long(6 + len(palette)) + _short(4) + palette
@@ -56,13 +56,13 @@ def fli(image: Image.Image) -> bytes:
 
 
 def ftex(image: Image.Image) -> bytes:
-    """A texture, not compressed."""
+    """Return an uncompressed texture."""
     data = _bytes(image, "RGB")
     return b"FTEX" + _long(0, *image.size, 1, 1, 1, 32, len(data)) + data
 
 
 def ftex_dxt1(image: Image.Image) -> bytes:
-    """A texture in blocks of 4 x 4, all alike."""
+    """Return a texture in equal blocks of 4 × 4."""
     width, height = image.size
     block = np.asarray(image.convert("RGB")).tobytes()[:8].ljust(8, b"x")
     data = block * (-(-width // 4) * -(-height // 4))
@@ -70,14 +70,14 @@ def ftex_dxt1(image: Image.Image) -> bytes:
 
 
 def gbr(image: Image.Image) -> bytes:
-    """GIMP's brush."""
+    """Return a brush of GIMP."""
     mode = "L" if image.mode in ("1", "L") else "RGBA"
     head = _big(30, 2, *image.size, len(mode)) + b"GIMP" + _big(9)
     return head + b"a\0" + _bytes(image, mode)
 
 
 def imt(image: Image.Image) -> bytes:
-    """IM Tools' greys."""
+    """Return greys of IM Tools."""
     width, height = image.size
     head = f"* comment\nwidth {width}\nheight {height}\npixel n8\n"
     return head.encode() + b"\x0c" + _bytes(image, "L")
@@ -95,7 +95,7 @@ def mcidas(image: Image.Image) -> bytes:
 
 
 def pcd(image: Image.Image) -> bytes:
-    """A PhotoCD, which has one size, turned or not."""
+    """Return a PhotoCD, which has one size, rotated or not."""
     content = bytearray(96 * 2048 + 768 * 512 * 3 // 2)
     content[2048:2052] = b"PCD_"
     content[2048 + 1538] = image.width % 4
@@ -105,7 +105,7 @@ def pcd(image: Image.Image) -> bytes:
 
 
 def pixar(image: Image.Image) -> bytes:
-    """RGB."""
+    """Return RGB."""
     width, height = image.size
     head = (b"\x80\xe8\0\0".ljust(416, b"\0") + _short(height, width)).ljust(424, b"\0")
     return (head + _short(14, 2)).ljust(1024, b"\0") + _bytes(image, "RGB")
@@ -115,7 +115,7 @@ PSD_MODES = {"1": (0, 1), "L": (1, 8), "P": (2, 8), "CMYK": (4, 8), "LAB": (9, 8
 
 
 def psd(image: Image.Image) -> bytes:
-    """Photoshop's: a plane each, plain; of some, their rows packed."""
+    """Return a Photoshop file: one plane per channel, raw or with packed rows."""
     mode = image.mode if image.mode in (*PSD_MODES, "RGBA") else "RGB"
     image = image.convert(mode) if mode != image.mode else image
     number, bits = PSD_MODES.get(mode, (3, 8))
@@ -138,7 +138,7 @@ def psd(image: Image.Image) -> bytes:
 
 
 def sun(image: Image.Image) -> bytes:
-    """Sun's raster: rows of whole words; where they are even, in runs of which none is one."""
+    """Return a Sun raster file: rows of whole words, some of them in trivial runs."""
     width, height = image.size
     grey = np.asarray(image.convert("L"))
     kind = 1 if width % 2 else 2
@@ -151,7 +151,7 @@ def sun(image: Image.Image) -> bytes:
 
 
 def xpm(image: Image.Image) -> bytes:
-    """C source of sixteen colours."""
+    """Return C source of sixteen colours."""
     greys = np.asarray(image.convert("L")) // 16
     width, height = image.size
     colours = [f'"{i:x} c #{i * 17:02x}{255 - i:02x}80",' for i in range(16)]
@@ -163,7 +163,7 @@ def xpm(image: Image.Image) -> bytes:
 
 
 def xvthumb(image: Image.Image) -> bytes:
-    """A thumbnail of 332 colours."""
+    """Return a thumbnail of 332 colours."""
     width, height = image.size
     return f"P7 332\n#x\n{width} {height} 255\n".encode() + _bytes(image, "L")
 

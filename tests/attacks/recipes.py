@@ -1,4 +1,4 @@
-"""Recipes in pictures, and prompts files: what asks for pictures as a command line does."""
+"""Recipes in pictures and prompts files, which ask for pictures like a command line."""
 
 import io
 import json
@@ -34,7 +34,7 @@ KEYS = ["Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Model
 KEYS += ["Denoising strength", "Clip skip", "RNG", "Emphasis", "Lora", "Hires upscale", "Tiling"]
 MEANT = ["1", "20", "DPM++ 2M", "Karras", "Euler a Karras", "7.5", "64x64", "CPU", "nan", "-1"]
 MEANT += ["1e400", "9" * 5000, "99999x99999", "64x", "x", '"a, b: c"', '"', "٣", "sd_xl_base_1.0"]
-FINE = {  # what options may be
+VALID = {  # values of options
     "prompt": ["x", "", "(a:1.3) {seed}", "--help", "\n"],
     "negative_prompt": ["", "-q"],
     "seed": [0, 1, MAX_SEED],
@@ -55,17 +55,17 @@ USUAL = Recipe(prompt="a star", model="tiny", seed=1, n_images=1, steps=2, width
 
 
 def setting(rng: Random, name: str) -> Any:
-    """A value of an option that is not what it wants, or is."""
-    if name in FINE and rng.random() < 0.6:
-        return rng.choice(FINE[name])
+    """Return a valid or invalid value of an option."""
+    if name in VALID and rng.random() < 0.6:
+        return rng.choice(VALID[name])
     return rng.choice([value(rng), rng.choice(FILES), rng.choice(WORDS), [rng.choice(FILES)] * 2])
 
 
 def recipe(rng: Random) -> str:
-    """The JSON of a recipe with some options otherwise."""
+    """Return the JSON of a recipe with some options changed."""
     content = json.loads(USUAL.to_json())
     for _ in range(rng.choice([1, 1, 2, 5])):
-        name = rng.choice(OPTIONS + 3 * [*FINE])
+        name = rng.choice(OPTIONS + 3 * [*VALID])
         content.pop(name, None)
         if rng.random() < 0.9:
             content[name] = setting(rng, name)
@@ -75,7 +75,7 @@ def recipe(rng: Random) -> str:
 
 
 def parameters(rng: Random) -> str:
-    """What AUTOMATIC1111 might have written, but did not."""
+    """Return text similar to what AUTOMATIC1111 writes."""
     lines = [any_text(rng, 30)]
     if rng.random() < 0.5:
         lines.append(f"Negative prompt:{any_text(rng, 20)}")
@@ -84,12 +84,12 @@ def parameters(rng: Random) -> str:
 
 
 def picture_with(rng: Random) -> bytes:
-    """A picture with a recipe, in one of the formats that can have one."""
+    """Write a picture with a recipe, in one of the formats that can hold one."""
     texts = {RECIPE: recipe(rng)} if rng.random() < 0.6 else {PARAMETERS: parameters(rng)}
     texts = {key: text.encode(errors="replace").decode() for key, text in texts.items()}
     name = rng.choice(["PNG", "PNG", "JPEG", "WEBP", "TIFF"])
     options = make_save_options(texts, name)
-    if name == "PNG" and rng.random() < 0.3:  # packed, over and over
+    if name == "PNG" and rng.random() < 0.3:  # compressed several times
         options = {"pnginfo": PngInfo()}
         for key, text in texts.items():
             options["pnginfo"].add_itxt(key, text * rng.choice([1, 2, 9000]), zip=True)
@@ -100,8 +100,10 @@ def picture_with(rng: Random) -> bytes:
 
 @attack("images", cases=800, quick=30)
 def recipes(case: Case) -> None:
-    """`--from-image`: the options of the recipe are checked as those of a command line are, and
-    others than those of pictures are none of its business."""
+    """Check that options of a recipe are checked like those of a command line.
+
+    Only options of pictures may be taken from it.
+    """
     file = case.keep(case.folder / "r.png", picture_with(case.rng))
     output = f"{case.folder}/o.png"
     program = case.rng.choice([TXT2IMAGE, TXT2IMAGE, IMAGE2IMAGE])
@@ -113,7 +115,7 @@ def recipes(case: Case) -> None:
 
 
 def check_jobs(taken: dict[str, Any]) -> None:
-    """What is asked for is within what a command line may ask for."""
+    """Check that jobs ask for nothing that a command line may not ask for."""
     jobs = taken["plan"].jobs
     require(1 <= len(jobs) <= MAX_PICTURES, f"{len(jobs)} pictures")
     for job in {jobs[0], jobs[-1]}:
@@ -126,7 +128,7 @@ def check_jobs(taken: dict[str, Any]) -> None:
 
 @attack("images", cases=60, quick=3)
 def recipes_drawn(case: Case) -> None:
-    """The same to the end, small."""
+    """Make small pictures from such recipes."""
     file = case.keep(case.folder / "r.png", picture_with(case.rng))
     txt2image_case(case, f"--from-image={file}", "--width=64", "--height=64")
 
@@ -138,10 +140,10 @@ NAMES += ["a/../../x.png", "{model}.jpg", "{}", "{", "x" * 300 + ".png", "a\0.pn
 
 
 def line(rng: Random) -> str:
-    """A line of JSON, mostly."""
+    """Return a line, mostly of JSON."""
     content = {"prompt": any_text(rng, 20).encode(errors="replace").decode()}
     for _ in range(rng.choice([0, 1, 1, 2, 4])):
-        name = rng.choice([*OPTIONS, "output", "output", *(3 * [*FINE])])
+        name = rng.choice([*OPTIONS, "output", "output", *(3 * [*VALID])])
         content[name] = rng.choice(NAMES) if name == "output" else setting(rng, name)
     if rng.random() < 0.1:
         return json_text(content, rng).decode(errors="replace")
@@ -162,8 +164,10 @@ def prompts_file(rng: Random) -> bytes:
 
 @attack("prompts", cases=800, quick=30)
 def files(case: Case) -> None:
-    """`--prompts-file`: refused with the number of the line, or all pictures have names inside the
-    folder, each its own."""
+    """Read a prompts file: refused with the line number, or each picture has its own name.
+
+    The names are inside the output folder.
+    """
     file = case.keep(case.folder / "p.txt", prompts_file(case.rng))
     folder = case.folder / "d"
     taken = reach(case, TXT2IMAGE, f"--prompts-file={file}", f"--output={folder}/")

@@ -28,7 +28,7 @@ MAY_MOUNT = os.geteuid() == 0 and which("unshare") is not None
 
 
 def require_whole(file: Path) -> None:
-    """It is a picture, to its last byte."""
+    """Check that a file is a complete picture."""
     try:
         with Image.open(file) as image:
             image.load()
@@ -37,7 +37,7 @@ def require_whole(file: Path) -> None:
 
 
 def pictures(folder: Path) -> list[Path]:
-    """The files with final names in a folder, all of them whole."""
+    """Return the files with final names in a folder; all must be complete."""
     found = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES)
     for path in found:
         require_whole(path)
@@ -93,7 +93,7 @@ class _At:
 
 @contextlib.contextmanager
 def signalled(n: int, number: signal.Signals = signal.SIGINT) -> Iterator[_At]:
-    """Within, the signal comes with the n-th call."""
+    """Send a signal at the n-th call inside the block."""
     before, at = signal.signal(signal.SIGINT, signal.default_int_handler), _At(n, number)
     sys.setprofile(at)
     try:
@@ -105,7 +105,7 @@ def signalled(n: int, number: signal.Signals = signal.SIGINT) -> Iterator[_At]:
 
 @cache
 def calls_of_a_run() -> int:
-    """How many functions of the package are called for three pictures, about."""
+    """Return about how many functions of the package are called for three pictures."""
     with tempfile.TemporaryDirectory() as folder, signalled(0) as at:
         Case(Random(0), Path(folder)).script(
             txt2image.main, *USUAL, "--n_images=3", f"--output={folder}/d/", "a star"
@@ -115,7 +115,7 @@ def calls_of_a_run() -> int:
 
 @attack("system", cases=600, quick=5)
 def interrupted(case: Case) -> None:
-    """Ctrl-C and SIGTERM at any call of any phase: in order, with what is finished kept."""
+    """Send SIGINT or SIGTERM at any call: the program ends in order and keeps what is finished."""
     options, n = outputs(case)
     old = case.keep(case.folder / "old.png", old_picture(case.folder / "old.png"))
     moment = case.rng.randint(1, calls_of_a_run())
@@ -152,7 +152,7 @@ NAMES = (b"o", "é".encode(), b"a\nb", b"\xff", b"\x1b[31m", "\U0001f600".encode
 
 @attack("system", cases=150, quick=2)
 def surroundings(case: Case) -> None:
-    """Streams that are closed, full, or of few characters; odd names; a folder that is gone."""
+    """Use closed, full or ASCII streams, odd names, and a folder that was deleted."""
     redirection, environment = case.rng.choice(REDIRECTIONS), case.rng.choice(ENVIRONMENTS)
     name = case.rng.choice(NAMES) + b".png"
     output = os.fsencode(case.folder) + b"/" + name
@@ -166,7 +166,11 @@ def surroundings(case: Case) -> None:
     done = completed(
         ["bash", "-c", f'{start}"$0" "$@" {redirection}{pipe}', *command],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}", **environment},  # whole, for a folder is gone
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}",
+            **environment,
+        },  # absolute, as the working directory may be deleted
     )
     err = done.stderr.decode(errors="replace")
     if redirection == ">/dev/full":
@@ -186,7 +190,7 @@ def surroundings(case: Case) -> None:
 
 @attack("system", cases=200, quick=5)
 def limited_files(case: Case) -> None:
-    """Files can only become so long: as on a full disk, there is the old one or a whole one."""
+    """Limit the size of files: as on a full disk, the old file stays or the new is complete."""
     suffix = case.rng.choice(SUFFIXES)
     output = case.folder / f"o{suffix}"
     before = old_picture(output)
@@ -209,7 +213,7 @@ def limited_files(case: Case) -> None:
 
 @attack("system", cases=40 if MAY_MOUNT else 0, quick=0)
 def disks(case: Case) -> None:
-    """A disk that is full, or may only be read."""
+    """Use a disk that is full or read-only."""
     disk, after = case.folder / "disk", case.folder / "after"
     disk.mkdir()
     old = case.folder / "old.png"
@@ -237,7 +241,7 @@ def disks(case: Case) -> None:
 
 # --- memory --------------------------------------------------------------------------------------
 
-# A limit of so many bytes above what there is once all modules are read.
+# A limit of so many bytes above those in use after all imports.
 LIMITED = """
 import resource, sys, txt2image
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -246,8 +250,8 @@ raise SystemExit(txt2image.main(sys.argv[2:]))
 """
 
 
-# How MLX ends the process itself: without memory for a thread of its own, or where an array that
-# got none is among those that other threads are at.
+# How MLX ends the process: without memory for a thread, or if an array without memory is used by
+# other threads.
 BY_MLX = (-signal.SIGABRT, -signal.SIGSEGV)
 
 
@@ -270,7 +274,7 @@ def memory(case: Case) -> None:
         pictures(case.folder)
         return
     if err.strip().splitlines()[-1:] and "OpenBLAS error" in err.strip().splitlines()[-1]:
-        raise Refused(err.strip().splitlines()[-1], done.returncode)  # it ends the process itself
+        raise Refused(err.strip().splitlines()[-1], done.returncode)  # MLX ended the process
     check_ending(done.returncode, err)
     pictures(case.folder)
 

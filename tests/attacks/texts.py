@@ -1,4 +1,4 @@
-"""Texts that nobody types, from seeds."""
+"""Unusual texts, from seeds."""
 
 from collections.abc import Callable
 from random import Random
@@ -84,7 +84,7 @@ SPACES = [
 ]
 RIGHT_TO_LEFT = ["\u202e", "\u202b", "\u2066", "\u2069", "\u200f", "שלום", "مرحبا", "\u061c"]
 ENDS = [0, 0x7F, 0x80, 0x7FF, 0x800, 0xD7FF, 0xD800, 0xDBFF, 0xDC00, 0xDFFF, 0xE000, 0xFFFE, 0xFFFF]
-ENDS += [0x10000, 0x1FFFE, 0xE0001, 0xF0000, 0x10FFFF]  # of what UTF-8 and UTF-16 do differently
+ENDS += [0x10000, 0x1FFFE, 0xE0001, 0xF0000, 0x10FFFF]  # where UTF-8 and UTF-16 change their length
 
 
 def _within(first: int, last: int) -> Callable[[Random], str]:
@@ -104,8 +104,8 @@ PIECES: list[Callable[[Random], str]] = [
     _within(0, 0x1F),
     _within(0, 0xFFFF),
     _within(0, 0x10FFFF),
-    _within(0xD800, 0xDFFF),  # halves of UTF-16's pairs
-    _within(0x300, 0x36F),  # marks
+    _within(0xD800, 0xDFFF),  # surrogates of UTF-16
+    _within(0x300, 0x36F),  # combining marks
     _within(0xF71, 0xF84),  # Tibetan vowels, of which some are two marks
     _within(0x1100, 0x11FF),  # parts of Korean syllables
     *map(_of, (BRACKETS, WEIGHTS, OPTIONS, JOINED, SPECIAL, WORDS, SPACES, RIGHT_TO_LEFT)),
@@ -121,9 +121,9 @@ def any_text(rng: Random, most: int = 400) -> str:
 
 
 def huge_text(rng: Random, length: int = 1_000_000) -> str:
-    """`length` characters: a few pieces over and over, once each, or sorted the wrong way."""
+    """Return `length` characters: a few pieces repeated, once each, or in reverse order."""
     unit = any_text(rng, 50) or "x"
     if rng.random() < 0.3:
-        unit = rng.choice(PIECES)(rng)  # one huge word, or space, or run of marks
+        unit = rng.choice(PIECES)(rng)  # one huge word, space or sequence of marks
     text = (unit * (length // len(unit) + 1))[:length]
     return "".join(sorted(text, reverse=True)) if rng.random() < 0.1 else text

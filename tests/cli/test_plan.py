@@ -36,7 +36,7 @@ def test_memory_decides_how_many_at_once(monkeypatch):
     sizes = [64, 512, 768, 1024]
     assert [plan.count_at_once(replace(JOB, width=n, height=n)) for n in sizes] == [8, 3, 1, 1]
     assert replace(plan, batch_size=5).count_at_once(JOB) == 5
-    monkeypatch.setattr(memory, "total_memory", lambda: 16e9)
-    assert memory.pixels_at_once() == 512 * 512  # on a CPU it does not depend on the memory
+    monkeypatch.setattr(memory, "read_total_memory", lambda: 16e9)
+    assert memory.choose_batch_pixels() == 512 * 512  # on a CPU it does not depend on the memory
     monkeypatch.setattr(memory.mx, "default_device", lambda: memory.mx.Device(memory.mx.gpu))
-    assert memory.pixels_at_once() // 512**2 == 2
+    assert memory.choose_batch_pixels() // 512**2 == 2

@@ -1,4 +1,4 @@
-"""Configs are read strictly, and whatever diffusers writes of a supported model is understood."""
+"""Configs are read strictly, and all that diffusers writes for a supported model is understood."""
 
 import inspect
 import json
@@ -10,9 +10,10 @@ from transformers import CLIPTextConfig as TheirTextConfig
 
 from stable_diffusion.config.diffusion import DiffusionConfig
 from stable_diffusion.config.known_models import MODELS
-from stable_diffusion.config.model import PipelineConfig
+from stable_diffusion.config.model import Defaults, PipelineConfig
 from stable_diffusion.config.networks import AutoencoderConfig, CLIPTextConfig, UNetConfig
 from stable_diffusion.model_io.loaders import load_model_config
+from stable_diffusion.utils.size import Size
 
 UNET = {"block_out_channels": [32, 64], "norm_num_groups": 8, "attention_head_dim": 4} | {
     "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
@@ -21,14 +22,14 @@ UNET = {"block_out_channels": [32, 64], "norm_num_groups": 8, "attention_head_di
 
 
 def test_defaults_are_those_of_diffusers():
-    """An empty file means what diffusers and transformers make of it."""
+    """An empty file means the defaults of diffusers and transformers."""
     for ours, theirs in (
         (UNetConfig(), UNet2DConditionModel),
         (AutoencoderConfig(), AutoencoderKL),
     ):
         defaults = {k: p.default for k, p in inspect.signature(theirs).parameters.items()}
         for key, value in vars(ours).items():
-            if key != "quantization":  # of converted models: diffusers has none
+            if key != "quantization":  # only converted models have it
                 assert (value or None) == (defaults[key] or None), key
     for key, value in vars(CLIPTextConfig()).items():
         if key not in ("architectures", "quantization"):
@@ -66,19 +67,19 @@ def test_defaults_are_those_of_diffusers():
         (PipelineConfig, "_class_name", "StableDiffusionInpaintPipeline"),
     ],
 )
-def test_what_is_not_supported_is_refused(config, key, value):
+def test_unsupported_options_are_refused(config, key, value):
     """The error names file, key and value."""
     with pytest.raises(ValueError) as caught:
         config.from_dict({**(UNET if config is UNetConfig else {}), key: value}, "some/config.json")
     message = str(caught.value)
     assert message.startswith("some/config.json: ")
-    shown = value[0] if key in ("down_block_types", "architectures") else value
-    assert f"{key} = {shown!r}" in message
+    quoted = value[0] if key in ("down_block_types", "architectures") else value
+    assert f"{key} = {quoted!r}" in message
     assert "\n" not in message
 
 
 @pytest.mark.parametrize("value", [None, False])
-def test_what_is_off_is_no_matter(value):
+def test_options_that_are_off_are_ignored(value):
     keys = ("class_embed_type", "something_new", "dual_cross_attention", "encoder_hid_dim")
     assert UNetConfig.from_dict(
         {**UNET, **dict.fromkeys(keys, value)}, "f"
@@ -147,13 +148,13 @@ def test_configs_that_diffusers_wrote(checkpoint, kind):
 )
 def test_defaults_of_any_model(checkpoint, kind, steps, guidance, size):
     defaults = load_model_config(checkpoint(kind)).defaults
-    assert (defaults.steps, defaults.guidance, defaults.size) == (steps, guidance, size)
+    assert defaults == Defaults(steps, guidance, Size(*size))
 
 
 def test_default_size_of_an_oblong_model(checkpoint):
     config = load_model_config(checkpoint("sd-1"))
     oblong = replace(config, unet=replace(config.unet, sample_size=(10, 14)))
-    assert oblong.defaults.size == (112, 80)
+    assert oblong.defaults.size == Size(width=112, height=80)
 
 
 def test_inpainting_unet_is_refused(checkpoint, tmp_path):
@@ -166,6 +167,16 @@ def test_inpainting_unet_is_refused(checkpoint, tmp_path):
     (tmp_path / "model_index.json").symlink_to(checkpoint("sd-1") / "model_index.json")
     with pytest.raises(ValueError, match="this is an inpainting model; only Stable Diffusion"):
         load_model_config(tmp_path)
+
+
+def test_names_of_the_original_example():
+    """Programs that were written for it import these."""
+    from stable_diffusion import config
+
+    assert config.CLIPTextModelConfig is CLIPTextConfig
+    assert config.UNetConfig is UNetConfig
+    assert config.AutoencoderConfig is AutoencoderConfig
+    assert config.DiffusionConfig is DiffusionConfig
 
 
 def test_known_models():

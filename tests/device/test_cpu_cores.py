@@ -1,4 +1,4 @@
-"""How many threads are right for a machine, or a container's share of it."""
+"""`count_cores` finds how many threads are right for a machine, or a container with a quota."""
 
 import os
 import sys

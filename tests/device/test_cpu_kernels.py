@@ -1,4 +1,4 @@
-"""What stands in for MLX's operations on a Linux CPU: as exact as they are, at any size."""
+"""The kernels for a Linux CPU are as exact as MLX's operations, at any size."""
 
 import ctypes
 import math
@@ -13,7 +13,7 @@ import pytest
 import torch
 from ours import python
 
-from stable_diffusion.device import compile_kernels, cpu_kernels, kernel_calls
+from stable_diffusion.device import compile_kernels, compiler, cpu_kernels, kernel_calls
 from stable_diffusion.layers import (
     Conv3x3,
     GroupNorm,
@@ -35,12 +35,12 @@ pytestmark = [
 NETWORK_ERROR = 1e-5
 
 
-def normal(*shape: int, seed: int = 0) -> np.ndarray:
+def random_normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def error(ours: mx.array, exact: np.ndarray | torch.Tensor) -> float:
-    """Relative L2 against float64."""
+def compute_error(ours: mx.array, exact: np.ndarray | torch.Tensor) -> float:
+    """Return the relative L2 distance to a result in float64."""
     exact = np.asarray(exact)
     assert ours.shape == exact.shape
     return float(np.linalg.norm(np.array(ours) - exact) / np.linalg.norm(exact))
@@ -48,15 +48,17 @@ def error(ours: mx.array, exact: np.ndarray | torch.Tensor) -> float:
 
 @pytest.fixture(scope="module")
 def wide_kernels(tmp_path_factory) -> ctypes.CDLL:
-    """As they are for AVX-512."""
+    """Return the kernels as they are compiled for AVX-512."""
     library = tmp_path_factory.mktemp("wide") / "kernels.so"
-    compile_kernels.compile_kernels("g++", library, (*compile_kernels.FLAGS, "-DWIDE", "-O1"))
+    sources = sorted(compile_kernels.SOURCES.glob("*.cpp"))
+    flags = (*compile_kernels.FLAGS, "-DWIDE", "-O1")
+    compiler.compile_library("g++", sources, flags, library)
     return ctypes.CDLL(str(library))
 
 
 @pytest.fixture(params=["narrow", "wide"])
 def width(request, monkeypatch):
-    """The kernels as they are for this processor, and as they are for a wider one."""
+    """Use the kernels as they are for this processor, and as they are for a wider one."""
     if request.param == "wide":
         kernels = request.getfixturevalue("wide_kernels")
         monkeypatch.setattr(compile_kernels, "load", lambda: kernels)
@@ -73,13 +75,13 @@ GATES = {
 @pytest.mark.parametrize("deviation", [0.1, 1, 4])
 def test_gates(name, deviation):
     ours, exact = GATES[name]
-    x = deviation * normal(40_000)
-    assert error(ours(mx.array(x)), exact(x.astype(np.float64))) < 2e-7
+    x = deviation * random_normal(40_000)
+    assert compute_error(ours(mx.array(x)), exact(x.astype(np.float64))) < 2e-7
 
 
 @pytest.mark.parametrize("name", GATES)
 def test_gates_far_out(name):
-    """Within float32 of x or nothing."""
+    """The results are x or zero, within the precision of float32."""
     far = np.array([-1e30, -1e4, -40, 0, 40, 1e4, 1e30], np.float32)
     ours = np.array(GATES[name][0](mx.array(far)))
     assert (abs(ours - np.maximum(far, 0)) <= 1e-7 * abs(far)).all()
@@ -93,18 +95,18 @@ def test_gates_far_out(name):
 )
 def test_attention(width, heads, length, n_keys, dims, scale, causal):
     shapes = [(2, heads, n, dims) for n in (length, n_keys, n_keys)]
-    q, k, v = (normal(*shape, seed=i) for i, shape in enumerate(shapes))
+    q, k, v = (random_normal(*shape, seed=i) for i, shape in enumerate(shapes))
     exact = torch.nn.functional.scaled_dot_product_attention(
         *(torch.tensor(a, dtype=torch.float64) for a in (q, k, v)), scale=scale, is_causal=causal
     )
     rows = (mx.array(x).swapaxes(1, 2).flatten(2) for x in (q, k, v))
     ours = cpu_kernels.attention(*rows, heads, scale, causal)
     # Scores reach ±150 at scale 5.
-    assert error(ours, exact.swapaxes(1, 2).flatten(2)) < (3e-6 if scale < 1 else 1e-5)
+    assert compute_error(ours, exact.swapaxes(1, 2).flatten(2)) < (3e-6 if scale < 1 else 1e-5)
 
 
 def test_attention_with_scores_that_would_overflow():
-    q, k, v = (mx.array(30 * normal(1, 64, 64, seed=i)) for i in range(3))
+    q, k, v = (mx.array(30 * random_normal(1, 64, 64, seed=i)) for i in range(3))
     ours = cpu_kernels.attention(q, k, v, 1, 1.0)
     assert mx.isfinite(ours).all()
     best = np.array((q @ k.swapaxes(1, 2)).argmax(-1))[0]
@@ -114,8 +116,8 @@ def test_attention_with_scores_that_would_overflow():
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("which", range(3))
 def test_attention_does_not_hide_what_is_not_finite(which, bad):
-    """A picture that went wrong must be seen to have: `finite` looks for it."""
-    inputs = [normal(1, 300, 8, seed=i) for i in range(3)]
+    """An overflow has to be noticed, and is recognized by numbers that are not finite."""
+    inputs = [random_normal(1, 300, 8, seed=i) for i in range(3)]
     inputs[which][0, 280, 3] = bad
     assert not np.isfinite(np.array(cpu_kernels.attention(*map(mx.array, inputs), 1, 1.0))).all()
 
@@ -124,25 +126,28 @@ def test_attention_does_not_hide_what_is_not_finite(which, bad):
 def test_gates_do_not_hide_what_is_not_finite(bad):
     for gate in (silu, gelu, quick_gelu):
         y = float(gate(mx.array([bad]))[0])
-        assert not np.isfinite(y) or y == max(bad, 0)  # nothing for -inf is its limit
+        assert not np.isfinite(y) or y == max(bad, 0)  # the limit at -inf is 0
 
 
 @pytest.mark.parametrize(("height", "width", "channels"), [(512, 512, 32), (7, 13, 64), (1, 1, 32)])
 def test_group_norm(height, width, channels):
-    """MLX's own loses four digits at 512×512, for it sums one number after another."""
-    x = 3 + 2 * normal(2, height, width, channels)
+    """MLX's own loses four digits at 512×512, because it adds the numbers one by one."""
+    x = 3 + 2 * random_normal(2, height, width, channels)
     norm = GroupNorm(8, channels, eps=1e-6)
-    norm.weight, norm.bias = mx.array(normal(channels)), mx.array(normal(channels, seed=1))
+    norm.weight, norm.bias = (
+        mx.array(random_normal(channels)),
+        mx.array(random_normal(channels, seed=1)),
+    )
     exact = torch.nn.functional.group_norm(
         torch.tensor(x, dtype=torch.float64).permute(0, 3, 1, 2),
         8,
         *(torch.tensor(np.array(p), dtype=torch.float64) for p in (norm.weight, norm.bias)),
         1e-6,
     )
-    assert error(norm(mx.array(x)), exact.permute(0, 2, 3, 1)) < 5e-7
+    assert compute_error(norm(mx.array(x)), exact.permute(0, 2, 3, 1)) < 5e-7
 
 
-# Those of the second line go by Winograd's method; the last has blocks of tiles for every core.
+# The second line is for Winograd's method; the last one has blocks of tiles for each core.
 CONVOLUTIONS = [
     *[(2, 2, 8, 8), (2, 3, 8, 16), (9, 31, 16, 8), (16, 16, 24, 40), (33, 20, 7, 3)],
     *[(16, 16, 32, 40), (23, 31, 40, 33), (5, 64, 72, 64), (100, 131, 32, 32)],
@@ -154,7 +159,10 @@ CONVOLUTIONS = [
 def test_convolution(width, how, height, columns, channels, outputs):
     stride, padding = (2 if "halved" in how else 1), (0 if "below" in how else 1)
     conv = Conv3x3(channels, outputs, stride=stride, padding=padding)
-    x, norm = mx.array(normal(2, height, columns, channels)), GroupNorm(1, channels, eps=1e-5)
+    x, norm = (
+        mx.array(random_normal(2, height, columns, channels)),
+        GroupNorm(1, channels, eps=1e-5),
+    )
     weight, bias = (
         torch.tensor(np.array(conv[p]), dtype=torch.float64) for p in ("weight", "bias")
     )
@@ -168,58 +176,58 @@ def test_convolution(width, how, height, columns, channels, outputs):
         return y.permute(0, 2, 3, 1)
 
     if how == "upsampled":
-        assert error(conv.of_upsampled(x), exact(np.array(x))) < 4e-6
+        assert compute_error(conv.convolve_upsampled(x), exact(np.array(x))) < 4e-6
     elif how == "prepared":
         theirs = exact(np.array(nn.silu(norm(x)))).numpy()
-        added, own = normal(*theirs.shape), normal(2, outputs, seed=1)
-        ours = conv(x, norm, silu, mx.array(added), mx.array(own))
-        assert error(ours, theirs + added + own[:, None, None]) < 4e-6
+        residual, own = random_normal(*theirs.shape), random_normal(2, outputs, seed=1)
+        ours = conv(x, norm=norm, activation=silu, bias=mx.array(own), residual=mx.array(residual))
+        assert compute_error(ours, theirs + residual + own[:, None, None]) < 4e-6
         theirs = exact(np.array(nn.mish(norm(x)))).numpy()  # not among the kernels'
-        ours = conv(x, norm, nn.mish, bias=mx.array(own[:1]))
-        assert error(ours, theirs + own[0]) < 4e-6
+        ours = conv(x, norm=norm, activation=nn.mish, bias=mx.array(own[:1]))
+        assert compute_error(ours, theirs + own[0]) < 4e-6
     else:
-        assert error(conv(x), exact(np.array(x))) < 4e-6
+        assert compute_error(conv(x), exact(np.array(x))) < 4e-6
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
 @pytest.mark.parametrize("shape", [(3, 67), (1, 2, 17, 67), (1300, 67)])
 @pytest.mark.parametrize("has_norm", [False, True])
 def test_linear(width, dtype, shape, has_norm):
-    """Stored in half precision, computed in single."""
+    """Weights that are stored in half precision are computed with in single precision."""
     layer, norm = Linear(67, 50), nn.LayerNorm(67)
-    norm.weight, norm.bias = mx.array(normal(67)), mx.array(normal(67, seed=1))
+    norm.weight, norm.bias = mx.array(random_normal(67)), mx.array(random_normal(67, seed=1))
     layer.set_dtype(dtype)
-    x = 1 + normal(*shape)
+    x = 1 + random_normal(*shape)
     rows = np.array(x, np.float64)
     if has_norm:
         rows = (rows - rows.mean(-1, keepdims=True)) / np.sqrt(rows.var(-1, keepdims=True) + 1e-5)
         rows = rows * np.array(norm.weight) + np.array(norm.bias)
     exact = rows @ np.array(layer.weight.astype(mx.float32), np.float64).T
     exact += np.array(layer.bias.astype(mx.float32))
-    added = normal(*exact.shape)
-    ours = layer(mx.array(x), norm if has_norm else None, mx.array(added))
-    assert error(ours, exact + added) < 1e-6
+    residual = random_normal(*exact.shape)
+    ours = layer(mx.array(x), norm=norm if has_norm else None, residual=mx.array(residual))
+    assert compute_error(ours, exact + residual) < 1e-6
 
 
 @pytest.mark.parametrize("n", [1, 70, 1300])
 def test_geglu(width, n):
     layer, norm = Linear(24, 2 * 53), nn.LayerNorm(24)
-    x = normal(2, n, 24)
+    x = random_normal(2, n, 24)
     both = torch.nn.functional.layer_norm(torch.tensor(x, dtype=torch.float64), (24,))
     both = both @ torch.tensor(np.array(layer.weight).T, dtype=torch.float64)
     hidden, gate = (both + torch.tensor(np.array(layer.bias))).chunk(2, dim=-1)
     exact = hidden * torch.nn.functional.gelu(gate)
-    assert error(geglu(layer, mx.array(x), norm), exact) < 1e-6
+    assert compute_error(geglu(layer, mx.array(x), norm), exact) < 1e-6
 
 
 @pytest.mark.parametrize(
     "call",
     [
         lambda x: Linear(7, 4)(x),
-        lambda x: Linear(8, 4)(x, added=x),
-        lambda x: Linear(8, 4)(x, nn.LayerNorm(7)),
+        lambda x: Linear(8, 4)(x, residual=x),
+        lambda x: Linear(8, 4)(x, norm=nn.LayerNorm(7)),
         lambda x: Conv3x3(7, 4)(x[None]),
-        lambda x: Conv3x3(8, 4)(x[None], added=x[None]),
+        lambda x: Conv3x3(8, 4)(x[None], residual=x[None]),
         lambda x: Conv3x3(8, 4)(x[None], bias=mx.zeros((2, 4))),
         lambda x: cpu_kernels.attention(x, x[..., :4], x[..., :4], 1, 1.0),
         lambda x: cpu_kernels.attention(x, x, x[:, :1], 1, 1.0),
@@ -227,15 +235,15 @@ def test_geglu(width, n):
     ],
 )
 def test_arrays_that_do_not_fit(call):
-    """Are refused, not read beyond their ends."""
-    with pytest.raises(ValueError, match="was expected"):
+    """They are refused, not read beyond their ends."""
+    with pytest.raises(ValueError, match="expected an array of shape"):
         call(mx.zeros((2, 3, 8)))
 
 
 def test_integers_are_numbers():
-    """An integer for a float, as a config may have it, moves no other argument."""
-    x, weight = mx.array(normal(2, 5, 16)), mx.array(normal(8, 16))
-    gain, offset = mx.array(normal(16)), mx.array(normal(16, seed=1))
+    """An integer for a float, as in some configs, does not change other arguments."""
+    x, weight = mx.array(random_normal(2, 5, 16)), mx.array(random_normal(8, 16))
+    gain, offset = mx.array(random_normal(16)), mx.array(random_normal(16, seed=1))
     one, other = (
         cpu_kernels.linear(x, [weight], [None], cpu_kernels.Norm(gain, offset, eps))
         for eps in (1, 1.0)
@@ -248,15 +256,15 @@ def test_integers_are_numbers():
 
 @pytest.mark.parametrize("eps", [0, 0.0, 1e-50, 1e-320])
 def test_a_layer_norm_is_one_whatever_its_epsilon(eps):
-    """Its gain [D] is not read as a GroupNorm's, of every picture."""
-    layer, norm, x = Linear(16, 8), nn.LayerNorm(16), mx.array(normal(4, 5, 16))
+    """Its gain [D] is not read like that of a GroupNorm, which has one for each picture."""
+    layer, norm, x = Linear(16, 8), nn.LayerNorm(16), mx.array(random_normal(4, 5, 16))
     norm.eps = eps  # MLX asks for more than nothing
-    norm.weight, norm.bias = mx.array(normal(16)), mx.array(normal(16, seed=1))
+    norm.weight, norm.bias = mx.array(random_normal(16)), mx.array(random_normal(16, seed=1))
     rows = np.array(x, np.float64)
     rows = (rows - rows.mean(-1, keepdims=True)) / rows.std(-1, keepdims=True)
     rows = rows * np.array(norm.weight) + np.array(norm.bias)
     exact = rows @ np.array(layer.weight, np.float64).T + np.array(layer.bias)
-    assert error(layer(x, norm), exact) < 2e-6
+    assert compute_error(layer(x, norm=norm), exact) < 2e-6
 
 
 @pytest.mark.parametrize(
@@ -268,8 +276,8 @@ def test_a_layer_norm_is_one_whatever_its_epsilon(eps):
         ),
         lambda x, w: cpu_kernels.linear(x, [w[:3]], [None], gated=True),
         lambda x, w: cpu_kernels.linear(x, [w[:, 0]], [None]),
-        lambda x, w: cpu_kernels.normalise(x, cpu_kernels.Norm(w[0], w[0])),
-        lambda x, w: cpu_kernels.normalise(x, cpu_kernels.Norm(w[:2], w[:2], 1e-5)),
+        lambda x, w: cpu_kernels.normalize(x, cpu_kernels.Norm(w[0], w[0])),
+        lambda x, w: cpu_kernels.normalize(x, cpu_kernels.Norm(w[:2], w[:2], 1e-5)),
         lambda x, w: cpu_kernels.group_norm(x, 0, w[0], w[0], 1e-5),
         lambda x, w: cpu_kernels.group_norm(x, 3, w[0], w[0], 1e-5),
         lambda x, w: cpu_kernels.group_norm(x, 2, w[0], w[0, :4], 1e-5),
@@ -292,22 +300,22 @@ def test_a_layer_norm_is_one_whatever_its_epsilon(eps):
     ],
 )
 def test_shapes_that_kernels_rely_on(call):
-    with pytest.raises(ValueError, match="was expected|cannot be computed"):
+    with pytest.raises(ValueError, match="expected an array of shape|cannot be computed"):
         call(mx.zeros((2, 3, 8)), mx.zeros((8, 8)))
 
 
 def test_sizes_of_zero():
-    """Are left to MLX, which has nothing to divide by."""
+    """They are left to MLX."""
     for shape in ((0, 3, 8), (2, 0, 8)):
         x = mx.zeros(shape)
-        assert Linear(8, 4)(x, nn.LayerNorm(8)).shape == (*shape[:2], 4)
+        assert Linear(8, 4)(x, norm=nn.LayerNorm(8)).shape == (*shape[:2], 4)
         assert silu(x).shape == shape
         assert attend(x, x, x, 2).shape == shape
     assert Conv3x3(8, 4)(mx.zeros((0, 4, 4, 8))).shape == (0, 4, 4, 4)
 
 
-def broken(name: str):
-    """The kernels, of which one says that it has done its work and has not."""
+def break_kernel(name: str):
+    """Return the kernels, one of which does nothing and reports success."""
     return SimpleNamespace(
         **{
             one: (lambda *_: True) if one == name else getattr(compile_kernels.load(), one)
@@ -318,12 +326,12 @@ def broken(name: str):
 
 @pytest.mark.parametrize("name", kernel_calls.KERNELS)
 def test_a_kernel_that_is_wrong_is_not_used(name, monkeypatch, checkpoint):
-    library = broken(name)
+    library = break_kernel(name)
     monkeypatch.setattr(compile_kernels, "load", lambda: library)
     with pytest.warns(UserWarning, match=rf"are not used \(.*{name}"):
-        cpu_kernels.serves(mx.zeros(1))
+        cpu_kernels.supports(mx.zeros(1))
     unet = loaders.load_unet(checkpoint("sd-1"), float16=True)
-    x = mx.array(normal(1, 8, 8, 4)), mx.array([9.0]), mx.array(normal(1, 77, 32))
+    x = mx.array(random_normal(1, 8, 8, 4)), mx.array([9.0]), mx.array(random_normal(1, 77, 32))
     x = *x[:2], x[2][..., : unet.config.cross_attention_dim]
     ours = unet(*x)
     monkeypatch.setattr(cpu_kernels, "is_used", lambda: False)
@@ -332,14 +340,14 @@ def test_a_kernel_that_is_wrong_is_not_used(name, monkeypatch, checkpoint):
 
 
 def test_an_mlx_that_cannot_be_told_to_trace(monkeypatch):
-    """Kernels whose gradients would be zero without a word are not used."""
+    """If tracing cannot be noticed, kernels are not used: gradients would silently be zero."""
     library = SimpleNamespace(
         **{name: getattr(compile_kernels.load(), name) for name in kernel_calls.KERNELS}
     )
     monkeypatch.setattr(compile_kernels, "load", lambda: library)
     monkeypatch.setattr(mx, "async_eval", lambda *_: None)
     with pytest.warns(UserWarning, match="are not used"):
-        assert not cpu_kernels.serves(mx.zeros(1))
+        assert not cpu_kernels.supports(mx.zeros(1))
 
 
 POOL = """
@@ -347,7 +355,7 @@ POOL = """
 #include <thread>
 #include "parallel.h"
 
-// Tasks that only other threads than the first one fail at, for want of memory.
+// Tasks for which there is too little memory on every thread except the first one.
 int main() {
   const auto first = std::this_thread::get_id();
   std::atomic<bool> others{false};
@@ -373,7 +381,7 @@ int main() {
 
 
 def test_a_thread_without_memory_is_not_overlooked(tmp_path):
-    """Else a part of the picture would be whatever stood there; every task is done once."""
+    """Otherwise a part of the picture would be random numbers. Every task is run once."""
     source, program = tmp_path / "pool.cpp", tmp_path / "pool"
     source.write_text(POOL.replace("#include <thread>", "#include <thread>\n#include <vector>"))
     folder = compile_kernels.SOURCES
@@ -384,7 +392,7 @@ def test_a_thread_without_memory_is_not_overlooked(tmp_path):
 
 
 def test_too_little_memory():
-    """Also for the threads: then the work is done by fewer, and what does not fit is said."""
+    """Without memory for threads fewer of them work; without memory for the work it is an error."""
     code = (
         "import resource, stable_diffusion, mlx.core as mx;"
         "from stable_diffusion.device import cpu_kernels as cpu, kernel_calls;"
@@ -402,7 +410,7 @@ def test_too_little_memory():
 
 
 def test_halves_of_all_kinds():
-    """Every float16 and bfloat16 there is, as the kernels widen them."""
+    """The kernels convert every number of float16 and of bfloat16 correctly."""
     for dtype in (mx.float16, mx.bfloat16):
         halves = mx.view(mx.arange(2**16).astype(mx.uint16), dtype)
         ours, theirs = np.array(kernel_calls.widen(halves)), np.array(halves.astype(mx.float32))
@@ -415,12 +423,12 @@ def test_halves_of_all_kinds():
 def test_quantized_linear(bits, bias):
     layer = Linear(64, 50, bias=bias).to_quantized(32, bits)
     assert isinstance(layer, QuantizedLinear)
-    x = mx.array(normal(2, 9, 64))
-    assert error(layer(x), nn.QuantizedLinear.__call__(layer, x)) < 1e-6
+    x = mx.array(random_normal(2, 9, 64))
+    assert compute_error(layer(x), nn.QuantizedLinear.__call__(layer, x)) < 1e-6
 
 
 def test_networks_without(monkeypatch, oracle, kind):
-    """MLX's own operations, as on Metal and CUDA."""
+    """Without kernels, MLX's own operations are used, as on Metal and CUDA."""
     monkeypatch.setattr(cpu_kernels, "is_used", lambda: False)
     assert parity.unet_error(oracle(kind), parity.UNET_SIZES[0]) <= NETWORK_ERROR
     assert parity.decode_error(oracle(kind)) <= NETWORK_ERROR

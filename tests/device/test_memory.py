@@ -1,4 +1,4 @@
-"""Memory is spared where it is short, or on request, and the picture stays the same."""
+"""Memory is saved if there is little, or on request, and the picture stays the same."""
 
 from pathlib import Path
 
@@ -15,10 +15,12 @@ from stable_diffusion.device import memory
 
 @pytest.fixture
 def calls(monkeypatch) -> list[bool]:
-    """Whether a picture was decoded in strips, one call after another."""
+    """Return a list that gets an item for each picture that is decoded in strips."""
     made = []
-    in_strips = vae_strips._decode
-    monkeypatch.setattr(vae_strips, "_decode", lambda *args: made.append(True) or in_strips(*args))
+    in_strips = vae_strips._decode_picture
+    monkeypatch.setattr(
+        vae_strips, "_decode_picture", lambda *args: made.append(True) or in_strips(*args)
+    )
     return made
 
 
@@ -30,7 +32,7 @@ def draw(folder: Path, *options: str) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory) -> np.ndarray:
-    """The picture where memory is not spared."""
+    """Return the picture that is made without saving memory."""
     return draw(tmp_path_factory.mktemp("usual"), "--no-low-memory")
 
 
@@ -47,18 +49,18 @@ def usual(tmp_path_factory) -> np.ndarray:
 def test_strips_where_memory_is_short(
     usual, calls, monkeypatch, tmp_path, memory_size, options, in_strips
 ):
-    monkeypatch.setattr(memory, "total_memory", lambda: memory_size)
+    monkeypatch.setattr(memory, "read_total_memory", lambda: memory_size)
     picture = draw(tmp_path, *options)
     assert bool(calls) is in_strips
     assert abs(picture - usual).max() <= 1
 
 
 def test_the_memory_there_is():
-    assert 1e9 < memory.total_memory() < 1e14
+    assert 1e9 < memory.read_total_memory() < 1e14
 
 
 def test_weights_are_read_one_by_one():
-    """Quantizing holds a layer's float32 weights no longer than it takes."""
+    """Quantizing keeps the float32 weights of one layer at a time only."""
     sd = StableDiffusion("tiny")
     sd.quantize()
     mx.synchronize()

@@ -38,6 +38,8 @@ OUTPUTS = ("--output", "--grid", "--out", "--work")
 TROUBLESHOOTING = ROOT / "docs/troubleshooting.md"
 # The pages that name no options of many other programs.
 OWN_OPTIONS = [page for page in PAGES if page.name != "compared.md"]
+# The pages with code; the one about the library has a test of its own.
+CODE = [page for page in PAGES if read_blocks(page, "python") and page.name != "library.md"]
 OTHER_OPTIONS = {  # options of other programs that these pages name
     *("--hosts", "--python", "--over", "--output-hostfile", "--hostfile"),  # mlx.launch
     *("--quick", "--only", "--rounds", "--out", "--work"),  # benchmarks and tools
@@ -152,13 +154,9 @@ def find_outputs(block: str) -> list[str]:
     return outputs
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if read_blocks(page, "python")], ids=name_page
-)
+@pytest.mark.parametrize("page", CODE, ids=name_page)
 def test_code_runs(page, folder):
     """Code that needs no download runs as it stands; other code at least compiles."""
-    if page.name == "library.md":
-        pytest.skip("it has a test of its own")
     for code in read_blocks(page, "python"):
         program = compile(code, name_page(page), "exec")
         if 'StableDiffusion("tiny")' in code:

@@ -1,4 +1,4 @@
-"""Components load by themselves, from whatever a model is called."""
+"""Components load by themselves, whatever way a model is named."""
 
 import shutil
 
@@ -6,11 +6,12 @@ import pytest
 from clip_vocabulary import write_tokenizer
 
 from stable_diffusion.model_io import loaders
+from stable_diffusion.model_io.model import Model
 from stable_diffusion.model_io.sources import Source
 
 
 def test_components_load_alone(checkpoint, tmp_path):
-    """Each from a folder that holds nothing else, and without a model index."""
+    """Each loads from a folder that has nothing else, not even a model index."""
     for name, load in (
         ("unet", loaders.load_unet),
         ("vae", loaders.load_autoencoder),
@@ -50,25 +51,25 @@ def test_missing_files_are_named(checkpoint, tmp_path):
 
 
 def test_pad_token_where_a_cache_lacks_the_small_files(tmp_path):
-    """As Apple's original example leaves SD 2.1 base: vocabulary and merges only."""
+    """Users of the original MLX example have only vocabulary and merges of SD 2.1 base."""
     write_tokenizer(tmp_path / "tokenizer", "!")
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         (tmp_path / "tokenizer" / name).unlink()
-    cached = Source("stabilityai/stable-diffusion-2-1-base", tmp_path)
+    cached = Model(Source("stabilityai/stable-diffusion-2-1-base", tmp_path))
     assert loaders.load_tokenizer(cached).pad_id == 0
     assert loaders.load_tokenizer(tmp_path).pad_id == 49407
 
 
 @pytest.mark.parametrize("name", ["~nosuch/model", "~nosuch/model.safetensors"])
-def test_folders_of_users_that_there_are_not(name):
-    """`Path.expanduser` would end in a RuntimeError."""
+def test_folders_of_users_that_do_not_exist(name):
+    """They are not found, where `Path.expanduser` would raise a RuntimeError."""
     with pytest.raises(FileNotFoundError, match=f"there is no (folder|file) {name}"):
         loaders.open_model(name)
 
 
 def test_an_open_model_takes_another_prediction_type(checkpoint):
-    """And stays as it is itself."""
-    source = loaders.open_model(checkpoint("sd-1"))
-    other = loaders.open_model(source, prediction_type="sample")
-    assert loaders.load_model_config(other).diffusion.prediction_type == "sample"
-    assert loaders.load_model_config(source).diffusion.prediction_type == "epsilon"
+    """This gives a copy; the model itself does not change."""
+    model = loaders.open_model(checkpoint("sd-1"))
+    other = loaders.open_model(model, prediction_type="sample")
+    assert other.config.diffusion.prediction_type == "sample"
+    assert model.config.diffusion.prediction_type == "epsilon"

@@ -1,9 +1,8 @@
-"""Hostile safetensors files end in one line; none of them reaches MLX's reader."""
+"""Broken and hostile safetensors files give one line of error, and MLX does not read them."""
 
 import json
 import os
 import struct
-from pathlib import Path
 from time import process_time
 
 import mlx.core as mx
@@ -12,7 +11,7 @@ import pytest
 from ours import python
 from safetensors.numpy import save
 
-from stable_diffusion.model_io import hub
+from stable_diffusion.config.known_models import PACKAGE
 from stable_diffusion.model_io.loaders import load_autoencoder
 from stable_diffusion.model_io.safetensors_file import (
     MAX_COUNTED,
@@ -24,23 +23,24 @@ from stable_diffusion.model_io.safetensors_file import (
 
 
 def file_of(header: object, data: bytes = b"\0" * 8, length: int | None = None) -> bytes:
+    """Make a safetensors file of a header, or of its text, and the data after it."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
 def one(**changes: object) -> dict:
-    """A header with one tensor of two numbers, changed."""
+    """Make a header with one tensor of two numbers, changed."""
     return {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} | changes}
 
 
 GOOD = one()
 TWICE = json.dumps(GOOD)[:-1].encode() + b"," + json.dumps(GOOD)[1:].encode()
 CASES = {
-    "empty": (b"", "no header's length is at its beginning"),
-    "two bytes": (b"\1\2", "no header's length"),
-    "longest length": (file_of(GOOD, length=2**64 - 1), "no header's length"),
-    "length 2^63": (file_of(GOOD, length=2**63), "no header's length"),
-    "length too large": (file_of(GOOD, length=MAX_HEADER + 1), "no header's length"),
+    "empty": (b"", "does not begin with a header's length"),
+    "two bytes": (b"\1\2", "begin with a header's length"),
+    "longest length": (file_of(GOOD, length=2**64 - 1), "begin with a header's length"),
+    "length 2^63": (file_of(GOOD, length=2**63), "begin with a header's length"),
+    "length too large": (file_of(GOOD, length=MAX_HEADER + 1), "begin with a header's length"),
     "length beyond the end": (file_of(GOOD, length=MAX_HEADER), "is cut short"),
     "zipped pickle": (b"PK\3\4\x14\0\x08\x08" + b"\0" * 100, "it is a pickle"),
     "pickle": (b"\x80\x04\x95\x20\0\0\0\0" + b"\0" * 100, "it is a pickle"),
@@ -53,7 +53,7 @@ CASES = {
     "nested": (file_of(b"[" * 100_000), "nested too deeply"),
     "NaN": (file_of(b'{"a": NaN}'), "NaN is not a finite number"),
     "long number": (file_of(b'{"a": 1' + b"0" * 5000 + b"}"), "is too large a number"),
-    "no entry": (file_of({"a": 3}), "of a it does not say dtype, shape and data_offsets"),
+    "no entry": (file_of({"a": 3}), "it does not say dtype, shape and data_offsets of a"),
     "no dtype": (file_of({"a": {"shape": [2], "data_offsets": [0, 8]}}), "does not say dtype"),
     "unknown dtype": (file_of(one(dtype="Q7")), "is of the type 'Q7'"),
     "dtype 7": (file_of(one(dtype=7)), "is of the type '7'"),
@@ -90,7 +90,7 @@ def test_hostile_files(tmp_path, name, monkeypatch):
     content, message = CASES[name]
     file = tmp_path / "a.safetensors"
     file.write_bytes(content)
-    monkeypatch.setattr(mx, "load", None)  # which is not to see it
+    monkeypatch.setattr(mx, "load", None)  # it must not be called
     with pytest.raises(ValueError, match=message) as caught:
         read_safetensors(file)
     assert str(file) in str(caught.value) and len(str(caught.value).splitlines()) == 1
@@ -99,7 +99,7 @@ def test_hostile_files(tmp_path, name, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "I64", "U8", "BOOL", "I8", "U32"])
 def test_files_in_order(tmp_path, kind):
-    """Every kind of number, empty tensors, scalars, in any order of names; metadata."""
+    """Any type of numbers, empty tensors, scalars, metadata and any order of names are read."""
     size = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U32": 4}.get(kind, 1)
     header = {
         "__metadata__": {"format": "pt"},
@@ -115,8 +115,8 @@ def test_files_in_order(tmp_path, kind):
     mx.eval(tensors)
 
 
-def test_what_is_no_file(tmp_path):
-    """A pipe would be waited for; a folder cannot be read."""
+def test_pipes_and_folders(tmp_path):
+    """They are refused before they are opened: opening a pipe would wait forever."""
     os.mkfifo(tmp_path / "pipe.safetensors")
     for file in (tmp_path / "pipe.safetensors", tmp_path):
         with pytest.raises(ValueError, match="is not a file"):
@@ -124,7 +124,7 @@ def test_what_is_no_file(tmp_path):
 
 
 def test_file_that_is_cut_after_it_was_opened(tmp_path):
-    """In a process of its own, which lives on: MLX reads late, and says so."""
+    """MLX reads late: the process must not crash, and says what happened."""
     file = tmp_path / "a.safetensors"
     file.write_bytes(save({"a": np.ones((1000, 1000), np.float32)}))
     code = (
@@ -149,21 +149,21 @@ def test_tensors_that_are_not_finite(tmp_path):
 
 
 def test_very_many_tensors(tmp_path):
-    """A model refuses them in a short line."""
+    """They are refused in a short line."""
     n = 50_000
     header = {f"t{i}": {"dtype": "U8", "shape": [1], "data_offsets": [i, i + 1]} for i in range(n)}
     file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
     file.parent.mkdir()
     file.write_bytes(file_of(header, bytes(n)))
-    config = Path(hub.__file__).parent / "tiny/vae/config.json"
+    config = PACKAGE / "tiny/vae/config.json"
     (tmp_path / "vae/config.json").write_bytes(config.read_bytes())
     with pytest.raises(ValueError, match=f"not expected: t0, .* and {n - 10:d} more") as caught:
         load_autoencoder(tmp_path)
     assert len(str(caught.value)) < 2000
 
 
-def test_what_is_counted_has_an_end(tmp_path):
-    """Of keys, some 40,000; in time, and no more of them than configs may ask for."""
+def test_counting_keys_is_limited(tmp_path):
+    """Counting is fast for 40,000 keys, and stops at what a config may ask for."""
     keys = [f"{start}.{i}.x" for start in ("a", "a.b", "ab") for i in range(13_000)]
     header = {key: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for key in keys}
     file = tmp_path / "a.safetensors"

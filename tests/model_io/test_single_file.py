@@ -1,4 +1,4 @@
-"""One file in the original layout gives diffusers' pictures; what is wrong with it is named."""
+"""One file in the original layout gives diffusers' pictures; errors say what is wrong with it."""
 
 import json
 import os
@@ -26,8 +26,9 @@ from ways_in import PREDICTION, PROMPT, drawn, from_single_file
 import txt2image
 from stable_diffusion import StableDiffusion
 from stable_diffusion.model_io import loaders
+from stable_diffusion.model_io.detect_networks import detect_text_encoder
 from stable_diffusion.model_io.loaders import load_model_config, open_model
-from stable_diffusion.model_io.original_layout import FAMILIES, tell_text_encoder
+from stable_diffusion.model_io.original_layout import FAMILIES
 from stable_diffusion.model_io.safetensors_file import Header
 from stable_diffusion.model_io.unsupported import KEYS
 
@@ -37,7 +38,7 @@ SD_1, SD_2, SD_2_V, SDXL = PUBLISHED_KINDS
 
 @pytest.fixture(scope="module")
 def single(checkpoint, tmp_path_factory) -> Callable[[str], Path]:
-    """The single file of a kind. Not to be changed."""
+    """Return a function that gives the single file of a kind, which must not be changed."""
 
     @cache
     def write(kind: str) -> Path:
@@ -48,8 +49,8 @@ def single(checkpoint, tmp_path_factory) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def spoilt(single, tmp_path) -> Callable[[str, Callable], str]:
-    """A single file that a function has reworked."""
+def spoil_file(single, tmp_path) -> Callable[[str, Callable], str]:
+    """Return a function that writes a single file whose tensors another function has changed."""
 
     def write(kind: str, change: Callable[[dict], dict | None]) -> str:
         tensors = load_file(single(kind))
@@ -60,7 +61,7 @@ def spoilt(single, tmp_path) -> Callable[[str, Callable], str]:
 
 @pytest.fixture(scope="module")
 def theirs(single, checkpoint) -> Callable[[str], np.ndarray]:
-    """The picture of diffusers from the single file of a kind; of the folder it has the configs."""
+    """Return a function that gives diffusers' picture from a single file and a folder's configs."""
 
     @cache
     def draw(kind: str) -> np.ndarray:
@@ -72,7 +73,7 @@ def theirs(single, checkpoint) -> Callable[[str], np.ndarray]:
 @pytest.mark.parametrize("kind", PUBLISHED_KINDS)
 def test_picture_equals_that_of_diffusers(single, theirs, kind):
     expected = theirs(kind)
-    assert expected.std() >= 30  # of 255: it shows something
+    assert expected.std() >= 30  # of 255: the picture shows something
     assert psnr(drawn(str(single(kind)), prediction_type=PREDICTION[kind]), expected) >= SAME
 
 
@@ -95,7 +96,7 @@ def test_half_precision_file(checkpoint, tmp_path):
     file = write_single_file(checkpoint(SDXL), tmp_path / "x.safetensors", dtype=np.float16)
     for load in (loaders.load_unet, loaders.load_text_encoder, loaders.load_autoencoder):
         half = load(file, float16=True)
-        if load is not loaders.load_autoencoder:  # which is in float32 whatever is asked for
+        if load is not loaders.load_autoencoder:  # which is always in float32
             assert same(half, load(checkpoint(SDXL), float16=True))
         full = load(file)
         assert all(value.dtype == mx.float32 for _, value in tree_flatten(full.parameters()))
@@ -145,25 +146,25 @@ def test_half_precision_file(checkpoint, tmp_path):
     ],
 )
 def test_published_models_at_full_size(tmp_path, name, unet, heads, texts):
-    """All shapes of the published models are told and found, in a file that has only holes."""
+    """Every shape of the published models is detected, in a file that takes no disk space."""
     file = write_holes(tmp_path / "x.safetensors", unet, texts)
-    source = open_model(file, prediction_type="epsilon")
-    assert source.family.name in name
-    config = load_model_config(source)
+    model = open_model(file, prediction_type="epsilon")
+    assert model.source.family.name in name
+    config = model.config
     assert config.unet.heads == heads
     assert config.unet.depths[-1] == unet.get("transformer_layers_per_block", [1])[-1]
     assert config.unet.addition_time_embed_dim == unet.get("addition_time_embed_dim")
     assert config.autoencoder.block_out_channels == (128, 256, 512, 512)
-    for told, text in zip(config.text_encoders, texts, strict=True):
-        assert text.items() <= vars(told).items()
+    for detected, text in zip(config.text_encoders, texts, strict=True):
+        assert text.items() <= vars(detected).items()
     for load in (loaders.load_unet, loaders.load_autoencoder, loaders.load_text_encoder):
-        load(source)  # lazily: nothing is read, but all names and shapes are compared
+        load(model)  # lazily: no weights are read, but all names and shapes are compared
     if len(texts) == 2:
-        loaders.load_text_encoder(source, model_key="text_encoder_2")
+        loaders.load_text_encoder(model, model_key="text_encoder_2")
 
 
 def write_holes(file: Path, unet: dict, texts: list[dict]) -> Path:
-    """A single file of a model of diffusers with these configs, that takes no space on the disk."""
+    """Write a single file, with holes for weights, of a model of diffusers with these configs."""
     vae = {
         "block_out_channels": [128, 256, 512, 512],
         "layers_per_block": 2,
@@ -217,7 +218,7 @@ def test_prediction_type_by_the_metadata(checkpoint, tmp_path, metadata, predict
 
 
 def test_prediction_type_that_nothing_says(single):
-    """Networks load without it; the schedule, and so the model, does not."""
+    """Networks load without it, but not the schedule, and so not the model."""
     file = str(single(SD_2))
     assert loaders.load_unet(file).conv_in.weight.shape[0] == 64
     with pytest.raises(ValueError, match=r"does not say .* SD 2 .* \(--prediction-type\), v_pred"):
@@ -232,31 +233,31 @@ def test_prediction_type_of_a_folder(checkpoint):
     assert config.diffusion.prediction_type == "v_prediction"
 
 
-def test_marker_keys_of_velocity(spoilt):
-    """SDXL fine-tunes have keys without content for it."""
-    file = spoilt(SDXL, lambda tensors: tensors.update(v_pred=np.zeros(0, np.float32)))
+def test_marker_keys_of_velocity(spoil_file):
+    """An empty tensor says so in some SDXL fine-tunes."""
+    file = spoil_file(SDXL, lambda tensors: tensors.update(v_pred=np.zeros(0, np.float32)))
     config = load_model_config(file)
     assert config.diffusion.prediction_type == "v_prediction"
     assert config.defaults.size == (1024, 1024)
     assert not config.diffusion.rescale_betas_zero_snr
 
 
-def test_marker_key_of_noise_alone(spoilt):
-    """Zero terminal SNR, which only trailing spacing begins at."""
-    file = spoilt(SDXL, lambda tensors: tensors.update(ztsnr=np.zeros(0, np.float32)))
+def test_marker_key_of_zero_snr(spoil_file):
+    """Zero terminal SNR: the schedule ends in pure noise, where only trailing spacing begins."""
+    file = spoil_file(SDXL, lambda tensors: tensors.update(ztsnr=np.zeros(0, np.float32)))
     config = load_model_config(file).diffusion
     assert config.rescale_betas_zero_snr
     assert config.timestep_spacing == "trailing"
 
 
 def test_wrong_prediction_type_shows(single, theirs):
-    """So the pictures above can fail."""
+    """This shows that the comparison of pictures above can fail."""
     assert psnr(drawn(single(SD_2), prediction_type="v_prediction"), theirs(SD_2)) < OTHER
 
 
-def test_text_encoder_of_older_and_other_writers(spoilt, checkpoint):
-    """CLIP without `text_model.`; OpenCLIP's projection as a linear layer has it."""
-    old = spoilt(
+def test_text_encoder_of_older_and_other_writers(spoil_file, checkpoint):
+    """Some lack CLIP's `text_model.`, or store OpenCLIP's projection as a linear layer."""
+    old = spoil_file(
         SD_1, lambda tensors: {k.replace("text_model.", ""): v for k, v in tensors.items()}
     )
     assert same(loaders.load_text_encoder(old), loaders.load_text_encoder(checkpoint(SD_1)))
@@ -267,7 +268,7 @@ def test_text_encoder_of_older_and_other_writers(spoilt, checkpoint):
         tensors[f"{XL_CLIP}text_projection.weight"] = np.eye(64)
         tensors["conditioner.embedders.0.logit_scale"] = np.ones(())
 
-    linear = spoilt(SDXL, as_linear)
+    linear = spoil_file(SDXL, as_linear)
     one, other = (
         loaders.load_text_encoder(m, model_key="text_encoder_2") for m in (linear, checkpoint(SDXL))
     )
@@ -276,7 +277,7 @@ def test_text_encoder_of_older_and_other_writers(spoilt, checkpoint):
 
 @pytest.mark.parametrize("n_layers", [23, 24])
 def test_full_text_encoder_of_sd_2(tmp_path, n_layers):
-    """The published files have 24 layers of which 23 are used; converted ones have those."""
+    """Published files have 24 layers, of which 23 are used; converted ones have only those."""
     tensors = {
         f"{OPEN_CLIP}token_embedding.weight": np.zeros((9, 64), np.float32),
         f"{OPEN_CLIP}positional_embedding": np.zeros((77, 64), np.float32),
@@ -286,14 +287,14 @@ def test_full_text_encoder_of_sd_2(tmp_path, n_layers):
         tensors[f"{OPEN_CLIP}transformer.resblocks.{i}.ln_1.weight"] = np.zeros(64, np.float32)
     file = original_layout.save(tensors, tmp_path / "x.safetensors")
     tower = FAMILIES[1].text_towers["text_encoder"]
-    config, layout = tell_text_encoder(Header("x", file), tower)
+    config, layout = detect_text_encoder(Header("x", file), tower)
     assert (config["num_hidden_layers"], config["num_attention_heads"]) == (23, 1)
     used = [key for key in tensors if "ln_1" in key and layout.has(key)]
     assert len(used) == 23
 
 
-def test_all_problems_of_a_network_in_one_message(spoilt):
-    """By the names that the file has; what is fused there is named once."""
+def test_all_problems_of_a_network_in_one_message(spoil_file):
+    """The message has the names of the file; a tensor of several parameters is named once."""
     block = "model.diffusion_model.output_blocks.5"
     attention = f"{OPEN_CLIP}transformer.resblocks.0.attn."
 
@@ -304,7 +305,7 @@ def test_all_problems_of_a_network_in_one_message(spoilt):
         del tensors[f"{attention}in_proj_bias"]
         tensors[f"{attention}in_proj_weight"] = tensors[f"{attention}in_proj_weight"][:-1]
 
-    file = spoilt(SD_2, spoil)
+    file = spoil_file(SD_2, spoil)
     with pytest.raises(ValueError) as caught:
         loaders.load_unet(file)
     message = str(caught.value)
@@ -318,16 +319,16 @@ def test_all_problems_of_a_network_in_one_message(spoilt):
     assert message.endswith(f"{attention}in_proj_weight [383, 128], not [384, 128]")
 
 
-def test_misshapen_projection(spoilt):
+def test_misshapen_projection(spoil_file):
     key = f"{XL_OPEN_CLIP}text_projection"
-    file = spoilt(SDXL, lambda tensors: tensors.update({key: tensors[key][1:]}))
+    file = spoil_file(SDXL, lambda tensors: tensors.update({key: tensors[key][1:]}))
     with pytest.raises(ValueError, match=r"text_projection \[127, 24\], not \[128, 24\]"):
         loaders.load_text_encoder(file, model_key="text_encoder_2")
 
 
-def test_keys_of_no_network(spoilt):
-    file = spoilt(SD_1, lambda tensors: tensors.update(extra=np.zeros(1), more=np.zeros(1)))
-    with pytest.raises(ValueError, match=r"told to be SD 1: not expected: extra, more$"):
+def test_unexpected_keys(spoil_file):
+    file = spoil_file(SD_1, lambda tensors: tensors.update(extra=np.zeros(1), more=np.zeros(1)))
+    with pytest.raises(ValueError, match=r"recognized as SD 1: not expected: extra, more$"):
         open_model(file)
 
 
@@ -342,27 +343,27 @@ def test_keys_of_no_network(spoilt):
         ),
         (
             "model.diffusion_model.out.2",
-            "cannot be told, for model.diffusion_model.out.2.weight is",
+            "is not clear, because model.diffusion_model.out.2.weight is",
         ),
     ],
 )
-def test_missing_networks(spoilt, start, message):
+def test_missing_networks(spoil_file, start, message):
     def drop(tensors):
         return {key: value for key, value in tensors.items() if not key.startswith(start)}
 
     with pytest.raises((ValueError, OSError), match=message):
-        load_model_config(spoilt(SD_1, drop))
+        load_model_config(spoil_file(SD_1, drop))
 
 
 @pytest.mark.parametrize("channels", [5, 7, 8, 9])
 @pytest.mark.parametrize("way_in", ["single file", "folder"])
-def test_unets_that_see_more_than_latents(spoilt, checkpoint, tmp_path, channels, way_in):
+def test_unets_that_take_more_than_latents(spoil_file, checkpoint, tmp_path, channels, way_in):
     if way_in == "single file":
         key = "model.diffusion_model.input_blocks.0.0.weight"
         shape = (64, channels, 3, 3)
-        model = spoilt(SD_1, lambda tensors: tensors.update({key: np.zeros(shape)}))
+        model = spoil_file(SD_1, lambda tensors: tensors.update({key: np.zeros(shape)}))
     else:
-        model = configs(checkpoint(SD_1), tmp_path, "unet/config.json", in_channels=channels)
+        model = copy_configs(checkpoint(SD_1), tmp_path, "unet/config.json", in_channels=channels)
     names = {
         5: "a depth-to-image",
         7: "an upscaler",
@@ -374,8 +375,8 @@ def test_unets_that_see_more_than_latents(spoilt, checkpoint, tmp_path, channels
             load(model)
 
 
-def configs(folder: Path, copy: Path, path: str, **changes) -> Path:
-    """A folder with the configs of another, one of them changed, and no weights."""
+def copy_configs(folder: Path, copy: Path, path: str, **changes) -> Path:
+    """Copy a folder without its weights, and change one of its configs."""
     shutil.copytree(folder, copy / "folder", ignore=shutil.ignore_patterns("*.safetensors"))
     file = copy / "folder" / path
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
@@ -394,7 +395,7 @@ def configs(folder: Path, copy: Path, path: str, **changes) -> Path:
     ],
 )
 def test_other_models_in_folders(checkpoint, tmp_path, path, changes, name):
-    folder = configs(checkpoint(SDXL), tmp_path, path, **changes)
+    folder = copy_configs(checkpoint(SDXL), tmp_path, path, **changes)
     with pytest.raises(
         ValueError, match=f"this is {name}.*; only Stable Diffusion 1.x, 2.x and XL"
     ):
@@ -403,7 +404,7 @@ def test_other_models_in_folders(checkpoint, tmp_path, path, changes, name):
 
 @pytest.mark.parametrize("part", KEYS)
 def test_other_models_in_files(tmp_path, capsys, part):
-    """One line and status 1."""
+    """This gives one line and status 1."""
     file = original_layout.save({f"a.{part}b": np.zeros(1)}, tmp_path / "x.safetensors")
     assert run(file) == 1
     line = f"error: {file}: this is {KEYS[part]}; only Stable Diffusion 1.x, 2.x and XL are run\n"
@@ -427,8 +428,8 @@ def run(model, *options) -> int:
         ("x.safetensors", b"\x0d\0\0\0\0\0\0\0" + b'{"a":{"b":1}}', "is not a readable"),
     ],
 )
-def test_files_that_are_no_models(tmp_path, capsys, name, content, message):
-    """One line and status 1, as a model and as a VAE."""
+def test_files_that_are_not_models(tmp_path, capsys, name, content, message):
+    """This gives one line and status 1, as a model and as a VAE."""
     if content is not None:
         (tmp_path / name).write_bytes(content)
     assert run(tmp_path / name) == 1
@@ -447,9 +448,9 @@ def test_file_that_is_cut_short(single, tmp_path):
         open_model(file)
 
 
-def test_time_ids_of_another_number(spoilt):
+def test_time_ids_of_another_number(spoil_file):
     key = "model.diffusion_model.label_emb.0.0.weight"
-    file = spoilt(SDXL, lambda tensors: tensors.update({key: tensors[key][:, 1:]}))
+    file = spoil_file(SDXL, lambda tensors: tensors.update({key: tensors[key][:, 1:]}))
     with pytest.raises(ValueError, match="label_emb takes 71 numbers, which are not the 24 of"):
         open_model(file)
 
@@ -471,8 +472,8 @@ def test_script_with_a_single_file(single, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("layout", ["original", "diffusers", "bare folder", "folder", "model"])
-def test_vae_from_elsewhere(single, checkpoint, tmp_path, layout):
-    """Of a file or a folder, alone or with the rest of a model, into a file or a folder."""
+def test_another_vae(single, checkpoint, tmp_path, layout):
+    """File or folder, alone or in a model, for a model that is a file or a folder."""
     folder = checkpoint(SD_2)
     vae = {
         "original": tmp_path / "x.safetensors",
@@ -486,15 +487,15 @@ def test_vae_from_elsewhere(single, checkpoint, tmp_path, layout):
         original_layout.save({**original_layout.vae_tensors(folder), **loss}, vae)
     expected = loaders.load_autoencoder(folder)
     for model in (checkpoint(SD_1), single(SD_1)):
-        source = open_model(model, vae=vae)
-        assert same(loaders.load_autoencoder(source), expected)
-        assert load_model_config(source).autoencoder.scaling_factor == 0.18215
-        assert same(loaders.load_unet(source), loaders.load_unet(checkpoint(SD_1)))
+        opened = open_model(model, vae=vae)
+        assert same(loaders.load_autoencoder(opened), expected)
+        assert opened.config.autoencoder.scaling_factor == 0.18215
+        assert same(loaders.load_unet(opened), loaders.load_unet(checkpoint(SD_1)))
     assert not same(loaders.load_autoencoder(single(SD_1)), expected)
 
 
 def test_vae_alone_takes_the_scale_of_the_model(checkpoint, tmp_path):
-    """Also of a file without its own VAE."""
+    """This holds for a model file without a VAE of its own too."""
     tensors = original_tensors(checkpoint(SDXL))
     without = {k: v for k, v in tensors.items() if not k.startswith("first_stage_model.")}
     file = original_layout.save(without, tmp_path / "model.safetensors")
@@ -507,7 +508,7 @@ def test_vae_alone_takes_the_scale_of_the_model(checkpoint, tmp_path):
         assert same(autoencoder, loaders.load_autoencoder(checkpoint(SD_1)))
 
 
-def test_vae_that_does_not_suit(single, checkpoint, tmp_path):
+def test_vae_that_does_not_fit(single, checkpoint, tmp_path):
     wrong = r"scales latents by 0.13025, .* by 0.18215: it is the VAE of another kind of model"
     for model in (checkpoint(SD_1), single(SD_1)):
         for vae in (checkpoint(SDXL), checkpoint(SDXL) / "vae", single(SDXL)):

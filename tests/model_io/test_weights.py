@@ -1,4 +1,4 @@
-"""Weight files are read strictly, whatever age their names are of."""
+"""Weight files are read strictly, with the names of every version of the libraries."""
 
 import json
 import threading
@@ -32,7 +32,7 @@ def test_renames_match_whole_segments():
     [(UNET, "sdxl", UNET_FILE), (AUTOENCODER, "sd-1", VAE_FILE), (TEXT_ENCODER, "sd-2", TEXT_FILE)],
 )
 def test_every_key_can_be_named_back(checkpoint, layout, kind, file):
-    """Errors speak of missing tensors by the names that files have."""
+    """Errors name missing tensors as the files do."""
     for key in load_file(checkpoint(kind) / file):
         assert layout.key(*layout.parameters(key)) == key.removeprefix(layout.prefix)
 
@@ -103,13 +103,13 @@ def test_fp16_variant(oracle, checkpoint, tmp_path):
     oracle("sd-2").single.save_pretrained(tmp_path)
     half = oracle("sd-2")._load().to(torch.float16)
     half.save_pretrained(tmp_path, variant="fp16")
-    edit(tmp_path / UNET_FILE, lambda tensors: tensors.clear())  # so that its use would show
+    edit(tmp_path / UNET_FILE, lambda tensors: tensors.clear())  # reading it would fail
     unet = loaders.load_unet(tmp_path, float16=True)
     assert unet.conv_in.weight.dtype == mx.float16
     assert same(unet, loaders.load_unet(checkpoint("sd-2"), float16=True))
 
 
-def test_half_precision_files_are_not_widened(oracle, tmp_path):
+def test_half_precision_files_stay_half(oracle, tmp_path):
     """Loading in float16 needs about the memory of the weights in float16."""
     oracle("sdxl")._load().to(torch.float16).unet.save_pretrained(tmp_path / "unet")
     size = (tmp_path / UNET_FILE).stat().st_size
@@ -137,8 +137,8 @@ def test_broken_config(copy, content):
         loaders.load_unet(folder)
 
 
-def test_config_of_another_model(copy):
-    """Every tensor that the config asks for otherwise is named."""
+def test_config_that_does_not_fit_the_weights(copy):
+    """Errors name every tensor of another shape than the config asks for."""
     folder = copy("sd-1")
     file = folder / "unet" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"cross_attention_dim": 40}))
@@ -147,7 +147,7 @@ def test_config_of_another_model(copy):
 
 
 def test_no_memory_for_the_threads_that_read(monkeypatch):
-    """MLX, where it cannot start one, waits for ever or ends the process."""
+    """There is an error, where MLX alone would wait forever or end the process."""
 
     def start(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

@@ -1,4 +1,4 @@
-"""No text is too odd: properties of everything that reads prompts, by hypothesis."""
+"""Any text works: properties of everything that reads prompts, tested with hypothesis."""
 
 import warnings
 from time import process_time
@@ -15,7 +15,7 @@ from stable_diffusion.tokenizer.normalize import normalize
 from stable_diffusion.tokenizer.prompt_weights import parse_weights
 
 TEXTS = st.one_of(
-    st.text(st.characters()),  # lone surrogates and NULs, too
+    st.text(st.characters()),  # also lone surrogates and NULs
     st.randoms(use_true_random=False).map(lambda rng: any_text(rng, 30)),
 )
 OPTIONS = st.builds(TextOptions, long_prompt=st.booleans(), prompt_weights=st.booleans())
@@ -30,7 +30,7 @@ quick = settings(
 @pytest.fixture(autouse=True)
 def _no_warnings():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what is dropped
+        warnings.simplefilter("ignore")  # about dropped words
         yield
 
 
@@ -66,7 +66,7 @@ def test_embeddings_are_finite(text, negative, options):
     ids=ascii,
 )
 def test_time_is_linear(unit):
-    """Python's NFC sorts runs of marks in quadratic time, for one."""
+    """Time would be quadratic with Python's own NFC, for example, which sorts runs of marks."""
     text = (unit * MANY)[:MANY]
     start = process_time()
     assert len(tiny().tokenizer.encode(text)) == 77
@@ -83,7 +83,7 @@ def test_long_runs_of_marks_are_composed_like_short_ones():
             assert ours == normalize(f"{base}{marks} b")
 
 
-def test_prompts_beyond_all_measure_are_refused():
+def test_prompts_that_are_too_long_are_refused():
     tokenizer, long = tiny().tokenizer, TextOptions(long_prompt=True)
     most = MAX_WINDOWS * 75
     assert len(split_into_windows("cat " * most, tokenizer, long)) == MAX_WINDOWS

@@ -1,4 +1,4 @@
-"""Weights in prompts: the syntax, and that no string is too odd for it."""
+"""Weights in prompts: the syntax, and that any string can be parsed."""
 
 import random
 import time
@@ -32,11 +32,11 @@ from stable_diffusion.tokenizer.prompt_weights import (
         ("(a:1.2.3) (b:x)", [("a:1.2.3", 1.1), (" ", 1), ("b:x", 1.1)]),
         ("()[]", []),
         ("", []),
-        # Without the other half.
+        # Brackets without a partner.
         (":) (open", [(":) (open", 1)]),
         ("a] b:1.3) [c", [("a] b:1.3) [c", 1)]),
         ("((a)", [("(", 1), ("a", 1.1)]),
-        # Beyond what counts.
+        # Beyond the limit.
         (f"(a:{'9' * 400}) (((b:99):99):0)", [("a", MAX_WEIGHT), (" ", 1), ("b", 0)]),
     ],
 )
@@ -46,8 +46,8 @@ def test_syntax(prompt, expected):
     assert [weight for _, weight in parts] == pytest.approx([weight for _, weight in expected])
 
 
-def test_any_string_will_do():
-    """All texts but brackets and weights come through, in order; neighbours differ in weight."""
+def test_any_string_can_be_parsed():
+    """Everything except brackets and weights is kept, in order; neighbours differ in weight."""
     rng = random.Random(0)
     for _ in range(20_000):
         prompt = "".join(rng.choices("()[]():\\1.+- a九٣\n\x00\ud800", k=rng.randint(0, 40)))
@@ -58,7 +58,7 @@ def test_any_string_will_do():
         assert letters == [c for c in prompt if c in "a九\x00\ud800"]
 
 
-def test_strings_without_brackets_are_themselves():
+def test_strings_without_brackets_stay_as_they_are():
     rng = random.Random(1)
     for _ in range(2_000):
         prompt = "".join(chr(rng.randint(0, 0x2FFF)) for _ in range(rng.randint(1, 30)))
@@ -73,7 +73,7 @@ def test_deep_brackets_take_linear_time():
 
 
 def test_the_limit_of_weights():
-    """What is written, and what brackets within brackets come to, both ways."""
+    """Limits apply to single weights and to the product of nested ones, in both directions."""
     assert MAX_WEIGHT == 100
     for prompt, weight in {
         "(a:100)": 100,
@@ -149,7 +149,7 @@ def test_no_syntax_of_other_programs(prompt):
 @pytest.mark.parametrize(
     "part", ["[", "[|", "[:", "{[(", "[a:0.5", "__a", " AND", "]", "[:]", "\\"]
 )
-def test_syntax_is_found_in_no_time(part):
+def test_syntax_is_found_in_linear_time(part):
     start = time.process_time()
     find_plain_syntax(part * 100_000)
     find_networks("<lora:" * 100_000)

@@ -1,4 +1,4 @@
-"""`tokenizer.py` against transformers' `CLIPTokenizer`, live."""
+"""The tokenizer gives the ids of transformers' `CLIPTokenizer`, which runs beside it."""
 
 import json
 import random
@@ -13,6 +13,7 @@ import pytest
 from clip_vocabulary import BOS, EOS, vocabulary, write_tokenizer
 from transformers import CLIPTokenizer
 
+from stable_diffusion.tokenizer.files import read_tokenizer, read_tokenizer_json
 from stable_diffusion.tokenizer.tokenizer import AddedToken, Tokenizer
 
 RANDOM_STRINGS = 10_000
@@ -66,7 +67,7 @@ NASTY = [
     *["antidisestablishmentarianism pneumonoultramicroscopicsilicovolcanoconiosis", "zzzzqqqqxxxx"],
 ]
 
-# (share, first, last): where to draw characters from, the interesting more often
+# (share, first, last): ranges to draw characters from, the interesting ones more often
 RANGES = [
     *[(30, 0x20, 0x7E), (3, 0x00, 0x1F), (8, 0x80, 0x24F), (5, 0x300, 0x36F), (6, 0x370, 0x52F)],
     *[(6, 0x590, 0x10FF), (4, 0x1E00, 0x1FFF), (8, 0x2000, 0x2BFF), (6, 0x3000, 0x30FF)],
@@ -77,7 +78,8 @@ RANGES = [
 FRAGMENTS = [*" !'.,", BOS, EOS, EOS.upper(), "'s", "'ll", "\u0301", "\u200d", "  ", "cat", "Photo"]
 
 
-def assigned_character(rng: random.Random) -> str:
+def draw_character(rng: random.Random) -> str:
+    """Return a random character that Unicode has assigned, and no surrogate."""
     (_, first, last), *_ = rng.choices(RANGES, weights=[share for share, *_ in RANGES])
     while True:
         character = chr(rng.randint(first, last))
@@ -85,32 +87,29 @@ def assigned_character(rng: random.Random) -> str:
             return character
 
 
-def random_text(rng: random.Random) -> str:
+def draw_text(rng: random.Random) -> str:
+    """Return a text of random characters and fragments."""
     length = rng.choice([3, 10, 30, 80])
     fragments = (
-        rng.choice(FRAGMENTS) if rng.random() < 0.2 else assigned_character(rng)
+        rng.choice(FRAGMENTS) if rng.random() < 0.2 else draw_character(rng)
         for _ in range(rng.randint(1, length))
     )
     return "".join(fragments)
 
 
 @cache
-def random_texts() -> list[str]:
+def draw_texts() -> list[str]:
     rng = random.Random(0)
-    return [random_text(rng) for _ in range(RANDOM_STRINGS)]
+    return [draw_text(rng) for _ in range(RANDOM_STRINGS)]
 
 
 def load(folder: Path) -> Tokenizer:
-    """Our tokenizer of a folder, with every file that is there."""
+    """Read our tokenizer of a folder, with all the files that it has."""
     config, special = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
-    beside = {
-        "config_file": config if config.exists() else None,
-        "special_tokens_file": special if special.exists() else None,
-    }
+    beside = (config if config.exists() else None, special if special.exists() else None)
     if (folder / "tokenizer.json").exists():
-        return Tokenizer.from_json(folder / "tokenizer.json", **beside)
-    vocab, merges = folder / "vocab.json", folder / "merges.txt"
-    return Tokenizer.from_files(vocab_file=vocab, merges_file=merges, **beside)
+        return read_tokenizer_json(folder / "tokenizer.json", *beside)
+    return read_tokenizer(folder / "vocab.json", folder / "merges.txt", *beside)
 
 
 @pytest.fixture(scope="module", params=LAYOUTS, ids=lambda case: f"{case[0]}-{case[1]}")
@@ -128,6 +127,7 @@ def slow(tmp_path) -> Path:
 
 
 def assert_equal_ids(folder: Path, texts: list[str]) -> None:
+    """Check that our tokenizer of a folder gives the ids of transformers' one."""
     ours = load(folder)
     theirs = CLIPTokenizer.from_pretrained(folder)
     assert (ours.pad_id, ours.bos_id, ours.eos_id) == (
@@ -141,11 +141,11 @@ def assert_equal_ids(folder: Path, texts: list[str]) -> None:
 
 
 def test_random_strings(folder):
-    assert_equal_ids(folder, random_texts()[:1000])
+    assert_equal_ids(folder, draw_texts()[:1000])
 
 
 def test_ten_thousand_random_strings(slow):
-    assert_equal_ids(slow, random_texts())
+    assert_equal_ids(slow, draw_texts())
 
 
 def test_nasty_strings(folder):
@@ -161,7 +161,7 @@ def test_every_assigned_code_point_of_the_first_plane(slow):
 
 
 def test_combining_marks_in_every_order(slow):
-    """The oracle's NFC neither reorders nor composes what is younger than its Unicode."""
+    """Transformers' NFC does not change characters that are newer than its Unicode."""
     marks = [c for c in map(chr, range(0x110000)) if unicodedata.combining(c)]
     texts = [f"a\u0345{c}\u0316\u0301 e{c}\u0301\u0323" for c in marks]
     assert_equal_ids(slow, [*texts, "\U00011935\U00011930", "\U00011938"])
@@ -171,7 +171,7 @@ def test_combining_marks_in_every_order(slow):
 @pytest.mark.parametrize("unk", [EOS, True, False])
 @pytest.mark.parametrize("pad", [EOS, True, False])
 def test_flags_of_a_token_with_several_entries(tmp_path, eos, unk, pad):
-    """Whether `<|ENDOFTEXT|>` is special hangs on which entry for the token decides."""
+    """Last entries decide: for example, whether `<|ENDOFTEXT|>` is special."""
     write_tokenizer(tmp_path)
     shrink(tmp_path)
     named = {"eos_token": eos, "unk_token": unk, "pad_token": pad}
@@ -225,7 +225,7 @@ def edit(config_file: Path, added_tokens: list[dict] = (), **changes) -> None:
 
 
 def shrink(folder: Path) -> None:
-    """Leave only the bytes in the vocabulary: loading takes a hundredth of the time."""
+    """Leave only the bytes in the vocabulary, so that loading takes a hundredth of the time."""
     tokens = [*list(vocabulary())[:512], BOS, EOS]
     vocab = {token: i for i, token in enumerate(tokens)}
     if (folder / "tokenizer.json").exists():
@@ -239,7 +239,7 @@ def shrink(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def small_folder(tmp_path_factory) -> Callable[[str], Path]:
-    """Folders of each layout with a shrunken vocabulary, to be copied."""
+    """Return a function that gives a folder of each layout with a small vocabulary, to copy."""
 
     @cache
     def write(layout: str) -> Path:
@@ -279,7 +279,7 @@ def test_without_the_small_files(tmp_path, layout):
 
 
 def test_merges_written_as_strings(tmp_path):
-    """As transformers 4 wrote tokenizer.json."""
+    """Transformers 4 wrote tokenizer.json so."""
     write_tokenizer(tmp_path, "!", "json")
     content = json.loads((tmp_path / "tokenizer.json").read_text())
     content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
@@ -331,7 +331,7 @@ def test_lone_surrogates_count_as_question_marks(slow):
 
 
 def test_very_long_prompts(slow):
-    """Seconds; merges in quadratic time would take hours."""
+    """Linear time: seconds, where quadratic time would be hours."""
     tokenizer = load(slow)
     for text in ("a" * 200_000, "!" * 1_000_000, "cat " * 300_000):
         with pytest.warns(UserWarning):
@@ -342,14 +342,14 @@ def test_very_long_prompts(slow):
     ("name", "content", "reason"),
     [
         ("vocab.json", "{", "Expecting property name"),
-        ("vocab.json", "[1]", "wants a JSON object, got list"),
+        ("vocab.json", "[1]", "expected a JSON object, got list"),
         ("vocab.json", "{}", "the token '<|startoftext|>' is not in the vocabulary"),
         (
             "vocab.json",
             json.dumps({BOS: 0, EOS: 1}),
             "a merge needs 'i', which the vocabulary lacks",
         ),
-        ("merges.txt", "#version: 0.2\ni n\nt h e\n", "a merge wants two tokens, got 't h e'"),
+        ("merges.txt", "#version: 0.2\ni n\nt h e\n", "a merge needs two tokens, got 't h e'"),
         ("merges.txt", b"\xff\xfe", "can't decode"),
         ("merges.txt", "", "No merge makes 48894 of the tokens"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"0": {}}}', "lacks 'content'"),

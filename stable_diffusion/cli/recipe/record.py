@@ -8,7 +8,7 @@ from typing import Any
 
 from ...config.known_models import MODELS
 from ...images.text_chunks import PARAMETERS, RECIPE, read_texts
-from ...model_io.sources import Source
+from ...model_io.model import Model
 from ...version import __version__
 from ..job import Job
 from ..settings import Settings
@@ -24,14 +24,14 @@ class Record:
 
     Args:
         settings: the settings of the run. Without `metadata`, all texts are empty.
-        source: the model.
+        opened: the model.
         float16: whether half precision is used.
     """
 
-    def __init__(self, settings: Settings, source: Source, float16: bool):
+    def __init__(self, settings: Settings, opened: Model, float16: bool):
         self._common: Recipe | None = None
         if settings.metadata:
-            self._common = _common_recipe(settings, source, float16)
+            self._common = _common_recipe(settings, opened, float16)
 
     def describe(self, job: Job) -> Texts:
         """Return the texts for the file of one picture."""
@@ -133,12 +133,12 @@ def _model_names(model: str | None) -> set[str | None]:
     return {name, name.partition("@")[0], *repos}
 
 
-def _common_recipe(settings: Settings, source: Source, float16: bool) -> Recipe:
+def _common_recipe(settings: Settings, opened: Model, float16: bool) -> Recipe:
     """Return the recipe that all pictures of a run share, without what their jobs decide."""
-    model, revision = source.commit or (_hide_home(settings.model), None)
+    model, revision = opened.source.commit or (_hide_home(settings.model), None)
     vae = None
     if settings.vae is not None:
-        commit = None if source.vae is None else source.vae.commit
+        commit = None if opened.vae is None else opened.vae.commit
         vae = _hide_home(settings.vae) if commit is None else "@".join(commit)
     return Recipe(
         **vars(_Choices.from_settings(settings)),

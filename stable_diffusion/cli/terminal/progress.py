@@ -18,7 +18,7 @@ from mlx.utils import tree_reduce
 from tqdm import tqdm
 
 from ...denoising import Denoising
-from ...device.memory import peak_of_process
+from ...device.memory import read_peak_memory
 from ...model_io.weights import read_weights
 from ...utils import wording
 from .console import say, warn
@@ -147,7 +147,7 @@ class Progress:
             f"{n_pictures} picture{'s' * (n_pictures != 1)} in {seconds:.1f} s: "
             f"{seconds / n_pictures:.1f} s a picture, {self._format_speed()}, peak memory "
             f"{wording.format_bytes(self._peak)} (of the process "
-            f"{wording.format_bytes(peak_of_process())})"
+            f"{wording.format_bytes(read_peak_memory())})"
         )
 
     def _format_speed(self) -> str:

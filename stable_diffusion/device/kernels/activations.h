@@ -1,9 +1,9 @@
-// Functions that are applied number by number.
+// Functions that are applied to each number.
 #pragma once
 
 #include "vectors.h"
 
-// As `cpu.Activation` numbers them.
+// The same numbers as in `cpu_kernels.Activation`.
 enum Activation { NONE, SILU, GELU, QUICK_GELU };
 
 INLINE Vec activated(Vec x, int activation) {
@@ -15,7 +15,7 @@ INLINE Vec activated(Vec x, int activation) {
   }
 }
 
-// out[i] = function(x[i], more[i] …) for i < n, eight at a time; the last ones padded with zeros.
+// Computes out[i] = function(x[i], more[i] …) for i < n, eight at a time, padded with zeros.
 template <class Function, class... More>
 INLINE void each(long n, const float *x, float *out, Function function, const More *...more) {
   long i = 0;
@@ -24,8 +24,8 @@ INLINE void each(long n, const float *x, float *out, Function function, const Mo
     store_some(out + i, function(load_some(x + i, n - i), load_some(more + i, n - i)...), n - i);
 }
 
-// out = activation(x · gain + offset), all [channels]. No gain: neither it nor an offset.
-INLINE void normalise_pixel(const float *x, long channels, const float *gain, const float *offset,
+// Computes out = activation(x · gain + offset), all [channels]; copies x if gain is null.
+INLINE void normalize_pixel(const float *x, long channels, const float *gain, const float *offset,
                             int activation, float *out) {
   if (!gain)
     std::memcpy(out, x, channels * sizeof(float));

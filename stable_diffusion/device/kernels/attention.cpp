@@ -1,21 +1,22 @@
-// Softmax attention that never holds more scores than fit into the cache (arXiv:2205.14135).
+// Softmax attention that never holds more scores than the cache does (arXiv:2205.14135).
 
 #include "product.h"
 
 namespace {
 
-enum { KEYS = 256, PANELS = 128 / PANEL };  // keys, and panels of queries, at a time
+enum { KEYS = 256, PANELS = 128 / PANEL };  // at a time; panels are of queries
 
 struct Head {
   const float *queries, *keys, *values;
   float *out;
-  long stride, n_keys, width;  // numbers from one row to the next; rows; columns
+  long stride;  // numbers from one row to the next
+  long n_keys, width;
   float scale;
   bool causal;
 };
 
-// One panel's softmax over one block of scores [n][PANEL], going on from what was before.
-// `out` [width][PANEL] is scaled down where a larger maximum is found.
+// Updates a panel's softmax with one block of scores [n][PANEL], which become weights. If a larger
+// maximum is found, the earlier results `out` [width][PANEL] are scaled down.
 void soften(float *scores, long n, float *maxima, float *sums, float *out, long width, bool first) {
   for (int i = 0; i < PANEL; i += LANES) {
     Vec before = load(maxima + i), most = before, sum = {};
@@ -36,7 +37,7 @@ void soften(float *scores, long n, float *maxima, float *sums, float *out, long 
   }
 }
 
-// The queries first … last of a head.
+// Computes the attention of queries first … last of a head.
 void attend(const Head &head, long first, long last) {
   const long width = head.width, size = width * PANEL, n_panels = ceil_div(last - first, PANEL);
   Room queries(n_panels * size), out(n_panels * size), scores(KEYS * PANEL);
@@ -61,7 +62,7 @@ void attend(const Head &head, long first, long last) {
             scores[j * PANEL + i] = -1e30f;
       float *sum = out + p * size;
       soften(scores, n, maxima + p * PANEL, sums + p * PANEL, sum, width, key == 0);
-      Matrix values{head.values + key * head.stride, 1, head.stride};  // turned over
+      Matrix values{head.values + key * head.stride, 1, head.stride};  // transposed
       multiply(width, values, scores, n, sum, PANEL, key > 0);
     }
   }
@@ -72,7 +73,7 @@ void attend(const Head &head, long first, long last) {
 
 }  // namespace
 
-// queries [B, L, H, D], keys and values [B, M, H, D] → out [B, L, H, D].
+// Computes the attention out [B, L, H, D] of queries [B, L, H, D] to keys and values [B, M, H, D].
 extern "C" bool attention(const float *queries, const float *keys, const float *values, float *out,
                           long batch, long length, long n_keys, long n_heads, long width,
                           float scale, long causal, long cores) {

@@ -1,35 +1,41 @@
-// 3×3 convolutions of pictures, channels last, with the norm before them and what is added after.
+// 3×3 convolutions of pictures, channels last, with the norm before and the residual after them.
 //
-// Where there are enough pixels by Winograd's method, F(4×4, 3×3) (arXiv:1509.09308): 36 products
-// for a tile of 16 pixels, where the plain sum takes 144.
+// If there are enough pixels, Winograd's method F(4×4, 3×3) (arXiv:1509.09308) is used: it needs 36
+// products for a tile of 16 pixels, where the direct sum needs 144.
 
 #include "linear.h"
 
 namespace {
 
 struct Convolution {
-  const float *x, *gain, *offset;  // [B, H, W, C], and none or [B, C] each
-  const float *weight;             // [O, 3, 3, C]
-  const float *bias, *added;       // [O] or, a `bias_stride` apart, [B, O]; none or as the result
-  float *out;                      // [B, h, w, O]
+  const float *x;              // [B, H, W, C]
+  const float *gain, *offset;  // [B, C] each, or null
+  const float *weight;         // [O, 3, 3, C]
+  const float *bias;           // [O] if bias_stride is 0, else [B, O]
+  const float *residual;       // [B, h, w, O], or null
+  float *out;                  // [B, h, w, O]
   long batch, height, width, channels, out_height, out_width, n_outputs, bias_stride;
-  long activation, factor, stride, before;  // of enlargement; rows and columns of padding before
+  long activation;
+  long factor;  // by which x is upsampled first
+  long stride;
+  long before;  // rows of padding above, and columns to the left
 
-  // The pixel that tap (dy, dx) of output pixel (i, j) meets; none in the padding.
+  // Returns the input pixel for tap (dy, dx) of output pixel (i, j); null if it is padding.
   const float *pixel(long b, long i, long j, int dy, int dx) const {
     i = i * stride + dy - before, j = j * stride + dx - before;
     if (i < 0 || j < 0 || i >= height * factor || j >= width * factor) return nullptr;
     return x + ((b * height + i / factor) * width + j / factor) * channels;
   }
 
-  void normalise(const float *from, long b, long first, long n, float *to) const {
+  // Writes channels first … first + n of a pixel of picture b, after norm and activation.
+  void normalize(const float *from, long b, long first, long n, float *to) const {
     const float *g = gain ? gain + b * channels + first : nullptr;
     const float *o = gain ? offset + b * channels + first : nullptr;
-    normalise_pixel(from + first, n, g, o, activation, to);
+    normalize_pixel(from + first, n, g, o, activation, to);
   }
 };
 
-// --- plainly ------------------------------------------------------------------------------------
+// --- direct sum --------------------------------------------------------------------------------
 
 void convolve(const Convolution &c, int cores) {
   const long pixels = c.out_height * c.out_width, k = 9 * c.channels;
@@ -37,28 +43,28 @@ void convolve(const Convolution &c, int cores) {
     const long b = i / pixels, y = i % pixels / c.out_width, x = i % c.out_width;
     for (int tap = 0; tap < 9; tap++, row += c.channels)
       if (const float *from = c.pixel(b, y, x, tap / 3, tap % 3))
-        c.normalise(from, b, 0, c.channels, row);
+        c.normalize(from, b, 0, c.channels, row);
       else
         std::fill_n(row, c.channels, 0.0f);
   };
   for (long b = 0; b < c.batch; b++) {
     const long n = c.bias_stride ? pixels : c.batch * pixels, size = b * pixels * c.n_outputs;
     const std::vector<Output> outputs{{c.weight, c.bias + b * c.bias_stride, c.out + size}};
-    Linear product(n, k, c.n_outputs, outputs, c.added ? c.added + size : nullptr, false,
+    Linear product(n, k, c.n_outputs, outputs, c.residual ? c.residual + size : nullptr, false,
                    [&](long i, float *row) { fill(b * pixels + i, row); });
     product.run(cores_for(1.0 * n * k * c.n_outputs, cores));
     if (!c.bias_stride) break;
   }
 }
 
-// --- by Winograd's method -----------------------------------------------------------------------
+// --- Winograd's method -------------------------------------------------------------------------
 
-enum { TILE = 4, PATCH = 6, TERMS = PATCH * PATCH };  // pixels of a result, of what it comes from
-enum { SIDE = 8 };                                    // tiles of a block, along either side, at most
-enum { OUTPUTS = 24, DEPTH = 64, CHANNELS = 32 };     // at a time, for the cache
-enum { APART = 16 };  // between terms, lest what belongs together compete for one place in the cache
+enum { TILE = 4, PATCH = 6, TERMS = PATCH * PATCH };  // sides of output tile and of its input patch
+enum { SIDE = 8 };                                    // most tiles of a block along one side
+enum { OUTPUTS = 24, DEPTH = 64, CHANNELS = 32 };     // at a time, so that they stay in the cache
+enum { APART = 16 };  // numbers between terms: otherwise they would share places in the cache
 
-// Neighbouring tiles, of some pictures.
+// Neighbouring tiles of one or more pictures.
 struct Block {
   long picture, n_pictures, top, height, left, width;  // in tiles
 
@@ -71,7 +77,7 @@ struct Block {
   }
 };
 
-// The transforms along one side; the numbers are `S` (and `T`, in the result) apart.
+// The transforms along one side. `S` is the distance between numbers, `T` that in the result.
 template <int S>
 INLINE void patch_transform(Vec *d) {
   const Vec d1 = d[S], d2 = d[2 * S], d3 = d[3 * S], d4 = d[4 * S], d5 = d[5 * S];
@@ -107,8 +113,8 @@ INLINE void result_transform(const Vec *m, Vec *y) {
   y[3 * T] = difference + 8 * far_difference + m[5 * S];
 }
 
-// Transforms channels first … first + n of a block's patches: for every DEPTH channels each term's
-// [panels][DEPTH][PANEL], in the order in which they are read.
+// Transforms channels first … first + n of a block's patches. The result is in the order in which
+// it is read: for every DEPTH channels and each term, [panels][DEPTH][PANEL].
 void transform_patches(const Convolution &c, const Block &block, long first, long n,
                        float *patches) {
   const long height = TILE * block.height + 2, width = TILE * block.width + 2;
@@ -118,7 +124,7 @@ void transform_patches(const Convolution &c, const Block &block, long first, lon
     for (long i = 0; i < height; i++)
       for (long j = 0; j < width; j++, to += CHANNELS)
         if (const float *from = c.pixel(b, TILE * block.top, TILE * block.left, i, j))
-          c.normalise(from, b, first, n, to);
+          c.normalize(from, b, first, n, to);
         else
           std::fill_n(to, n, 0.0f);
 
@@ -138,7 +144,7 @@ void transform_patches(const Convolution &c, const Block &block, long first, lon
         for (int i = 0; i < TERMS; i++) terms[i][lane] = patch[i];
       }
       for (int i = 0; i < TERMS; i++) {
-        transpose(terms[i]);  // channels by tiles
+        transpose(terms[i]);  // [channels][tiles]
         float *at = patches + ((first + z) / DEPTH * TERMS + i) * block.term() + t % PANEL +
                     (t / PANEL * DEPTH + (first + z) % DEPTH) * PANEL;
         for (int channel = 0; channel < LANES; channel++)
@@ -147,7 +153,7 @@ void transform_patches(const Convolution &c, const Block &block, long first, lon
     }
 }
 
-// Outputs first … first + n of a block, from its transformed patches.
+// Computes outputs first … first + n of a block from its transformed patches.
 void transform_back(const Convolution &c, const Block &block, long first, long n,
                     const float *patches) {
   const long stride = block.n_panels() * PANEL;
@@ -185,7 +191,7 @@ void transform_back(const Convolution &c, const Block &block, long first, long n
         for (int i = 0; i < TILE * TILE; i++) pixels[i][lane] = tile[i];
       }
       for (int i = 0; i < TILE * TILE; i++) {
-        transpose(pixels[i]);  // tiles by outputs
+        transpose(pixels[i]);  // [tiles][outputs]
         for (long lane = 0; lane < std::min<long>(LANES, block.n() - t); lane++) {
           const auto [b, tile_y, tile_x] = block.tile(t + lane);
           const long y = TILE * tile_y + i / TILE, x = TILE * tile_x + i % TILE;
@@ -193,9 +199,9 @@ void transform_back(const Convolution &c, const Block &block, long first, long n
           const float *bias = c.bias + b * c.bias_stride + first + o;
           const long at = ((b * c.out_height + y) * c.out_width + x) * c.n_outputs + first + o;
           const float *sum = (const float *)&pixels[i][lane];
-          if (c.added)
+          if (c.residual)
             each(n_some, sum, c.out + at, [](Vec s, Vec b, Vec a) { return s + b + a; }, bias,
-                 c.added + at);
+                 c.residual + at);
           else
             each(n_some, sum, c.out + at, [](Vec s, Vec b) { return s + b; }, bias);
         }
@@ -226,7 +232,7 @@ void convolve_by_tiles(const Convolution &c, int cores) {
     const long first = i * OUTPUTS, n = std::min<long>(OUTPUTS, c.n_outputs - first);
     transform_back(c, block, first, n, patches);
   };
-  if (n_blocks >= 4 * cores) {  // every core does some of the blocks
+  if (n_blocks >= 4 * cores) {  // each core computes some of the blocks
     parallel(cores, n_blocks, [&](int b) {
       Room patches(size);
       for (long i = 0; i < n_inner; i++) forth(blocks[b], i, patches);
@@ -242,7 +248,7 @@ void convolve_by_tiles(const Convolution &c, int cores) {
            [&](int i) { back(blocks[i / n_outer], i % n_outer, of(i / n_outer)); });
 }
 
-// Whether the 36 products of every tile, and the transforms, are less work than 9 of every pixel.
+// Returns whether 36 products for a tile, and the transforms, are less work than 9 for each pixel.
 bool tiles_pay(const Convolution &c) {
   const long tiles = c.batch * ceil_div(c.out_height, TILE) * ceil_div(c.out_width, TILE);
   const long pixels = c.batch * c.out_height * c.out_width;
@@ -253,18 +259,18 @@ bool tiles_pay(const Convolution &c) {
 
 }  // namespace
 
-// out [B, h, w, O] = the convolution of activation(x · gain + offset), + bias (+ added).
+// Computes out [B, h, w, O] = convolution of activation(x · gain + offset), + bias, + residual.
 //
-// stride 1: the result is of the size of x, enlarged by `factor`. stride 2: of half of it, with
-// `before` rows and columns of padding above and to the left.
+// gain, offset and residual may be null. With stride 1 the result has the size of x, upsampled by
+// `factor`; with stride 2 half of it. `before`: rows of padding above, and columns to the left.
 extern "C" bool conv3x3(const float *x, long batch, long height, long width, long channels,
                         const float *gain, const float *offset, long activation, long factor,
                         long stride, long before, const float *weight, long n_outputs,
-                        const float *bias, long bias_per_picture, const float *added, float *out,
+                        const float *bias, long bias_per_picture, const float *residual, float *out,
                         long out_height, long out_width, long cores) {
   return completed([&] {
-    const Convolution c{x, gain, offset, weight, bias, added, out, batch, height, width, channels,
-                        out_height, out_width, n_outputs, bias_per_picture ? n_outputs : 0,
+    const Convolution c{x, gain, offset, weight, bias, residual, out, batch, height, width,
+                        channels, out_height, out_width, n_outputs, bias_per_picture ? n_outputs : 0,
                         activation, factor, stride, before};
     if (tiles_pay(c))
       convolve_by_tiles(c, cores_for(4.0 * batch * out_height * out_width * channels * n_outputs,

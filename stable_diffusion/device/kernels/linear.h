@@ -1,30 +1,30 @@
-// Products with rows that are made as they are needed: normalised, or gathered from a picture.
+// Matrix products with rows that are made when needed: normalized, or taken from a picture.
 #pragma once
 
 #include "activations.h"
 #include "product.h"
 
-// One of the matrices that the rows meet: weight [O, K], bias [O] or none, out [N, O].
+// One of the matrices to multiply the rows with: weight [O, K], bias [O] or null, out [N, O].
 struct Output {
   const float *weight, *bias;
   float *out;
 };
 
-// out = rows · weightᵀ + bias (+ added), for each of `outputs`.
+// Computes out = rows · weightᵀ + bias + residual for each of `outputs`. The residual may be null.
 //
-// fill(i, row) writes row i, K numbers. Where it is gated, weight is [2 O, K], and what its first
-// half gives is multiplied by the GELU of what the second half gives.
+// fill(i, row) writes row i, K numbers. If `gated`, weight is [2 O, K], and the results of its
+// first half are multiplied by the GELU of the results of its second half.
 template <class Fill>
 class Linear {
-  enum { OUTPUTS = 24, DEPTH = 320 };  // of a block: what it takes of all three sides stays cached
+  enum { OUTPUTS = 24, DEPTH = 320 };  // of a block, whose parts of all matrices stay in the cache
 
   const long n_, k_, n_outputs_;
   const std::vector<Output> &outputs_;
-  const float *const added_;
+  const float *const residual_;
   const bool gated_;
   const Fill fill_;
 
-  // Rows first … first + n, side by side in panels.
+  // Writes rows first … first + n side by side into panels.
   void pack(long first, long n, float *panels) const {
     Room rows(LANES * k_);
     for (long i = 0; i < ceil_div(n, PANEL) * PANEL; i += LANES) {
@@ -46,7 +46,7 @@ class Linear {
     }
   }
 
-  // Outputs o … o + n_some of the packed rows first … first + n.
+  // Computes outputs o … o + n_some of the packed rows first … first + n.
   void multiply_block(const float *panels, long first, long n, const Output &output, long o,
                       long n_some) const {
     const long n_panels = ceil_div(n, PANEL), stride = n_panels * PANEL;
@@ -67,7 +67,7 @@ class Linear {
     for (long q = 0; q < n_some; q += LANES)
       for (long r = 0; r < n; r += LANES) {
         const long lanes = std::min<long>(LANES, n_some - q), at = o + q;
-        Vec block[LANES], gate[LANES];  // of outputs that there are not: whatever stands there
+        Vec block[LANES], gate[LANES];  // lanes beyond the last output hold any numbers
         for (long j = 0; j < LANES; j++) {
           block[j] = load(sums + (q + j) * stride + r);
           if (gated_) gate[j] = load(gates + (q + j) * stride + r);
@@ -82,16 +82,16 @@ class Linear {
             if (output.bias) gate[j] += load_some(output.bias + n_outputs_ + at, lanes);
             sum *= gelu(gate[j]);
           }
-          if (added_) sum += load_some(added_ + to, lanes);
+          if (residual_) sum += load_some(residual_ + to, lanes);
           store_some(output.out + to, sum, lanes);
         }
       }
   }
 
  public:
-  Linear(long n, long k, long n_outputs, const std::vector<Output> &outputs, const float *added,
+  Linear(long n, long k, long n_outputs, const std::vector<Output> &outputs, const float *residual,
          bool gated, Fill fill)
-      : n_(n), k_(k), n_outputs_(n_outputs), outputs_(outputs), added_(added), gated_(gated),
+      : n_(n), k_(k), n_outputs_(n_outputs), outputs_(outputs), residual_(residual), gated_(gated),
         fill_(fill) {}
 
   void run(int cores) const {
@@ -102,7 +102,7 @@ class Linear {
                      std::min<long>(OUTPUTS, n_outputs_ - o));
     };
     const long few = k_ <= 640 ? 128 : 64;  // rows, whose panels stay in the cache
-    if (n_ >= 4 * cores * few) {            // every core does some of the rows
+    if (n_ >= 4 * cores * few) {            // each core computes some of the rows
       parallel(cores, ceil_div(n_, few), [&](int part) {
         const long first = part * few, n = std::min(few, n_ - first);
         Room panels(ceil_div(n, PANEL) * PANEL * k_);
@@ -111,7 +111,7 @@ class Linear {
       });
       return;
     }
-    // Every core does some of the outputs, of many rows: each number of the weights is read once.
+    // Each core computes some of the outputs of many rows, so each weight is read once.
     const long many = 256;
     Room panels(ceil_div(n_, PANEL) * PANEL * k_);
     parallel(cores, ceil_div(n_, PANEL), [&](int p) {

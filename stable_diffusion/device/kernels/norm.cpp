@@ -1,13 +1,14 @@
-// GroupNorm, and the functions that are applied number by number.
+// GroupNorm, and functions that are applied to each number.
 
 #include "activations.h"
 
 namespace {
 
-// Count, mean and sum of squared distances from it, of one set of numbers or two in one.
+// Count and mean of some numbers, and the sum of their squared distances from the mean.
 struct Moments {
   double n = 0, mean = 0, squares = 0;
 
+  // Adds the moments of other numbers.
   void add(double more, double its_mean, double its_squares) {
     const double total = n + more, apart = its_mean - mean;
     mean += apart * more / total;
@@ -16,8 +17,8 @@ struct Moments {
   }
 };
 
-// Of the channels of pixels [n, C], a few pixels at a time, which stay in the cache between the two
-// passes and are few enough for float32.
+// Adds the pixels [n, C] to the moments of each channel. A few pixels at a time stay in the cache
+// between the two passes, and are few enough to be summed in float32.
 void add_pixels(const float *x, long n, long channels, Moments *moments) {
   const long step = 32;
   std::vector<float> mean(channels), squares(channels);
@@ -39,7 +40,7 @@ void add_pixels(const float *x, long n, long channels, Moments *moments) {
 
 }  // namespace
 
-// What normalises x [B, N, C] when multiplied and added: gain and offset [B, C].
+// Computes gain and offset [B, C], so that x · gain + offset is the GroupNorm of x [B, N, C].
 extern "C" bool group_norm(const float *x, long batch, long n, long channels, long groups,
                            const float *weight, const float *bias, float eps, float *gain,
                            float *offset, long cores) {
@@ -69,21 +70,21 @@ extern "C" bool group_norm(const float *x, long batch, long n, long channels, lo
   });
 }
 
-// out = activation(x · gain + offset) for x [B, N, C], gain and offset [B, C].
-extern "C" bool normalise(const float *x, long batch, long n, long channels, const float *gain,
+// Computes out = activation(x · gain + offset) for x [B, N, C], gain and offset [B, C].
+extern "C" bool normalize(const float *x, long batch, long n, long channels, const float *gain,
                           const float *offset, long activation, float *out, long cores) {
   return completed([&] {
     const long step = std::max(1L, 65536 / channels), n_parts = ceil_div(n, step);
     parallel(cores, batch * n_parts, [&](int i) {
       const long b = i / n_parts, first = i % n_parts * step, last = std::min(first + step, n);
       for (long r = b * n + first; r < b * n + last; r++)
-        normalise_pixel(x + r * channels, channels, gain + b * channels, offset + b * channels,
+        normalize_pixel(x + r * channels, channels, gain + b * channels, offset + b * channels,
                         activation, out + r * channels);
     });
   });
 }
 
-// out = activation(x) for n numbers.
+// Computes out = activation(x) for n numbers.
 extern "C" bool activate(const float *x, long n, long activation, float *out, long cores) {
   return completed([&] {
     const long step = 65536;

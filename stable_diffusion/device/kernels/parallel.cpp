@@ -1,4 +1,4 @@
-// Threads that are made once and wait for tasks.
+// Threads that are created once and wait for tasks.
 
 #include "parallel.h"
 
@@ -28,13 +28,13 @@ class Pool {
  private:
   std::mutex mutex_;
   std::condition_variable wake_, done_;
-  std::deque<Tasks *> waiting_;  // those that want more threads
+  std::deque<Tasks *> waiting_;  // for more threads
   int n_threads_ = 0;
 
   void grow(int n_wanted) {
     try {
       for (; n_threads_ < n_wanted; n_threads_++) std::thread([this] { serve(); }).detach();
-    } catch (const std::exception &) {  // no more threads: then fewer do it
+    } catch (const std::exception &) {  // no more threads can be created: use those there are
     }
   }
 
@@ -46,7 +46,7 @@ class Pool {
       if (--tasks.n_wanted_ == 0 || !tasks.are_left()) waiting_.pop_front();
       if (!tasks.are_left()) continue;
       tasks.n_working_++;
-      // Each wakes the next one, so that no more are woken than find something to do.
+      // Each thread wakes the next one, so that no thread is woken without a task.
       if (!waiting_.empty()) wake_.notify_one();
       lock.unlock();
       tasks.work();
@@ -65,6 +65,6 @@ void Tasks::work() {
 }
 
 void do_all(Tasks &tasks, int cores) {
-  static Pool &pool = *new Pool;  // never destroyed: its threads use it to the end of the process
+  static Pool &pool = *new Pool;  // never destroyed: its threads use it until the process ends
   pool.do_all(tasks, cores);
 }

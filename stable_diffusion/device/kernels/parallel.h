@@ -1,16 +1,16 @@
-// Tasks that the cores share.
+// Tasks that are divided between the cores.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <new>
 
-// One call's tasks, numbered 0 … n - 1; whoever has time takes the next one.
+// The tasks of one call, numbered 0 … n - 1; each free thread takes the next one.
 class Tasks {
  public:
   Tasks(void (*task)(void *, int), void *context, int n) : task_(task), context_(context), n_(n) {}
 
-  // Does tasks until none is left.
+  // Runs tasks until none is left.
   void work();
 
   bool are_left() const { return next_ < n_ && fits_; }
@@ -21,20 +21,19 @@ class Tasks {
   void *const context_;
   const int n_;
   std::atomic<int> next_{0};
-  std::atomic<bool> fits_{true};  // the memory, for every task so far
+  std::atomic<bool> fits_{true};  // there was enough memory for every task so far
 
   friend class Pool;
-  int n_wanted_ = 0, n_working_ = 0;  // other threads, by the pool's mutex
+  int n_wanted_ = 0, n_working_ = 0;  // other threads; guarded by the pool's mutex
 };
 
-// Does all tasks: this thread, and up to `cores` - 1 others as they wake up.
+// Runs all tasks on this thread and up to `cores` - 1 others, as soon as they wake up.
 //
-// A thread that the system does not run delays nobody: only those that took a task are waited for.
+// Only threads that took a task are waited for, so a thread that the system does not run in time
+// does not delay the others.
 void do_all(Tasks &tasks, int cores);
 
-// task(i) for i < n, on up to `cores` cores.
-//
-// Throws std::bad_alloc if a task did.
+// Runs task(i) for i < n on up to `cores` cores. Throws std::bad_alloc if a task throws it.
 template <class Task>
 static void parallel(int cores, int n, Task task) {
   Tasks tasks([](void *task, int i) { (*(Task *)task)(i); }, &task, n);

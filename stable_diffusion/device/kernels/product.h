@@ -1,13 +1,13 @@
-// The matrix product that all kernels are made of.
+// The matrix product that all kernels use.
 //
-// One side comes in panels: PANEL of its rows side by side, [k][PANEL]. The other side is read as it
-// lies in memory, ROWS rows at a time, each number meeting a whole panel's. The sums stay in
-// registers meanwhile.
+// One matrix comes in panels: PANEL of its rows side by side, [k][PANEL]. The other one is read
+// directly, ROWS rows at a time: each of its numbers is multiplied with a row of the panel, and the
+// sums stay in registers.
 #pragma once
 
 #include "vectors.h"
 
-#if defined(__AVX512F__) || defined(WIDE)  // WIDE: for tests elsewhere
+#if defined(__AVX512F__) || defined(WIDE)  // WIDE: for tests on other processors
 enum { WIDTH = 16, ROWS = 12 };
 #else
 enum { WIDTH = 8, ROWS = 6 };
@@ -50,7 +50,7 @@ INLINE void multiply_few(int rows, Matrix a, const float *panel, long k, float *
   }
 }
 
-// out[r][PANEL] = the sum over k of a(r, k) panel[k], or that added to it, for `rows` rows.
+// Computes out[r][PANEL] = the sum over k of a(r, k) panel[k] for `rows` rows, or adds it to out.
 static __attribute__((noinline)) void multiply(int rows, Matrix a, const float *panel, long k,
                                                float *out, long stride, bool add) {
   for (; rows >= ROWS; rows -= ROWS, a.data += ROWS * a.row, out += ROWS * stride)
@@ -58,5 +58,5 @@ static __attribute__((noinline)) void multiply(int rows, Matrix a, const float *
   multiply_few<ROWS - 1>(rows, a, panel, k, out, stride, add);
 }
 
-// Threads do not pay for a few microseconds' work.
+// Returns one core if the work takes a few microseconds only: waking threads would take longer.
 INLINE int cores_for(double products, int cores) { return products < 1e6 ? 1 : cores; }

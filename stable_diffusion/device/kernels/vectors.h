@@ -1,4 +1,4 @@
-// Eight numbers at a time, in GCC's vector extension: AVX2, AVX-512, NEON or what there is.
+// Eight numbers at a time, by GCC's vector extension for AVX2, AVX-512, NEON and others.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +20,7 @@ enum { LANES = 8 };
 
 INLINE Vec load(const float *from) { return *(const Vec *)from; }
 INLINE void store(float *to, Vec x) { *(Vec *)to = x; }
-// The first n of eight.
+// Loads and stores the first n of eight numbers.
 INLINE Vec load_some(const float *from, long n) {
   if (n == LANES) return load(from);
   Vec x = {};
@@ -35,11 +35,11 @@ INLINE void store_some(float *to, Vec x, long n) {
 INLINE Vec all(float x) { return Vec{} + x; }
 INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
 
-// e^x for x <= 0, by 2^n · 2^f with f in [-1/2, 1/2]; nothing beyond float32. NaN stays NaN.
+// Returns e^x for x <= 0 as 2^n · 2^f with f in [-1/2, 1/2]; at least 2^-126. NaN stays NaN.
 INLINE Vec exp_below(Vec x) {
   x *= 1.44269504f;
   x = x < -126.0f ? all(-126.0f) : x;
-  const float round = 12582912.0f;  // 1.5 · 2^23: what is added to it has no fraction
+  const float round = 12582912.0f;  // 1.5 · 2^23: a sum with it is rounded to an integer
   Vec shifted = x + round, f = x - (shifted - round);
   Ints n = (Ints)shifted - 0x4B400000;
   Vec p = all(1.5403530e-4f);  // Taylor's series of 2^f
@@ -52,13 +52,14 @@ INLINE Vec exp_below(Vec x) {
   return p * (Vec)((n + 127) << 23);
 }
 
-// x times the logistic function of gain · x.
+// Returns x times the logistic function of gain · x.
 INLINE Vec silu(Vec x, float gain = 1.0f) {
   Vec e = exp_below(x < 0 ? gain * x : -gain * x);
   return x * ((x < 0 ? e : all(1.0f)) / (1.0f + e));
 }
 
-// x times the normal distribution function of x: 1/2 + x P(x²) / Q(x²), by tools/fit_gelu.py.
+// Returns x times the normal distribution function of x, which is computed as
+// 1/2 + x P(x²) / Q(x²) with the coefficients of tools/fit_gelu.py.
 INLINE Vec gelu(Vec x) {
   const float limit = 5.5f;
   Vec y = x > limit ? all(limit) : x < -limit ? all(-limit) : x, s = y * y;
@@ -76,7 +77,7 @@ INLINE Vec gelu(Vec x) {
   return x * (0.5f + y * (p / q));
 }
 
-// Rows become columns.
+// Transposes 8×8 numbers.
 INLINE void transpose(Vec *rows) {
   Vec t[8], u[8];
   for (int i = 0; i < 4; i++) {
@@ -96,7 +97,7 @@ INLINE void transpose(Vec *rows) {
   }
 }
 
-// Room for numbers, aligned and not filled.
+// Memory for n numbers, aligned and not initialized.
 struct Room {
   float *data;
   explicit Room(long n) : data((float *)std::aligned_alloc(64, (4 * n + 127) / 64 * 64)) {
@@ -107,7 +108,7 @@ struct Room {
   operator float *() const { return data; }
 };
 
-// What a kernel returns: whether there was memory enough.
+// Runs a kernel, and returns whether there was enough memory.
 template <class Kernel>
 static bool completed(Kernel kernel) {
   try {

@@ -1,4 +1,4 @@
-// Weights that are stored in fewer bits, as float32.
+// Convert weights that are stored in fewer bits to float32.
 
 #include "vectors.h"
 
@@ -13,7 +13,7 @@ INLINE float number(uint32_t bits) {
 INLINE float of_half(uint16_t half) {
   const uint32_t bits = (half & 0x7fffu) << 13, sign = (half & 0x8000u) << 16;
   uint32_t wide;
-  const float scaled = number(bits) * 0x1p112f;  // the exponents' biases differ by 112
+  const float scaled = number(bits) * 0x1p112f;  // the biases of the exponents differ by 112
   std::memcpy(&wide, &scaled, sizeof wide);
   return number((bits >= 0x0f800000u ? bits | 0x7f800000u : wide) | sign);  // or not finite
 }
@@ -22,7 +22,7 @@ INLINE float of_bfloat(uint16_t half) { return number(uint32_t(half) << 16); }
 
 }  // namespace
 
-// n numbers of float16, or bfloat16.
+// Converts n numbers of float16, or of bfloat16.
 extern "C" bool widen(const uint16_t *halves, long n, long is_bfloat, float *out, long cores) {
   return completed([&] {
     const long step = 65536;
@@ -36,8 +36,8 @@ extern "C" bool widen(const uint16_t *halves, long n, long is_bfloat, float *out
   });
 }
 
-// Weights [rows, columns] of `bits` bits each, 32 / bits in a word and the first the lowest, as
-// `mx.quantize` packs them; scales and offsets of every `group` of them.
+// Converts weights [rows, columns] of `bits` bits, packed as by `mx.quantize`: 32 / bits in a word,
+// the first one in the lowest bits. Each `group` of them has a scale and an offset.
 extern "C" bool dequantize(const uint32_t *packed, long rows, long columns, long bits, long group,
                            const float *scales, const float *offsets, float *out, long cores) {
   return completed([&] {

@@ -19,6 +19,7 @@ from stable_diffusion.cli.settings import Settings
 from stable_diffusion.images.text_chunks import PARAMETERS, RECIPE
 from stable_diffusion.images.writing import save_image
 from stable_diffusion.model_io.hub import Repository
+from stable_diffusion.model_io.model import Model
 from stable_diffusion.model_io.sources import BareVae, Source
 
 COMMIT = "0123456789abcdef"
@@ -29,8 +30,8 @@ def parse_settings(*options: str) -> Settings:
     return parse.parse(parse.txt2image_parser(), ["a cat", *options])
 
 
-def make_record(source: Source, *options: str) -> Record:
-    return Record(parse_settings(*options), source, float16=False)
+def make_record(model: Model, *options: str) -> Record:
+    return Record(parse_settings(*options), model, float16=False)
 
 
 def read_recipe(texts: Texts) -> Recipe:
@@ -42,10 +43,9 @@ def make_repository(repo: str) -> Repository:
 
 
 def test_a_model_on_the_hub_is_pinned_to_its_commit():
-    source = make_repository("org/model")
-    source.vae = BareVae(make_repository("org/vae"))
+    model = Model(make_repository("org/model"), BareVae(make_repository("org/vae")))
     recipe = read_recipe(
-        make_record(source, "--model", "org/model@main", "--vae", "org/vae").describe(JOB)
+        make_record(model, "--model", "org/model@main", "--vae", "org/vae").describe(JOB)
     )
     assert (recipe.model, recipe.revision) == ("org/model", COMMIT)
     assert recipe.options["model"] == f"org/model@{COMMIT}"
@@ -58,7 +58,9 @@ def test_a_model_on_the_hub_is_pinned_to_its_commit():
 )
 def test_paths_are_as_given_except_the_home_folder(monkeypatch, given, written):
     monkeypatch.setenv("HOME", "/home/me")
-    texts = make_record(Source(given, Path(given)), "--model", given, "--vae", given).describe(JOB)
+    texts = make_record(
+        Model(Source(given, Path(given))), "--model", given, "--vae", given
+    ).describe(JOB)
     recipe = read_recipe(texts)
     assert (recipe.model, recipe.vae, recipe.revision) == (written, written, None)
     assert "Model: mine, VAE: mine" in texts[PARAMETERS] and "/" not in texts[PARAMETERS]
@@ -68,19 +70,19 @@ def test_a_user_without_a_home_folder(monkeypatch):
     """In containers there may be no `HOME`, and an account that the system does not know."""
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does then
-    texts = make_record(Source("tiny", Path("tiny")), "--model", "/disk/mine").describe(JOB)
+    texts = make_record(Model(Source("tiny", Path("tiny"))), "--model", "/disk/mine").describe(JOB)
     assert read_recipe(texts).model == "/disk/mine"
 
 
 def test_grids():
     """A grid has a recipe only if one recipe makes all its pictures."""
     jobs = [replace(JOB, seed=3 + i, index=1 + i) for i in range(4)]
-    source = Source("tiny", Path("tiny"))
-    recipe = read_recipe(make_record(source).describe_grid(jobs, 2))
+    model = Model(Source("tiny", Path("tiny")))
+    recipe = read_recipe(make_record(model).describe_grid(jobs, 2))
     assert (recipe.n_images, recipe.n_rows, recipe.seed) == (4, 2, 3)
-    assert make_record(source).describe_grid([*jobs[:3], replace(jobs[3], prompt="a dog")], 2) == {}
-    assert make_record(source).describe_grid([*jobs[:3], replace(jobs[3], seed=9)], 2) == {}
-    assert make_record(source, "--no-metadata").describe_grid(jobs, 2) == {}
+    assert make_record(model).describe_grid([*jobs[:3], replace(jobs[3], prompt="a dog")], 2) == {}
+    assert make_record(model).describe_grid([*jobs[:3], replace(jobs[3], seed=9)], 2) == {}
+    assert make_record(model, "--no-metadata").describe_grid(jobs, 2) == {}
 
 
 @pytest.mark.parametrize(
@@ -107,11 +109,10 @@ def test_pictures_that_differ(tmp_path, monkeypatch, options, differs):
     """The command line or the job asks for something else than the picture."""
     monkeypatch.chdir(tmp_path)
     Path("a.safetensors").write_bytes(b"a")
-    source = make_repository("stabilityai/sdxl-turbo")
-    source.vae = BareVae(make_repository("org/vae"))
+    model = Model(make_repository("stabilityai/sdxl-turbo"), BareVae(make_repository("org/vae")))
     usual = ["--model=sdxl", "--vae=org/vae", "--lora=a.safetensors:0.5"]
     save_image(
-        "made.png", np.zeros((64, 64, 3), np.uint8), make_record(source, *usual).describe(JOB)
+        "made.png", np.zeros((64, 64, 3), np.uint8), make_record(model, *usual).describe(JOB)
     )
 
     if any(option.startswith("--lora") for option in options):
@@ -138,7 +139,7 @@ def test_files_are_read_once_for_their_checksum(tmp_path, monkeypatch):
     monkeypatch.setattr(hashlib, "file_digest", counted)
     for _ in range(2):
         make_record(
-            Source("tiny", Path("tiny")), "--lora=a.safetensors", "--lora=./a.safetensors:2"
+            Model(Source("tiny", Path("tiny"))), "--lora=a.safetensors", "--lora=./a.safetensors:2"
         )
     RecipeComparison(parse_settings("--lora=a.safetensors"))
     assert len(read) == 1

@@ -1,0 +1,125 @@
+"""An open model: the sources of its files, and its configs, each read once."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from ..config.diffusion import DiffusionConfig
+from ..config.known_models import find_spec
+from ..config.model import ModelConfig, PipelineConfig
+from ..config.networks import AutoencoderConfig, CLIPTextConfig, UNetConfig
+from .sources import VAE_CONFIG, Source
+from .unsupported import refuse_pipeline, refuse_unet
+from .weight_files import weight_files
+
+INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
+
+
+@dataclass(frozen=True)
+class Model:
+    """An open model, which the pipeline and every loader take.
+
+    Opening it reads no config. Each one is read when it is first needed, and then kept: open the
+    model again to see a change of its files. All configs raise as `config` does.
+
+    Args:
+        source: the files of the model.
+        vae: the files of the VAE, if it is not the model's own.
+    """
+
+    source: Source
+    vae: Source | None = None
+
+    @property
+    def name(self) -> str:
+        """Return the model's name in messages."""
+        return self.source.name
+
+    def source_of(self, component: str) -> Source:
+        """Return the source that has the files of a component."""
+        return self.source if self.vae is None or component != "vae" else self.vae
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        """Return everything that the config files say; no weights are downloaded.
+
+        Raises:
+            OSError: if the model or one of its files cannot be found.
+            ValueError: if a file is broken, or says something that is not supported.
+        """
+        pipeline, unet = self.pipeline_config, self.unet_config
+        is_xl = unet.addition_embed_type is not None
+        text_encoders = ("text_encoder", "text_encoder_2") if is_xl else ("text_encoder",)
+        return ModelConfig(
+            name=self.name,
+            unet=unet,
+            autoencoder=self.autoencoder_config,
+            text_encoders=tuple(self.text_encoder_config(name) for name in text_encoders),
+            diffusion=self.diffusion_config,
+            pipeline=pipeline,
+            spec=find_spec(pipeline._converted_from or self.name),
+        )
+
+    @cached_property
+    def pipeline_config(self) -> PipelineConfig:
+        """Return the config of the pipeline, or the defaults if a folder or cache lacks it."""
+        if self.source.find(INDEX) is None:
+            return PipelineConfig()
+        index, name = self.source.config(INDEX)
+        refuse_pipeline(index, name)
+        return PipelineConfig.from_dict(index, name)
+
+    @cached_property
+    def unet_config(self) -> UNetConfig:
+        """Return the config of the UNet."""
+        config = UNetConfig.from_dict(*self.source.config("unet/config.json"))
+        refuse_unet(self.name, config)
+        return config
+
+    def text_encoder_config(self, component: str) -> CLIPTextConfig:
+        """Return the config of a text encoder, "text_encoder" or "text_encoder_2"."""
+        return CLIPTextConfig.from_dict(*self.source.config(f"{component}/config.json"))
+
+    @cached_property
+    def autoencoder_config(self) -> AutoencoderConfig:
+        """Return the config of the VAE, which must scale the latents as the UNet expects.
+
+        A file with a VAE alone does not say how it scales them: then the model's own VAE says it.
+        """
+        source = self.source_of("vae")
+        config = AutoencoderConfig.from_dict(*source.config(VAE_CONFIG))
+        if source is self.source:
+            return config
+        expected = self.source.scaling_factor()
+        if expected is None:
+            return config
+        if source.scaling_factor() is None:
+            return replace(config, scaling_factor=expected)
+        if config.scaling_factor != expected:
+            raise ValueError(
+                f"{source.name} scales latents by {config.scaling_factor}, {self.name} by "
+                f"{expected}: it is the VAE of another kind of model"
+            )
+        return config
+
+    @cached_property
+    def diffusion_config(self) -> DiffusionConfig:
+        """Return the noise schedule that the model was trained on, and what its UNet predicts."""
+        config = DiffusionConfig.from_dict(*self.source.config(SCHEDULER))
+        prediction_type = self.source.prediction_type
+        return (
+            config if prediction_type is None else replace(config, prediction_type=prediction_type)
+        )
+
+
+def announcements(model: Model, components: Iterable[str], float16: bool) -> list[str]:
+    """Return what to say before the weights of some components are downloaded, if any are.
+
+    There is a line for each repository: its name, how much is downloaded, under which licence.
+    """
+    choices: dict[Source, list[list[str]]] = {}
+    for component in components:
+        source = model.source_of(component)
+        choices.setdefault(source, []).append(weight_files(component, float16))
+    lines = (source.announcement(paths) for source, paths in choices.items())
+    return [line for line in lines if line is not None]
