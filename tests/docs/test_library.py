@@ -1,5 +1,6 @@
 """The examples in docs/library.md run, and the picture by hand is the picture of the library."""
 
+import importlib
 import inspect
 import re
 
@@ -17,6 +18,39 @@ from stable_diffusion.sampler import SimpleEulerSampler
 FILE = ROOT / "docs/library.md"
 PAGE, BLOCKS = FILE.read_text(), read_blocks(FILE, "python")
 BY_HAND_LINES = 25
+# What programs for the original example import, and what they use of it.
+ORIGINAL_NAMES = {
+    "stable_diffusion": {
+        "StableDiffusion": (
+            *("generate_latents", "generate_latents_from_image", "decode"),
+            "ensure_models_are_loaded",
+        ),
+        "StableDiffusionXL": (),
+    },
+    "stable_diffusion.model_io": {
+        "load_unet": (),
+        "load_text_encoder": (),
+        "load_autoencoder": (),
+        "load_tokenizer": (),
+        "load_diffusion_config": (),
+    },
+    "stable_diffusion.config": {
+        "DiffusionConfig": (),
+        "UNetConfig": (),
+        "AutoencoderConfig": (),
+        "CLIPTextModelConfig": (),
+    },
+    "stable_diffusion.sampler": {
+        "SimpleEulerSampler": (
+            *("max_time", "sigmas", "sample_prior", "add_noise", "timesteps", "step"),
+        ),
+        "SimpleEulerAncestralSampler": (),
+    },
+    "stable_diffusion.unet": {"UNetModel": ()},
+    "stable_diffusion.clip": {"CLIPTextModel": (), "CLIPOutput": ()},
+    "stable_diffusion.vae": {"Autoencoder": ("encode", "decode", "latent_channels")},
+    "stable_diffusion.tokenizer": {"Tokenizer": ("tokenize",)},
+}
 
 
 def write_adapters() -> None:
@@ -86,3 +120,21 @@ def test_the_page_has_all_arguments_of_the_generators():
     for name in GenerationOptions.__annotations__:
         assert re.search(rf"^ {{8}}{name}: ", GenerationOptions.__doc__, re.MULTILINE)
         assert name in StableDiffusion.generate_latents.__doc__
+
+
+@pytest.mark.parametrize("module", ORIGINAL_NAMES)
+def test_names_of_the_original_exist(module):
+    """They can be imported from where they were, and the page lists them."""
+    (row,) = re.findall(rf"^\| `{module}` \| (.*) \|$", PAGE, re.MULTILINE)
+    for name, members in ORIGINAL_NAMES[module].items():
+        found = getattr(importlib.import_module(module), name)
+        assert f"`{name}`" in row
+        for member in members:
+            assert hasattr(found, member) and f"`{member}`" in row
+
+
+def test_attributes_of_the_original_exist():
+    sd = StableDiffusion("tiny")
+    for name in ("unet", "text_encoder", "autoencoder", "sampler", "tokenizer"):
+        assert hasattr(sd, name) and f"`{name}`" in PAGE
+    assert sd.autoencoder.latent_channels == 8
