@@ -99,7 +99,7 @@ def reach(case: Case, program: Program, *arguments: str) -> dict[str, Any]:
     case.keep(case.folder / "i.png")
     taken: dict[str, Any] = {}
 
-    def make_all(plan: Plan, settings: Settings, *_: object) -> None:
+    def prepare_run(settings: Settings, plan: Plan, *_: object) -> None:
         taken.update(vars(settings.requests[0]) | vars(settings), plan=plan)
         raise Reached
 
@@ -110,7 +110,7 @@ def reach(case: Case, program: Program, *arguments: str) -> dict[str, Any]:
     usual = [word.format(folder=case.folder) for word in program.usual]
     before = {*case.folder.rglob("*")}
     with (
-        patch.object(generate, "_make_all", make_all),
+        patch.object(generate, "_prepare_run", prepare_run),
         patch.object(convert_library, "open_model", open_model),
         patch.object(constants, "HF_HUB_OFFLINE", True),
     ):

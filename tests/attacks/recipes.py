@@ -172,6 +172,7 @@ def files(case: Case) -> None:
     folder = case.folder / "d"
     taken = reach(case, TXT2IMAGE, f"--prompts-file={file}", f"--output={folder}/")
     check_jobs(taken)
-    names = [taken["plan"].output.path(job).resolve() for job in taken["plan"].jobs]
+    plan = taken["plan"]
+    names = [plan.names.pictures[job.index].resolve() for job in plan.jobs]
     require(all(name.is_relative_to(folder.resolve()) for name in names), "outside of the folder")
     require(len({*names}) == len(names), "two with one name")
