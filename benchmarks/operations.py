@@ -60,7 +60,10 @@ def count_unet_step(folder: Path, *, hoisted: bool, compiled: bool) -> Count:
     with _as_on_a_gpu(compiled):
         if not hoisted:
             return _count(lambda x, timestep, text: predict(text)(x, timestep), inputs)
-        ready = [[mx.zeros(a.shape, a.dtype) for a in pair] for pair in unet.project_text(text)]
+        ready = [
+            (mx.zeros(keys.shape, keys.dtype), mx.zeros(values.shape, values.dtype))
+            for keys, values in unet.project_text(text)
+        ]
         with mock.patch.object(type(unet), "project_text", lambda *_: ready):
             return _count(predict(text), inputs[:-1])
 
