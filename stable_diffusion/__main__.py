@@ -1,4 +1,4 @@
-"""Print the commands that there are: `python -m stable_diffusion`."""
+"""List the commands of this package: `python -m stable_diffusion`."""
 
 import sys
 
@@ -8,21 +8,21 @@ COMMANDS = """\
 Stable Diffusion for MLX. Each of these commands has --help.
 
 Installed by pip:
-  mlx-txt2image "a prompt"                          make pictures of a text
-  mlx-image2image PICTURE "a prompt"                make pictures that start from a picture
+  mlx-txt2image "a prompt"                          make pictures from a prompt
+  mlx-image2image PICTURE "a prompt"                make pictures from a picture and a prompt
 
 The same as scripts, in the folder of the repository:
   python txt2image.py "a prompt"
   python image2image.py PICTURE "a prompt"
 
-Of the library:
-  python -m stable_diffusion.convert MODEL FOLDER   write a model that loads fast, or quantized
+To convert models:
+  python -m stable_diffusion.convert MODEL FOLDER   convert or quantize a model
 """
 WRONG_USAGE = 2  # exit status
 
 
 def main(arguments: list[str]) -> int:
-    """Print the commands, and return the exit status: 2 unless help was asked for."""
+    """Print the commands; return the exit status, 0 if help was asked for and 2 if not."""
     is_help = arguments in (["-h"], ["--help"])
     print(COMMANDS, end="", file=sys.stdout if is_help else sys.stderr)
     return 0 if is_help else WRONG_USAGE

@@ -1,7 +1,7 @@
-"""Check what callers give to the library: the kind of each argument, and its range.
+"""Check the arguments that callers give to the library: the kind of each, and its range.
 
 A wrong kind raises a `TypeError`, a wrong value a `ValueError`. Both name the argument, and say
-what it must be and what it was. Scalars of NumPy and MLX are taken like Python's numbers.
+what it must be and what it was. Scalars of NumPy and MLX are accepted like Python's numbers.
 """
 
 import math
@@ -91,7 +91,8 @@ def check_sampler(sampler: Any, schedule: Any) -> None:
     """Check that these can be a sampler and a schedule; their names are checked later.
 
     Raises:
-        TypeError: if one is neither text nor None, and the sampler is no `Sampler` either.
+        TypeError: if the schedule is neither text nor None, or the sampler neither of these nor a
+            `Sampler`.
     """
     if sampler is not None and not isinstance(sampler, (str, Sampler)):
         raise TypeError(f"sampler must be text, a Sampler or None, got {_describe(sampler)}")
@@ -111,7 +112,7 @@ def check_lora(path: Any, scale: Any) -> float:
 
 
 def check_embedding(name: Any, path: Any) -> None:
-    """Check that these can be a learned word and its file.
+    """Check that these can be the name and the file of a textual inversion.
 
     Raises:
         TypeError: if `name` is not text, or `path` is not a path.
@@ -132,7 +133,7 @@ def check_path(name: str, value: Any) -> None:
 
 
 def check_size(value: Any, config: ModelConfig) -> tuple[int, int]:
-    """Return `latent_size` as two integers, height and width; the model's own size for None.
+    """Return `latent_size` as two integers, height and width; the model's own size if it is None.
 
     Raises:
         TypeError: if it is not a sequence of integers.
@@ -264,9 +265,9 @@ def _check_is_array(image: Any) -> np.ndarray | mx.array:
     try:
         array = np.asarray(image)
     except (ValueError, TypeError, RuntimeError):  # ragged lists; tensors of a GPU
-        raise TypeError(f"{IMAGE}; got {_describe(image)}, which is no array") from None
+        raise TypeError(f"{IMAGE}; got {_describe(image)}, which is not an array") from None
     if array.dtype.kind not in "biuf":
-        raise TypeError(f"{IMAGE}; got {_describe(image)}, which is no array of real numbers")
+        raise TypeError(f"{IMAGE}; got {_describe(image)}, not an array of real numbers")
     return array
 
 
@@ -288,7 +289,7 @@ def check_latents(x: Any, channels: int) -> mx.array:
 def _to_python(value: Any) -> Any:
     """Return a scalar of NumPy or MLX as Python's number, and anything else unchanged.
 
-    0.7 of float32 becomes Python's 0.7, not 0.699999988: steps times strength are rounded down.
+    0.7 of float32 becomes Python's 0.7, not 0.699999988, because steps × strength is rounded down.
     """
     if getattr(value, "ndim", None) != 0 or not hasattr(value, "item"):
         return value
@@ -324,7 +325,7 @@ def _is_pil(value: Any) -> bool:
 
 
 def _describe(value: Any) -> str:
-    """Return what a value is, in words on one line."""
+    """Describe a value for a message, on one line: itself, and its type."""
     name = type(value).__name__
     if _is_pil(value):
         return f"a picture of Pillow, {name}"
@@ -338,7 +339,7 @@ def _with_article(name: str) -> str:
 
 
 def _suggest_for_shape(shape: list[int]) -> str:
-    """Return advice for a shape that is often given instead of [H, W, 3], or nothing."""
+    """Return advice for a shape that is often given instead of [H, W, 3]; "" for others."""
     if not all(shape):
         return ": it is empty"
     match shape:

@@ -26,7 +26,7 @@ Texts = str | Sequence[str]  # one for all pictures, or one for each
 
 @dataclass(frozen=True)
 class TextOptions:
-    """How prompts are read: options of the generators (`GenerationOptions`)."""
+    """The options of the generators for reading prompts, see `GenerationOptions`."""
 
     long_prompt: bool = False
     prompt_weights: bool = False
@@ -41,7 +41,7 @@ class TextOptions:
         Raises:
             ValueError: if `clip_skip` is out of range.
         """
-        max_skip = config.most_clip_skip
+        max_skip = config.max_clip_skip
         if clip_skip not in range(max_skip + 1):
             raise ValueError(
                 f"clip_skip must be from 0 to {max_skip} for this model, got {clip_skip}"
@@ -97,22 +97,16 @@ def require_fit(tokenizer: Tokenizer, text_encoder: CLIPTextModel, name: str) ->
             )
 
 
-def split_into_windows(text: str, tokenizer: Tokenizer, options: TextOptions) -> list[Window]:
-    """Return the windows of a text: as many as it needs with `long_prompt`, otherwise one.
+def split_into_windows(
+    text: str, tokenizer: Tokenizer, options: TextOptions
+) -> tuple[list[Window], str]:
+    """Return the windows of a text, and the words that are dropped because they do not fit.
 
-    Warns of the words that do not fit into the one window and are dropped.
+    There are as many windows as the text needs with `long_prompt`, otherwise one.
 
     Raises:
         ValueError: if a long prompt needs more than `MAX_WINDOWS`.
     """
-    windows, dropped = _split(text, tokenizer, options)
-    if dropped:
-        warnings.warn(tokenizer.make_dropped_warning(dropped), stacklevel=2)
-    return windows
-
-
-def _split(text: str, tokenizer: Tokenizer, options: TextOptions) -> tuple[list[Window], str]:
-    """Return the windows of a text, and the words that are dropped."""
     parts = parse_weights(text) if options.prompt_weights else [(text, 1.0)]
     words = (
         (word, [(token, weight) for token in ids])
@@ -145,30 +139,45 @@ def warn_of_syntax(texts: Mapping[str, str], prompt_weights: bool) -> None:
 
     Args:
         texts: what to call each prompt in the warning, by prompt.
-        prompt_weights: whether brackets in the prompts have weights.
+        prompt_weights: whether brackets give weights to parts of the prompts.
     """
-    tagged = {text: find_networks(text) for text in texts if "<" in text}
-    tagged = {text: found for text, found in tagged.items() if found[0]}
-    for text, (tags, options) in islice(tagged.items(), 1):
-        advice = "take it out"
-        if options:
-            advice += f", and add the file with {' '.join(options)} (load_lora of the library)"
-        else:
-            advice += ", as hypernetworks are not supported"
-        others = f", as are those of {len(tagged) - 1} more" if len(tagged) > 1 else ""
-        named = abbreviate(" ".join(tags))
-        message = f"{texts[text]} has {named}, which is read as words{others}: {advice}"
-        warnings.warn(PromptWarning(message, topic="networks"), stacklevel=2)
-    if not prompt_weights:
+    _warn_of_networks(texts)
+    if prompt_weights:
+        _warn_of_plain_syntax(texts)
+
+
+def _warn_of_networks(texts: Mapping[str, str]) -> None:
+    """Warn of the first prompt that names a network, such as `<lora:name:0.8>`."""
+    networks = {text: find_networks(text) for text in texts if "<" in text}
+    named_in = [text for text, (tags, _) in networks.items() if tags]
+    if not named_in:
         return
+    tags, options = networks[named_in[0]]
+    advice = "take it out"
+    if options:
+        advice += f", and add the file with {' '.join(options)} (in the library: load_lora)"
+    else:
+        advice += ", as hypernetworks are not supported"
+    n_others = len(named_in) - 1
+    noun = "prompt" if n_others == 1 else "prompts"
+    others = f", and so are the tags of {n_others} more {noun}" if n_others else ""
+    message = (
+        f"{texts[named_in[0]]} has {abbreviate(' '.join(tags))}, which is read as words{others}: "
+        f"{advice}"
+    )
+    warnings.warn(PromptWarning(message, topic="networks"), stacklevel=3)
+
+
+def _warn_of_plain_syntax(texts: Mapping[str, str]) -> None:
+    """Warn of the first prompt that has syntax of other programs."""
     for text, name in texts.items():
         if found := find_plain_syntax(text):
             parts = " and ".join(f"{abbreviate(part)!r} ({kind})" for kind, part in found.items())
             message = (
-                f"{name} has {parts}, which other programs read, and here is plain text: only "
-                "(more), [less] and (this:1.3) weigh"
+                f"{name} has {parts}, which other programs interpret, but which is plain text "
+                "here: only (more), [less] and (this:1.3) have weights"
             )
-            warnings.warn(PromptWarning(message, topic="syntax"), stacklevel=2)
+            warnings.warn(PromptWarning(message, topic="syntax"), stacklevel=3)
             return
 
 
@@ -181,34 +190,47 @@ def embed(
         texts: what to call each text in a warning, by text. There is one warning for each text
             that is cut.
         readers: the tokenizers, each with its text encoder.
-        layer: of the text encoders, whose output is taken.
+        layer: the layer of the text encoders whose output is taken.
 
     Returns:
         Embeddings [R, N, D]: N is 77 for each window; all texts get as many windows as the longest
-        one needs, the others' being empty at the end. D is the width of all text encoders together.
-        Pooled ones [R, P], of the first windows.
+        one needs, and the windows that are added to the others are empty. D is the width of all
+        text encoders together. Pooled ones [R, P], of the first windows.
     """
-    windows: list[list[list[Window]]] = []  # by reader, and by text
+    windows: list[list[list[Window]]] = []  # by reader, then by text
     warned: set[str] = set()
     for tokenizer, _ in readers:
         windows.append([])
         for text, name in texts.items():
-            found, dropped = _split(text, tokenizer, options)
+            found, dropped = split_into_windows(text, tokenizer, options)
             windows[-1].append(found)
             if dropped and text not in warned:
                 warned.add(text)
                 warnings.warn(tokenizer.make_dropped_warning(dropped, name), stacklevel=2)
-    n = max(len(found) for of_reader in windows for found in of_reader)
+    n = max(len(found) for by_text in windows for found in by_text)
     embeddings = []
-    for (tokenizer, text_encoder), of_reader in zip(readers, windows, strict=True):
+    for (tokenizer, text_encoder), by_text in zip(readers, windows, strict=True):
         empty = _make_window([], tokenizer)
-        rows = [row for found in of_reader for row in [*found, *[empty] * (n - len(found))]]
+        rows = [row for found in by_text for row in [*found, *[empty] * (n - len(found))]]
         output = text_encoder(mx.array([row.ids for row in rows]))
         states = layer.select(text_encoder, output, options.clip_skip)  # [R·n, 77, D]
         if options.prompt_weights:
             states = apply_weights(states, mx.array([row.weights for row in rows]))
         embeddings.append(states.reshape(len(texts), -1, states.shape[-1]))
     return mx.concatenate(embeddings, axis=-1), output.pooled_output[::n]
+
+
+def apply_weights(states: mx.array, weights: mx.array) -> mx.array:
+    """Multiply embeddings [B, N, D] by the weights [B, N] of their tokens, and restore their mean.
+
+    The mean is taken over each window, as in AUTOMATIC1111's web UI. If all weights are 1 nothing
+    changes, to the bit.
+    """
+    z = states.astype(mx.float32)
+    weighted = z * weights[..., None]
+    mean = weighted.mean(axis=(1, 2), keepdims=True)
+    ratio = mx.where(mean == 0, 1, z.mean(axis=(1, 2), keepdims=True) / mean)
+    return (weighted * ratio).astype(states.dtype)
 
 
 def embed_pairs(
@@ -224,14 +246,14 @@ def embed_pairs(
     A text that occurs several times is encoded once.
 
     Args:
-        has_zeros: let zeros stand for an empty negative text, which is not encoded then.
+        has_zeros: let zeros stand for an empty negative text, instead of its embeddings.
 
     Returns:
-        Embeddings [B, N, D] and pooled ones [B, P], see `embed`; with negative texts [2B, …],
-        whose rows come second.
+        Embeddings [B, N, D] and pooled ones [B, P], see `embed`. With negative texts, [2B, …]: the
+        rows of the negative texts come second.
     """
     texts = _to_list(texts)
-    negative_texts = [] if negative_texts is None else _to_list(negative_texts)
+    negative_texts = _to_list([] if negative_texts is None else negative_texts)
     names = dict.fromkeys(texts, "prompt")
     for text in negative_texts:
         if text or not has_zeros:
@@ -249,6 +271,10 @@ def embed_pairs(
     return embeddings[mx.array(rows)], pooled[mx.array(rows)]
 
 
+def _to_list(texts: Texts) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
 def expand_texts(texts: Texts, n_images: int, name: str) -> list[str]:
     """Return a text for each picture.
 
@@ -261,7 +287,10 @@ def expand_texts(texts: Texts, n_images: int, name: str) -> list[str]:
     if isinstance(texts, str):
         return [texts] * n_images
     if len(texts) != n_images:
-        raise ValueError(f"{name}: {len(texts)} texts are not one for each of n_images, {n_images}")
+        raise ValueError(
+            f"{name}: got {len(texts)} texts for n_images = {n_images}: give one for all pictures, "
+            "or one for each"
+        )
     return list(texts)
 
 
@@ -272,20 +301,3 @@ def make_time_ids(height: int, width: int, n: int) -> mx.array:
     as (height, width) in pixels.
     """
     return mx.array([[height, width, 0, 0, height, width]] * n)
-
-
-def _to_list(texts: Texts) -> list[str]:
-    return [texts] if isinstance(texts, str) else list(texts)
-
-
-def apply_weights(states: mx.array, weights: mx.array) -> mx.array:
-    """Multiply embeddings [B, N, D] by the weights [B, N] of their tokens, and restore their mean.
-
-    The mean is that of each window, as in AUTOMATIC1111's web UI. If all weights are 1 nothing
-    changes, to the bit.
-    """
-    z = states.astype(mx.float32)
-    weighted = z * weights[..., None]
-    mean = weighted.mean(axis=(1, 2), keepdims=True)
-    ratio = mx.where(mean == 0, 1, z.mean(axis=(1, 2), keepdims=True) / mean)
-    return (weighted * ratio).astype(states.dtype)

@@ -17,7 +17,7 @@ Predict = Callable[[mx.array, mx.array], mx.array]  # latents, timestep
 
 
 class StepOutput(NamedTuple):
-    """What one step of denoising yields, all of it shaped as the latents."""
+    """The results of one step of denoising: arrays with the shape of the latents."""
 
     x_t: mx.array
     estimate: mx.array  # of x_0
@@ -35,13 +35,13 @@ class Denoising(Generator[mx.array, None, None]):
 
     Attributes:
         inputs: what the steps start from: the first latents [B, h, w, C], text embeddings
-            [R, N, D], pooled embeddings [R, P], and the encoded picture [1, h, w, C], as far as
-            there are any. Evaluate them, and the text encoders can be freed.
+            [R, N, D], pooled embeddings [R, P] of SDXL, and the encoded picture [1, h, w, C] of
+            image to image. Once they are evaluated the text encoders can be freed.
         seed: the seed of the first picture; the others have the seeds that follow.
         estimate: the last step's estimate of x_0, shaped as x_t, the clearest preview of unfinished
             pictures. None before the first step.
         prediction: the UNet's last prediction, with guidance, shaped as x_t. None before the first
-            step, or if the UNet is not called.
+            step, or if the UNet has not been called.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Denoising(Generator[mx.array, None, None]):
         self.prediction: mx.array | None = None
 
     def __len__(self) -> int:
-        """Return the number of all steps."""
+        """Return the number of steps, including those that have been taken."""
         return self._num_steps
 
     def __next__(self) -> mx.array:
@@ -104,10 +104,10 @@ def make_predict(
             classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
         text_time: pooled embeddings and time ids for SDXL's UNet, with as many rows.
         cfg_weight: the weight of guidance.
-        guidance_rescale: how much of the contrast that guidance adds is taken away again, 0 to 1.
-        dtype: what the UNet computes in.
+        guidance_rescale: how much of the contrast that guidance adds is removed, in [0, 1].
+        dtype: the type that the UNet computes in.
     """
-    # What is the same at all steps. `mx.compile` needs lists.
+    # These are the same at all steps. `mx.compile` takes lists, not tuples.
     text, added = unet.project_text(embeddings.astype(dtype)), list(text_time or ())
 
     def predict(x: mx.array, timestep: mx.array) -> mx.array:
@@ -122,7 +122,7 @@ def make_predict(
             conditional, unconditional = prediction.split(2)
             prediction = unconditional + cfg_weight * (conditional - unconditional)
             if guidance_rescale:
-                prediction = rescale(prediction, conditional, guidance_rescale)
+                prediction = rescale_guidance(prediction, conditional, guidance_rescale)
         return prediction
 
     if cpu_kernels.is_used():
@@ -130,15 +130,15 @@ def make_predict(
     return mx.compile(predict, inputs=[unet.state, text, added])
 
 
-def rescale(prediction: mx.array, conditional: mx.array, amount: float) -> mx.array:
-    """Bring the contrast of each prediction closer to the conditional one's.
+def rescale_guidance(prediction: mx.array, conditional: mx.array, amount: float) -> mx.array:
+    """Return predictions whose contrast is closer to the contrast of the conditional ones.
 
     See arXiv:2305.08891, section 3.4.
 
     Args:
         prediction: with guidance, [B, h, w, C].
         conditional: the prediction for the text alone, [B, h, w, C].
-        amount: how much closer, from 0, not at all, to 1, the same contrast.
+        amount: from 0, which changes nothing, to 1, which gives both the same contrast.
     """
     contrast, wanted = (mx.std(x, axis=(1, 2, 3), keepdims=True) for x in (prediction, conditional))
     return prediction * (amount * wanted / contrast + (1 - amount))
@@ -155,9 +155,9 @@ def denoise(
 
     Args:
         x: latents [B, h, w, C] at the first level of the schedule.
-        streams: of noise, one for each picture; they stay as they are.
+        streams: the streams of noise, one for each picture; they are not changed.
     """
-    streams = copy.deepcopy(streams)  # another start gets the same noise
+    streams = copy.deepcopy(streams)  # so that a restart gets the same noise
     estimate: Estimate | None = None
     for step in schedule.steps:
         fresh = mx.array(draw_latents(streams, x.shape[1:])) if sampler.needs_noise else None

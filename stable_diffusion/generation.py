@@ -24,15 +24,15 @@ class GenerationOptions(TypedDict, total=False):
     """The keyword arguments that both generators take.
 
     Attributes:
-        sampler: one of `SAMPLERS`, or a `Sampler`; the one of the `StableDiffusion` if None.
-        schedule: one of the sampler's schedules: the spacing of the timesteps, or "karras"; if
-            None, the model's own one for a sampler of this call.
-        guidance_rescale: how much of the contrast that guidance adds is taken away again, in
-            [0, 1] (arXiv:2305.08891, section 3.4); 0 by default.
+        sampler: one of `SAMPLERS`, or a `Sampler`; if None, `StableDiffusion.sampler`.
+        schedule: one of the sampler's schedules: the spacing of the timesteps, or "karras". If
+            None, a sampler that is given by name has the model's own schedule.
+        guidance_rescale: how much of the contrast that guidance adds is removed, in [0, 1]
+            (arXiv:2305.08891, section 3.4); 0 by default.
         long_prompt: read all of the prompts, in windows of 75 tokens, as many for each prompt as
             the longest one needs. False by default: tokens beyond 75 are dropped with a warning.
-        prompt_weights: let brackets weigh parts of the prompts, see `parse_weights`; False by
-            default.
+        prompt_weights: let brackets give weights to parts of the prompts, see `parse_weights`;
+            False by default.
         clip_skip: how many of the last layers of the text encoders to leave out; 0 by default.
     """
 
@@ -46,7 +46,7 @@ class GenerationOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Arguments:
-    """What both generators are given, in the order of `generate_latents`, not checked yet."""
+    """The arguments that both generators share, in order, not checked yet."""
 
     text: Texts
     n_images: int
@@ -59,7 +59,7 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Generation:
-    """What a call of a generator asks for, checked, for B pictures."""
+    """The checked arguments of a call of a generator, for B pictures."""
 
     texts: list[str]  # B prompts
     negative_texts: list[str] | None  # as many; None without guidance
@@ -72,28 +72,28 @@ class Generation:
     streams: list[NoiseStream]  # of noise, one for each picture
 
 
-def check_generation(given: Arguments, config: ModelConfig, own_sampler: Sampler) -> Generation:
+def check_generation(arguments: Arguments, config: ModelConfig, own_sampler: Sampler) -> Generation:
     """Check the arguments that both generators share, and fill in defaults.
 
     Args:
-        config: of the model, which has the defaults of steps and guidance.
-        own_sampler: the sampler to use if the caller names none.
+        config: the model's config, which has the defaults of steps and guidance.
+        own_sampler: the sampler to use if the caller gives neither a sampler nor a schedule.
 
     Raises:
         TypeError: if an argument is of the wrong kind, or an option is unknown.
         ValueError: if an argument is out of its range.
     """
-    options = given.options
+    options = arguments.options
     check_option_names(options, GenerationOptions.__annotations__)
-    n_images = check_integer("n_images", given.n_images, low=1)
-    texts, negative_texts = check_prompts(given.text, given.negative_text, n_images)
+    n_images = check_integer("n_images", arguments.n_images, low=1)
+    texts, negative_texts = check_prompts(arguments.text, arguments.negative_text, n_images)
     sampler = choose_sampler(config, own_sampler, options.get("sampler"), options.get("schedule"))
     defaults = config.defaults_with(sampler.name)
     num_steps, cfg_weight = defaults.steps, defaults.guidance
-    if given.num_steps is not None:
-        num_steps = check_integer("num_steps", given.num_steps)
-    if given.cfg_weight is not None:
-        cfg_weight = check_number("cfg_weight", given.cfg_weight)
+    if arguments.num_steps is not None:
+        num_steps = check_integer("num_steps", arguments.num_steps)
+    if arguments.cfg_weight is not None:
+        cfg_weight = check_number("cfg_weight", arguments.cfg_weight)
     rescale = check_number("guidance_rescale", options.get("guidance_rescale", 0.0), 0, 1)
     text_options = TextOptions.for_model(
         config,
@@ -101,7 +101,7 @@ def check_generation(given: Arguments, config: ModelConfig, own_sampler: Sampler
         options.get("prompt_weights", False),
         options.get("clip_skip", 0),
     )
-    first_seed, streams = make_noise_streams(check_seed(given.seed), n_images)
+    first_seed, streams = make_noise_streams(check_seed(arguments.seed), n_images)
     return Generation(
         texts=texts,
         negative_texts=negative_texts if cfg_weight > 1 else None,
@@ -116,20 +116,21 @@ def check_generation(given: Arguments, config: ModelConfig, own_sampler: Sampler
 
 
 def choose_sampler(
-    config: ModelConfig, own: Sampler, sampler: str | Sampler | None, schedule: str | None
+    config: ModelConfig, own_sampler: Sampler, sampler: str | Sampler | None, schedule: str | None
 ) -> Sampler:
-    """Return the sampler of a call: `own` unless the caller gives a sampler or a schedule.
+    """Return the sampler of a call: `own_sampler` if neither sampler nor schedule is arguments.
 
     Raises:
         TypeError: if one of them is of the wrong kind.
-        ValueError: if there is no such sampler, or it does not have this schedule.
+        ValueError: if there is no such sampler, or it does not have this schedule, or it cannot
+            run this model.
     """
     check_sampler(sampler, schedule)
     if sampler is None and schedule is None:
-        return own
+        return own_sampler
     if isinstance(sampler, Sampler):
         if schedule is None:
             return sampler
         return Sampler.for_model(sampler.config, sampler.name, schedule)
-    name = own.name if sampler is None else sampler
+    name = own_sampler.name if sampler is None else sampler
     return Sampler.for_model(config.diffusion, name, schedule)

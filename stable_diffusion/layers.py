@@ -1,7 +1,7 @@
 """Layers that the networks share. Pictures and latents are channels-last: [B, H, W, C].
 
-What comes directly before and after a layer is given to it, so that a kernel can do all of it in
-one pass over the memory. Every layer with these arguments keeps one contract:
+A layer is given the norm before it and the residual after it, so that a kernel can compute all of
+it in one pass over the memory. Every layer with these arguments keeps one contract:
 
     layer(x, norm=n, residual=r) = r + layer(n(x))
 
@@ -196,7 +196,7 @@ class Conv3x3(nn.Conv2d):
 
     Args:
         stride: 2 halves height and width, rounded up.
-        padding: rows above and columns to the left; below and to the right there is always 1.
+        padding: rows above and columns to the left; there is always 1 below and to the right.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, padding: int = 1):
@@ -214,7 +214,7 @@ class Conv3x3(nn.Conv2d):
         """Return residual + conv(activation(norm(x))) + bias.
 
         Args:
-            bias: [B or 1, O], for each picture, in addition to the layer's own.
+            bias: [B or 1, O], one for each picture, in addition to the layer's own.
             residual: [B, h, w, O].
         """
         convolve = super().__call__
@@ -249,7 +249,7 @@ class Conv3x3(nn.Conv2d):
 
 
 def upsample_nearest(x: mx.array) -> mx.array:
-    """Return every pixel of [B, H, W, C] twice along both sides: [B, 2H, 2W, C]."""
+    """Repeat every pixel of [B, H, W, C] along both sides: [B, 2H, 2W, C]."""
     b, h, w, c = x.shape
     x = mx.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
     return x.reshape(b, 2 * h, 2 * w, c)
@@ -281,7 +281,7 @@ class Attention(nn.Module):
     Args:
         dims: the width D of `x` and of the output; each head has D / num_heads of it.
         memory_dims: the width E of the memory; None if it is D.
-        bias: whether query, key and value have one; the output always does.
+        bias: whether the projections of query, key and value have a bias; the output always has.
     """
 
     def __init__(
@@ -304,7 +304,7 @@ class Attention(nn.Module):
         norm: Norm | None = None,
         residual: mx.array | None = None,
     ) -> mx.array:
-        """Return residual + the attention of norm(x), to the memory or, without one, to norm(x).
+        """Return residual + the attention of norm(x) to the memory, or to itself without a memory.
 
         A memory that is used more than once can be given as the result of `project_memory`.
         """

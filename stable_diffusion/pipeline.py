@@ -1,7 +1,7 @@
 """`StableDiffusion` and `StableDiffusionXL`: from text, or a picture and text, to latents.
 
-Nothing is computed before the caller evaluates it. So the caller decides what is in memory: once
-`Denoising.inputs` are evaluated the text encoders can go, and with the last latents the UNet.
+Nothing is computed before the caller evaluates it, so the caller decides what is in memory. The
+text encoders can be freed once `Denoising.inputs` are evaluated, and the UNet after the last step.
 """
 
 import os
@@ -58,17 +58,17 @@ class StableDiffusion:
     Args:
         model: a known name (`config.MODELS`), a folder in the layout of diffusers, a safetensors
             file in the original layout, or a Hub repository, `org/name` or `org/name@revision`.
-        float16: compute text encoder and UNet in half precision (a Linux CPU only stores their
-            weights so). The VAE always computes in float32.
+        float16: compute the text encoders and the UNet in half precision; on a Linux CPU only
+            their weights are stored in it. The VAE always computes in float32.
         sampler: one of `sampler.sampler.SAMPLERS`; the model's own if None.
         schedule: one of the sampler's schedules: the spacing of the timesteps, or "karras"; the
             model's own if None.
         vae: where to take another VAE from: a model, a VAE's folder or repository, or a file.
-        prediction_type: "epsilon", "v_prediction" or "sample", if the model's files do not say it.
+        prediction_type: "epsilon", "v_prediction" or "sample", if the model's files do not say.
 
     Raises:
         OSError: if the model or one of its files cannot be found.
-        ValueError: if it is not supported, or broken, or the other class runs it.
+        ValueError: if the model is not supported or is broken, or if it needs the other class.
     """
 
     # The attributes of the text encoders and tokenizers, each with its folder in the model.
@@ -92,8 +92,8 @@ class StableDiffusion:
         self.float16 = float16
         self.config = opened.config
         if isinstance(self, StableDiffusionXL) is not self.config.is_xl:
-            right = pipeline_class(self.config).__name__
-            raise ValueError(f"{opened.name} is a {right} model: use the class {right}")
+            needed = pipeline_class(self.config).__name__
+            raise ValueError(f"{opened.name} is a {needed} model: use the class {needed}")
         self.dtype = cpu_kernels.compute_dtype(mx.float16 if float16 else mx.float32)
         self.diffusion_config = self.config.diffusion
         self.sampler = Sampler.for_model(self.diffusion_config, sampler, schedule)
@@ -128,8 +128,8 @@ class StableDiffusion:
     def use_float32(self) -> None:
         """Load the UNet and the text encoders again, to compute in float32.
 
-        This is for numbers that half precision cannot hold. Networks that have been freed stay so.
-        A `Denoising` that has begun needs a `restart`.
+        This is for numbers that half precision cannot hold. Networks that have been freed are not
+        loaded. A `Denoising` that has begun needs a `restart`.
         """
         self.float16, self.dtype = False, mx.float32
         for attribute, name in (*self._TEXT_ENCODERS, UNET):
@@ -138,16 +138,16 @@ class StableDiffusion:
                 setattr(self, attribute, network)
 
     def load_lora(self, path: str | os.PathLike[str], scale: float = 1.0) -> None:
-        """Add a LoRA file to those that UNet and text encoders have; see `adapters.lora`."""
+        """Add the LoRA of a file to the UNet and the text encoders; see `adapters.lora`."""
         scale = check_arguments.check_lora(path, scale)
         load_lora(self._networks, path, scale, self.dtype)
 
     def unload_lora(self) -> None:
-        """Remove every LoRA: the networks are again, to the bit, what they were without."""
+        """Remove every LoRA, so that the networks are as they were before, to the bit."""
         unload_lora(self._networks)
 
     def load_embedding(self, name: str, path: str | os.PathLike[str]) -> None:
-        """Let `name` in prompts mean a textual inversion; see `adapters.textual_inversion`."""
+        """Make `name` in prompts a textual inversion; see `adapters.textual_inversion`."""
         check_arguments.check_embedding(name, path)
         load_embedding(name, path, self._readers)
 
@@ -171,13 +171,13 @@ class StableDiffusion:
 
         Args:
             text: the prompt, or one for each picture.
-            n_images: how many. Picture i has the seed `seed + i` and does not depend on the others.
+            n_images: pictures to make; picture i has the seed `seed + i` and depends on no other.
             num_steps: steps of denoising; the model's default if None.
-            cfg_weight: of classifier-free guidance (arXiv:2207.12598); the model's default if None.
-                At or below 1 there is no guidance, and the negative text has no effect.
-            negative_text: what to avoid, or one for each picture. None is no text.
+            cfg_weight: weight of classifier-free guidance (arXiv:2207.12598); the model's default
+                if None. At or below 1 there is no guidance, and the negative text has no effect.
+            negative_text: what to avoid, or one for each picture; None stands for no text.
             latent_size: (height, width) in latents; the model's default if None.
-            seed: a random one if None, see `Denoising.seed`; or one for each picture.
+            seed: of the first picture, or one for each; a random one if None, see `Denoising.seed`.
             options: sampler, schedule, guidance_rescale, long_prompt, prompt_weights and clip_skip,
                 see `GenerationOptions`.
 
@@ -186,12 +186,12 @@ class StableDiffusion:
             ValueError: if an argument is out of its range.
         """
         latent_size = check_arguments.check_size(latent_size, self.config)
-        given = Arguments(text, n_images, num_steps, cfg_weight, negative_text, seed, options)
-        asked = check_generation(given, self.config, self.sampler)
-        schedule = asked.sampler.schedule(asked.num_steps)
+        arguments = Arguments(text, n_images, num_steps, cfg_weight, negative_text, seed, options)
+        generation = check_generation(arguments, self.config, self.sampler)
+        schedule = generation.sampler.schedule(generation.num_steps)
         shape = (*latent_size, self.config.autoencoder.latent_channels)
-        noise = mx.array(draw_latents(asked.streams, shape))
-        return _denoise(self, noise * schedule.initial_sigma, schedule, asked)
+        noise = mx.array(draw_latents(generation.streams, shape))
+        return _denoise(self, noise * schedule.initial_sigma, schedule, generation)
 
     def generate_latents_from_image(
         self,
@@ -217,37 +217,41 @@ class StableDiffusion:
                 that one is run, with a warning.
         """
         image = check_arguments.check_image(image, self.config.autoencoder.factor)
-        given = Arguments(text, n_images, num_steps, cfg_weight, negative_text, seed, options)
-        asked = check_generation(given, self.config, self.sampler)
+        arguments = Arguments(text, n_images, num_steps, cfg_weight, negative_text, seed, options)
+        generation = check_generation(arguments, self.config, self.sampler)
         strength = check_arguments.check_number("strength", strength, 0, 1)
         mean, _ = self.autoencoder.encode(image[None])  # the most likely latents, without noise
-        x = mx.repeat(mean, len(asked.texts), axis=0)
+        x = mx.repeat(mean, len(generation.texts), axis=0)
         if strength == 0:
-            return Denoising(lambda: yield_unchanged(x), 1, [x], asked.seed)
-        num_steps = ensure_one_step(asked.num_steps, strength)
-        schedule = asked.sampler.schedule(num_steps).last(int(num_steps * strength))
-        noise = mx.array(draw_latents(asked.streams, mean.shape[1:]))
-        latents = _denoise(self, schedule.steps[0].start.mix(x, noise), schedule, asked)
+            return Denoising(lambda: yield_unchanged(x), 1, [x], generation.seed)
+        num_steps = ensure_one_step(generation.num_steps, strength)
+        schedule = generation.sampler.schedule(num_steps).last(int(num_steps * strength))
+        noise = mx.array(draw_latents(generation.streams, mean.shape[1:]))
+        latents = _denoise(self, schedule.steps[0].start.mix(x, noise), schedule, generation)
         latents.inputs.append(mean)
         return latents
 
     def decode(self, x_t: mx.array, tiled: bool | None = None) -> mx.array:
         """Return pictures [B, f·h, f·w, 3] in [0, 1] of latents [B, h, w, C].
 
-        `tiled` decodes in strips: the same in less memory, but computed now, not lazily. None does
-        so above 768×768 pixels. f is the VAE's factor.
+        f is the VAE's factor.
+
+        Args:
+            tiled: decode in strips, which takes less memory, but computes now, not lazily. If None,
+                pictures above 768×768 pixels are decoded in strips.
         """
         x = self.decode_unclipped(x_t, tiled)
         # An infinite number must not become white or black.
         return mx.where(mx.isfinite(x), mx.clip(x, 0, 1), mx.nan)
 
     def decode_unclipped(self, x_t: mx.array, tiled: bool | None = None) -> mx.array:
-        """Return what `decode` does, before it is clipped to [0, 1]."""
+        """Return the pictures that `decode` returns, before they are clipped to [0, 1]."""
         x_t = check_arguments.check_latents(x_t, self.config.autoencoder.latent_channels)
         return decode(self.autoencoder, x_t, tiled) / 2 + 0.5
 
     @property
     def _text_encoders(self) -> list[CLIPTextModel]:
+        """Return the text encoders, unless they have been freed."""
         if not all(hasattr(self, attribute) for attribute, _ in self._TEXT_ENCODERS):
             raise ValueError("the text encoders have been freed: make a new object for more text")
         return [getattr(self, attribute) for attribute, _ in self._TEXT_ENCODERS]
@@ -260,14 +264,14 @@ class StableDiffusion:
 
     @property
     def _networks(self) -> dict[str, nn.Module]:
-        """Return the UNet and the text encoders by folder, as far as they are not freed."""
+        """Return the UNet and the text encoders by folder, except those that have been freed."""
         networks = (*self._TEXT_ENCODERS, UNET)
         return {name: getattr(self, each) for each, name in networks if hasattr(self, each)}
 
     def _embed_text(
         self, text: Texts, negative_text: Texts | None, options: TextOptions = PLAIN
     ) -> tuple[mx.array, mx.array | None]:
-        """Return embeddings, and the pooled ones if the UNet takes any; see `embed_pairs`."""
+        """Return text embeddings, and pooled ones if the UNet takes any; see `embed_pairs`."""
         return embed_pairs(text, negative_text, self._readers, LAST, options)[0], None
 
 
@@ -307,23 +311,26 @@ def pipeline_class(config: ModelConfig) -> type[StableDiffusion]:
     return StableDiffusionXL if config.is_xl else StableDiffusion
 
 
-def _denoise(sd: StableDiffusion, x: mx.array, schedule: Schedule, asked: Generation) -> Denoising:
+def _denoise(
+    sd: StableDiffusion, x: mx.array, schedule: Schedule, generation: Generation
+) -> Denoising:
     """Return the steps of `schedule` from latents `x` [B, h, w, C] at its first level."""
-    embeddings, pooled = sd._embed_text(asked.texts, asked.negative_texts, asked.text_options)
+    texts = generation.texts, generation.negative_texts
+    embeddings, pooled = sd._embed_text(*texts, generation.text_options)
     inputs = [x, embeddings]
     text_time = None
     if pooled is not None:
         height, width = (side * sd.config.autoencoder.factor for side in x.shape[1:3])
         text_time = (pooled, make_time_ids(height, width, len(pooled)))
         inputs.append(pooled)
-    guidance = asked.cfg_weight, asked.guidance_rescale
+    guidance = generation.cfg_weight, generation.guidance_rescale
 
     def start() -> Steps:
-        # The UNet and the type that there are now: `use_float32` may have changed them.
+        # Not bound earlier: `use_float32` may have replaced the UNet and the type.
         predict = make_predict(sd.unet, embeddings, text_time, *guidance, sd.dtype)
-        return denoise(x, schedule, asked.sampler, predict, asked.streams)
+        return denoise(x, schedule, generation.sampler, predict, generation.streams)
 
-    return Denoising(start, len(schedule), inputs, asked.seed)
+    return Denoising(start, len(schedule), inputs, generation.seed)
 
 
 def _load_in_float32(model: Model, component: str, old: nn.Module) -> nn.Module:

@@ -23,9 +23,9 @@ from .layers import (
     upsample_nearest,
 )
 
-Text = Iterator[KeysValues]  # of the text, for each attention to it in the order of use
+Text = Iterator[KeysValues]  # those of the text for each attention to it, in the order of use
 
-TRANSFORMER_NORM_EPS = 1e-6  # of diffusers' Transformer2DModel, which ignores norm_eps
+TRANSFORMER_NORM_EPS = 1e-6  # as in diffusers' Transformer2DModel, which ignores norm_eps
 
 
 def sinusoidal_embedding(
@@ -45,7 +45,7 @@ def sinusoidal_embedding(
 
 
 class TimestepEmbedding(nn.Module):
-    """The two-layer perceptron behind a sinusoidal embedding."""
+    """The two-layer perceptron that follows a sinusoidal embedding."""
 
     def __init__(self, in_channels: int, out_channels: int, activation: str):
         super().__init__()
@@ -121,7 +121,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the height and width, or one less if the skip connection has an odd size."""
+    """A convolution of pixels doubled along both sides, cut to the size of the skip connection."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -131,13 +131,13 @@ class Upsample(nn.Module):
         height, width = size
         if (height, width) == (2 * x.shape[1], 2 * x.shape[2]):
             return self.conv.convolve_upsampled(x)
-        return self.conv(upsample_nearest(x)[:, :height, :width])  # odd sizes
+        return self.conv(upsample_nearest(x)[:, :height, :width])  # an odd size, one less
 
 
 class DownBlock(nn.Module):
     """Residual blocks, each with a transformer if the config says so, then half the size.
 
-    The size stays the same if it `is_last`.
+    The last block keeps the size.
     """
 
     def __init__(self, config: UNetConfig, level: int, in_channels: int, is_last: bool):
@@ -183,7 +183,7 @@ class MidBlock(nn.Module):
 class UpBlock(nn.Module):
     """Residual blocks as in a `DownBlock`, each also given a skip connection, then twice the size.
 
-    The size stays the same if it `is_last`.
+    The last block keeps the size.
     """
 
     def __init__(self, config: UNetConfig, level: int, in_channels: int, is_last: bool):
@@ -191,8 +191,8 @@ class UpBlock(nn.Module):
         channels = config.block_out_channels[level]
         # The skips come in the reverse order of the down path: the layers of this level, and last
         # the input of the level.
-        entered = config.block_out_channels[max(level - 1, 0)]
-        skips = [channels] * config.layers[level] + [entered]
+        level_input = config.block_out_channels[max(level - 1, 0)]
+        skips = [channels] * config.layers[level] + [level_input]
         inputs = [in_channels] + [channels] * (len(skips) - 1)
         self.resnets = [
             _make_resnet(config, n + skip, channels) for n, skip in zip(inputs, skips, strict=True)
@@ -240,7 +240,7 @@ def _count_temb_channels(config: UNetConfig) -> int:
 
 
 class UNetModel(nn.Module):
-    """The network from latents and a time to the prediction of noise or velocity."""
+    """The network from latents and a time to the prediction of noise, velocity or x_0."""
 
     def __init__(self, config: UNetConfig):
         super().__init__()
@@ -276,17 +276,17 @@ class UNetModel(nn.Module):
         encoder_x: mx.array | Sequence[KeysValues],
         text_time: tuple[mx.array, mx.array] | None = None,
     ) -> mx.array:
-        """Return the prediction [B, h, w, C] of noise or velocity.
+        """Return the prediction [B, h, w, C] of noise, velocity or x_0, as the model was trained.
 
         Args:
             x: latents [B, h, w, C], scaled to unit variance; any height and width.
-            timestep: on the training schedule, [B] or one for all.
+            timestep: the time on the training schedule, [B] or one for all.
             encoder_x: text embeddings [B, N, D], or the result of `project_text` for them.
             text_time: for SDXL, the pooled text [B, P] and the six time ids [B, 6]: original
                 height and width, crop top and left, target height and width, in pixels.
 
         Raises:
-            ValueError: if `text_time` is given to a network that is not of SDXL's kind.
+            ValueError: if `text_time` is given to a network that is not SDXL's.
         """
         temb = self._embed_time(timestep, text_time, x.dtype)
         if isinstance(encoder_x, mx.array):

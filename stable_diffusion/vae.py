@@ -8,9 +8,9 @@ import mlx.nn as nn
 from .config.networks import AutoencoderConfig
 from .layers import Attention, Conv3x3, GroupNorm, Linear, ResnetBlock2D, silu
 
-NORM_EPS = 1e-6  # diffusers' value for every norm of the VAE; no config says it
+NORM_EPS = 1e-6  # diffusers' value for every norm of the VAE; it is in no config
 
-# Bounds of the log variance, diffusers' DiagonalGaussianDistribution.
+# Bounds of the log variance, as in diffusers' DiagonalGaussianDistribution.
 MIN_LOGVAR, MAX_LOGVAR = -30.0, 20.0
 
 
@@ -34,7 +34,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """A convolution of pixels that are doubled along both sides before."""
+    """A convolution of pixels that are first doubled along both sides."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -166,7 +166,7 @@ class Decoder(nn.Module):
 class Autoencoder(nn.Module):
     """The networks between pictures and scaled latents, which have about unit variance.
 
-    f is the number of pixels for each latent along a side: `config.factor`, 8 in the real models.
+    f is the number of pixels per latent along each side: `config.factor`, 8 in the real models.
     """
 
     def __init__(self, config: AutoencoderConfig):
@@ -182,7 +182,7 @@ class Autoencoder(nn.Module):
 
     @property
     def latent_channels(self) -> int:
-        """Return the channels C of the latents."""
+        """Return the number C of channels of the latents."""
         return self.config.latent_channels
 
     def encode(self, x: mx.array) -> tuple[mx.array, mx.array]:
@@ -210,6 +210,6 @@ class Autoencoder(nn.Module):
         return self.post_quant_conv(z) if "post_quant_conv" in self else z
 
     def __call__(self, x: mx.array) -> mx.array:
-        """Return pictures [B, H, W, 3] that are encoded and decoded again, without noise."""
+        """Return pictures [B, H, W, 3] after encoding and decoding them, without noise."""
         mean, _ = self.encode(x)
         return self.decode(mean)

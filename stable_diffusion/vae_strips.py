@@ -1,9 +1,9 @@
-"""The VAE's decoder in strips, for pictures whose decoding at once would not fit the memory.
+"""The VAE's decoder in strips, for pictures that would need too much memory if decoded at once.
 
 A strip is some rows of a picture over its whole width. The picture goes through the layers as a
-list of strips. Each convolution gets a strip together with the rows next to it, each norm takes
-the statistics of the whole picture, and a result replaces the strip that it was made from. So the
-result equals that of decoding at once, except for rounding.
+list of strips. Each convolution gets a strip together with the rows next to it, each norm uses the
+statistics of the whole picture, and a result replaces the strip that it was made from. The picture
+is the same as if it were decoded at once, except for rounding.
 """
 
 import math
@@ -28,19 +28,19 @@ Function = Callable[[mx.array], mx.array]
 def decode(autoencoder: Autoencoder, z: mx.array, tiled: bool | None = None) -> mx.array:
     """Return `autoencoder.decode(z)`, decoded in strips if `tiled`.
 
-    Strips need little more memory than the largest layer of one picture: in the real models that is
-    1 kB for each pixel, 1 GB for 1024×1024. They are computed now, not lazily.
+    Strips need little more memory than the largest layer of one picture, which in the real models
+    takes 1 kB for each pixel, 1 GB for 1024×1024. They are computed now, not lazily.
 
     Args:
         z: scaled latents [B, h, w, C].
-        tiled: None decodes large pictures in strips, others at once.
+        tiled: whether to decode in strips; if None, only large pictures are.
 
     Returns:
         Pictures [B, f·h, f·w, 3], about in [-1, 1].
     """
     if tiled is None:
         n_pixels = math.prod(z.shape[1:3]) * autoencoder.config.factor**2
-        # MLX's own convolution copies its input nine times on a Linux CPU.
+        # On a Linux CPU MLX's own convolution copies its input nine times.
         is_large = n_pixels > MAX_WHOLE_PIXELS or (
             cpu_kernels.is_used() and not cpu_kernels.supports(z)
         )
@@ -63,7 +63,7 @@ def _decode_picture(decoder: Decoder, z: mx.array) -> mx.array:
         for resnet in block.resnets:
             strips = _apply_resnet(resnet, strips)
         if "upsample" in block:
-            # Each strip becomes four times as many pixels, so a quarter of them goes in.
+            # A strip will have four times as many pixels, so it starts with a quarter of them.
             strips = [part for strip in strips for part in _split(strip, MAX_STRIP_PIXELS // 4)]
             strips = [strip for strip, _ in _convolve(strips, block.upsample, scale=2)]
     norm = _make_norm(decoder.conv_norm_out, strips)
@@ -78,14 +78,14 @@ def _evaluate(x: mx.array) -> None:
 
 
 def _split(x: mx.array, n_pixels: int) -> Strips:
-    """Split [1, H, W, C] into strips of at most so many pixels, and at least one row."""
+    """Split [1, H, W, C] into strips of at most `n_pixels` pixels, but at least one row."""
     _evaluate(x)
     rows = max(1, n_pixels // x.shape[2])
     return [x[:, top : top + rows] for top in range(0, x.shape[1], rows)]
 
 
 def _attend(block: AttentionBlock, x: mx.array) -> mx.array:
-    """Return x + attention(norm(x)) for x [1, H, W, C], some queries at a time."""
+    """Return x + attention(norm(x)) for x [1, H, W, C], computed for some queries at a time."""
     h = block.group_norm(x).flatten(1, 2)  # [1, HW, C]
     n_queries = max(1, MAX_SCORES // h.shape[1])
     parts = []
@@ -118,7 +118,7 @@ def _convolve(
     The convolution makes `scale` rows of each row. Strips are taken out of the list one by one, so
     that their memory can be freed.
     """
-    above = strips[0][:, :0]  # at the edges of the picture the convolution itself puts zeros
+    above = strips[0][:, :0]  # the convolution itself pads the edges of the picture
     while strips:
         strip = strips.pop(0)
         below = strips[0][:, :1] if strips else strip[:, :0]

@@ -106,7 +106,8 @@ def test_encoders_that_count_differently(models):
     sd = models["sdxl"]
     options = TextOptions(long_prompt=True)
     counts = [
-        len(split_into_windows("wow!! " * 30, t, options)) for t in (sd.tokenizer_1, sd.tokenizer_2)
+        len(split_into_windows("wow!! " * 30, tokenizer, options)[0])
+        for tokenizer in (sd.tokenizer_1, sd.tokenizer_2)
     ]
     assert counts == [1, 2]
     states, pooled = sd._embed_text("wow!! " * 30, "", options)
@@ -119,14 +120,15 @@ def test_windows(checkpoint):
     long = TextOptions(long_prompt=True)
     cat, bos, eos = 2368, tokenizer.bos_id, tokenizer.eos_id
     for count, lengths in ((0, [0]), (1, [1]), (75, [75]), (76, [75, 1]), (160, [75, 75, 10])):
-        found = split_into_windows("cat " * count, tokenizer, long)
+        found, dropped = split_into_windows("cat " * count, tokenizer, long)
         expected = [[bos, *[cat] * n, *[eos] * (76 - n)] for n in lengths]
         assert [window.ids for window in found] == expected
         assert all(window.weights == [1.0] * 77 for window in found)
-    with pytest.warns(UserWarning, match="more than 77 tokens; dropped: 'cat dog'"):
-        (cut,) = split_into_windows(
-            "(cat:2) " * 76 + "dog", tokenizer, TextOptions(prompt_weights=True)
-        )
+        assert dropped == ""
+    (cut,), dropped = split_into_windows(
+        "(cat:2) " * 76 + "dog", tokenizer, TextOptions(prompt_weights=True)
+    )
+    assert dropped == "cat dog"
     assert cut.ids == [bos, *[cat] * 75, eos]
     assert cut.weights == [1.0, *[2.0] * 75, 1.0]
 
@@ -165,8 +167,8 @@ def collect_warnings(prompts, negatives, *, weights=False) -> list[str]:
 def test_networks_in_prompts_are_warned_of():
     (line,) = collect_warnings(["a", "b <lora:fur:0.8>", "<lora:c:1>"], ["", "", ""])
     assert line == (
-        "the prompt has <lora:fur:0.8>, which is read as words, as are those of 1 more: take it "
-        "out, and add the file with --lora fur.safetensors:0.8 (load_lora of the library)"
+        "the prompt has <lora:fur:0.8>, which is read as words, and so are the tags of 1 more "
+        " and add the file with --lora fur.safetensors:0.8 (in the library: load_lora)"
     )
     (line,) = collect_warnings(["a"], ["<hypernet:h:1>"])
     assert line.startswith("the negative prompt has <hypernet:h:1>, which is read as words: take")
@@ -179,8 +181,8 @@ def test_syntax_of_other_programs_is_warned_of():
     (line,) = collect_warnings(prompts, [""] * 3, weights=True)
     assert line == (
         "the prompt has '[cat:dog:0.5]' (prompt editing) and 'AND' (several prompts at once), "
-        "which other programs read, and here is plain text: only (more), [less] and (this:1.3) "
-        "weigh"
+        "which other programs interpret, but which is plain text here: only (more), [less] and "
+        "(this:1.3) have weights"
     )
     assert collect_warnings(prompts, [""] * 3) == []
 
@@ -195,7 +197,7 @@ def test_a_run_warns_once(tmp_path, capsys):
     assert txt2image.main([*options, "--prompt-weights"]) == 0
     found = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert [line.startswith(f"warning: {file}, line ") for line in found] == [True, True]
-    assert "line 2: the prompt has <lora:x1:1>, which is read as words, as are" in found[0]
+    assert "line 2: the prompt has <lora:x1:1>, which is read as words, and so" in found[0]
     assert "line 1: the negative prompt has '[d|e]' (words in turn), which" in found[1]
 
 
@@ -235,10 +237,10 @@ def test_clip_skip_equals_diffusers(models, oracle, kind, monkeypatch):
     itself = property(lambda text_encoder: text_encoder)
     monkeypatch.setattr(CLIPTextModel, "text_model", itself, raising=False)
     sd, pipeline = models[kind], oracle(kind).exact
-    most = sd.config.most_clip_skip
-    assert most == (1 if kind == "sdxl" else 2)  # of 3 layers
+    max_skip = sd.config.max_clip_skip
+    assert max_skip == (1 if kind == "sdxl" else 2)  # of 3 layers
     usual, _ = sd._embed_text(SHORT, "ugly")
-    for skip in range(most + 1):
+    for skip in range(max_skip + 1):
         ours, pooled = sd._embed_text(SHORT, "ugly", TextOptions(clip_skip=skip))
         for i, text in enumerate((SHORT, "ugly")):
             theirs = pipeline.encode_prompt(

@@ -14,7 +14,7 @@ from ours import pictures
 from PIL import Image
 
 from stable_diffusion import StableDiffusion, StableDiffusionXL
-from stable_diffusion.denoising import rescale
+from stable_diffusion.denoising import rescale_guidance
 from stable_diffusion.device import cpu_kernels
 from stable_diffusion.images.arrays import to_uint8
 from stable_diffusion.model_io.loaders import load_model_config
@@ -28,7 +28,7 @@ OTHER = 25  # dB at most between pictures of which one is made wrongly
 
 @pytest.fixture(scope="module")
 def model(checkpoint):
-    """Our pipeline of a kind, loaded once."""
+    """Return a function that loads our pipeline of a kind, once."""
     loaded = {}
 
     def load(kind: str) -> StableDiffusion:
@@ -349,7 +349,7 @@ def test_several_prompts_at_once_are_what_each_is_alone(model, kind, guidance):
 @pytest.mark.parametrize("name", ["text", "negative_text", "seed"])
 def test_as_many_prompts_and_seeds_as_pictures(model, name):
     several = {"text": [PROMPT] * 2, "negative_text": [""] * 2, "seed": [1, 2]}[name]
-    with pytest.raises(ValueError, match=f"{name}: 2 {name[-4:]}s are not one for each of n_im"):
+    with pytest.raises(ValueError, match=f"{name}: got 2 {name[-4:]}s for n_images = 3: give one"):
         model("sd-1").generate_latents(**{"text": PROMPT, "n_images": 3, name: several})
 
 
@@ -414,8 +414,8 @@ def test_arguments_by_position(model):
         (Path("house.png"), PROMPT, r"got text, 'house.png': .*Image.open\(file\)"),
         (Image.new("RGB", (64, 64)), PROMPT, "a picture of Pillow, .*image.convert"),
         (np.zeros((64, 64, 3)), Image.new("RGB", (8, 8)), "text must be .* the image comes first"),
-        ([[1.0], [1.0, 2.0]], PROMPT, "which is no array"),
-        (None, PROMPT, "got None, .* no array of real numbers"),
+        ([[1.0], [1.0, 2.0]], PROMPT, "which is not an array"),
+        (None, PROMPT, "got None, .* not an array of real numbers"),
     ],
 )
 def test_errors_say_how_to_make_it_an_image(model, image, text, message):
@@ -494,5 +494,5 @@ def test_guidance_is_rescaled_picture_by_picture():
     conditional = np.random.RandomState(0).normal(size=(2, 4, 4, 4)).astype(np.float32)
     conditional *= np.array([1, 10])[:, None, None, None].astype(np.float32)
     guided = conditional * np.array([3, 5])[:, None, None, None].astype(np.float32)
-    ours = rescale(mx.array(guided), mx.array(conditional), 1.0)
+    ours = rescale_guidance(mx.array(guided), mx.array(conditional), 1.0)
     assert relative_l2(ours, conditional) < 1e-6

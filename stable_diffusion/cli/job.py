@@ -64,7 +64,7 @@ class Job:
                 raise UsageError(
                     f"{self.where}--{option} must be a multiple of {factor}, got {pixels}"
                 )
-        max_clip_skip = config.most_clip_skip
+        max_clip_skip = config.max_clip_skip
         if self.clip_skip > max_clip_skip:
             raise UsageError(
                 f"{self.where}--clip-skip must be from 0 to {max_clip_skip} for this model, "

@@ -92,7 +92,7 @@ class ModelConfig:
         return n_pooled + (0 if width is None else TIME_IDS * width)
 
     @property
-    def most_clip_skip(self) -> int:
+    def max_clip_skip(self) -> int:
         """Return how many layers of the text encoders can be left out.
 
         SDXL always leaves out the last one, so that one less can be.

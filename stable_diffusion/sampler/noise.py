@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.random import RandomState  # at import: later there may be too little memory for it
 
-MAX_SEED = 2**64 - 1  # of a picture; PyTorch takes no larger one
+MAX_SEED = 2**64 - 1  # of a picture; PyTorch accepts none above it
 BLOCK = 16  # PyTorch transforms 8 pairs at a time
 
 
@@ -29,7 +29,7 @@ class NoiseStream:
         seed = operator.index(seed)
         if not -(2**63) <= seed <= MAX_SEED:
             raise ValueError(f"seed must be in [-2**63, 2**64 - 1], got {seed}")
-        self._generator = RandomState(seed % 2**32)  # PyTorch uses only 32 bits, too
+        self._generator = RandomState(seed % 2**32)  # PyTorch also uses only 32 bits
         self._spare: float | None = None  # the second number of a pair, for the next short draw
 
     def normal(self, shape: Sequence[int]) -> np.ndarray:
@@ -99,8 +99,8 @@ def make_noise_streams(
     """Return the seed of the first picture, and a stream of noise for each picture.
 
     Args:
-        seed: of the first picture, the others have the seeds that follow; or one for each picture.
-            None draws a random one.
+        seed: the seed of the first picture, after which the others count up; or one for each
+            picture. None draws a random one.
 
     Raises:
         ValueError: if a seed is out of range, or there are not as many seeds as pictures.
@@ -109,7 +109,8 @@ def make_noise_streams(
         seeds = list(seed)
         if len(seeds) != n_images:
             raise ValueError(
-                f"seed: {len(seeds)} seeds are not one for each of n_images, {n_images}"
+                f"seed: got {len(seeds)} seeds for n_images = {n_images}: give one for the first "
+                "picture, or one for each"
             )
     else:
         seed = secrets.randbits(32) if seed is None else seed

@@ -54,7 +54,7 @@ def check_weights(text: str) -> None:
 
 def check_windows(tokenizer: Tokenizer, text: str, options: TextOptions) -> None:
     """Windows are of 77 tokens between begin and end, and as many as it takes."""
-    found = split_into_windows(text, tokenizer, options)
+    found, _ = split_into_windows(text, tokenizer, options)
     n = 0
     for window in found:
         require(len(window.ids) == len(window.weights) == tokenizer.max_length, "length")
@@ -71,7 +71,7 @@ def check_windows(tokenizer: Tokenizer, text: str, options: TextOptions) -> None
 def any_options(case: Case) -> TextOptions:
     """Return any way of reading a prompt."""
     long, weights = case.rng.random() < 0.5, case.rng.random() < 0.7
-    return TextOptions(long, weights, case.rng.randint(0, tiny().config.most_clip_skip))
+    return TextOptions(long, weights, case.rng.randint(0, tiny().config.max_clip_skip))
 
 
 @attack("prompts", cases=1500)

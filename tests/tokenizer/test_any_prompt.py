@@ -86,7 +86,8 @@ def test_long_runs_of_marks_are_composed_like_short_ones():
 def test_prompts_that_are_too_long_are_refused():
     tokenizer, long = tiny().tokenizer, TextOptions(long_prompt=True)
     most = MAX_WINDOWS * 75
-    assert len(split_into_windows("cat " * most, tokenizer, long)) == MAX_WINDOWS
+    windows, dropped = split_into_windows("cat " * most, tokenizer, long)
+    assert (len(windows), dropped) == (MAX_WINDOWS, "")
     with pytest.raises(ValueError, match="may have up to 3750 tokens, this one has more"):
         split_into_windows("cat " * (most + 1), tokenizer, long)
 
