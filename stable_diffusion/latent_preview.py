@@ -15,7 +15,7 @@ from numpy.random import default_rng
 
 from .images.arrays import to_uint8
 
-SIDE = 16  # of the squares of latents that are decoded for the fit, one for every two channels
+SIDE = 16  # of the squares of latents that are decoded for the fit, one per two channels
 RIDGE = 1e-3  # penalty of the fit, relative to the variance of a latent, which is 1
 
 Decode = Callable[[mx.array], mx.array]  # [B, h, w, C] → [B, f·h, f·w, 3] in [0, 1]
@@ -26,8 +26,8 @@ class LinearDecoder:
 
     Args:
         decode: the decoder, `StableDiffusion.decode`.
-        channels: of the latents, C.
-        factor: how many pixels wide and high the patch of a latent is, f.
+        channels: the channels C of the latents.
+        factor: the width and height f, in pixels, of the patch that a latent stands for.
     """
 
     def __init__(self, decode: Decode, channels: int, factor: int):

@@ -1,13 +1,13 @@
 """Make pictures, and notice results that are not finite, or constant.
 
-Such a result is computed again, and refused with the reason if it is no better then:
+Such a result is computed again. If that does not help, an error says why:
 
-- Numbers that are not finite come from half precision that overflows, which is then given up for
-  float32, or from damaged weights, which the error names.
-- A constant, most of all zero, is what a GPU leaves when its memory does not suffice.
+- Numbers that are not finite come from half precision that overflows, and then the model is loaded
+  again in float32, or from damaged weights, which the error names.
+- Constant results, usually zeros, come from a GPU that has too little memory.
 
-`make_pictures` does all of it; the other functions do it phase by phase. A phase that goes well
-costs one look at its result: weights are only searched after something has gone wrong.
+`make_pictures` does all of this; the other functions do one phase each. As long as nothing goes
+wrong, a phase costs one check of its result: the weights are not searched.
 """
 
 import warnings
@@ -35,7 +35,7 @@ class Fault(StrEnum):
 
 
 class RecomputeWarning(UserWarning):
-    """Says that a faulty result is computed again.
+    """A faulty result is computed again.
 
     Attributes:
         what: the result, such as "latents".
@@ -56,11 +56,11 @@ class RecomputeWarning(UserWarning):
 
 
 class FaultyResultError(ValueError):
-    """A result is faulty, also when it is computed again.
+    """A result is faulty, even when computed again.
 
     Attributes:
         what: the result, such as "latents".
-        fault: what is wrong with it. If it is constant, the memory may not suffice: smaller or
+        fault: what is wrong with it. If it is constant, there may be too little memory: smaller or
             fewer pictures or a quantized model need less.
         damaged: the weights that are not finite, as "FILE: KEY". If there are none, the model
             overflows even in float32: less guidance, a smaller scale of LoRAs or another sampler
@@ -111,13 +111,13 @@ def make_pictures(
         tiled: as in `StableDiffusion.decode`.
         adapter_files: the files of LoRAs and textual inversions that `sd` has loaded, which are
             searched for weights that are not finite, too.
-        is_flat: whether the picture to start from has one colour, so that the results may have.
+        is_flat: whether the picture to start from has one colour, so that results may have one.
 
     Warns:
         RecomputeWarning: if a result is computed again.
 
     Raises:
-        FaultyResultError: if a result is not finite, or constant, also when computed again.
+        FaultyResultError: if a result is not finite, or constant, even when computed again.
     """
     latents = start_checked(sd, start, adapter_files=adapter_files, is_flat=is_flat)
     x_0 = denoise_checked(sd, latents, adapter_files=adapter_files)
@@ -140,15 +140,17 @@ def start_checked(
             model is loaded again in float32.
 
     Raises:
-        FaultyResultError: if the inputs are not finite, or constant, also when computed again.
+        FaultyResultError: if the inputs are not finite, or constant, even when computed again.
     """
     latents = start()
-    # Not evaluated together, so that the picture's encoder and the text's take turns in memory.
+    # Evaluated one by one, so that the VAE and the text encoders are not in memory together.
     fault = _find_fault(latents.inputs, lambda: _has_constant_input(sd, latents, is_flat))
     if fault is not None and (sd.float16 or fault is Fault.CONSTANT):
         _prepare_again(sd, "text embeddings", fault, others)
         latents = start()
-    _require_finite(latents.inputs, EMBEDDINGS, sd, (*_text_encoders(sd), "vae"), adapter_files)
+    _require_finite(
+        latents.inputs, EMBEDDINGS, sd, (*_list_text_encoders(sd), "vae"), adapter_files
+    )
     if _has_constant_input(sd, latents, is_flat):
         raise FaultyResultError(EMBEDDINGS, Fault.CONSTANT)
     return latents
@@ -172,8 +174,8 @@ def denoise_checked(
 ) -> mx.array:
     """Return the last latents, x_0 [B, h, w, C]; run the steps again if they are faulty.
 
-    They are also faulty if the last prediction of the UNet is constant, which leaves noise.
-    Latents that are constant from the start may stay so.
+    They are also faulty if the last prediction of the UNet is constant: then noise is left. Latents
+    that are constant at the start may be constant at the end.
 
     Args:
         sd, adapter_files: as in `make_pictures`.
@@ -182,7 +184,7 @@ def denoise_checked(
         others: as in `start_checked`.
 
     Raises:
-        FaultyResultError: if the latents are not finite, or constant, also when computed again.
+        FaultyResultError: if the latents are not finite, or constant, even when computed again.
     """
 
     def has_constant(x_0: mx.array) -> bool:
@@ -197,7 +199,7 @@ def denoise_checked(
         _prepare_again(sd, "latents", fault, others)
         latents.restart()
         x_0 = run(latents)
-    _require_finite([x_0], "latents", sd, ("unet", *_text_encoders(sd)), adapter_files)
+    _require_finite([x_0], "latents", sd, ("unet", *_list_text_encoders(sd)), adapter_files)
     if has_constant(x_0):
         raise FaultyResultError("latents", Fault.CONSTANT)
     return x_0
@@ -248,19 +250,19 @@ def is_constant(x: mx.array) -> mx.array:
 
 
 def warn_of_blank(image: np.ndarray) -> None:
-    """Warn if a picture, uint8 [H, W, 3], has one colour."""
+    """Warn if all of a picture, uint8 [H, W, 3], has one colour."""
     if (image == image[0, 0]).all():
         colour = "black" if not image.any() else "of one colour"
         warnings.warn(f"a picture is {colour} all over: the model may be damaged", stacklevel=2)
 
 
-def _text_encoders(sd: StableDiffusion) -> tuple[str, ...]:
-    """Return the components of the model that are text encoders."""
+def _list_text_encoders(sd: StableDiffusion) -> tuple[str, ...]:
+    """Return the names of the model's text encoders, as components of the model."""
     return ("text_encoder", "text_encoder_2")[: len(sd.config.text_encoders)]
 
 
 def _find_fault(results: Sequence[mx.array], has_constant: Callable[[], bool]) -> Fault | None:
-    """Return what is wrong with results, if anything is."""
+    """Return what is wrong with results; None if nothing is."""
     if not is_finite(*results):
         return Fault.NOT_FINITE
     return Fault.CONSTANT if has_constant() else None
@@ -278,7 +280,7 @@ def _has_constant_input(sd: StableDiffusion, latents: Denoising, is_flat: bool) 
         widths = [each.hidden_size for each in sd.config.text_encoders] if x.ndim == 3 else []
         for part in mx.split(x, np.cumsum(widths)[:-1].tolist(), axis=-1) if widths else [x]:
             found = is_constant(part)
-            if has_zeros:  # they stand for an empty negative prompt, in the second half
+            if has_zeros:  # zeros in the second half stand for an empty negative prompt
                 is_zero = (part == 0).all(axis=tuple(range(1, part.ndim)))
                 found = found & ~(is_zero & (mx.arange(len(part)) >= n_images))
             if found.any().item():
@@ -293,7 +295,10 @@ def _require_finite(
     components: Iterable[str],
     adapter_files: Sequence[Path] = (),
 ) -> None:
-    """Refuse results that are not finite, with the names of the weights that may be the reason.
+    """Check that results are finite.
+
+    Args:
+        components, adapter_files: where to search for damaged weights, for the error.
 
     Raises:
         FaultyResultError: if they are not finite.
@@ -310,7 +315,7 @@ def _require_finite(
 def _prepare_again(
     sd: StableDiffusion, what: str, fault: Fault, others: Iterable[Denoising]
 ) -> None:
-    """Warn that a result is computed again; load a model in half precision again in float32."""
+    """Warn that a result is computed again, and load a model in half precision in float32."""
     mx.clear_cache()
     warnings.warn(RecomputeWarning(what, fault, gives_up_float16=sd.float16), stacklevel=3)
     if sd.float16:

@@ -13,14 +13,15 @@ from .config.networks import Quantization
 def quantize_text_encoder(
     network: nn.Module, bits: int = 4, group_size: int | None = None
 ) -> Quantization:
-    """Quantize the linear layers of a text encoder, in place, and return how: `quantize_linear`."""
+    """Quantize the linear layers of a text encoder, in place; see `quantize_linear`."""
     return quantize_linear(network, bits, 64 if group_size is None else group_size)
 
 
 def quantize_unet(network: nn.Module, bits: int = 8, group_size: int | None = None) -> Quantization:
-    """Quantize the linear layers of a UNet, in place, and return how: `quantize_linear`.
+    """Quantize the linear layers of a UNet, in place; see `quantize_linear`.
 
-    The weights of its other layers are stored in float16.
+    The weights of its convolutions, and of the linear layers that cannot be quantized, are stored
+    in float16.
     """
     quantization = quantize_linear(network, bits, 32 if group_size is None else group_size)
     store_in_float16(network)
@@ -34,7 +35,7 @@ def quantize_linear(network: nn.Module, bits: int, group_size: int) -> Quantizat
     convolutions, embeddings and norms.
 
     Returns:
-        What a config file has to say, so that `quantize_as` does the same.
+        The entry for a config file, with which `quantize_as` does the same.
     """
     layers = _find_linear_layers(network).items()
     unquantized = tuple(path for path, layer in layers if layer.weight.shape[-1] % group_size)
@@ -74,8 +75,8 @@ def is_quantized(network: nn.Module) -> bool:
 def store_in_float16(network: nn.Module) -> None:
     """Store the float32 weights of linear layers and convolutions in float16, in place.
 
-    Operations with float32 inputs widen them, so `network` computes in float32 as before. That is
-    not so for networks with embeddings, because everything after these has the embeddings' type.
+    Operations with float32 inputs widen them, so `network` computes in float32 as before. This is
+    not for networks with embeddings, because everything after these has the embeddings' type.
     """
 
     def store(path: str, value: mx.array) -> mx.array:

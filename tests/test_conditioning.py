@@ -168,7 +168,8 @@ def test_networks_in_prompts_are_warned_of():
     (line,) = collect_warnings(["a", "b <lora:fur:0.8>", "<lora:c:1>"], ["", "", ""])
     assert line == (
         "the prompt has <lora:fur:0.8>, which is read as words, and so are the tags of 1 more "
-        " and add the file with --lora fur.safetensors:0.8 (in the library: load_lora)"
+        "prompt: take it out, and add the file with --lora fur.safetensors:0.8 (in the library: "
+        "load_lora)"
     )
     (line,) = collect_warnings(["a"], ["<hypernet:h:1>"])
     assert line.startswith("the negative prompt has <hypernet:h:1>, which is read as words: take")

@@ -222,7 +222,7 @@ def test_links_into_a_cache_work(tmp_path):
     [
         ({"unet.alpha_pattern": {"(a+)+$": 1.0}}, None),
         ({"unet.alpha_pattern": {"(\\w|[a-z_.]|[^A-Z])+[A-Z]": 1.0}}, "takes too long"),
-        ({"unet.alpha_pattern": {"(": 1.0}}, "is not one"),
+        ({"unet.alpha_pattern": {"(": 1.0}}, "is not a regular expression"),
         ({"unet.alpha_pattern": {"x": "y"}}, "which is not a number"),
         ({"unet.alpha_pattern": ["x"]}, "has a unet.alpha_pattern that is not an object"),
         ({"unet.lora_alpha": None}, "which is not a number"),

@@ -1,1 +1,1 @@
-"""Adapters change a model by a small file of their own: LoRA, textual inversion."""
+"""Adapters, which change a model by a small file of their own: LoRA, textual inversion."""

@@ -1,7 +1,7 @@
 """LoRA: low-rank changes of a model's layers, from files (Hu et al. 2021, arXiv:2106.09685).
 
-`lora_keys` knows what files call the layers, `lora_file` reads a file into one change a layer, and
-`lora_layers` puts changes into a network.
+`lora_keys` has the names of layers in files, `lora_file` reads a file into one change for each
+layer, and `lora_layers` puts changes into a network.
 """
 
 import math
@@ -34,12 +34,12 @@ def load_lora(
     scale: float,
     dtype: mx.Dtype,
 ) -> None:
-    """Add the LoRA of a file to the layers of `networks`, and to any LoRA that they have.
+    """Add the LoRA of a file to the layers of `networks`, in addition to any that they have.
 
     Args:
-        networks: by their names in `COMPONENTS`.
-        path: of a safetensors file, with the names of kohya's scripts, of diffusers or of PEFT.
-        scale: of the change. At 0 the file is only checked.
+        networks: the networks, by their names in `COMPONENTS`.
+        path: a safetensors file, with the names of kohya's scripts, of diffusers or of PEFT.
+        scale: the scale of the change. At 0 the file is only checked.
         dtype: the type that the networks compute in.
 
     Raises:
@@ -64,7 +64,7 @@ def load_lora(
 
 
 def unload_lora(networks: Mapping[str, nn.Module]) -> None:
-    """Take every LoRA off the layers of `networks`."""
+    """Remove every LoRA from the layers of `networks`."""
     for network in networks.values():
         replace_layers(network, {path: layer.base for path, layer in find_lora(network).items()})
 
@@ -82,10 +82,10 @@ def copy_lora(old: nn.Module, new: nn.Module, dtype: mx.Dtype) -> None:
 
 
 def _check_fit(file: LoRAFile, layers: Layers) -> None:
-    """Check that the file has a complete change, of the right shapes, for layers that there are.
+    """Check that the changes of a file are complete, and fit the layers of the networks.
 
     Raises:
-        ValueError: if not; the message lists all keys that do not fit.
+        ValueError: if they do not, or if there are none; the message lists the keys.
     """
     missing: list[str] = []
     misshapen: list[str] = []
@@ -108,7 +108,7 @@ def _change_layers(
     """Return the changed layers, by component and path.
 
     Raises:
-        ValueError: if an alpha of the file is not a finite number.
+        ValueError: if an alpha of the file, or a pattern of its metadata, cannot be used.
     """
     changed: dict[str, dict[str, LoRALayer]] = {component: {} for component in layers}
     for (component, path), change in file.changes.items():

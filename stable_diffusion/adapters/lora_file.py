@@ -1,4 +1,4 @@
-"""Read LoRA files: what a file has for each layer of some networks."""
+"""Read LoRA files: the change that a file has for each layer."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from ..model_io.weights import channels_last
 from ..utils.strict_json import parse_json, require
 from .lora_keys import ALPHA, COMPONENTS, DOWN, UP, split_key
 
-MAX_PATTERN_SECONDS = 1.0  # to match a regular expression, which can be made to take very long
+MAX_PATTERN_SECONDS = 1.0  # for matching a regular expression, which can take very long
 
 # Kinds of adapters that are not supported, by the beginning of a segment of their keys.
 OTHER_KINDS = {
@@ -37,11 +37,11 @@ class LayerChange:
     keys: dict[str, str] = field(default_factory=dict)
 
     def is_complete(self) -> bool:
-        """Return whether there are both matrices."""
+        """Return whether both matrices are there."""
         return self.tensors.keys() >= {DOWN, UP}
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Return whether it can change a weight of `shape`."""
+        """Return whether this can change a weight of `shape`."""
         down, up = self._get_matrices(shape)
         is_scalar = ALPHA not in self.tensors or self.tensors[ALPHA].size == 1
         is_down = down.size > 0 and down.shape[1:] == shape[1:]
@@ -54,11 +54,12 @@ class LayerChange:
         """Return D [rank, ...], and U [out, rank] in float32 times the ratio alpha / rank.
 
         Args:
-            shape: of the weight that they change.
-            config: the options of PEFT: see `read_config`.
+            shape: the shape of the weight that they change.
+            config: the options of PEFT, see `read_config`.
 
         Raises:
-            ValueError: if the ratio is not a finite number.
+            ValueError: if the ratio is not a finite number, or one of PEFT's patterns is not a
+                regular expression or takes too long.
         """
         down, up = self._get_matrices(shape)
         ratio = self._compute_ratio(len(down), config)
@@ -70,7 +71,7 @@ class LayerChange:
         return down, channels_last(self.tensors[UP], rank=2)
 
     def _compute_ratio(self, rank: int, config: Mapping[str, Any]) -> float:
-        """Return the number that the file wants the product to be multiplied with."""
+        """Return the factor of the product U D, as the file says: alpha / rank."""
         if ALPHA in self.tensors:
             own_alpha: Any = self.tensors[ALPHA].item()
             return own_alpha / rank
@@ -88,11 +89,11 @@ class LoRAFile:
     """The content of a LoRA file.
 
     Attributes:
-        path: of the file.
-        header: of the file, with the types of its tensors.
-        changes: by component and path of the layer in its network.
+        path: the path of the file.
+        header: the header of the file, with the types of its tensors.
+        changes: the changes, by component and path of the layer in its network.
         unexpected: the keys that belong to no layer.
-        config: the options of PEFT: see `read_config`.
+        config: the options of PEFT, see `read_config`.
     """
 
     path: Path
@@ -165,7 +166,7 @@ def read_config(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 def refuse_other_kinds(
     file: Path, tensors: Mapping[str, mx.array], config: Mapping[str, Any]
 ) -> None:
-    """Check that the file is none of `OTHER_KINDS`.
+    """Check that the file is not one of the `OTHER_KINDS` of adapters.
 
     Raises:
         ValueError: if it is.
@@ -181,10 +182,15 @@ def refuse_other_kinds(
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """Return whether one of PEFT's patterns matches the name of a layer."""
+    """Return whether one of PEFT's patterns matches the name of a layer.
+
+    Raises:
+        ValueError: if the pattern is not a regular expression, or takes too long.
+    """
     try:
         match = regex.fullmatch(rf"(.*\.)?({pattern})", name, timeout=MAX_PATTERN_SECONDS)
     except (regex.error, TimeoutError, RecursionError) as error:
-        why = "takes too long" if isinstance(error, TimeoutError) else "is not one"
-        raise ValueError(f"the pattern {pattern[:100]!r} of its metadata {why}") from None
+        is_slow = isinstance(error, TimeoutError)
+        why = "takes too long" if is_slow else "is not a regular expression"
+        raise ValueError(f"the pattern {pattern[:100]!r} in its metadata {why}") from None
     return match is not None

@@ -28,14 +28,14 @@ COMPONENTS = {
     "text_encoder_2": Component(TEXT_ENCODER, ("lora_te2_",)),
 }
 
-# Spellings of the parts of keys after a layer's name → those of `DOWN` and `UP`.
+# Other spellings of the part of a key after the layer's name → the spelling of `DOWN` and `UP`.
 _SPELLINGS = {
     "lora_down": "lora.down",  # kohya
     "lora_up": "lora.up",
     "lora_A": "lora.down",  # PEFT and newer diffusers
     "lora_B": "lora.up",
-    "lora_linear_layer": "lora",  # older diffusers: text encoders
-    **{f"processor.to_{name}_lora": f"to_{name}.lora" for name in "qkv"},  # and attention
+    "lora_linear_layer": "lora",  # older diffusers, text encoders
+    **{f"processor.to_{name}_lora": f"to_{name}.lora" for name in "qkv"},  # the oldest, attention
     "processor.to_out_lora": "to_out.0.lora",
     **{f"self_attn.to_{name}_lora": f"self_attn.{name}_proj.lora" for name in "qkv"},
     "self_attn.to_out_lora": "self_attn.out_proj.lora",
@@ -57,7 +57,7 @@ def split_key(key: str) -> tuple[str, str] | None:
 
 
 def list_names(component: str, network: nn.Module, paths: Iterable[str]) -> dict[str, str]:
-    """Return every name that files use for the layers at `paths` of a network → the path."""
+    """Return the paths of a network's layers, by every name that files use for them."""
     layout, kohya = COMPONENTS[component]
     original = _list_original_names(network.config) if component == "unet" else {}
     names = {}
@@ -70,7 +70,7 @@ def list_names(component: str, network: nn.Module, paths: Iterable[str]) -> dict
 
 
 def _list_original_names(config: UNetConfig) -> dict[str, str]:
-    """Return the names of a UNet's blocks and their layers in diffusers → in the original code."""
+    """Return the names of a UNet's blocks and layers in the original code, by diffusers' names."""
     names = dict(_ORIGINAL)
     number = 1
     for level, n_layers in enumerate(config.layers):

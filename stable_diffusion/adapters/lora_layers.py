@@ -1,7 +1,7 @@
 """Layers with a low-rank change, and how to put them into a network and take them out.
 
 The change is kept beside a layer, whose weight stays as it is, quantized or not. That takes little
-memory, and taking it off leaves the network as it was, to the bit.
+memory, and after removing it the network is as it was before, to the bit.
 """
 
 import copy
@@ -17,7 +17,7 @@ from ..layers import Activation, Conv3x3, GroupNorm, Linear, Norm, QuantizedLine
 class LoRALinear(nn.Module):
     """A linear layer, quantized or not, plus a low-rank product: W x + U D x.
 
-    Like `layers.Linear` it keeps the contract of `layers`.
+    It keeps the contract of `layers`, as `layers.Linear` does.
 
     Args:
         base: the layer.
@@ -113,7 +113,7 @@ def get_weight_shape(layer: Layer) -> tuple[int, ...]:
 
 
 def add_lora(layer: Layer, down: mx.array, up: mx.array) -> LoRALayer:
-    """Return the layer with a low-rank change, or with one more: their ranks add up."""
+    """Return the layer with a low-rank change, in addition to any that it has."""
     if isinstance(layer, LoRALayer):
         down, up = mx.concatenate([layer.down, down]), mx.concatenate([layer.up, up], axis=1)
         layer = layer.base

@@ -13,7 +13,7 @@ from ..tokenizer.tokenizer import Tokenizer
 
 XL_KEYS = ("clip_l", "clip_g")  # in the order of SDXL's text encoders
 
-# By the widths of the vectors, one for each text encoder.
+# The kinds of models, by the widths of their text encoders.
 KINDS = {
     (768,): "Stable Diffusion 1.x",
     (1024,): "Stable Diffusion 2.x",
@@ -29,8 +29,8 @@ def load_embedding(
     """Make `name` in a prompt stand for the vectors of a file, with one token for each vector.
 
     Args:
-        name: found in lower and upper case, also inside a word.
-        path: of a safetensors file with one tensor [D] or [n, D] of any name (diffusers uses the
+        name: the new word; prompts may have it in lower or upper case, also inside a word.
+        path: a safetensors file with one tensor [D] or [n, D] of any name (diffusers uses the
             token, AUTOMATIC1111 `emb_params`), or for SDXL with two, `clip_l` and `clip_g`.
         readers: each tokenizer of the model with its text encoder.
 
@@ -51,7 +51,11 @@ def load_embedding(
 
 
 def _read(file: Path, widths: tuple[int, ...]) -> list[mx.array]:
-    """Return the vectors [n, D] for each text encoder, whose widths D these are."""
+    """Return the vectors [n, D] for each text encoder; `widths` are the D.
+
+    Raises:
+        OSError, ValueError: as `load_embedding` does.
+    """
     if not file.is_file():
         raise FileNotFoundError(f"no such embedding file: {file}")
     if file.suffix in PICKLES:
@@ -73,7 +77,11 @@ def _read(file: Path, widths: tuple[int, ...]) -> list[mx.array]:
 
 
 def _find_keys(file: Path, keys: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the keys of the vectors, in the order of the text encoders."""
+    """Return the keys of the vectors, in the order of the text encoders.
+
+    Raises:
+        ValueError: if there are more or fewer tensors, or others.
+    """
     if set(keys) == set(XL_KEYS):
         return XL_KEYS
     if len(keys) != 1:
@@ -87,7 +95,11 @@ def _find_keys(file: Path, keys: tuple[str, ...]) -> tuple[str, ...]:
 def _check_shapes(
     file: Path, shapes: dict[str, tuple[int, ...]], widths: tuple[int, ...]
 ) -> dict[str, tuple[int, ...]]:
-    """Return the shapes as [n, D], if D are the `widths` of the text encoders."""
+    """Return the shapes as [n, D], where D are the `widths` of the text encoders.
+
+    Raises:
+        ValueError: if they are not.
+    """
     matrices = {key: shape if len(shape) > 1 else (1, *shape) for key, shape in shapes.items()}
     if any(len(shape) != 2 or 0 in shape for shape in matrices.values()):
         listed = " and ".join(str(list(shape)) for shape in shapes.values())
@@ -100,7 +112,7 @@ def _check_shapes(
         )
     if len({n for n, _ in matrices.values()}) > 1:
         counts = ", ".join(f"{key} {n}" for key, (n, _) in matrices.items())
-        raise ValueError(f"{file} is broken: the numbers of its vectors differ: {counts}")
+        raise ValueError(f"{file} is broken: its tensors differ in the number of vectors: {counts}")
     return matrices
 
 

@@ -36,7 +36,7 @@ class DiffusionConfig(Config):
     set_alpha_to_one: bool = True  # ddim: the last step leaves no noise
     original_inference_steps: int = 50  # lcm: steps of the distillation
     timestep_scaling: float = 10.0  # lcm
-    # These three say which DPM-Solver it is.
+    # These three distinguish the DPM-Solvers.
     algorithm_type: str = "dpmsolver++"
     solver_order: int = 2
     solver_type: str = "midpoint"
@@ -71,8 +71,7 @@ class DiffusionConfig(Config):
             f"beta_start = {self.beta_start} and beta_end = {self.beta_end} must be in (0, 1), "
             "and beta_start must not be the larger one",
         )
-        # The least of x_0 that can be left, if every beta were as large as the last one: it must
-        # be a normal number in float32.
+        # The last ᾱ, if every beta were as large as the last one: float32 must be able to hold it.
         log_alpha_bar = self.num_train_timesteps * math.log1p(-self.beta_end)
         require(
             log_alpha_bar > -80,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1]  # the folder that has the embedded model `tiny`
+PACKAGE = Path(__file__).parents[1]  # the folder of this package, which has the model `tiny`
 PAD_TOKEN = "<|endoftext|>"  # of CLIP's tokenizer
 
 
@@ -16,8 +16,8 @@ class ModelSpec:
     steps: int
     guidance: float
     licence: str
-    # What fills a short prompt, if the tokenizer's files do not say: the original MLX example
-    # downloaded only some of them, and its users have those in their caches.
+    # Fills short prompts if the tokenizer's files do not say what does: the original MLX example
+    # downloaded only some of the files, and its users have those in their caches.
     pad_token: str = PAD_TOKEN
     former_repos: tuple[str, ...] = ()  # withdrawn, but used if they are in the user's cache
 
@@ -73,7 +73,7 @@ MODELS: dict[str, ModelSpec] = {
 
 
 def find_spec(model: str) -> ModelSpec | None:
-    """Return the known model of this short name or repository (at any revision), or None."""
+    """Return the known model with this short name or repository (at any revision), or None."""
     if model in MODELS:
         return MODELS[model]
     repo = model.partition("@")[0]

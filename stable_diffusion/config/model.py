@@ -9,12 +9,12 @@ from .known_models import ModelSpec
 from .networks import AutoencoderConfig, CLIPTextConfig, UNetConfig, repeat_per_block
 from .strict_config import Config
 
-TIME_IDS = 6  # numbers about sizes that SDXL's UNet is given: original size, crop, target size
+TIME_IDS = 6  # numbers that SDXL's UNet takes: original size, corner of the crop, target size
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """The settings of a model for what the caller does not give."""
+    """The settings of a model that are used if the caller does not give them."""
 
     steps: int
     guidance: float
@@ -68,8 +68,8 @@ class ModelConfig:
         n_inputs = self.unet.projection_class_embeddings_input_dim
         if self.is_xl and n_inputs != self._n_added_inputs:
             raise ValueError(
-                f"{self.name}: the UNet takes {n_inputs} numbers beside the text embeddings, text "
-                f"and sizes give {self._n_added_inputs}: they do not fit together"
+                f"{self.name}: the UNet takes {n_inputs} numbers of pooled text and sizes, "
+                f"these text encoders give {self._n_added_inputs}: they do not fit together"
             )
         latent_channels = self.autoencoder.latent_channels
         if (self.unet.in_channels, self.unet.out_channels) != (latent_channels, latent_channels):
@@ -85,7 +85,7 @@ class ModelConfig:
 
     @property
     def _n_added_inputs(self) -> int:
-        """Return how many numbers SDXL's UNet takes beside the embeddings: pooled text, sizes."""
+        """Return how many numbers the text encoders and sizes give SDXL's UNet in `text_time`."""
         last = self.text_encoders[-1]
         n_pooled = last.projection_dim if last.has_projection else last.hidden_size
         width = self.unet.addition_time_embed_dim
@@ -93,9 +93,9 @@ class ModelConfig:
 
     @property
     def max_clip_skip(self) -> int:
-        """Return how many layers of the text encoders can be left out.
+        """Return how many layers of the text encoders can be skipped.
 
-        SDXL always leaves out the last one, so that one less can be.
+        It is one less for SDXL, which always skips the last layer.
         """
         n_layers = min(text_encoder.num_hidden_layers for text_encoder in self.text_encoders)
         return max(0, n_layers - (2 if self.is_xl else 1))

@@ -1,7 +1,7 @@
 """The configs of the networks, as frozen dataclasses.
 
 Every key of a file is read, ignored by name, or an error: a model whose config asks for something
-that this package does not compute is refused instead of drawn wrongly. Field names and defaults
+that this package cannot compute is an error, not a wrong picture. Field names and defaults
 are those of diffusers and transformers, because a missing key means their default.
 """
 
@@ -31,7 +31,7 @@ class Quantization(Config):
 
     bits: int | None = None
     group_size: int | None = None  # how many numbers of a row share a scale and an offset
-    unquantized: tuple[str, ...] = ()  # paths, in the network, of linear layers that are not
+    unquantized: tuple[str, ...] = ()  # paths of the linear layers that are not quantized
 
     def __post_init__(self) -> None:
         for option, known in (("bits", BITS), ("group_size", GROUP_SIZES)):
@@ -80,8 +80,8 @@ class UNetConfig(Config):
             "time_embedding_type": "positional",
         }
     )
-    # Attention is summed in float32 here whatever `upcast_attention` says; `dropout` is for
-    # training; the last one belongs to a kind of added embedding that is refused.
+    # Attention is always summed in float32 here, so `upcast_attention` has no effect; `dropout` is
+    # for training; the last one belongs to a kind of added embedding that is not supported.
     IGNORED = frozenset({"upcast_attention", "dropout", "addition_embed_type_num_heads"})
 
     def __post_init__(self) -> None:
@@ -196,7 +196,8 @@ class AutoencoderConfig(Config):
 
     CLASS_NAMES = ("AutoencoderKL",)
     FIXED = MappingProxyType({"shift_factor": 0})  # diffusers' pipelines of SD ignore it
-    # `sample_size` limits diffusers' tiles; this VAE always runs as `force_upcast` asks.
+    # `sample_size` limits diffusers' tiles; this VAE always computes in float32, which is what
+    # `force_upcast` asks for.
     IGNORED = frozenset({"sample_size", "force_upcast"})
 
     def __post_init__(self) -> None:
@@ -226,9 +227,9 @@ class AutoencoderConfig(Config):
 
     @property
     def factor(self) -> int:
-        """Return how many pixels a latent stands for, in each direction.
+        """Return how many pixels a latent stands for along each side.
 
-        Every block but the last halves width and height.
+        Every block except the last one halves width and height.
         """
         return 2 ** (len(self.block_out_channels) - 1)
 
@@ -286,9 +287,9 @@ def repeat_per_block(option: str, value: PerBlock, n_blocks: int) -> tuple[int, 
     """Return the value of an option as one number for each of the blocks.
 
     Raises:
-        ValueError: if it has another number of them, or one beyond `MAX_WIDTH`.
+        ValueError: if there are more or fewer numbers than blocks, or one is above `MAX_WIDTH`.
     """
     values = (value,) * n_blocks if isinstance(value, int) else value
-    require(len(values) == n_blocks, f"{option} = {value!r} is not for {n_blocks} blocks")
+    require(len(values) == n_blocks, f"{option} = {value!r} does not fit {n_blocks} blocks")
     require_in(option, values, 0, MAX_WIDTH)
     return values

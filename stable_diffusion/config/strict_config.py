@@ -15,7 +15,7 @@ class Config:
     or false.
     """
 
-    # Values that `_class_name` may have; empty if any will do.
+    # Values that `_class_name` may have; empty if it may have any.
     CLASS_NAMES: ClassVar[tuple[str, ...]] = ()
     # Options of which only one value is supported, diffusers' default.
     FIXED: ClassVar[Mapping[str, Any]] = MappingProxyType({})
@@ -54,7 +54,7 @@ class Config:
 
     @classmethod
     def _has_no_effect(cls, key: str, value: Any) -> bool:
-        """Return whether a key that is not read changes nothing, with this value."""
+        """Return whether a key that is not read has no effect with this value."""
         if value is None or value is False or key.startswith("_") or key in cls.IGNORED:
             return True
         return key in cls.FIXED and _to_tuples(value) == cls.FIXED[key]
@@ -100,7 +100,7 @@ def _is_of_type(value: Any, type_hint: Any) -> bool:
 
 
 def _convert(value: Any, type_hint: Any) -> Any:
-    """Return a value that fits a type as that very type: the integer 1 becomes 1.0 for a float."""
+    """Return a value that fits a type, converted to it: the integer 1 becomes 1.0 for a float."""
     types = get_args(type_hint) if isinstance(type_hint, UnionType) else (type_hint,)
     if isinstance(value, tuple):
         (item_type,) = (get_args(t)[0] for t in types if get_origin(t) is tuple)

@@ -1,4 +1,4 @@
-"""Samplers: how to go from noise to a picture, step by step down a schedule of noise levels."""
+"""Samplers: from noise to a picture, step by step down a schedule of noise levels."""
 
 from .sampler import Sampler
 from .simple_euler import SimpleEulerAncestralSampler, SimpleEulerSampler

@@ -45,7 +45,7 @@ class NoiseStream:
         return np.frombuffer(self._generator.bytes(4 * n), dtype="<u4")
 
     def _draw_many(self, n: int) -> np.ndarray:
-        """Return n ≥ `BLOCK` numbers; the last block is drawn again if it is not whole."""
+        """Return n ≥ `BLOCK` numbers; an incomplete last block is drawn again as a whole."""
         words = self._draw_words(n)
         whole = n - n % BLOCK
         normal = np.empty(n, dtype=np.float32)
@@ -72,7 +72,7 @@ def _transform_words(words: np.ndarray) -> np.ndarray:
     """Transform blocks of words into normal numbers: 8 u1 and 8 u2 → 8 cosines and 8 sines."""
     uniform = ((words & 0xFFFFFF) * 2.0**-24).astype(np.float32)  # 24 bits: exact
     u1, u2 = np.moveaxis(uniform.reshape(-1, 2, BLOCK // 2), 1, 0)  # [blocks, 8] each
-    # PyTorch rounds the angle to float32, an error of up to 1e-6: so do we. Other errors are tiny.
+    # As in PyTorch the angle is rounded to float32, an error of up to 1e-6. Other errors are tiny.
     angle = (np.float32(2 * np.pi) * u2).astype(np.float64)
     radius = np.sqrt(-2 * np.log1p(-u1.astype(np.float64)))
     return np.stack((radius * np.cos(angle), radius * np.sin(angle)), axis=1).reshape(-1)

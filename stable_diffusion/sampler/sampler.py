@@ -37,12 +37,12 @@ class ScheduleSpec:
 
     name: str
     webui_name: str | None  # in AUTOMATIC1111's web UI, if it has this schedule
-    options: dict[str, Any]  # of DiffusionConfig, which make it
+    options: dict[str, Any]  # the fields of DiffusionConfig that select it
 
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """A sampler: which schedules it takes, and how it steps down them."""
+    """A sampler: its schedules, and how it steps down them."""
 
     name: str
     webui_name: str  # in AUTOMATIC1111's web UI
@@ -50,12 +50,12 @@ class SamplerSpec:
     make_schedule: Callable[[DiffusionConfig, int], Schedule]
     step: Callable[[StepInput], mx.array]
     max_steps: Callable[[DiffusionConfig], int]
-    needs_noise: bool = False  # fresh noise in every step
+    needs_noise: bool = False  # whether it adds fresh noise in every step
     prediction_types: tuple[str, ...] = PREDICTION_TYPES
 
 
 def _make_spacing(name: str, webui_name: str | None) -> ScheduleSpec:
-    """Return the row of a spacing of the timesteps (arXiv:2305.08891, table 2)."""
+    """Return the schedule with a spacing of the timesteps (arXiv:2305.08891, table 2)."""
     return ScheduleSpec(name, webui_name, {"timestep_spacing": name, "use_karras_sigmas": False})
 
 
@@ -104,7 +104,7 @@ SAMPLERS = {
             schedules=(*SPACINGS, "karras"),
             make_schedule=make_dpm_schedule,
             step=dpm_2m_step,
-            max_steps=lambda config: config.num_train_timesteps - 1,  # the end may be one of them
+            max_steps=lambda config: config.num_train_timesteps - 1,  # one may be the end
         ),
         SamplerSpec(
             name="lcm",
@@ -135,9 +135,9 @@ class Sampler:
         """Return the sampler `name` with the schedule `schedule`.
 
         Args:
-            config: what the model was trained on.
+            config: the noise schedule and the prediction type that the model was trained with.
             name: a key of `SAMPLERS`; the model's own sampler if None.
-            schedule: one of the sampler's schedules; the model's own one if None.
+            schedule: one of the sampler's schedules; the model's own schedule if None.
 
         Raises:
             ValueError: if there is no such sampler, or it does not have this schedule, or it
@@ -148,7 +148,8 @@ class Sampler:
         spec = SAMPLERS[name]
         if config.prediction_type not in spec.prediction_types:
             raise ValueError(
-                f"sampler {name} has no prediction type {config.prediction_type!r}: take euler"
+                f"sampler {name} cannot run a model that predicts {config.prediction_type!r}: "
+                "use euler"
             )
         if schedule is not None:
             config = replace(config, **SCHEDULES[schedule].options)
@@ -163,7 +164,7 @@ class Sampler:
 
     @property
     def schedule_name(self) -> str | None:
-        """Return the schedule as `for_model` takes it; None if the sampler has only its own."""
+        """Return the schedule's name, as in `for_model`; None if the sampler has only its own."""
         if not self.spec.schedules:
             return None
         return "karras" if self.config.use_karras_sigmas else self.config.timestep_spacing
@@ -177,7 +178,8 @@ class Sampler:
         """Return the schedule of exactly `num_steps` steps.
 
         Raises:
-            ValueError: if they are too few or too many, or this sampler cannot run the schedule.
+            ValueError: if that is too few or too many, or this sampler cannot begin at the first
+                noise level.
         """
         max_steps = self.spec.max_steps(self.config)
         if not 1 <= num_steps <= max_steps:
@@ -186,7 +188,7 @@ class Sampler:
         if self.config.prediction_type == "epsilon" and schedule.steps[0].start.alpha == 0:
             raise ValueError(
                 f"sampler {self.name} cannot begin with noise alone (rescale_betas_zero_snr) if "
-                "the model predicts noise: take euler"
+                "the model predicts noise: use euler"
             )
         return schedule
 
@@ -198,12 +200,12 @@ class Sampler:
         previous: Estimate | None = None,
         fresh: mx.array | None = None,
     ) -> tuple[mx.array, Estimate]:
-        """Return latents at `step.end`, and the estimate of x_0 that they are made from.
+        """Return the latents at `step.end`, and the estimate of x_0 at `step.start`.
 
         Args:
             x: latents [B, h, w, C] at `step.start`.
             prediction: what the network predicts for them, shaped as `x`.
-            previous: the estimate that the step before returned.
+            previous: the estimate that the step before returned; None in the first step.
             fresh: standard normal noise, shaped as `x`, if `needs_noise`.
 
         Raises:
@@ -220,7 +222,7 @@ def require_schedule(sampler: str, schedule: str | None) -> None:
     """Check that there is a sampler of this name, with this schedule if it is not None.
 
     Raises:
-        ValueError: if not.
+        ValueError: if there is none.
     """
     if sampler not in SAMPLERS:
         raise ValueError(

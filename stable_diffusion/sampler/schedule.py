@@ -74,7 +74,7 @@ class Schedule:
         return len(self.steps)
 
     def last(self, num_steps: int) -> "Schedule":
-        """Return the last steps only; they start from a picture with noise at their first level."""
+        """Return a schedule of the last steps, to start from a picture with noise added."""
         return replace(self, steps=self.steps[-num_steps:])
 
 
@@ -90,16 +90,17 @@ def compute_alphas_bar(config: DiffusionConfig) -> np.ndarray:
         # Shift and scale √ᾱ so that the last one is 0 (arXiv:2305.08891, algorithm 1).
         roots = np.sqrt(alphas)
         alphas = ((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))) ** 2
-        # diffusers computes the betas from these and ᾱ again: the rounding shows close to 1.
+        # As diffusers does, compute the betas from these and then ᾱ again: close to 1 the rounding
+        # makes a difference.
         betas = np.float32(1) - np.append(alphas[:1], alphas[1:] / alphas[:-1])
         alphas = _cumulative_product(np.float32(1) - betas)
     return alphas
 
 
 def _linspace(start: float, end: float, n: int) -> np.ndarray:
-    """Return what `torch.linspace` does in float32.
+    """Return the same numbers as `torch.linspace` in float32.
 
-    Each half is counted from its own end, and every number is rounded once.
+    It counts each half from its own end, and rounds every number once.
     """
     first, last = np.float32(start), np.float32(end)
     step, i = np.float64((last - first) / np.float32(n - 1)), np.arange(n)
@@ -107,10 +108,10 @@ def _linspace(start: float, end: float, n: int) -> np.ndarray:
 
 
 def _cumulative_product(alphas: np.ndarray) -> np.ndarray:
-    """Return the running products, float32.
+    """Return the cumulative products, float32.
 
     As in PyTorch they are computed in float64 and rounded at the end: the first ones are so close
-    to 1 that another rounding would show in the noise levels.
+    to 1 that other rounding would change the noise levels.
     """
     return np.cumprod(alphas, dtype=np.float64).astype(np.float32)
 
@@ -124,7 +125,7 @@ def compute_ratios(config: DiffusionConfig) -> np.ndarray:
 
 
 def space_timesteps(config: DiffusionConfig, num_steps: int) -> np.ndarray:
-    """Return [num_steps] timesteps, falling (spacings: arXiv:2305.08891, table 2)."""
+    """Return [num_steps] falling timesteps, by the spacings of arXiv:2305.08891, table 2."""
     n = config.num_train_timesteps
     if config.timestep_spacing == "trailing":
         # From the end in equal steps; the slice drops an extra one that rounding may add.
@@ -135,18 +136,18 @@ def space_timesteps(config: DiffusionConfig, num_steps: int) -> np.ndarray:
 
 
 def space_ratios(highest: float, lowest: float, num_steps: int, rho: float = 7.0) -> np.ndarray:
-    """Return [num_steps] ratios, falling, closer together if low (Karras et al. 2022, eq. 5)."""
+    """Return [num_steps] falling ratios, the low ones denser (Karras et al. 2022, equation 5)."""
     ramp = np.linspace(0, 1, num_steps)
     return (highest ** (1 / rho) * (1 - ramp) + lowest ** (1 / rho) * ramp) ** rho
 
 
 def interpolate_timesteps(ratios: np.ndarray, all_ratios: np.ndarray) -> np.ndarray:
-    """Return the (fractional) training timesteps at which the ratios are those given."""
+    """Return the (fractional) training timesteps that have these ratios."""
     return np.interp(np.log(ratios), np.log(all_ratios), np.arange(len(all_ratios)))
 
 
 def make_euler_schedule(config: DiffusionConfig, num_steps: int) -> Schedule:
-    """Return levels at the spaced timesteps, or Karras' between the first and the last of them."""
+    """Return a schedule at the spaced timesteps, or Karras' between the first and last of them."""
     all_ratios = compute_ratios(config)
     timesteps = space_timesteps(config, num_steps).astype(np.float32)
     ratios = np.interp(timesteps, np.arange(len(all_ratios)), all_ratios)
@@ -154,20 +155,20 @@ def make_euler_schedule(config: DiffusionConfig, num_steps: int) -> Schedule:
         ratios = space_ratios(ratios[0], ratios[-1], num_steps)
         timesteps = interpolate_timesteps(ratios, all_ratios)
     steps = _chain(timesteps, map(Level.from_ratio, ratios.astype(np.float32).tolist()))
-    # The first level of leading spacing is well below the training's last one: x is still made of
-    # noise alone, of standard deviation 1.
+    # With leading spacing the first level is well below the noisiest of training. The first latents
+    # are noise alone even so, of standard deviation 1.
     initial_sigma = 1.0 if config.timestep_spacing == "leading" else steps[0].start.sigma
     return Schedule(steps, initial_sigma)
 
 
 def make_dpm_schedule(config: DiffusionConfig, num_steps: int) -> Schedule:
-    """Return levels at whole timesteps, or Karras' between the training's last and first."""
+    """Return a schedule at whole timesteps, or Karras' over all levels of training."""
     all_ratios = compute_ratios(config)
     if config.use_karras_sigmas:
         ratios = space_ratios(float(all_ratios[-1]), float(all_ratios[0]), num_steps)
         timesteps = interpolate_timesteps(ratios, all_ratios).round()
     else:
-        # The end counts as one of the spaced timesteps, unless the spacing is trailing.
+        # The end is one of the spaced timesteps, unless the spacing is trailing.
         n_spaced = num_steps + (config.timestep_spacing != "trailing")
         timesteps = space_timesteps(config, n_spaced).round()[:num_steps]
         ratios = np.interp(timesteps, np.arange(len(all_ratios)), all_ratios)
@@ -175,7 +176,7 @@ def make_dpm_schedule(config: DiffusionConfig, num_steps: int) -> Schedule:
 
 
 def make_ddim_schedule(config: DiffusionConfig, num_steps: int) -> Schedule:
-    """Return steps of equal length in time, which start at whole timesteps.
+    """Return a schedule of steps of the same length in time, from whole timesteps.
 
     A step does not always end where the next one starts.
 
@@ -187,7 +188,7 @@ def make_ddim_schedule(config: DiffusionConfig, num_steps: int) -> Schedule:
     if timesteps[0] >= n:
         raise ValueError(
             f"{num_steps} steps begin at timestep {timesteps[0]}, the training ends at {n - 1}: "
-            "take fewer"
+            "use fewer steps"
         )
     levels = [Level.from_alpha_bar(alpha_bar) for alpha_bar in compute_alphas_bar(config).tolist()]
     last = CLEAN if config.set_alpha_to_one else levels[0]
@@ -201,7 +202,7 @@ def make_ddim_schedule(config: DiffusionConfig, num_steps: int) -> Schedule:
 
 
 def make_lcm_schedule(config: DiffusionConfig, num_steps: int) -> Schedule:
-    """Return some of the timesteps of the model's distillation (arXiv:2310.04378, section 4.3)."""
+    """Return a schedule at timesteps of the distillation (arXiv:2310.04378, section 4.3)."""
     original = min(config.original_inference_steps, config.num_train_timesteps)
     timesteps = np.arange(original, 0, -1) * (config.num_train_timesteps // original) - 1
     timesteps = timesteps[np.linspace(0, original, num_steps, endpoint=False).astype(int)]
@@ -210,17 +211,14 @@ def make_lcm_schedule(config: DiffusionConfig, num_steps: int) -> Schedule:
 
 
 def _chain(timesteps: np.ndarray, levels: Iterable[Level]) -> tuple[Step, ...]:
-    """Return steps that each end where the next one starts; the last one ends without noise."""
+    """Return steps that end where the next one starts; the last one ends without noise."""
     starts = tuple(levels)
     times = timesteps.astype(np.float32).tolist()
     return tuple(map(Step, times, starts, (*starts[1:], CLEAN)))
 
 
 def ensure_one_step(num_steps: int, strength: float) -> int:
-    """Return `num_steps`, or more if needed so that `strength` of them is at least one step.
-
-    Warns if it takes more.
-    """
+    """Return `num_steps`, or with a warning more, so that `strength` of them is at least one."""
     if int(num_steps * strength) > 0:
         return num_steps
     raised = math.ceil(1 / strength)

@@ -17,7 +17,7 @@ class SimpleEulerSampler:
     """Euler's method at times that are evenly spaced (Karras et al. 2022, arXiv:2206.00364).
 
     Args:
-        config: what the model was trained on, see `model_io.load_diffusion_config`.
+        config: the model's noise schedule, see `model_io.load_diffusion_config`.
     """
 
     def __init__(self, config: DiffusionConfig):
@@ -43,7 +43,7 @@ class SimpleEulerSampler:
         """Return latents of the highest noise level, which are noise alone.
 
         Args:
-            key: of MLX's random numbers; its global state if None.
+            key: for MLX's random numbers; its global state is used if None.
         """
         sigma = self._sigmas[-1]
         noise = mx.random.normal(shape, key=key)
@@ -101,7 +101,7 @@ class SimpleEulerAncestralSampler(SimpleEulerSampler):
         """Return the latents at time t_prev: step to a lower level, and add noise up to it.
 
         Args:
-            key: of MLX's random numbers; its global state if None.
+            key: for MLX's random numbers; its global state is used if None.
         """
         sigma, sigma_prev = self._sigmas_like(eps_pred, t, t_prev)
         variance, variance_prev = sigma.square(), sigma_prev.square()

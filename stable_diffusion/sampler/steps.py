@@ -1,7 +1,7 @@
 """The step functions of the samplers: latents at one noise level → latents at the next.
 
-All of them get x_0 and the noise, as the network estimates them, and differ in what they make of
-the two. They are pure functions, equal to the steps of diffusers.
+All of them get x_0 and the noise, as the network estimates them, and differ in how they combine the
+two. They are pure functions, and equal the steps of diffusers' schedulers.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class StepInput:
-    """What a step function may use. All arrays are latents [B, h, w, C]."""
+    """The input of a step function. All arrays have the shape of latents, [B, h, w, C]."""
 
     x: mx.array  # at the level `step.start`
     x_0: mx.array  # the network's estimate of the picture in x
@@ -69,7 +69,7 @@ def euler_step(at: StepInput) -> mx.array:
 
 
 def compute_ancestral_ratios(ratio: float, next_ratio: float) -> tuple[float, float]:
-    """Return (down, up): step down to `down`, add noise of `up`, and x is at `next_ratio`."""
+    """Return the ratio to step down to, and the ratio of noise that leads up to `next_ratio`."""
     up = (next_ratio**2 * (ratio**2 - next_ratio**2) / ratio**2) ** 0.5
     return (next_ratio**2 - up**2) ** 0.5, up
 

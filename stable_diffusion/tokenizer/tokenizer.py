@@ -195,12 +195,14 @@ class Tokenizer:
         """
         token = AddedToken(clean(name).strip(), normalized=True)
         if token.normal_content in self._ids or sum(len(ids) for _, ids in self.words(name)) == 1:
-            raise ValueError(f"{name!r} is a token already: take another name, such as <my-style>")
+            raise ValueError(
+                f"{name!r} is a token already: choose another name, such as <my-style>"
+            )
         content, normal = token.content, token.normal_content
         # Such as an accent, which becomes one character with the letter before it.
         joins = normalize(f"a{content}{content}") != f"a{normal}{normal}"
         if not content or joins or self._added_raw.search(content):
-            raise ValueError(f"{name!r} cannot be a token: take another name, such as <my-style>")
+            raise ValueError(f"{name!r} cannot be a token: choose another name, such as <my-style>")
         return token
 
     def words(self, text: str) -> Iterator[tuple[str, Sequence[int]]]:

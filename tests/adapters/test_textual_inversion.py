@@ -108,7 +108,7 @@ def test_half_precision_and_few_bits(checkpoint, tmp_path):
 @pytest.mark.parametrize("name", ["cat", " Cat ", "<|endoftext|>", "<a>", "<A>"])
 def test_names_that_are_taken(taught, tmp_path, name):
     file = write(tmp_path, emb_params=random_vectors(2, 32))
-    with pytest.raises(ValueError, match="is a token already: take another name"):
+    with pytest.raises(ValueError, match="is a token already: choose another name"):
         taught.load_embedding(name, file)
     assert len(taught.text_encoder.token_embedding.weight) == 49408 + 2  # nothing was changed
 
@@ -116,7 +116,7 @@ def test_names_that_are_taken(taught, tmp_path, name):
 @pytest.mark.parametrize("name", ["", "  ", "wow!"])
 def test_names_that_would_not_be_found(checkpoint, tmp_path, name):
     sd = StableDiffusion(checkpoint("sd-2"))  # where `!` is a token of its own
-    with pytest.raises(ValueError, match="cannot be a token: take another name"):
+    with pytest.raises(ValueError, match="cannot be a token: choose another name"):
         sd.load_embedding(name, write(tmp_path, emb_params=random_vectors(2, 48)))
 
 
@@ -149,7 +149,7 @@ def test_files_that_do_not_fit_sdxl(checkpoint, tmp_path):
     with pytest.raises(ValueError, match="do not fit text encoders of 32 and 48"):
         sd.load_embedding("<a>", write(tmp_path, emb_params=random_vectors(2, 32)))
     file = write(tmp_path, clip_l=random_vectors(2, 32), clip_g=random_vectors(3, 48))
-    with pytest.raises(ValueError, match="the numbers of its vectors differ: clip_l 2, clip_g 3"):
+    with pytest.raises(ValueError, match="differ in the number of vectors: clip_l 2, clip_g 3"):
         sd.load_embedding("<a>", file)
 
 
@@ -180,7 +180,7 @@ def test_script(checkpoint, tmp_path, capsys):
     assert len(seen) == 3
     assert txt2image.main([*usual, "--embedding", f"cat={two}"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error == "error: 'cat' is a token already: take another name, such as <my-style>"
+    assert error == "error: 'cat' is a token already: choose another name, such as <my-style>"
     for wrong, message in (
         ("x", "must be NAME=FILE, got 'x'"),
         (f"={two}", "must be NAME=FILE"),

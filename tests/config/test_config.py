@@ -108,7 +108,7 @@ def test_wrong_types(key, value):
     [
         ({"norm_num_groups": 7}, "norm_num_groups = 7 does not divide 32"),
         ({"attention_head_dim": [4, 5]}, "5 heads do not divide 64"),
-        ({"attention_head_dim": [4]}, r"attention_head_dim = \(4,\) is not for 2 blocks"),
+        ({"attention_head_dim": [4]}, r"attention_head_dim = \(4,\) does not fit 2 blocks"),
         ({"layers_per_block": 0}, "layers_per_block = 0"),
         ({"up_block_types": ["UpBlock2D"]}, "up_block_types names 1 blocks"),
         ({"addition_embed_type": "text_time"}, "text_time needs addition_time_embed_dim"),

@@ -179,5 +179,5 @@ def test_unknown_samplers_and_schedules(name, schedule, message):
 
 def test_ancestral_steps_from_a_prediction_of_the_picture():
     config = DiffusionConfig(prediction_type="sample")
-    with pytest.raises(ValueError, match="sampler euler-a has no prediction type 'sample'"):
+    with pytest.raises(ValueError, match="euler-a cannot run a model that predicts 'sample'"):
         Sampler.for_model(config, "euler-a")
