@@ -1,4 +1,4 @@
-"""Text to the token ids that CLIP takes, and the weights that a prompt gives its words."""
+"""From text to CLIP's token ids, and the weights of the parts of a prompt."""
 
 from .tokenizer import Tokenizer
 

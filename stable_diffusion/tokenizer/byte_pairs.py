@@ -14,16 +14,16 @@ END_OF_WORD = "</w>"
 MAX_CACHED_WORDS = 10_000
 
 # The part of GPT-2's splitting that still matters after `tokenizer.WORD`: it splits
-# <|endoftext|> in three.
+# <|endoftext|> into three.
 SUBWORD = regex.compile(r"'?\p{L}+|\P{L}+")
 
 
 class BytePairs:
-    """Byte-pair encoding of words; `ids(word)` returns the token ids of one, and keeps them.
+    """Byte-pair encoding of words; `ids(word)` returns the token ids of a word, and caches them.
 
     Args:
         vocab: the id of each token.
-        merges: pairs of tokens that become one, in the order in which they are tried.
+        merges: pairs of tokens to merge into one, in the order in which they are tried.
         unknown: the id for a byte that `vocab` lacks.
 
     Raises:
@@ -33,7 +33,7 @@ class BytePairs:
     def __init__(
         self, vocab: Mapping[str, int], merges: Sequence[Sequence[str]], unknown: int
     ) -> None:
-        symbols = _byte_symbols()
+        symbols = _list_byte_symbols()
         self._byte_ids = [vocab.get(symbol, unknown) for symbol in symbols]
         self._last_byte_ids = [vocab.get(symbol + END_OF_WORD, unknown) for symbol in symbols]
         try:
@@ -46,7 +46,7 @@ class BytePairs:
         self.ids = lru_cache(MAX_CACHED_WORDS)(self._encode)
 
     def _encode(self, word: str) -> list[int]:
-        """Return the ids of a word: those of its bytes, merged."""
+        """Return the ids of a word: the ids of its bytes, merged."""
         ids: list[int] = []
         for part in SUBWORD.findall(word):
             *first, last = part.encode()
@@ -56,7 +56,7 @@ class BytePairs:
     def _merge(self, ids: list[int]) -> list[int]:
         """Merge the pair of lowest rank, or the leftmost of several, again and again.
 
-        This takes n log n steps. The ids are a linked list, so that a merge moves none of them.
+        This takes n log n steps: the ids are a linked list, so a merge moves none of them.
         """
         n = len(ids)
         following, previous = list(range(1, n + 1)), list(range(-1, n - 1))
@@ -80,10 +80,10 @@ class BytePairs:
         return [id for id in ids if id != gone]
 
 
-def _byte_symbols() -> list[str]:
+def _list_byte_symbols() -> list[str]:
     """Return the character that stands for each byte in the files (GPT-2's bytes_to_unicode).
 
-    It is the byte's own character if that can be printed, else one after the first 256.
+    It is the byte's own character if that can be printed, otherwise a character above 255.
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     stand_ins = iter(range(0x100, 0x200))

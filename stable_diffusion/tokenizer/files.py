@@ -1,4 +1,4 @@
-"""Read a tokenizer from its files, of any age of transformers, with transformers' precedence."""
+"""Read a tokenizer from its files, written by any version of transformers, as transformers does."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ MAX_LIMIT = 1_000_000  # transformers writes a model_max_length of 1e30 if there
 
 
 class _Options(TypedDict):
-    """Arguments of `Tokenizer` beside vocabulary and merges."""
+    """The arguments of `Tokenizer` except vocabulary and merges."""
 
     bos_token: str
     eos_token: str
@@ -35,7 +35,7 @@ def read_tokenizer(
 
     Args:
         config_file, special_tokens_file: tokenizer_config.json and special_tokens_map.json.
-        pad_token: used if these two do not say.
+        pad_token: the pad token if these two files do not name one.
 
     Raises:
         OSError: if a file cannot be read.
@@ -101,7 +101,7 @@ def _read_options(
     special_tokens_file: Path | None,
     pad_token: str,
 ) -> _Options:
-    """Return the arguments of `Tokenizer` that the small files decide.
+    """Return the arguments of `Tokenizer` that the small files set.
 
     If tokenizer_config.json has `added_tokens_decoder`, the added tokens are those, and
     special_tokens_map.json is not read. Otherwise they are those listed in tokenizer.json, and the
@@ -143,7 +143,7 @@ def _merge_tokens(
     """
     distinct = []
     for token in named:
-        if token not in distinct:  # an entry that is repeated does not count as a later one
+        if token not in distinct:  # a repeated entry does not count as a later one
             distinct.append(token)
     tokens = [AddedToken.from_json(token) for token in distinct]
     tokens += [AddedToken.from_json(token, special=False) for token in listed]

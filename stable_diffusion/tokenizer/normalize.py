@@ -5,9 +5,9 @@ from itertools import groupby
 
 import regex
 
-# The NFC of transformers' tokenizer is that of Unicode 9, which does not change later characters.
-# These ranges have the later ones that NFC would reorder or compose, and others that it never
-# changes.
+# transformers' tokenizer normalizes by Unicode 9, whose NFC does not change later characters. These
+# ranges contain the later characters that today's NFC would reorder or compose, and others that it
+# never changes.
 AFTER_UNICODE_9 = regex.compile(
     "([\u05c8-\u05c9\u07fd\u0897-\u08d3\u09fe\u0c3c\u0d3b-\u0d3c\u0eba\u1715\u1abf-\u1af0\u1df6-\u1dfa"
     "\ua82c\U000105c0-\U000105ff\U00010d24-\U00010f85\U00011070\U0001133b\U00011380-\U000113ff"
@@ -33,12 +33,12 @@ def normalize(text: str) -> str:
 def _compose(text: str) -> str:
     """Return a text in NFC.
 
-    Python sorts runs of marks in quadratic time, so that long ones are sorted here first.
+    Python sorts a run of marks in quadratic time, so long runs are sorted here first.
     """
-    return unicodedata.normalize("NFC", MANY_MARKS.sub(lambda run: _in_order(run[0]), text))
+    return unicodedata.normalize("NFC", MANY_MARKS.sub(lambda run: _sort_marks(run[0]), text))
 
 
-def _in_order(marks: str) -> str:
+def _sort_marks(marks: str) -> str:
     """Return marks decomposed and in canonical order, so that NFC has nothing to reorder."""
     decomposed = "".join(unicodedata.normalize("NFD", mark) for mark in marks)
     runs = groupby(decomposed, key=lambda mark: unicodedata.combining(mark) > 0)

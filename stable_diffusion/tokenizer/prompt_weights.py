@@ -1,5 +1,6 @@
-"""Prompts with weights, in the syntax of AUTOMATIC1111's web UI, and its other syntax, which is
-found for warnings but not supported.
+"""Prompts with weights, in the syntax of AUTOMATIC1111's web UI.
+
+Other syntax of the web UI is not supported, but found, for warnings.
 """
 
 import re
@@ -18,14 +19,14 @@ _PART = re.compile(
 _OPENING = {")": "(", "]": "["}
 _FACTORS = {"(": ROUND_FACTOR, "[": 1 / ROUND_FACTOR}
 
-# Networks to add that are named in the prompt: <lora:name:0.8>.
+# Tags that add a network in the web UI: <lora:name:0.8>.
 EXTRA_NETWORK = re.compile(r"<(lora|lyco|hypernet):([^<>:]+)((?::[^<>]*)?)>", re.IGNORECASE)
 SCALE = re.compile(r":\s*(-?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*(?::.*)?")
-MAX_OPTIONS = 5  # suggested for the networks of a prompt
+MAX_OPTIONS = 5  # that a warning suggests for the networks of a prompt
 
-# The number at the end of prompt editing, [a:b:0.5], which has at most so many characters.
+# The number at the end of prompt editing, [a:b:0.5].
 EDITING = re.compile(r":\s*(?:[0-9]+\.?[0-9]*|\.[0-9]+)\s*")
-MAX_EDITING = 20
+MAX_EDITING = 20  # characters of that number, with its colon and spaces
 _SYMBOL = re.compile(r"\\.|[()\[\]{}|:]", re.DOTALL)
 _CLOSES = {")": "(", "]": "[", "}": "{"}
 _WORDS = re.compile(r"\S+")
@@ -33,7 +34,7 @@ _WILDCARD = re.compile(r"(?<!\w)__[^\W_](?:[\w/*.~-]{0,60}[^\W_]|\*)?__(?!\w)")
 
 
 def find_networks(prompt: str) -> tuple[list[str], list[str]]:
-    """Return the tags that add a network in the web UI, and the options that do so here."""
+    """Return the tags that add a network in the web UI, and the options that do the same here."""
     tags: list[str] = []
     options: list[str] = []
     for tag in EXTRA_NETWORK.finditer(prompt):
@@ -49,13 +50,13 @@ def find_networks(prompt: str) -> tuple[list[str], list[str]]:
 
 
 def find_plain_syntax(prompt: str) -> dict[str, str]:
-    """Return syntax of other programs in a prompt that is plain text here: the text by its kind.
+    """Return the parts of a prompt that are syntax for other programs and plain text here, by kind.
 
-    These are `[a:b:0.5]`, `[a|b]`, `{a|b}`, `AND`, `BREAK` and `__a__`; the first of each kind.
-    Any string may be given.
+    These are `[a:b:0.5]`, `[a|b]`, `{a|b}`, `AND`, `BREAK` and `__a__`, the first of each kind. Any
+    string may be given.
     """
     found: dict[str, str] = {}
-    for kind, start, end in _brackets(prompt):
+    for kind, start, end in _find_brackets(prompt):
         found.setdefault(kind, prompt[start:end])
     words = [word[0].strip(",.;:") for word in _WORDS.finditer(prompt)]
     for i, word in enumerate(words):
@@ -73,7 +74,7 @@ def find_plain_syntax(prompt: str) -> dict[str, str]:
     return found
 
 
-def _brackets(prompt: str) -> Iterator[tuple[str, int, int]]:
+def _find_brackets(prompt: str) -> Iterator[tuple[str, int, int]]:
     """Yield the brackets that mean something in other programs: kind, start and end."""
     opened: list[tuple[str, int]] = []  # the open brackets, and their positions
     bars: list[bool] = []  # whether each has a bar, not counting brackets in it
@@ -111,8 +112,8 @@ def parse_weights(prompt: str) -> list[tuple[str, float]]:
     """Return the parts of a prompt in order, each with its weight.
 
     `(more)` has the weight 1.1, `[less]` 1 / 1.1, `(this:1.3)` 1.3; the weights of nested brackets
-    multiply. A bracket or backslash after a backslash is plain text, and so is a bracket that has
-    no partner. Any string may be given.
+    multiply. A bracket or backslash after a backslash is plain text, and so is a bracket without a
+    partner. Any string may be given.
     """
     parts = list(_PART.finditer(prompt))
     factors, closing = _pair_brackets(parts)
@@ -125,7 +126,7 @@ def parse_weights(prompt: str) -> list[tuple[str, float]]:
         elif i in closing:
             weights[_OPENING[text[-1]]].pop()
         else:
-            text = text.removeprefix("\\")  # of two backslashes one stays
+            text = text.removeprefix("\\")  # leaves one of two backslashes
             if text:
                 weighted.append((text, _limit(weights["("][-1] * weights["["][-1])))
     runs = groupby(weighted, key=lambda part: part[1])
@@ -133,7 +134,7 @@ def parse_weights(prompt: str) -> list[tuple[str, float]]:
 
 
 def _pair_brackets(parts: list[re.Match[str]]) -> tuple[dict[int, float], set[int]]:
-    """Return the parts that open a bracket, with its factor, and those that close one.
+    """Return the parts that open a bracket, with their factors, and the parts that close one.
 
     Brackets without a partner are in neither.
     """

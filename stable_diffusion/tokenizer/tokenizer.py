@@ -21,8 +21,8 @@ BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 MAX_LENGTH = 77  # rows of CLIP's position table
 MAX_QUOTED = 200  # characters of the dropped end of a prompt, in the warning
 
-# The special tokens are here too: one that is plain text (such as in capitals, which become lower
-# case) still separates words.
+# The special tokens are part of it: one that is read as plain text (in capitals, for example, which
+# become lower case) still separates words.
 WORD = regex.compile(
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 )
@@ -34,30 +34,30 @@ _T = TypeVar("_T")
 class AddedToken:
     """A token that is found in the text as a whole, instead of by merging.
 
-    The flags `lstrip` and `rstrip` of the files include white space around the token. It is
-    dropped in any case, so that they are not needed here.
+    The flags `lstrip` and `rstrip` of the files include white space around the token. White space
+    is dropped in any case, so these flags are not needed here.
     """
 
     content: str
-    normalized: bool = False  # searched in the normalized text, else in the text as it is
+    normalized: bool = False  # searched for in the normalized text, not in the text as it is
     single_word: bool = False  # found only if no letter, digit or underscore touches it
 
     @property
     def normal_content(self) -> str:
-        """Return what is searched for in the text."""
+        """Return the string that is searched for."""
         return normalize(self.content) if self.normalized else self.content
 
     @classmethod
     def from_json(cls, token: str | dict[str, Any], special: bool = True) -> "AddedToken":
-        """Return a token of a file: a string, or an object with flags.
+        """Return a token from a file, where it is a string, or an object with flags.
 
         Args:
-            token: as the file has it.
+            token: the token as the file has it.
             special: whether it is a special token, if the object does not say. Ordinary tokens
                 are normalized, unless the object says otherwise.
 
         Raises:
-            ValueError, LookupError, TypeError, AttributeError: if it is no such token.
+            ValueError, LookupError, TypeError, AttributeError: if it is not a token.
         """
         if isinstance(token, str):
             token = {"content": token, "normalized": False}
@@ -70,17 +70,19 @@ class AddedToken:
 class Tokenizer:
     """CLIP's tokenizer.
 
-    Attributes: `max_length`, `bos_id`, `eos_id`, `pad_id`; `n_ids`, the number of rows that a table
-    of embeddings must have for the tokens of the files.
+    Attributes:
+        max_length: how many ids a padded prompt has.
+        bos_id, eos_id, pad_id: the ids of the tokens that begin, end and fill a prompt.
+        n_ids: how many rows a table of embeddings must have for the tokens of the files.
 
     Args:
         vocab: the id of each token.
-        merges: pairs of tokens that become one, in the order in which they are tried.
+        merges: pairs of tokens to merge into one, in the order in which they are tried.
         bos_token, eos_token, pad_token: the tokens that begin, end and fill a prompt. SD 2.x and
             SDXL's second tokenizer fill with `!`.
         unk_token: the token for a byte that `vocab` lacks (real ones lack none).
-        added_tokens: tokens that are found in the text as a whole. The four above always are; to
-            list one of them here gives it flags. Tokens that `vocab` lacks get the next free ids.
+        added_tokens: tokens that are found in the text as a whole. The four above always are, and
+            have flags if they are listed here. Tokens that `vocab` lacks get the next free ids.
         max_length: how many ids a padded prompt has, with BOS and EOS.
 
     Raises:
@@ -117,11 +119,11 @@ class Tokenizer:
         self.bos_id, self.eos_id, self.pad_id = ids[bos_token], ids[eos_token], ids[pad_token]
         self.n_ids = 1 + max(ids.values())
 
-        # By what is searched for in the text.
+        # Keyed by the string that is searched for.
         self._ids = {t.normal_content: [ids[t.content]] for t in added.values()}
         self._added = [t for t in added.values() if t.normalized]
-        self._added_raw = _pattern(t for t in added.values() if not t.normalized)
-        self._added_normalized = _pattern(self._added)
+        self._added_raw = _compile_pattern(t for t in added.values() if not t.normalized)
+        self._added_normalized = _compile_pattern(self._added)
         self._bpe = BytePairs(vocab, merges, ids[unk_token])
 
     def tokenize(self, text: str) -> list[int]:
@@ -130,22 +132,20 @@ class Tokenizer:
         What does not fit is dropped, with a warning that quotes it. Lone surrogates, which UTF-8
         cannot hold, count as `?`.
         """
-        return [self.bos_id, *self.fit(self.words(text), stacklevel=3), self.eos_id]
-
-    def fit(self, words: Iterable[tuple[str, Sequence[_T]]], stacklevel: int = 2) -> list[_T]:
-        """Return the items of the words that fit between BOS and EOS; warn as `tokenize` does.
-
-        Args:
-            words: each with one item for each of its tokens, such as the id.
-            stacklevel: whose line the warning names, as in `warnings.warn`.
-        """
-        kept, dropped = self.cut(words)
+        kept, dropped = self.cut(self.words(text))
         if dropped:
-            warnings.warn(self.make_dropped_warning(dropped), stacklevel=stacklevel)
-        return kept
+            warnings.warn(self.make_dropped_warning(dropped), stacklevel=2)
+        return [self.bos_id, *kept, self.eos_id]
 
     def cut(self, words: Iterable[tuple[str, Sequence[_T]]]) -> tuple[list[_T], str]:
-        """Return the items that fit, as `fit` does, and the words that do not, for a warning."""
+        """Return the items that fit between BOS and EOS, and the words that do not fit.
+
+        Args:
+            words: each word with one item for each of its tokens, such as the id.
+
+        Returns:
+            The items, and the beginning of the words that do not fit, for a warning.
+        """
         kept: list[_T] = []
         dropped = ""
         for word, tokens in words:
@@ -158,7 +158,7 @@ class Tokenizer:
         return kept[: self.room], dropped[1:]
 
     def make_dropped_warning(self, dropped: str, what: str = "prompt") -> PromptWarning:
-        """Return the warning that the last words of a prompt are dropped."""
+        """Return a warning that the last words of a prompt are dropped."""
         return PromptWarning(
             f"the {what} has more than {self.max_length} tokens; dropped: {dropped!r}"
         )
@@ -177,7 +177,7 @@ class Tokenizer:
         return self.pad(self.tokenize(text))
 
     def add(self, name: str, ids: Sequence[int]) -> None:
-        """Let a new token mean some ids wherever a text has it, in upper or lower case.
+        """Make a new token stand for some ids wherever a text has it, in upper or lower case.
 
         Raises:
             ValueError: as `check_new` does.
@@ -185,7 +185,7 @@ class Tokenizer:
         token = self.check_new(name)
         self._ids[token.normal_content] = list(ids)
         self._added.append(token)
-        self._added_normalized = _pattern(self._added)
+        self._added_normalized = _compile_pattern(self._added)
 
     def check_new(self, name: str) -> AddedToken:
         """Check a name for a new token, and return the token that `add` would make of it.
@@ -199,7 +199,7 @@ class Tokenizer:
                 f"{name!r} is a token already: choose another name, such as <my-style>"
             )
         content, normal = token.content, token.normal_content
-        # Such as an accent, which becomes one character with the letter before it.
+        # An accent, for example, becomes one character with the letter before it.
         joins = normalize(f"a{content}{content}") != f"a{normal}{normal}"
         if not content or joins or self._added_raw.search(content):
             raise ValueError(f"{name!r} cannot be a token: choose another name, such as <my-style>")
@@ -219,7 +219,7 @@ class Tokenizer:
                     yield match[0], self._bpe.ids(match[0])
 
 
-def _pattern(tokens: Iterable[AddedToken]) -> regex.Pattern:
+def _compile_pattern(tokens: Iterable[AddedToken]) -> regex.Pattern:
     """Return the expression that finds any of the tokens, the longest first."""
     literals = []
     for token in tokens:
@@ -229,7 +229,7 @@ def _pattern(tokens: Iterable[AddedToken]) -> regex.Pattern:
             literal = rf"(?<!\w){literal}(?!\w)"
         literals.append((len(content), literal))
     alternatives = "|".join(literal for _, literal in sorted(literals, reverse=True))
-    return regex.compile(alternatives or "(?!)")  # which finds nothing
+    return regex.compile(alternatives or "(?!)")  # the latter finds nothing
 
 
 def _split(pattern: regex.Pattern, text: str) -> Iterator[tuple[str, bool]]:
