@@ -260,7 +260,7 @@ def attend(
 ) -> mx.array:
     """Return the scaled dot-product attention of [B, L, D] to [B, M, D] and [B, M, D]: [B, L, D].
 
-    D is split evenly between the heads. If it is causal, position i attends to positions 0 … i.
+    D is split evenly between the heads. If causal, position i attends to positions 0 … i.
     """
     inputs = queries, keys, values
     scale = (queries.shape[-1] // num_heads) ** -0.5

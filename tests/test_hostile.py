@@ -132,7 +132,7 @@ def test_absurd_configs(model, path, options, message):
 
 
 def test_network_that_no_machine_holds(model):
-    """Refused before it is allocated: 10 TB. The message names the config."""
+    """A network of 10 TB is refused before it is allocated; the message names the config."""
     options = {"block_out_channels": [2**16, 2**17], "attention_head_dim": 8}
     configure(model / "unet" / "config.json", **options)
     mx.reset_peak_memory()

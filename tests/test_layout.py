@@ -1,4 +1,4 @@
-"""What each module may import: the table that keeps the house in order."""
+"""Each module imports only what the tables here allow, and is short."""
 
 import ast
 import re
@@ -14,22 +14,14 @@ import stable_diffusion
 
 PACKAGE = Path(__file__).parents[1] / "stable_diffusion"
 
-# A part of the package is a folder or a file in it. What each may import of the others; `cli` is
-# below. Nobody else imports `cli` but the entries.
+# The parts of the package, which are folders and files in it, and the parts that each may import.
+# `cli` is below; only the entries import it.
 LOWER = {"config", "device", "sampler", "tokenizer", "utils"}
 NETWORKS = {"clip", "layers", "unet", "vae"}
 BELOW_PIPELINE = {
     *(LOWER | NETWORKS),
-    *(
-        "adapters",
-        "check_arguments",
-        "conditioning",
-        "denoising",
-        "generation",
-        "model_io",
-        "quantize",
-    ),
-    "vae_strips",
+    *("adapters", "check_arguments", "conditioning", "denoising", "generation", "model_io"),
+    *("quantize", "vae_strips"),
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "utils": set(),
@@ -79,13 +71,13 @@ MAX_FUNCTION, MAX_CLASS = 40, 200  # lines, docstrings not counted
 FILES = sorted(file for file in PACKAGE.rglob("*.py") if "tiny" not in file.parts)
 
 
-def name_of(file: Path) -> tuple[str, ...]:
+def get_module_name(file: Path) -> tuple[str, ...]:
     """Return the parts of a module's name within the package."""
     return file.relative_to(PACKAGE).with_suffix("").parts
 
 
-def imports(file: Path) -> Iterator[tuple[int, tuple[str, ...], bool]]:
-    """Yield the line, the parts of the name, and whether it is of the package, of each import."""
+def find_imports(file: Path) -> Iterator[tuple[int, tuple[str, ...], bool]]:
+    """Yield the line of each import, the parts of its name, and whether it is in the package."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -93,7 +85,7 @@ def imports(file: Path) -> Iterator[tuple[int, tuple[str, ...], bool]]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             yield node.lineno, tuple(node.module.split(".")), False
         elif isinstance(node, ast.ImportFrom):
-            folder = name_of(file)[: -node.level]
+            folder = get_module_name(file)[: -node.level]
             module = tuple(node.module.split(".")) if node.module else ()
             for alias in node.names if len(folder + module) < 2 else node.names[:1]:
                 name = (*folder, *module) if module else (*folder, alias.name)
@@ -112,28 +104,28 @@ def may_import(importer: tuple[str, ...], imported: tuple[str, ...]) -> bool:
     return part in ("cli", other) or other in MAY_IMPORT[part]
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: "/".join(name_of(file)))
+@pytest.mark.parametrize("file", FILES, ids=lambda file: "/".join(get_module_name(file)))
 def test_imports(file):
-    """Each line that imports what it may not."""
+    """Every import is allowed; the message lists the lines that are not."""
     wrong = []
-    for line, imported, is_own in imports(file):
+    for line, imported, is_own in find_imports(file):
         if is_own:
-            is_allowed = may_import(name_of(file), imported)
+            is_allowed = may_import(get_module_name(file), imported)
         elif imported[0] in sys.stdlib_module_names:
             is_allowed = True
         else:
-            is_allowed = name_of(file)[0] in OTHERS.get(imported[0], set())
+            is_allowed = get_module_name(file)[0] in OTHERS.get(imported[0], set())
         if not is_allowed:
             wrong.append(f"{file.relative_to(PACKAGE.parent)}:{line}: {'.'.join(imported)}")
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: "/".join(name_of(file)))
+@pytest.mark.parametrize("file", FILES, ids=lambda file: "/".join(get_module_name(file)))
 def test_no_file_is_too_long(file):
     assert len(file.read_text().splitlines()) <= MAX_LINES
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: "/".join(name_of(file)))
+@pytest.mark.parametrize("file", FILES, ids=lambda file: "/".join(get_module_name(file)))
 def test_functions_and_classes_are_short(file):
     long = []
     for node in ast.walk(ast.parse(file.read_text())):
@@ -158,7 +150,7 @@ def test_the_scripts_are_thin():
 
 
 def test_installing_takes_everything_along():
-    """`pip install .`: every module and all of `tiny`; the version, read without an import."""
+    """`pip install .` takes every module, all of `tiny`, and the version without an import."""
     settings = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
     patterns = ["**/*.py", *settings["package-data"]["stable_diffusion"]]
     taken = {file for pattern in patterns for file in PACKAGE.glob(pattern)}
@@ -178,8 +170,8 @@ def test_the_library_needs_neither_pil_nor_tqdm_nor_the_hub():
     assert done.stdout.strip() == "set()"
 
 
-def test_what_the_package_may_do_is_said():
-    """`python -m stable_diffusion` does nothing, but says what does; each of that is there."""
+def test_the_package_lists_its_commands():
+    """`python -m stable_diffusion` lists the commands, and each of them exists."""
     done, asked = python("-m", "stable_diffusion"), python("-m", "stable_diffusion", "--help")
     assert (done.returncode, done.stdout, done.stderr) == (2, "", asked.stdout)
     assert (asked.returncode, asked.stderr) == (0, "")
@@ -191,7 +183,7 @@ def test_what_the_package_may_do_is_said():
 
 
 def test_a_source_distribution_takes_everything_along():
-    """Its tests can be run: every folder and file beside the package is in MANIFEST.in."""
+    """Every folder and file beside the package is in MANIFEST.in, so its tests can be run."""
     root = PACKAGE.parent
     rules = [line.split() for line in (root / "MANIFEST.in").read_text().splitlines()]
     folders = {rule[1] for rule in rules if rule[0] in ("graft", "recursive-include")}
@@ -209,7 +201,7 @@ def test_a_source_distribution_takes_everything_along():
     assert folders >= {".ci", "benchmarks", "docs", "images", "stable_diffusion", "tests", "tools"}
 
 
-def test_the_urls_and_classifiers_are_whole():
+def test_the_urls_and_classifiers_are_complete():
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
     assert all(url.startswith("https://github.com/") for url in project["urls"].values())
     lowest = project["requires-python"].removeprefix(">=")

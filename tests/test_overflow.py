@@ -1,4 +1,4 @@
-"""Results that are not finite, or constant, are computed again, or refused with the reason."""
+"""Results that are not finite, or constant, are computed again; an error says why if need be."""
 
 import doctest
 import warnings
@@ -49,7 +49,7 @@ def make_overflow(tensors: dict) -> None:
 
 
 def run_all(latents: Denoising) -> mx.array:
-    """Return the last latents."""
+    """Evaluate all steps, and return the last latents."""
     for x_t in latents:
         mx.eval(x_t)
     return x_t
@@ -237,7 +237,7 @@ def test_a_lora_stays_when_float32_takes_over(checkpoint, tmp_path):
         (mx.zeros((2, 4, 4, 3)), [True, True]),
         (mx.broadcast_to(mx.array([0.1, 0.2, 0.3]), (1, 4, 4, 3)), [True]),  # one colour
         (mx.concatenate([mx.zeros((1, 4, 4, 3)), mx.arange(48.0).reshape(1, 4, 4, 3)]), [True, 0]),
-        (mx.broadcast_to(mx.arange(5.0), (1, 77, 5)), [True]),  # of every token the same
+        (mx.broadcast_to(mx.arange(5.0), (1, 77, 5)), [True]),  # the same for every token
         (mx.array([[1.0, 1.0], [1.0, 2.0]]), [True, False]),  # pooled
         (mx.array([[[[3.0, 1.0]]]]), [False]),  # one latent
         (mx.full((1, 2, 2, 1), mx.nan), [False]),
@@ -267,12 +267,12 @@ def make_zeroing(*ends: str) -> Callable[[dict], None]:
         (UNET_FILE, "latents", ("conv_out.weight",), "sd-1"),  # constant, not zero
         (VAE_FILE, "pictures", ("decoder.conv_out.weight", "decoder.conv_out.bias"), "sd-1"),
         (TEXT_FILE, "embeddings of text and picture", ("final_layer_norm.weight",), "sd-1"),
-        # Of one of two text encoders; the other one is not damaged.
+        # One of two text encoders is damaged.
         (TEXT_FILE, "embeddings of text and picture", ("embedding.weight", "_proj.weight"), "sdxl"),
     ],
 )
 def test_constant_results_are_not_saved(copy, capsys, tmp_path, file, what, ends, kind):
-    """They are computed again, and then refused in one line that says what to do."""
+    """They are computed again, and then one line says what is wrong and what to do."""
     folder = copy(kind)
     edit(folder / file, make_zeroing(*ends))
     assert run(folder, "--output", tmp_path / "o.png") == 1
@@ -322,7 +322,7 @@ def test_a_constant_result_is_computed_again(checkpoint, monkeypatch):
     with pytest.warns(UserWarning, match="the text embeddings are constant: computing"):
         latents = overflow.start_checked(sd, start)
     assert mx.array_equal(latents.inputs[1], expected.inputs[1]).item()
-    options["cfg_weight"] = 1.0  # of a prediction and a half of zeros guidance makes no constant
+    options["cfg_weight"] = 1.0  # with guidance, half of a prediction in zeros is no constant
     latents = sd.generate_latents("a cat", **options)
     with pytest.warns(UserWarning, match="the latents are constant: computing"):
         x_0 = overflow.denoise_checked(sd, latents, run_)
@@ -423,7 +423,8 @@ def test_the_library_recovers_in_one_call(copy, half):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         expected = overflow.make_pictures(sd, lambda: sd.generate_latents("a cat", **OPTIONS))
-    assert psnr(np.array(made) * 255, np.array(expected) * 255) > 50  # the text was in half
+    # The text of the first picture was embedded in half precision.
+    assert psnr(np.array(made) * 255, np.array(expected) * 255) > 50
 
 
 @pytest.mark.parametrize(

@@ -48,9 +48,9 @@ def generate(sd: StableDiffusion, **options) -> np.ndarray:
 
 @pytest.mark.parametrize(("guidance", "is_odd"), [(1.0, False), (6.0, True)])
 def test_text_to_picture_equals_diffusers(model, oracle, kind, guidance, is_odd):
-    """They do for two pictures in a batch, with and without guidance, also at an odd size."""
+    """Two pictures in a batch do, with and without guidance, also at an odd size."""
     sd = model(kind)
-    # diffusers wants multiples of 8 pixels, also where a latent is 4 of them.
+    # diffusers wants multiples of 8 pixels, even if a latent stands for 4.
     size = None if not is_odd else (6, 10) if kind == "unusual" else (5, 9)
     ours = generate(sd, n_images=2, cfg_weight=guidance, latent_size=size)
     factor = sd.config.autoencoder.factor
@@ -71,8 +71,8 @@ def test_negative_prompt_equals_diffusers(model, oracle, kind):
 
 
 @pytest.mark.usefixtures("all_cores")
-def test_other_sampler_equals_diffusers(model, oracle, kind, checkpoint):
-    """They do, also if the kernels share the work among all cores."""
+def test_another_sampler_equals_diffusers(model, oracle, kind, checkpoint):
+    """Pictures of other samplers do, with kernels that divide the work between all cores."""
     own = model(kind).sampler.name
     other = "euler" if own == "euler-a" else "euler-a"
     folder = checkpoint(kind)
@@ -114,11 +114,11 @@ def make_gradient(height: int, width: int) -> np.ndarray:
     return np.stack([x + 0 * y, y + 0 * x, x * y], axis=-1).astype(np.float32)
 
 
-def test_what_is_wrong_shows(model, oracle, kind, monkeypatch):
+def test_mistakes_show(model, oracle, kind, monkeypatch):
     """The comparisons above can fail: a wrong seed, guidance or time gives another picture.
 
-    If the time is off by 1, as in the original example, the pictures differ by less than `OTHER`
-    asks for, and by more than `SAME` allows.
+    If the time is off by 1, as in the original example, the pictures are more similar than `OTHER`,
+    and less than `SAME`.
     """
     sd = model(kind)
     theirs = oracle(kind).pictures(PROMPT, seeds=[7], num_inference_steps=4, guidance_scale=6)
@@ -189,7 +189,7 @@ def assert_equal_or_zero(ours, theirs) -> None:
 
 
 def test_a_picture_does_not_depend_on_its_batch(model):
-    """It does not depend on its place in it either, nor on other code that draws numbers."""
+    """It does not depend on its place there either, nor on other code that draws numbers."""
     sd = model("sdxl-turbo")
     three = generate(sd, n_images=3, seed=5)
     mx.random.seed(0)
@@ -268,7 +268,7 @@ def test_quantize(checkpoint):
 
 
 def test_what_users_do_to_the_parts(checkpoint):
-    """They quantize by hand, load all, free the encoders, then the UNet, then decode."""
+    """They quantize by hand, load everything, free the encoders, then the UNet, and decode."""
     sd = StableDiffusion(checkpoint("sd-1"))
     nn.quantize(sd.unet, group_size=32, bits=8)
     sd.ensure_models_are_loaded()
@@ -332,8 +332,8 @@ def test_image_arguments_are_checked_when_called(model, image, strength, message
 
 
 @pytest.mark.parametrize(("kind", "guidance"), [*((k, 5) for k in KINDS), ("sd-1", 1), ("sdxl", 1)])
-def test_several_prompts_at_once_are_what_each_is_alone(model, kind, guidance):
-    """They are, also if one has no negative text, for which SDXL-turbo uses zeros."""
+def test_several_prompts_at_once_give_the_pictures_of_each_alone(model, kind, guidance):
+    """They do, also if one has no negative text, for which SDXL-turbo uses zeros."""
     sd, options = model(kind), {"num_steps": 2, "cfg_weight": guidance}
     prompts, negatives, seeds = [PROMPT, "a fire", PROMPT], ["blue", "", ""], [3, 11, 5]
     together = sd.generate_latents(prompts, 3, negative_text=negatives, seed=seeds, **options)
@@ -440,8 +440,8 @@ def test_other_arguments_of_a_wrong_kind(model):
         sd.decode(mx.zeros((8, 8, 4)))
 
 
-def test_numbers_of_numpy_and_mlx_are_as_good(model):
-    """So is 0.7 in float32, though it is a little less: seven of ten steps are run."""
+def test_numbers_of_numpy_and_mlx_are_accepted(model):
+    """0.7 in float32 is a little less than 0.7, but seven of ten steps are run."""
     sd, image = model("sd-1"), make_gradient(64, 64)
     plain = {"n_images": 2, "num_steps": 10, "cfg_weight": 3.0, "seed": 7, "strength": 0.7}
     expected = sd.generate_latents_from_image(image, PROMPT, **plain)
@@ -459,7 +459,7 @@ def test_numbers_of_numpy_and_mlx_are_as_good(model):
 
 
 def test_a_filter_may_overshoot(model):
-    """Lanczos' filter does at edges, and the picture is taken."""
+    """Lanczos' filter does at edges, and the picture is accepted."""
     image = 1.4 * make_gradient(64, 64)
     assert len(model("sd-1").generate_latents_from_image(image, PROMPT, strength=0)) == 1
 
@@ -490,7 +490,7 @@ def test_latents_are_a_generator(model):
 
 
 def test_guidance_is_rescaled_picture_by_picture():
-    """Each gets its own contrast, whatever the others' is (arXiv:2305.08891, section 3.4)."""
+    """Each gets its own contrast, independent of the others (arXiv:2305.08891, section 3.4)."""
     conditional = np.random.RandomState(0).normal(size=(2, 4, 4, 4)).astype(np.float32)
     conditional *= np.array([1, 10])[:, None, None, None].astype(np.float32)
     guided = conditional * np.array([3, 5])[:, None, None, None].astype(np.float32)

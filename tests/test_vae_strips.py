@@ -33,7 +33,7 @@ def autoencoder(request, checkpoint) -> Autoencoder:
 @pytest.mark.parametrize("strip", [1, 500, 3000])
 @pytest.mark.parametrize("size", [(8, 8), (5, 9)])
 def test_strips_do_not_show(autoencoder, monkeypatch, strip, size):
-    """Also with strips of one row, pictures of odd sizes, and attention in many parts."""
+    """They do not, with strips of one row, odd sizes, and attention in many parts."""
     monkeypatch.setattr(vae_strips, "MAX_STRIP_PIXELS", strip)
     monkeypatch.setattr(vae_strips, "MAX_SCORES", 500)
     z = random_latents(autoencoder, 2, *size)
@@ -44,7 +44,7 @@ def test_strips_do_not_show(autoencoder, monkeypatch, strip, size):
     assert compute_psnr(ours, whole) >= 90
 
 
-def test_of_one_strip(autoencoder):
+def test_a_single_strip(autoencoder):
     z = random_latents(autoencoder, 1, 8, 8)
     assert relative_l2(vae_strips.decode(autoencoder, z, tiled=True), autoencoder.decode(z)) <= 1e-5
 
@@ -87,7 +87,7 @@ def make_autoencoder() -> Autoencoder:
 
 
 def test_peak_memory(monkeypatch):
-    """It is that of the largest layer, the input of the last block, and one strip."""
+    """It holds the largest layer, the input of the last block, and one strip."""
     monkeypatch.setattr(vae_strips, "MAX_STRIP_PIXELS", 2**11)
     autoencoder = make_autoencoder()
     z = random_latents(autoencoder, 1, 32, 32)

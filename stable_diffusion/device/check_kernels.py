@@ -9,13 +9,13 @@ import mlx.nn as nn
 
 from . import cpu_kernels, kernel_calls
 
-MAX_ERROR = 1e-4  # of the largest number: far above rounding, far below any fault
+MAX_ERROR = 1e-4  # relative to the largest number: far above rounding, far below any mistake
 
 Results = list[mx.array]
 
 
 class Check(NamedTuple):
-    """Two ways to compute the same."""
+    """Two ways to compute the same result."""
 
     kernel: str  # the kernel's name
     compute: Callable[[], Results]  # by the kernel
@@ -23,8 +23,8 @@ class Check(NamedTuple):
 
 
 def find_wrong_kernels() -> list[str]:
-    """Return the names of kernels that compute something else, or nothing, for some input."""
-    return sorted({check.kernel for check in _all_checks() if not _agrees(check)})
+    """Return the names of the kernels that do not agree with MLX for some input."""
+    return sorted({check.kernel for check in _make_checks() if not _agrees(check)})
 
 
 def sees_tracing() -> bool:
@@ -44,7 +44,7 @@ def sees_tracing() -> bool:
 def _agrees(check: Check) -> bool:
     try:
         ours = check.compute()
-    except kernel_calls.Unsupported:  # it needs another kernel, which is wrong
+    except kernel_calls.Unsupported:  # it needs another kernel, which does not agree
         return False
     return all(_is_close(*pair) for pair in zip(ours, check.plain(), strict=True))
 
@@ -54,7 +54,7 @@ def _is_close(ours: mx.array, plain: mx.array) -> bool:
     return ours.shape == plain.shape and bool((error < MAX_ERROR).item())  # false for NaN
 
 
-def _all_checks() -> Iterator[Check]:
+def _make_checks() -> Iterator[Check]:
     yield from _check_activations()
     yield from _check_norms()
     yield from _check_linear()
@@ -198,7 +198,7 @@ def _attention(
     return (mx.softmax(scores, axis=-1) @ v).swapaxes(1, 2).flatten(2)
 
 
-# Not those of MLX, which are compiled by g++ at their first use: that takes seconds.
+# MLX's own are compiled by g++ at their first use, which takes seconds.
 def _silu(x: mx.array) -> mx.array:
     return x * mx.sigmoid(x)
 

@@ -1,13 +1,13 @@
 """Compile `kernels/` for the processor of this machine, once, and load them.
 
 MLX itself needs g++ on a Linux CPU for what it compiles. The library is kept in the user's cache
-folder. Its name contains a digest of the sources, the compiler, its settings and the processor, and
-at its end is a digest of the name and the library.
+folder. Its name contains a digest of the sources, the compiler, its settings and the processor. The
+file ends in a digest of its name and content.
 
 A loaded library runs with the rights of the user. Therefore it is only read from a file and folder
-that nobody else can write, and it is checked before it is loaded. It is loaded by way of a file in
-memory: its content is exactly what was checked, and the cache folder may be one that programs
-cannot be run from.
+that nobody else can write, and it is checked before it is loaded. It is loaded from a copy in
+memory: so the content is exactly what was checked, and the cache folder may be one from which
+programs cannot be run.
 
 ``STABLE_DIFFUSION_KERNELS=none`` uses MLX's own operations instead.
 """
@@ -39,7 +39,7 @@ from .private_files import (
 OVERRIDE = "STABLE_DIFFUSION_KERNELS"
 
 SOURCES = Path(__file__).parent / "kernels"
-# Without -ffast-math: it loses infinities and NaN, by which an overflow is recognized.
+# Without -ffast-math, which loses infinities and NaN: an overflow is recognized by them.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-Wno-psabi", "-fPIC", "-pthread")
 
 # The environment variables that change the result of g++ and its linker (GCC's manual, 3.21).
@@ -102,7 +102,7 @@ def _is_wanted() -> bool:
 
 
 def _load_or_compile(compiler: str, kept: Path | None) -> ctypes.CDLL:
-    """Load the library that is kept, or compile and keep a new one.
+    """Load the library in the cache folder, or compile one and keep it there.
 
     Raises:
         OSError: if there is no space, the compiler fails, or the system does not load the library.
@@ -151,12 +151,12 @@ def _compile(compiler: str, folder: Path) -> bytes:
     try:
         return library.read_bytes()
     except FileNotFoundError:
-        raise OSError("g++ makes no library: install your system's g++") from None
+        raise OSError("g++ wrote no library: install your system's g++") from None
 
 
 @contextmanager
 def _make_temporary_folder() -> Iterator[Path]:
-    """Yield a folder to work in, where the system has its temporary files."""
+    """Yield a folder to work in, in the system's temporary folder."""
     with ExitStack() as stack:
         try:
             folder = stack.enter_context(make_working_folder(Path(tempfile.gettempdir())))
@@ -172,7 +172,7 @@ def _make_temporary_folder() -> Iterator[Path]:
 
 
 def _find_kept(compiler: str) -> Path | None:
-    """Return where the library is, or will be; None if the user has no folder for it."""
+    """Return the path of the library in the cache folder; None if there can be no such folder."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     if not folder.is_absolute():
         return None
@@ -183,7 +183,7 @@ def _find_kept(compiler: str) -> Path | None:
 
 
 def _means_no_folder(error: OSError) -> bool:
-    """Return whether the cache folder cannot exist: there is no home folder, for example."""
+    """Return whether an error means that there can be no cache folder: no home, for example."""
     return isinstance(error, FileNotFoundError | FileExistsError | NotADirectoryError)
 
 
@@ -191,7 +191,7 @@ def _compute_key(compiler: str) -> str:
     """Return a digest of everything that the library depends on.
 
     Raises:
-        OSError: if some of it cannot be read.
+        OSError: if something of this cannot be read.
     """
     programs = [compiler, *filter(None, map(shutil.which, PROGRAMS))]
     tools = [(program, os.stat(program)) for program in programs]
@@ -246,7 +246,7 @@ def _load_content(content: bytes) -> ctypes.CDLL:
 
 
 def _load_from_memory(content: bytes) -> ctypes.CDLL:
-    """Load a library by way of a file in memory, which stays open: see `memory_files`."""
+    """Load a library from a file in memory, which stays open: see `memory_files`."""
     descriptor = create_memory_file("kernels.so")
     try:
         with open(descriptor, "wb", closefd=False) as file:

@@ -48,7 +48,11 @@ def compile_library(
 
 
 def _run_all(commands: Sequence[Sequence[str]], folder: Path) -> None:
-    """Run commands side by side; `folder` is for their temporary files."""
+    """Run commands at the same time; `folder` is for their temporary files.
+
+    Raises:
+        OSError: if one of them cannot be run, or fails.
+    """
     environment = {"PATH": os.defpath, **os.environ, "LC_ALL": "C", "TMPDIR": str(folder)}
     processes: list[subprocess.Popen[str]] = []
     try:
@@ -90,10 +94,10 @@ def _describe_failure(errors: str, code: int, folder: Path) -> str:
 def _find_reason(errors: str, code: int) -> str:
     """Return the line of `errors` that says why a compiler failed."""
     lines = [" ".join(line.split()) for line in errors.splitlines() if line.strip()]
-    telling = [line for line in lines if any(words in line for words in NO_SPACE)]
-    telling = telling or [line for line in lines if "error" in line] or lines
-    if telling:
-        return telling[0][:MAX_REASON_LENGTH]
+    reasons = [line for line in lines if any(words in line for words in NO_SPACE)]
+    reasons = reasons or [line for line in lines if "error" in line] or lines
+    if reasons:
+        return reasons[0][:MAX_REASON_LENGTH]
     if code < 0:
         with suppress(ValueError):
             return f"it was ended by {signal.Signals(-code).name}"

@@ -10,14 +10,14 @@ ROOT = Path("/sys/fs/cgroup")
 
 
 def count_cores() -> int:
-    """Return the number that the process's affinity and its container's quota allow, at least 1."""
+    """Return how many cores the process's affinity and its container's quota allow, at least 1."""
     if sys.platform != "linux":
         return 1
-    return max(1, min(len(os.sched_getaffinity(0)), *map(int, _quotas())))
+    return max(1, min(len(os.sched_getaffinity(0)), *map(int, _read_quotas())))
 
 
-def _quotas() -> Iterator[float]:
-    """Yield the quota of each control group around this process, in cores."""
+def _read_quotas() -> Iterator[float]:
+    """Yield the number of cores, then the quota, in cores, of each control group of the process."""
     yield os.cpu_count() or 1
     try:
         lines = GROUPS.read_text().splitlines()
@@ -34,7 +34,7 @@ def _quotas() -> Iterator[float]:
 
 
 def _walk_up(root: Path, path: str) -> Iterator[Path]:
-    """Yield the folder of a group and those above it; in a container it may be the root."""
+    """Yield the folder of a group and the folders above it; in a container it may be the root."""
     folder = root / path.lstrip("/")
     while folder != root and root in folder.parents:
         yield folder
@@ -43,7 +43,7 @@ def _walk_up(root: Path, path: str) -> Iterator[Path]:
 
 
 def _read_quota(*files: Path) -> Iterator[float]:
-    """Yield quota / period, which are in one file or two; nothing if there is no quota."""
+    """Yield quota / period, which are in one or two files; nothing if there is no quota."""
     try:
         quota, period = " ".join(file.read_text() for file in files).split()
         if int(quota) > 0 and int(period) > 0:

@@ -30,7 +30,7 @@ def is_used() -> bool:
 
 
 def supports(x: mx.array) -> bool:
-    """Return whether there are kernels, and they can compute with arrays like `x`."""
+    """Return whether the kernels can compute with arrays like `x`."""
     return x.dtype == mx.float32 and is_used() and bool(load_kernels())
 
 
@@ -58,16 +58,16 @@ def needs_compiling() -> bool:
 def compute_dtype(stored: mx.Dtype) -> mx.Dtype:
     """Return the type to compute in with weights of type `stored`.
 
-    A Linux CPU multiplies half precision 50 times slower than single precision: there the weights
-    are converted to float32 when they are used.
+    A Linux CPU multiplies half precision 50 times slower than single precision, so weights are
+    converted to float32 there when they are used.
     """
     return mx.float32 if is_used() else stored
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep large buffers for the next operation, and not return them to the system.
+    """Make glibc keep large buffers for the next operation, not return them to the system.
 
-    The system would map each of them again page by page, which costs as much as the arithmetic.
+    The system would map each of them again page by page, which takes as long as the arithmetic.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -86,8 +86,8 @@ class Norm(NamedTuple):
     """A norm as the kernels take it: x · gain + offset.
 
     Attributes:
-        gain, offset: [B, C] each for a GroupNorm, whose statistics are contained in them; [C] each
-            for a LayerNorm.
+        gain, offset: [B, C] each for a GroupNorm, with its statistics included; [C] each for a
+            LayerNorm.
         layer_eps: the epsilon of a LayerNorm, which first gives each row mean 0 and variance 1;
             None for a GroupNorm.
     """
@@ -137,7 +137,7 @@ def linear(
     """Return norm(x) [B, ..., D] times the transpose of each weight [O, D], plus its bias [O].
 
     Args:
-        residual: [B, ..., O], is added to every result.
+        residual: [B, ..., O], added to every result.
         gated: whether half of the outputs are multiplied by the GELU of the other half.
     """
     batch, size, width = _get_sizes(x)
@@ -194,10 +194,10 @@ def conv3x3(
         weight: [O, 3, 3, C].
         bias: [O], or [B or 1, O] for each picture.
         activation: only with a norm.
-        residual: [B, h, w, O], is added to the result.
+        residual: [B, h, w, O], added to the result.
         upsample: whether every pixel is first doubled along both sides.
         stride: 2 for half of the size; not with `upsample`.
-        padding: rows above and columns to the left, 0 or 1; below and to the right there is 1.
+        padding: rows above and columns to the left, 0 or 1; there is always 1 below and right.
     """
     _require(x.ndim == 4, f"{x.ndim} axes of pictures")
     is_known = (stride, padding) in ((1, 1), (2, 1), (2, 0)) and not (upsample and stride > 1)
@@ -232,7 +232,7 @@ def attention(
 ) -> mx.array:
     """Return the softmax attention of queries [B, L, D] to keys and values [B, M, D]: [B, L, D].
 
-    D is split evenly between the heads. If it is causal, position i attends to positions 0 … i.
+    D is split evenly between the heads. If causal, position i attends to positions 0 … i.
     """
     _require(queries.ndim == 3, f"{queries.ndim} axes of queries")
     batch, length, width = queries.shape
@@ -248,11 +248,11 @@ def attention(
 
 
 # --- checks of arguments --------------------------------------------------------------------------
-# Kernels read memory by the sizes that they are given, so these have to be right.
+# Kernels read memory by the sizes that they are given, so the sizes must be right.
 
 
 def _get_sizes(x: mx.array) -> tuple[int, int, int]:
-    """Return the sizes of x [B, ..., C]: B, the product of those between, C."""
+    """Return the sizes of x [B, ..., C]: B, the product of the sizes between, and C."""
     if x.ndim < 2:
         raise Unsupported
     return len(x), math.prod(x.shape[1:-1]), x.shape[-1]
@@ -264,7 +264,7 @@ def _unpack_norm(norm: Norm | None) -> tuple[mx.array | None, mx.array | None, f
 
 
 def _require(condition: bool, problem: str) -> None:
-    """Raise ValueError if a condition does not hold that every layer keeps."""
+    """Raise ValueError if a condition is not met, which every layer meets."""
     if not condition:
         raise ValueError(f"{problem}: this cannot be computed")
 

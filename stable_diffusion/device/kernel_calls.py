@@ -1,8 +1,7 @@
 """Call the compiled kernels with the right types, unless MLX is tracing their arrays.
 
 Kernels fill arrays outside of MLX's graph. While MLX traces an array, to differentiate, compile or
-map a function, everything computed from it by a kernel would be a constant for MLX. So they are not
-called then.
+map a function, a kernel's result would be a constant for MLX. So kernels are not called then.
 """
 
 import ctypes
@@ -50,7 +49,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
 KERNELS = tuple(_ARGUMENTS)
 Kernels = dict[str, Callable[..., bool]]
 
-_checked: dict[int, tuple[ctypes.CDLL, Kernels]] = {}  # by the library's id; so it stays alive
+_checked: dict[int, tuple[ctypes.CDLL, Kernels]] = {}  # by the library's id; keeps it alive
 _checking = threading.RLock()
 
 
@@ -66,7 +65,7 @@ def declare(library: ctypes.CDLL) -> Kernels:
 def load_kernels() -> Kernels:
     """Return the kernels that agree with MLX's own operations; {} if there are none.
 
-    They are compared once: a wrong compiler or processor can make a wrong library without an error.
+    They are compared once, because a compiler can make a wrong library without an error.
     """
     library = compile_kernels.load()
     if library is None:
@@ -95,8 +94,8 @@ def run(name: str, *arguments: mx.array | Sequence | float | None) -> None:
     """Run a kernel on all cores.
 
     Args:
-        arguments: those of the C++ function, except the number of cores. Arrays are converted to
-            float32, unless they are the words of a quantized weight.
+        arguments: the arguments of the C++ function, except the number of cores. Arrays are
+            converted to float32, unless they are the words of a quantized weight.
 
     Raises:
         Unsupported: if the kernel is not used, or not for these arrays: one of them is empty, or
@@ -115,8 +114,8 @@ def run(name: str, *arguments: mx.array | Sequence | float | None) -> None:
 def is_traced(*arrays: mx.array) -> bool:
     """Return whether a transformation of MLX, such as `mx.grad`, is tracing one of the arrays.
 
-    If not, they are evaluated. For the transformation, everything computed from them outside of
-    MLX's graph would be a constant, whose gradient is zero.
+    If not, they are evaluated. For the transformation, everything that is computed from them
+    outside of MLX's graph would be a constant, whose gradient is zero.
     """
     try:
         mx.eval(arrays)  # an error inside `mx.compile` and `mx.vmap`
@@ -143,7 +142,7 @@ def _find_arrays(arguments: Sequence) -> Iterator[mx.array]:
 
 
 def _widen_all(argument: Any) -> Any:
-    """Return an argument, or each of a sequence, with arrays of other types as float32."""
+    """Return an argument or a sequence of them, with arrays of other types as float32."""
     if isinstance(argument, Sequence):
         return [_widen_all(item) for item in argument]
     if not isinstance(argument, mx.array) or argument.dtype in PASSED_TYPES:
@@ -153,7 +152,7 @@ def _widen_all(argument: Any) -> Any:
 
 
 def _to_c(argument: Any, kept: list[np.ndarray]) -> Any:
-    """Return an argument as C takes it: the address of an array's numbers, row after row."""
+    """Return an argument for C: for an array, the address of its numbers, row after row."""
     if isinstance(argument, list):
         return (ctypes.c_void_p * len(argument))(*(_to_c(item, kept) for item in argument))
     if isinstance(argument, mx.array):

@@ -1,4 +1,4 @@
-"""How much memory there is, and how much of it to use."""
+"""Measure the memory of this machine, and limit how much of it is used."""
 
 import os
 import resource
@@ -8,9 +8,9 @@ import mlx.core as mx
 
 SHORT_MEMORY = 12e9  # bytes: with less, as on Macs of 8 GB, memory is saved by default
 
-STEP_BYTES = 3_000  # of a UNet step with guidance in half precision, a pixel, without the weights
+STEP_BYTES = 3_000  # per pixel, of a UNet step with guidance in half precision, without weights
 STEP_SHARE = 1 / 8  # of the memory, for the pictures that are denoised together
-CPU_PIXELS = 512 * 512  # are enough to keep a CPU busy
+CPU_PIXELS = 512 * 512  # enough to keep a CPU busy
 MIN_BYTES_PER_WEIGHT = 0.5  # 4 bits
 
 CACHE_SHARE = 1 / 16  # of the memory, for buffers that MLX keeps for the next step
@@ -38,21 +38,21 @@ def is_memory_short() -> bool:
 
 
 def choose_batch_pixels() -> int:
-    """Return how many pixels, of all pictures of a batch, to denoise together."""
+    """Return how many pixels to denoise together, over all pictures of a batch."""
     if mx.default_device().type == mx.gpu:
         return int(read_total_memory() * STEP_SHARE / STEP_BYTES)
     return CPU_PIXELS
 
 
 def require_room(n_weights: int, where: str) -> None:
-    """Check that this machine could hold a network at least in few bits.
+    """Check that this machine can hold a network, at least in few bits.
 
     Args:
         n_weights: the number of weights of the network.
-        where: begins the message, and says which file asks for the network.
+        where: the file that asks for the network, for the message.
 
     Raises:
-        ValueError: if it could not.
+        ValueError: if it cannot.
     """
     memory = read_total_memory()
     if n_weights * MIN_BYTES_PER_WEIGHT > memory:

@@ -3,19 +3,19 @@
 import fcntl
 import os
 
-FIRST_FREE = 3  # descriptors below are those of the standard streams
+FIRST_FREE = 3  # the standard streams have the descriptors below
 
 
 def create_memory_file(name: str) -> int:
     """Return the descriptor of a new, empty file in memory.
 
-    It is never one of the standard streams' descriptors, even if a stream is closed: otherwise
-    what is printed would be written into the file. Close it only if no library was loaded from it:
+    It is never a descriptor of a standard stream, even if a stream is closed: otherwise what is
+    printed would be written into the file. Close it only if no library was loaded from it:
     the dynamic linker knows libraries by /proc/self/fd/NUMBER, and would take the next file with
     this number for the same library.
 
     Args:
-        name: for lists of open files only; several files may have the same one.
+        name: only shown in lists of open files; several files may have the same name.
 
     Raises:
         OSError: if the system has no files in memory.

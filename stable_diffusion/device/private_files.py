@@ -1,7 +1,7 @@
 """Files and folders that belong to this user alone, and temporary folders to work in.
 
 A folder to work in is locked. If its process is killed, the lock is gone, and the next process
-removes the folder. At the end of a file is a digest of its name and content.
+removes the folder. A file ends in a digest of its name and content.
 """
 
 import errno
@@ -17,10 +17,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 FOLDER = "stable-diffusion-mlx"  # in the user's cache folder
-WORKING_PREFIX = "stable-diffusion-mlx-compiling-"  # of the names of folders to work in
+WORKING_PREFIX = "stable-diffusion-mlx-compiling-"  # of the names of temporary folders
 MIN_FREE = 2**25  # bytes: objects, the library and g++'s temporary files take a quarter of it
 MAX_SIZE = 2**26  # bytes of a library
-MAX_AGE = 24 * 60 * 60  # seconds, of a folder that is in use, if locks do not work
+MAX_AGE = 24 * 60 * 60  # seconds; on a disk without locks, older folders are not in use
 
 
 def is_private(status: os.stat_result) -> bool:
@@ -43,9 +43,9 @@ def open_folder(folder: Path) -> Iterator[int]:
 
 
 def read_own(kept: Path) -> bytes | None:
-    """Return the content that `write_own` wrote.
+    """Return the content of a file that `write_own` wrote.
 
-    None if the file is not complete, or if another user could have written it.
+    Returns None if the file is missing or not complete, or if another user could have written it.
     """
     try:
         with open_folder(kept.parent) as folder:
@@ -60,16 +60,16 @@ def read_own(kept: Path) -> bytes | None:
     except OSError:
         return None
     content = written[: -hashlib.sha256().digest_size]
-    return content if written == content + _digest(kept.name, content) else None
+    return content if written == content + _compute_digest(kept.name, content) else None
 
 
 def write_own(content: bytes, kept: Path, folder: Path) -> None:
     """Write a file and its digest in one atomic step.
 
     Args:
-        content: of the file.
+        content: the content of the file.
         kept: the path of the file.
-        folder: for a temporary file, on the same disk.
+        folder: the folder for a temporary file, on the same disk.
 
     Raises:
         OSError: if it cannot be written.
@@ -77,7 +77,7 @@ def write_own(content: bytes, kept: Path, folder: Path) -> None:
     whole = folder / kept.name
     with open(whole, "xb") as file:
         os.fchmod(file.fileno(), 0o600)
-        file.write(content + _digest(kept.name, content))
+        file.write(content + _compute_digest(kept.name, content))
         file.flush()
         os.fsync(file.fileno())
     if kept.is_dir() and not kept.is_symlink():
@@ -87,12 +87,12 @@ def write_own(content: bytes, kept: Path, folder: Path) -> None:
         os.fsync(descriptor)
 
 
-def _digest(name: str, content: bytes) -> bytes:
+def _compute_digest(name: str, content: bytes) -> bytes:
     return hashlib.sha256(name.encode() + content).digest()
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make a folder in the cache folder, which nobody else can write.
+    """Make a folder in the cache folder that nobody else can write.
 
     Raises:
         OSError: if that is not possible, or if the disk is full.
@@ -129,7 +129,7 @@ def make_working_folder(parent: Path) -> Iterator[Path]:
 def _lock(folder: Path) -> int | None:
     """Lock a new folder, and return its descriptor.
 
-    None if another process has just removed it, because it was not locked yet.
+    Returns None if another process has removed it before it was locked.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -150,11 +150,11 @@ def _lock(folder: Path) -> int | None:
 
 
 def remove_left_behind(parent: Path) -> None:
-    """Remove the folders of compilers that were killed."""
+    """Remove the working folders of processes that were killed."""
     with suppress(OSError):
         status = os.stat(parent, follow_symlinks=False)
         if not is_private(status) and not status.st_mode & stat.S_ISVTX:
-            return  # other users could replace our folder by another one
+            return  # other users could replace our folder
         for name in os.listdir(parent):
             is_old_kind = name.startswith("tmp") and parent.name == FOLDER
             if name.startswith(WORKING_PREFIX) or is_old_kind:
@@ -175,11 +175,11 @@ def _is_left_behind(folder: int, is_old_kind: bool) -> bool:
         return False
     except OSError:  # a disk without locks
         return is_old
-    return is_old or not is_old_kind  # earlier versions locked nothing
+    return is_old or not is_old_kind  # earlier versions did not lock
 
 
 def describe_error(error: OSError) -> str:
-    """Return the message of an error; that of a system's error begins with the file."""
+    """Return the message of an error, after the name of the file if there is one."""
     if error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error)

@@ -195,7 +195,7 @@ def write_old_diffusers(file: Path, changes: Changes) -> None:
 
 @contextmanager
 def use_lora(pipeline: DiffusionPipeline, *files: Path) -> Iterator[None]:
-    """Give a pipeline of diffusers, in float64, the LoRA of `files`, which it names "0", "1" …"""
+    """Give a pipeline of diffusers, in float64, the LoRA of `files` with the names "0", "1" …"""
     for i, file in enumerate(files):
         pipeline.load_lora_weights(file, adapter_name=str(i))
     pipeline.to(torch.float64)
@@ -222,7 +222,7 @@ def models(checkpoint) -> Callable[[str], StableDiffusion]:
 
 @pytest.fixture
 def model(models) -> Iterator[Callable[[str], StableDiffusion]]:
-    """Yield what returns a model of a kind, without LoRA. Tests must not quantize it."""
+    """Yield a function that returns a model of a kind, without LoRA. Do not quantize it."""
     yield models
     for kind in ("sd-1", "sdxl"):
         models(kind).unload_lora()
@@ -295,7 +295,7 @@ def list_parameters(sd: StableDiffusion) -> dict[str, mx.array]:
     ],
 )
 def test_namings(model, oracle, tmp_path, kind, write, only):
-    """On every layer of every network; the test below has the other kinds of names."""
+    """Every layer of every network is changed; the next test has the other kinds of names."""
     file = tmp_path / "lora.safetensors"
     pipeline = oracle(kind).exact
     changes = random_changes(pipeline, seed=1, rank=4, alpha=2.0, only=only)
@@ -315,7 +315,7 @@ def test_namings(model, oracle, tmp_path, kind, write, only):
 
 @pytest.mark.parametrize(("kind", "write"), [("sd-1", write_kohya), ("sdxl", write_kohya_original)])
 def test_scales_and_stacks(model, oracle, tmp_path, kind, write):
-    """Two files with different ranks, the second one for some of the layers."""
+    """Two files have different ranks, the second one only for some layers."""
     files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     pipeline = oracle(kind).exact
     changes = random_changes(pipeline, seed=1, rank=4, alpha=2.0)
@@ -349,7 +349,7 @@ def widen_weight(layer: nn.Module) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["sd-1", "sdxl"])
 def test_quantized(checkpoint, tmp_path, kind):
-    """Together with quantized weights: diffusers gets the same ones in float32."""
+    """LoRA work on quantized weights; diffusers gets the same weights in float32."""
     pipeline = Oracle(checkpoint(kind)).exact
     file = tmp_path / "lora.safetensors"
     write_diffusers(file, random_changes(pipeline, seed=1, rank=4, alpha=4.0))
@@ -485,8 +485,8 @@ DOWN, UP = torch.ones(4, 64), torch.ones(64, 4)
         ({"lora_unet_x.lora_mid.weight": UP}, {}, "Tucker form, which is not supported"),
     ],
 )
-def test_what_does_not_fit(checkpoint, tmp_path, tensors, metadata, message):
-    """One line that names the file and keys; and the model stays as it is."""
+def test_files_that_do_not_fit(checkpoint, tmp_path, tensors, metadata, message):
+    """One line names the file and the keys, and the model stays as it is."""
     file = tmp_path / "lora.safetensors"
     tensors = {key: tensor.clone() for key, tensor in tensors.items()}
     save_file(tensors, file, metadata={"lora_adapter_metadata": json.dumps(metadata)})
@@ -498,7 +498,7 @@ def test_what_does_not_fit(checkpoint, tmp_path, tensors, metadata, message):
     assert are_identical(dict(tree_flatten(networks["unet"].parameters())), before)
 
 
-def test_what_is_no_lora_file(tmp_path):
+def test_files_that_are_no_lora(tmp_path):
     file = tmp_path / "lora.safetensors"
     with pytest.raises(OSError, match="no such LoRA file"):
         load_lora({}, file, 1.0, mx.float32)
@@ -513,7 +513,7 @@ def test_what_is_no_lora_file(tmp_path):
 
 
 def test_the_option(checkpoint, oracle, tmp_path):
-    """Two LoRA, one of them with a scale, in the picture of the script."""
+    """Two LoRA, one of them with a scale, change the script's picture as in diffusers."""
     bare, theirs = oracle("sd-1").exact, Oracle(checkpoint("sd-1"))
     files = [tmp_path / "a.safetensors", tmp_path / "b:1.safetensors"]
     for i, file in enumerate(files):
@@ -552,7 +552,7 @@ def test_a_file_that_does_not_fit_is_one_line(checkpoint, tmp_path, capsys):
 
 @pytest.mark.parametrize("n_bytes", [10_000_000_000, 10_000_000_001])
 def test_how_large_a_file_may_be(tmp_path, n_bytes):
-    """There is a limit, as it is read at once; the file of this test takes no space on the disk."""
+    """There is a limit, as files are read as a whole; this file takes no space on the disk."""
     file = tmp_path / "lora.safetensors"
     file.touch()
     os.truncate(file, n_bytes)

@@ -43,14 +43,14 @@ def sd(checkpoint) -> StableDiffusion:
 
 @pytest.fixture(scope="module")
 def taught(checkpoint, tmp_path_factory) -> StableDiffusion:
-    """Return a model that knows `<a>`. Tests may only try to add what is refused."""
+    """Return a model that knows `<a>`. Tests must not change it."""
     sd = StableDiffusion(checkpoint("sd-1"))
     sd.load_embedding("<a>", write(tmp_path_factory.mktemp("a"), emb_params=random_vectors(2, 32)))
     return sd
 
 
 def test_sd_equals_diffusers(checkpoint, sd, tmp_path):
-    """One vector without a second axis, several, and both formats, one after another."""
+    """Files with one vector, several, or no second axis, in both formats, loaded in turn."""
     pipeline = Oracle(checkpoint("sd-1")).single
     before, _ = sd._embed_text(PROMPT, None)
     files = {

@@ -38,7 +38,7 @@ def test_products_go_to_the_blas_that_pip_brought(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_reference_blas_is_not_asked():
+def test_the_reference_blas_is_not_used():
     code = (
         "import stable_diffusion, ctypes; everything = ctypes.CDLL(None);"
         "address = ctypes.cast(everything.cblas_sgemm, ctypes.c_void_p).value;"
@@ -98,7 +98,7 @@ print(ours(), other.scipy_openblas_get_num_threads())
 """
 
 
-def test_nothing_but_the_products_of_mlx_is_bound_to_it(tmp_path):
+def test_only_the_products_of_mlx_are_bound_to_it(tmp_path):
     """SciPy's OpenBLAS has the same names, and keeps its own functions and threads."""
     library = blas._find_file("scipy-openblas32", "libscipy_openblas.so")
     exported = blas._list_exported_symbols(Path(library).read_bytes())
@@ -162,7 +162,7 @@ def run(before: str, *prefix: str) -> subprocess.CompletedProcess:
 
 
 def mount_folder(options: str, folder: Path) -> tuple[str, ...]:
-    """Return what runs a command with a temporary folder that is mounted with these options."""
+    """Return a command prefix that mounts the temporary folder with these options."""
     mount = f"mount -t tmpfs -o {options} none {folder}"
     if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True).returncode:
         pytest.skip("mounting is not permitted here")

@@ -397,7 +397,7 @@ def test_a_folder_of_another_user(tmp_path, home, kept, other, monkeypatch):
     assert kept.read_bytes() == planted
 
 
-def test_a_folder_by_way_of_a_link(home, kept, other):
+def test_a_folder_that_is_a_link(home, kept, other):
     kept.write_bytes(other(kept.name))
     home.rename(home.parent / "elsewhere")
     home.symlink_to(home.parent / "elsewhere")
@@ -471,7 +471,7 @@ def test_without_files_in_memory(tmp_path, sources, home):
 
 @pytest.fixture
 def noexec(tmp_path) -> tuple[str, ...]:
-    """Return what runs a command with a cache and a temporary folder without executable files."""
+    """Return a command prefix that mounts cache and temporary folder without executable files."""
     mounts = tmp_path / "noexec"
     mounts.mkdir()
     mount = f"mount -t tmpfs -o noexec none {mounts}"
@@ -484,14 +484,14 @@ def noexec(tmp_path) -> tuple[str, ...]:
     return ("unshare", "-m", "sh", "-c", script, "sh")
 
 
-def test_where_no_programs_may_run_from(tmp_path, sources, noexec):
+def test_folders_without_executable_files(tmp_path, sources, noexec):
     """The second of two runs uses the library of the first."""
     done = run(sources, "", *noexec)
     assert (done.stdout, done.stderr) == ("1\n1\n", "")
     assert count_calls(tmp_path) == 3
 
 
-def test_where_no_programs_may_run_from_nor_in_memory(tmp_path, sources, noexec):
+def test_folders_without_executable_files_nor_files_in_memory(tmp_path, sources, noexec):
     done = run(sources, NO_MEMORY_FILES, *noexec)
     assert done.stdout == "None\nNone\n"
     assert done.stderr.count(f"{NOTHING}the kernels cannot be loaded (") == 2
@@ -535,7 +535,7 @@ def test_without_a_compiler(monkeypatch):
         ("printf 'error:\\033[31m\\tred\\n' >&2; exit 1", "g++ fails (error:"),
         ("exit 3", "g++ fails (without saying why)"),
         ("kill -KILL $$", "g++ fails (it was ended by SIGKILL)"),
-        ("exit 0", "g++ makes no library"),
+        ("exit 0", "g++ wrote no library"),
         ('for last; do true; done; echo junk > "$last"', "the kernels cannot be loaded ("),
     ],
 )
@@ -566,7 +566,7 @@ def test_with_a_compiler_that_does_not_start(tmp_path, interpreter):
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
-def test_with_a_compiler_that_is_none(tmp_path, monkeypatch, kind):
+def test_with_a_compiler_that_is_no_program(tmp_path, monkeypatch, kind):
     monkeypatch.setenv("PATH", f"{tmp_path}/bin")
     script = tmp_path / "bin/g++"
     if kind == "folder":

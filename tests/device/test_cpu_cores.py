@@ -1,4 +1,4 @@
-"""`count_cores` finds how many threads are right for a machine, or a container with a quota."""
+"""`count_cores` counts the cores of a machine, or of a container with a quota."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only a Linux CP
 
 @pytest.fixture
 def groups(tmp_path, monkeypatch):
-    """Control groups: what /proc says of the process, and files of their limits."""
+    """Return a function that writes control groups with limits, and counts the cores."""
     monkeypatch.setattr(cpu_cores, "GROUPS", tmp_path / "cgroup")
     monkeypatch.setattr(cpu_cores, "ROOT", tmp_path / "fs")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))

@@ -13,7 +13,7 @@ from stable_diffusion.sampler.sampler import SAMPLERS, Sampler
 from stable_diffusion.sampler.steps import StepInput, compute_ancestral_ratios, dpm_2m_step
 
 SAME = 1e-5
-OTHER = 1e-3  # errors of wrong steps are at least so large
+OTHER = 1e-3  # errors of wrong steps are larger
 
 
 @pytest.mark.parametrize(("name", "schedule", "num_steps", "prediction_type"), TRAJECTORIES)

@@ -55,7 +55,7 @@ def test_text_to_picture(models, oracle, kind, name, schedule):
 @pytest.mark.parametrize("strength", [0.2, 0.7])
 @pytest.mark.parametrize(("kind", "name", "schedule"), [("sd-1", *new) for new in NEW])
 def test_image_to_image(models, oracle, kind, name, schedule, strength):
-    """One step of five, and three, which begin in the middle of the schedule."""
+    """One step or three steps of five are run, from the middle of the schedule."""
     image = np.linspace(-1, 1, 64 * 64 * 3, dtype=np.float32).reshape(64, 64, 3)
     options = {"num_steps": 5, "cfg_weight": 3.0, "strength": strength}
     sd = models[kind]

@@ -88,7 +88,7 @@ def test_schedule_of_sdxl_turbo():
     assert get_timesteps(Sampler(config, "euler-a").schedule(1)) == [999]
 
 
-def test_karras_is_denser_where_there_is_little_noise():
+def test_karras_is_denser_at_low_noise():
     for name in ("euler", "dpm++2m"):
         karras, plain = (make(name, s)[0].schedule(20) for s in ("karras", "linspace"))
         assert karras.steps[10].start.ratio < 0.7 * plain.steps[10].start.ratio
@@ -138,7 +138,7 @@ def test_noise_that_begins_with_noise_alone(name):
     assert Sampler(velocity, name).schedule(4).steps[0].start == Level(alpha=0, sigma=1)
 
 
-def test_spacing_where_the_config_is_silent():
+def test_spacing_that_the_config_does_not_say():
     """The spacing is trailing, not the default of diffusers' classes."""
     config = DiffusionConfig.from_dict({"_class_name": "PNDMScheduler"}, "scheduler_config.json")
     assert config.timestep_spacing == "trailing"

@@ -6,7 +6,7 @@
 // The same numbers as in `cpu_kernels.Activation`.
 enum Activation { NONE, SILU, GELU, QUICK_GELU };
 
-INLINE Vec activated(Vec x, int activation) {
+INLINE Vec apply_activation(Vec x, int activation) {
   switch (activation) {
     case SILU: return silu(x);
     case GELU: return gelu(x);
@@ -32,6 +32,7 @@ INLINE void normalize_pixel(const float *x, long channels, const float *gain, co
   else if (activation == NONE)
     each(channels, x, out, [](Vec v, Vec g, Vec o) { return v * g + o; }, gain, offset);
   else
-    each(channels, x, out, [=](Vec v, Vec g, Vec o) { return activated(v * g + o, activation); },
-         gain, offset);
+    each(
+        channels, x, out,
+        [=](Vec v, Vec g, Vec o) { return apply_activation(v * g + o, activation); }, gain, offset);
 }

@@ -1,4 +1,4 @@
-// Softmax attention that never holds more scores than the cache does (arXiv:2205.14135).
+// Softmax attention that holds only as many scores as fit into the cache (arXiv:2205.14135).
 
 #include "product.h"
 
@@ -17,7 +17,8 @@ struct Head {
 
 // Updates a panel's softmax with one block of scores [n][PANEL], which become weights. If a larger
 // maximum is found, the earlier results `out` [width][PANEL] are scaled down.
-void soften(float *scores, long n, float *maxima, float *sums, float *out, long width, bool first) {
+void update_softmax(float *scores, long n, float *maxima, float *sums, float *out, long width,
+                    bool first) {
   for (int i = 0; i < PANEL; i += LANES) {
     Vec before = load(maxima + i), most = before, sum = {};
     for (long j = 0; j < n; j++) most = maximum(load(scores + j * PANEL + i), most);
@@ -40,8 +41,8 @@ void soften(float *scores, long n, float *maxima, float *sums, float *out, long 
 // Computes the attention of queries first … last of a head.
 void attend(const Head &head, long first, long last) {
   const long width = head.width, size = width * PANEL, n_panels = ceil_div(last - first, PANEL);
-  Room queries(n_panels * size), out(n_panels * size), scores(KEYS * PANEL);
-  Room maxima(n_panels * PANEL), sums(n_panels * PANEL);
+  Buffer queries(n_panels * size), out(n_panels * size), scores(KEYS * PANEL);
+  Buffer maxima(n_panels * PANEL), sums(n_panels * PANEL);
   auto place = [&](long i, long d) { return (i / PANEL) * size + d * PANEL + i % PANEL; };
 
   std::fill_n(queries.data, n_panels * size, 0.0f);
@@ -61,7 +62,7 @@ void attend(const Head &head, long first, long last) {
           for (long i = 0, query = first + p * PANEL; i < PANEL && query < key + j; i++, query++)
             scores[j * PANEL + i] = -1e30f;
       float *sum = out + p * size;
-      soften(scores, n, maxima + p * PANEL, sums + p * PANEL, sum, width, key == 0);
+      update_softmax(scores, n, maxima + p * PANEL, sums + p * PANEL, sum, width, key == 0);
       Matrix values{head.values + key * head.stride, 1, head.stride};  // transposed
       multiply(width, values, scores, n, sum, PANEL, key > 0);
     }
@@ -77,7 +78,7 @@ void attend(const Head &head, long first, long last) {
 extern "C" bool attention(const float *queries, const float *keys, const float *values, float *out,
                           long batch, long length, long n_keys, long n_heads, long width,
                           float scale, long causal, long cores) {
-  return completed([&] {
+  return try_run([&] {
     const long stride = n_heads * width, size = PANELS * PANEL, n_parts = ceil_div(length, size);
     const double products = 2.0 * batch * n_heads * length * n_keys * width;
     parallel(cores_for(products, cores), batch * n_heads * n_parts, [&](int i) {

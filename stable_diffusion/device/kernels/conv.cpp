@@ -1,7 +1,7 @@
 // 3×3 convolutions of pictures, channels last, with the norm before and the residual after them.
 //
 // If there are enough pixels, Winograd's method F(4×4, 3×3) (arXiv:1509.09308) is used: it needs 36
-// products for a tile of 16 pixels, where the direct sum needs 144.
+// products for a tile of 16 pixels, the direct sum 144.
 
 #include "linear.h"
 
@@ -18,7 +18,7 @@ struct Convolution {
   long activation;
   long factor;  // by which x is upsampled first
   long stride;
-  long before;  // rows of padding above, and columns to the left
+  long before;  // rows of padding above and columns to the left
 
   // Returns the input pixel for tap (dy, dx) of output pixel (i, j); null if it is padding.
   const float *pixel(long b, long i, long j, int dy, int dx) const {
@@ -62,7 +62,7 @@ void convolve(const Convolution &c, int cores) {
 enum { TILE = 4, PATCH = 6, TERMS = PATCH * PATCH };  // sides of output tile and of its input patch
 enum { SIDE = 8 };                                    // most tiles of a block along one side
 enum { OUTPUTS = 24, DEPTH = 64, CHANNELS = 32 };     // at a time, so that they stay in the cache
-enum { APART = 16 };  // numbers between terms: otherwise they would share places in the cache
+enum { APART = 16 };  // numbers between terms, so that they do not share places in the cache
 
 // Neighbouring tiles of one or more pictures.
 struct Block {
@@ -77,7 +77,8 @@ struct Block {
   }
 };
 
-// The transforms along one side. `S` is the distance between numbers, `T` that in the result.
+// The transforms along one side. `S` is the distance between numbers of the input, `T` between
+// numbers of the output.
 template <int S>
 INLINE void patch_transform(Vec *d) {
   const Vec d1 = d[S], d2 = d[2 * S], d3 = d[3 * S], d4 = d[4 * S], d5 = d[5 * S];
@@ -118,7 +119,7 @@ INLINE void result_transform(const Vec *m, Vec *y) {
 void transform_patches(const Convolution &c, const Block &block, long first, long n,
                        float *patches) {
   const long height = TILE * block.height + 2, width = TILE * block.width + 2;
-  Room pixels(block.n_pictures * height * width * CHANNELS);
+  Buffer pixels(block.n_pictures * height * width * CHANNELS);
   float *to = pixels;
   for (long b = block.picture; b < block.picture + block.n_pictures; b++)
     for (long i = 0; i < height; i++)
@@ -158,7 +159,7 @@ void transform_back(const Convolution &c, const Block &block, long first, long n
                     const float *patches) {
   const long stride = block.n_panels() * PANEL;
   const long weight_term = OUTPUTS * DEPTH + APART, sum_term = OUTPUTS * stride + APART;
-  Room weights(TERMS * weight_term), sums(TERMS * sum_term);
+  Buffer weights(TERMS * weight_term), sums(TERMS * sum_term);
   for (long k = 0; k < c.channels; k += DEPTH) {
     const long depth = std::min<long>(DEPTH, c.channels - k);
     for (long o = 0; o < n; o++)
@@ -224,32 +225,36 @@ void convolve_by_tiles(const Convolution &c, int cores) {
 
   const long n_blocks = blocks.size(), size = ceil_div(c.channels, DEPTH) * TERMS * blocks[0].term();
   const long n_inner = ceil_div(c.channels, CHANNELS), n_outer = ceil_div(c.n_outputs, OUTPUTS);
-  auto forth = [&](const Block &block, long i, float *patches) {
+  auto transform_input = [&](const Block &block, long i, float *patches) {
     const long first = i * CHANNELS, n = std::min<long>(CHANNELS, c.channels - first);
     transform_patches(c, block, first, n, patches);
   };
-  auto back = [&](const Block &block, long i, const float *patches) {
+  auto compute_output = [&](const Block &block, long i, const float *patches) {
     const long first = i * OUTPUTS, n = std::min<long>(OUTPUTS, c.n_outputs - first);
     transform_back(c, block, first, n, patches);
   };
   if (n_blocks >= 4 * cores) {  // each core computes some of the blocks
     parallel(cores, n_blocks, [&](int b) {
-      Room patches(size);
-      for (long i = 0; i < n_inner; i++) forth(blocks[b], i, patches);
-      for (long i = 0; i < n_outer; i++) back(blocks[b], i, patches);
+      Buffer patches(size);
+      for (long i = 0; i < n_inner; i++) transform_input(blocks[b], i, patches);
+      for (long i = 0; i < n_outer; i++) compute_output(blocks[b], i, patches);
     });
     return;
   }
-  Room patches(n_blocks * size);
-  auto of = [&](long b) { return patches + b * size; };
-  parallel(cores, n_blocks * n_inner,
-           [&](int i) { forth(blocks[i / n_inner], i % n_inner, of(i / n_inner)); });
-  parallel(cores, n_blocks * n_outer,
-           [&](int i) { back(blocks[i / n_outer], i % n_outer, of(i / n_outer)); });
+  Buffer patches(n_blocks * size);
+  auto patches_of = [&](long b) { return patches + b * size; };
+  parallel(cores, n_blocks * n_inner, [&](int i) {
+    const long b = i / n_inner;
+    transform_input(blocks[b], i % n_inner, patches_of(b));
+  });
+  parallel(cores, n_blocks * n_outer, [&](int i) {
+    const long b = i / n_outer;
+    compute_output(blocks[b], i % n_outer, patches_of(b));
+  });
 }
 
-// Returns whether 36 products for a tile, and the transforms, are less work than 9 for each pixel.
-bool tiles_pay(const Convolution &c) {
+// Returns whether 36 products for a tile, with the transforms, are less work than 9 for each pixel.
+bool are_tiles_faster(const Convolution &c) {
   const long tiles = c.batch * ceil_div(c.out_height, TILE) * ceil_div(c.out_width, TILE);
   const long pixels = c.batch * c.out_height * c.out_width;
   const bool fits = c.stride == 1 && c.before == 1 && c.channels % LANES == 0;
@@ -262,17 +267,17 @@ bool tiles_pay(const Convolution &c) {
 // Computes out [B, h, w, O] = convolution of activation(x · gain + offset), + bias, + residual.
 //
 // gain, offset and residual may be null. With stride 1 the result has the size of x, upsampled by
-// `factor`; with stride 2 half of it. `before`: rows of padding above, and columns to the left.
+// `factor`; with stride 2, half of it. `before`: rows of padding above and columns to the left.
 extern "C" bool conv3x3(const float *x, long batch, long height, long width, long channels,
                         const float *gain, const float *offset, long activation, long factor,
                         long stride, long before, const float *weight, long n_outputs,
                         const float *bias, long bias_per_picture, const float *residual, float *out,
                         long out_height, long out_width, long cores) {
-  return completed([&] {
+  return try_run([&] {
     const Convolution c{x, gain, offset, weight, bias, residual, out, batch, height, width,
                         channels, out_height, out_width, n_outputs, bias_per_picture ? n_outputs : 0,
                         activation, factor, stride, before};
-    if (tiles_pay(c))
+    if (are_tiles_faster(c))
       convolve_by_tiles(c, cores_for(4.0 * batch * out_height * out_width * channels * n_outputs,
                                      cores));
     else

@@ -28,7 +28,7 @@ extern "C" bool linear(const float *x, long n, long k, long n_outputs, long n_we
                        const float *const *weights, const float *const *biases, float *const *outs,
                        const float *gain, const float *offset, long is_layer_norm, float eps,
                        long picture, const float *residual, long gated, long cores) {
-  return completed([&] {
+  return try_run([&] {
     std::vector<Output> outputs;
     for (int i = 0; i < n_weights; i++) outputs.push_back({weights[i], biases[i], outs[i]});
     auto fill = [=](long i, float *row) {

@@ -1,4 +1,4 @@
-// Matrix products with rows that are made when needed: normalized, or taken from a picture.
+// Matrix products with rows that are computed when needed: normalized, or taken from a picture.
 #pragma once
 
 #include "activations.h"
@@ -26,7 +26,7 @@ class Linear {
 
   // Writes rows first … first + n side by side into panels.
   void pack(long first, long n, float *panels) const {
-    Room rows(LANES * k_);
+    Buffer rows(LANES * k_);
     for (long i = 0; i < ceil_div(n, PANEL) * PANEL; i += LANES) {
       for (long r = 0; r < LANES; r++)
         if (i + r < n)
@@ -50,7 +50,7 @@ class Linear {
   void multiply_block(const float *panels, long first, long n, const Output &output, long o,
                       long n_some) const {
     const long n_panels = ceil_div(n, PANEL), stride = n_panels * PANEL;
-    Room sums(2 * OUTPUTS * stride);
+    Buffer sums(2 * OUTPUTS * stride);
     float *gates = sums + OUTPUTS * stride;
     for (long k = 0; k < k_; k += DEPTH) {
       const long depth = std::min<long>(DEPTH, k_ - k);
@@ -105,7 +105,7 @@ class Linear {
     if (n_ >= 4 * cores * few) {            // each core computes some of the rows
       parallel(cores, ceil_div(n_, few), [&](int part) {
         const long first = part * few, n = std::min(few, n_ - first);
-        Room panels(ceil_div(n, PANEL) * PANEL * k_);
+        Buffer panels(ceil_div(n, PANEL) * PANEL * k_);
         pack(first, n, panels);
         for (long i = 0; i < n_products; i++) block(i, panels, first, n);
       });
@@ -113,7 +113,7 @@ class Linear {
     }
     // Each core computes some of the outputs of many rows, so each weight is read once.
     const long many = 256;
-    Room panels(ceil_div(n_, PANEL) * PANEL * k_);
+    Buffer panels(ceil_div(n_, PANEL) * PANEL * k_);
     parallel(cores, ceil_div(n_, PANEL), [&](int p) {
       pack(p * PANEL, std::min<long>(PANEL, n_ - p * PANEL), panels + p * PANEL * k_);
     });

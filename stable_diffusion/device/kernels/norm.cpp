@@ -9,10 +9,10 @@ struct Moments {
   double n = 0, mean = 0, squares = 0;
 
   // Adds the moments of other numbers.
-  void add(double more, double its_mean, double its_squares) {
-    const double total = n + more, apart = its_mean - mean;
-    mean += apart * more / total;
-    squares += its_squares + apart * apart * n * more / total;
+  void add(double other_n, double other_mean, double other_squares) {
+    const double total = n + other_n, distance = other_mean - mean;
+    mean += distance * other_n / total;
+    squares += other_squares + distance * distance * n * other_n / total;
     n = total;
   }
 };
@@ -31,8 +31,8 @@ void add_pixels(const float *x, long n, long channels, Moments *moments) {
     for (long c = 0; c < channels; c++) mean[c] /= rows;
     for (long r = 0; r < rows; r++)
       for (long c = 0; c < channels; c++) {
-        const float apart = x[r * channels + c] - mean[c];
-        squares[c] += apart * apart;
+        const float distance = x[r * channels + c] - mean[c];
+        squares[c] += distance * distance;
       }
     for (long c = 0; c < channels; c++) moments[c].add(rows, mean[c], squares[c]);
   }
@@ -44,7 +44,7 @@ void add_pixels(const float *x, long n, long channels, Moments *moments) {
 extern "C" bool group_norm(const float *x, long batch, long n, long channels, long groups,
                            const float *weight, const float *bias, float eps, float *gain,
                            float *offset, long cores) {
-  return completed([&] {
+  return try_run([&] {
     const long step = std::min<long>(ceil_div(n, cores), 4096), n_parts = ceil_div(n, step);
     std::vector<Moments> parts(batch * n_parts * channels);
     parallel(cores, batch * n_parts, [&](int i) {
@@ -73,7 +73,7 @@ extern "C" bool group_norm(const float *x, long batch, long n, long channels, lo
 // Computes out = activation(x · gain + offset) for x [B, N, C], gain and offset [B, C].
 extern "C" bool normalize(const float *x, long batch, long n, long channels, const float *gain,
                           const float *offset, long activation, float *out, long cores) {
-  return completed([&] {
+  return try_run([&] {
     const long step = std::max(1L, 65536 / channels), n_parts = ceil_div(n, step);
     parallel(cores, batch * n_parts, [&](int i) {
       const long b = i / n_parts, first = i % n_parts * step, last = std::min(first + step, n);
@@ -86,11 +86,11 @@ extern "C" bool normalize(const float *x, long batch, long n, long channels, con
 
 // Computes out = activation(x) for n numbers.
 extern "C" bool activate(const float *x, long n, long activation, float *out, long cores) {
-  return completed([&] {
+  return try_run([&] {
     const long step = 65536;
     parallel(cores, ceil_div(n, step), [&](int i) {
       const long first = i * step, count = std::min(step, n - first);
-      each(count, x + first, out + first, [&](Vec v) { return activated(v, activation); });
+      each(count, x + first, out + first, [&](Vec v) { return apply_activation(v, activation); });
     });
   });
 }

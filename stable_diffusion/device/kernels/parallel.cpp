@@ -28,13 +28,13 @@ class Pool {
  private:
   std::mutex mutex_;
   std::condition_variable wake_, done_;
-  std::deque<Tasks *> waiting_;  // for more threads
+  std::deque<Tasks *> waiting_;  // tasks that want more threads
   int n_threads_ = 0;
 
   void grow(int n_wanted) {
     try {
       for (; n_threads_ < n_wanted; n_threads_++) std::thread([this] { serve(); }).detach();
-    } catch (const std::exception &) {  // no more threads can be created: use those there are
+    } catch (const std::exception &) {  // no more threads can be created: use the existing ones
     }
   }
 

@@ -58,5 +58,5 @@ static __attribute__((noinline)) void multiply(int rows, Matrix a, const float *
   multiply_few<ROWS - 1>(rows, a, panel, k, out, stride, add);
 }
 
-// Returns one core if the work takes a few microseconds only: waking threads would take longer.
+// Returns one core if the work takes only a few microseconds: waking threads would take longer.
 INLINE int cores_for(double products, int cores) { return products < 1e6 ? 1 : cores; }

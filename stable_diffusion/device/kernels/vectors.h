@@ -32,17 +32,17 @@ INLINE void store_some(float *to, Vec x, long n) {
   std::memcpy(to, &x, n * sizeof(float));
 }
 
-INLINE Vec all(float x) { return Vec{} + x; }
+INLINE Vec broadcast(float x) { return Vec{} + x; }
 INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
 
 // Returns e^x for x <= 0 as 2^n · 2^f with f in [-1/2, 1/2]; at least 2^-126. NaN stays NaN.
 INLINE Vec exp_below(Vec x) {
   x *= 1.44269504f;
-  x = x < -126.0f ? all(-126.0f) : x;
+  x = x < -126.0f ? broadcast(-126.0f) : x;
   const float round = 12582912.0f;  // 1.5 · 2^23: a sum with it is rounded to an integer
   Vec shifted = x + round, f = x - (shifted - round);
   Ints n = (Ints)shifted - 0x4B400000;
-  Vec p = all(1.5403530e-4f);  // Taylor's series of 2^f
+  Vec p = broadcast(1.5403530e-4f);  // Taylor's series of 2^f
   p = p * f + 1.3333558e-3f;
   p = p * f + 9.6181291e-3f;
   p = p * f + 5.5504109e-2f;
@@ -55,15 +55,15 @@ INLINE Vec exp_below(Vec x) {
 // Returns x times the logistic function of gain · x.
 INLINE Vec silu(Vec x, float gain = 1.0f) {
   Vec e = exp_below(x < 0 ? gain * x : -gain * x);
-  return x * ((x < 0 ? e : all(1.0f)) / (1.0f + e));
+  return x * ((x < 0 ? e : broadcast(1.0f)) / (1.0f + e));
 }
 
 // Returns x times the normal distribution function of x, which is computed as
 // 1/2 + x P(x²) / Q(x²) with the coefficients of tools/fit_gelu.py.
 INLINE Vec gelu(Vec x) {
   const float limit = 5.5f;
-  Vec y = x > limit ? all(limit) : x < -limit ? all(-limit) : x, s = y * y;
-  Vec p = all(2.22159355e-8f), q = all(1.19539943e-6f);
+  Vec y = x > limit ? broadcast(limit) : x < -limit ? broadcast(-limit) : x, s = y * y;
+  Vec p = broadcast(2.22159355e-8f), q = broadcast(1.19539943e-6f);
   p = p * s + 6.53075743e-6f;
   q = q * s + 7.86106445e-5f;
   p = p * s + 1.82859154e-4f;
@@ -97,20 +97,20 @@ INLINE void transpose(Vec *rows) {
   }
 }
 
-// Memory for n numbers, aligned and not initialized.
-struct Room {
+// Memory for n numbers, aligned, not initialized.
+struct Buffer {
   float *data;
-  explicit Room(long n) : data((float *)std::aligned_alloc(64, (4 * n + 127) / 64 * 64)) {
+  explicit Buffer(long n) : data((float *)std::aligned_alloc(64, (4 * n + 127) / 64 * 64)) {
     if (!data) throw std::bad_alloc();
   }
-  ~Room() { std::free(data); }
-  Room(const Room &) = delete;
+  ~Buffer() { std::free(data); }
+  Buffer(const Buffer &) = delete;
   operator float *() const { return data; }
 };
 
-// Runs a kernel, and returns whether there was enough memory.
+// Runs a kernel; returns false if there was too little memory.
 template <class Kernel>
-static bool completed(Kernel kernel) {
+static bool try_run(Kernel kernel) {
   try {
     kernel();
     return true;

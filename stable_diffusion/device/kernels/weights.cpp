@@ -1,37 +1,38 @@
-// Convert weights that are stored in fewer bits to float32.
+// Conversion to float32 of weights that are stored in fewer bits.
 
 #include "vectors.h"
 
 namespace {
 
-INLINE float number(uint32_t bits) {
+INLINE float float_from_bits(uint32_t bits) {
   float x;
   std::memcpy(&x, &bits, sizeof x);
   return x;
 }
 
-INLINE float of_half(uint16_t half) {
+INLINE float half_to_float(uint16_t half) {
   const uint32_t bits = (half & 0x7fffu) << 13, sign = (half & 0x8000u) << 16;
   uint32_t wide;
-  const float scaled = number(bits) * 0x1p112f;  // the biases of the exponents differ by 112
+  const float scaled = float_from_bits(bits) * 0x1p112f;  // the exponents' biases differ by 112
   std::memcpy(&wide, &scaled, sizeof wide);
-  return number((bits >= 0x0f800000u ? bits | 0x7f800000u : wide) | sign);  // or not finite
+  const bool is_finite = bits < 0x0f800000u;
+  return float_from_bits((is_finite ? wide : bits | 0x7f800000u) | sign);
 }
 
-INLINE float of_bfloat(uint16_t half) { return number(uint32_t(half) << 16); }
+INLINE float bfloat_to_float(uint16_t half) { return float_from_bits(uint32_t(half) << 16); }
 
 }  // namespace
 
 // Converts n numbers of float16, or of bfloat16.
 extern "C" bool widen(const uint16_t *halves, long n, long is_bfloat, float *out, long cores) {
-  return completed([&] {
+  return try_run([&] {
     const long step = 65536;
     parallel(cores, ceil_div(n, step), [&](int part) {
       const long first = part * step, last = std::min(first + step, n);
       if (is_bfloat)
-        for (long i = first; i < last; i++) out[i] = of_bfloat(halves[i]);
+        for (long i = first; i < last; i++) out[i] = bfloat_to_float(halves[i]);
       else
-        for (long i = first; i < last; i++) out[i] = of_half(halves[i]);
+        for (long i = first; i < last; i++) out[i] = half_to_float(halves[i]);
     });
   });
 }
@@ -40,7 +41,7 @@ extern "C" bool widen(const uint16_t *halves, long n, long is_bfloat, float *out
 // the first one in the lowest bits. Each `group` of them has a scale and an offset.
 extern "C" bool dequantize(const uint32_t *packed, long rows, long columns, long bits, long group,
                            const float *scales, const float *offsets, float *out, long cores) {
-  return completed([&] {
+  return try_run([&] {
     const long per_word = 32 / bits, n_groups = columns / group, step = 16;
     const uint32_t mask = (1u << bits) - 1;
     parallel(cores, ceil_div(rows, step), [&](int part) {
