@@ -100,11 +100,7 @@ def test_json_that_is_too_large(tmp_path):
         ("unet/config.json", {"block_out_channels": [64] * 9}, "number of blocks = 9 is not from"),
         ("unet/config.json", {"layers_per_block": 10**9}, "is not from 0 to"),
         ("unet/config.json", {"layers_per_block": 10**5}, "200000 residual blocks are more than"),
-        (
-            "unet/config.json",
-            {"transformer_layers_per_block": 10**5},
-            "transformer blocks are",
-        ),
+        ("unet/config.json", {"transformer_layers_per_block": 10**5}, "transformer blocks are"),
         ("unet/config.json", {"attention_head_dim": 3}, "3 heads do not divide 64 channels"),
         ("unet/config.json", {"attention_head_dim": 0}, "0 heads do not divide"),
         ("unet/config.json", {"cross_attention_dim": 129}, "the text encoders give 128"),
@@ -299,14 +295,8 @@ def test_no_code_of_a_model_runs(model, tmp_path):
     victim = tmp_path / "victim"
     code = f"open({str(victim)!r}, 'w')\n"
     for folder in (model, *(model / name for name in ("unet", "vae", "text_encoder"))):
-        for name in (
-            "modeling.py",
-            "__init__.py",
-            "pipeline.py",
-            "conftest.py",
-            "sitecustomize.py",
-        ):
-            (folder / name).write_text(code)
+        for name in ("modeling", "__init__", "pipeline", "conftest", "sitecustomize"):
+            (folder / f"{name}.py").write_text(code)
     (model / "handler.py").write_text(code)
     configure(
         model / "model_index.json",
@@ -324,13 +314,7 @@ def test_nothing_in_the_package_can_run_what_it_reads():
     """There is no unpickling, no evaluation, no import by name, and no import of torch."""
     for file in sorted(TINY.parent.rglob("*.py")):
         text = file.read_text()
-        for word in (
-            "import pickle",
-            "eval(",
-            "exec(",
-            "import_module",
-            "trust_remote_code",
-        ):
+        for word in ("import pickle", "eval(", "exec(", "import_module", "trust_remote_code"):
             found = text.replace("mx.eval(", "").replace("mx.async_eval(", "")
             assert word not in found, f"{file.name} has {word}"
         assert "import torch" not in text

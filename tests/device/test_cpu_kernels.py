@@ -134,10 +134,8 @@ def test_group_norm(height, width, channels):
     """MLX's own loses four digits at 512×512, because it adds the numbers one by one."""
     x = 3 + 2 * random_normal(2, height, width, channels)
     norm = GroupNorm(8, channels, eps=1e-6)
-    norm.weight, norm.bias = (
-        mx.array(random_normal(channels)),
-        mx.array(random_normal(channels, seed=1)),
-    )
+    norm.weight = mx.array(random_normal(channels))
+    norm.bias = mx.array(random_normal(channels, seed=1))
     exact = torch.nn.functional.group_norm(
         torch.tensor(x, dtype=torch.float64).permute(0, 3, 1, 2),
         8,
@@ -159,12 +157,10 @@ CONVOLUTIONS = [
 def test_convolution(width, how, height, columns, channels, outputs):
     stride, padding = (2 if "halved" in how else 1), (0 if "below" in how else 1)
     conv = Conv3x3(channels, outputs, stride=stride, padding=padding)
-    x, norm = (
-        mx.array(random_normal(2, height, columns, channels)),
-        GroupNorm(1, channels, eps=1e-5),
-    )
+    x = mx.array(random_normal(2, height, columns, channels))
+    norm = GroupNorm(1, channels, eps=1e-5)
     weight, bias = (
-        torch.tensor(np.array(conv[p]), dtype=torch.float64) for p in ("weight", "bias")
+        torch.tensor(np.array(conv[name]), dtype=torch.float64) for name in ("weight", "bias")
     )
 
     def exact(x: np.ndarray) -> torch.Tensor:
@@ -258,7 +254,7 @@ def test_integers_are_numbers():
 def test_a_layer_norm_is_one_whatever_its_epsilon(eps):
     """Its gain [D] is not read like that of a GroupNorm, which has one for each picture."""
     layer, norm, x = Linear(16, 8), nn.LayerNorm(16), mx.array(random_normal(4, 5, 16))
-    norm.eps = eps  # MLX asks for more than nothing
+    norm.eps = eps
     norm.weight, norm.bias = mx.array(random_normal(16)), mx.array(random_normal(16, seed=1))
     rows = np.array(x, np.float64)
     rows = (rows - rows.mean(-1, keepdims=True)) / rows.std(-1, keepdims=True)
@@ -305,7 +301,7 @@ def test_shapes_that_kernels_rely_on(call):
 
 
 def test_sizes_of_zero():
-    """They are left to MLX."""
+    """MLX's own operations compute them."""
     for shape in ((0, 3, 8), (2, 0, 8)):
         x = mx.zeros(shape)
         assert Linear(8, 4)(x, norm=nn.LayerNorm(8)).shape == (*shape[:2], 4)
@@ -339,7 +335,7 @@ def test_a_kernel_that_is_wrong_is_not_used(name, monkeypatch, checkpoint):
     assert mx.abs(ours - plain).max().item() < 1e-4 * mx.abs(plain).max().item()
 
 
-def test_an_mlx_that_cannot_be_told_to_trace(monkeypatch):
+def test_an_mlx_whose_tracing_is_not_noticed(monkeypatch):
     """If tracing cannot be noticed, kernels are not used: gradients would silently be zero."""
     library = SimpleNamespace(
         **{name: getattr(compile_kernels.load(), name) for name in kernel_calls.KERNELS}

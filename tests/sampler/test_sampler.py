@@ -92,7 +92,7 @@ def test_a_wrong_sampler_shows(name, monkeypatch):
     assert trajectory_error(name, "epsilon", None, 7) > OTHER
 
 
-def test_compute_ancestral_ratios_keep_the_variance():
+def test_ancestral_ratios_keep_the_variance():
     for ratio, next_ratio in ((14.6, 7.0), (1.0, 0.9), (0.03, 0.0)):
         down, up = compute_ancestral_ratios(ratio, next_ratio)
         assert down**2 + up**2 == pytest.approx(next_ratio**2)
@@ -101,13 +101,13 @@ def test_compute_ancestral_ratios_keep_the_variance():
 def test_a_step_is_a_pure_function():
     """It gives the same latents for the same arguments, whatever is computed in between."""
     for name in SCHEDULERS:
-        solver = Sampler.for_model(DiffusionConfig(), name)
-        step, later = solver.schedule(4).steps[1:3]
+        sampler = Sampler.for_model(DiffusionConfig(), name)
+        step, later = sampler.schedule(4).steps[1:3]
         x, prediction, fresh = mx.random.normal((3, 1, 4, 4, 4), key=mx.random.key(0))
-        _, before = solver.step(x, prediction, solver.schedule(4).steps[0], None, fresh)
-        one, _ = solver.step(x, prediction, step, before, fresh)
-        solver.step(one, x, later, before, fresh)
-        again, _ = solver.step(x, prediction, step, before, fresh)
+        _, before = sampler.step(x, prediction, sampler.schedule(4).steps[0], None, fresh)
+        one, _ = sampler.step(x, prediction, step, before, fresh)
+        sampler.step(one, x, later, before, fresh)
+        again, _ = sampler.step(x, prediction, step, before, fresh)
         assert mx.array_equal(one, again).item()
 
 
@@ -129,10 +129,7 @@ def test_a_step_without_the_noise_that_it_needs(name):
         ({"_class_name": "DPMSolverMultistepScheduler"}, "dpm++2m"),
         ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, "euler"),
         (
-            {
-                "_class_name": "DPMSolverMultistepScheduler",
-                "algorithm_type": "sde-dpmsolver++",
-            },
+            {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"},
             "euler",
         ),
     ],
@@ -153,8 +150,8 @@ def test_configs_that_diffusers_wrote():
         scheduler = SCHEDULERS[name](use_karras_sigmas=True, timestep_spacing="leading")
         written = json.loads(scheduler.to_json_string())
         config = DiffusionConfig.from_dict(written, "scheduler_config.json")
-        for sampler_, is_karras in (("euler", True), ("dpm++2m", True), ("ddim", False)):
-            own = Sampler.for_model(config, sampler_)
+        for sampler, is_karras in (("euler", True), ("dpm++2m", True), ("ddim", False)):
+            own = Sampler.for_model(config, sampler)
             assert own.config.use_karras_sigmas == is_karras
             assert own.config.timestep_spacing == "leading"
         assert not Sampler.for_model(config, name, "leading").config.use_karras_sigmas

@@ -20,7 +20,7 @@ EXTRA_STEP = (61, 103, 121, 122)  # diffusers runs one step too many with traili
 ROUNDING = 4e-7
 
 
-def make(name: str, schedule: str | None, **options) -> tuple[Sampler, object]:
+def make_both(name: str, schedule: str | None, **options) -> tuple[Sampler, object]:
     """Return our sampler and diffusers' scheduler with the same options."""
     options = {**BETAS, "steps_offset": 1, "timestep_spacing": "leading", **options}
     theirs = SCHEDULERS[name].from_config({**options, **scheduler_options(name, schedule)})
@@ -51,7 +51,7 @@ def test_training_levels(beta_schedule, n):
     ("name", "schedule"), [(name, s) for name in SAMPLERS for s in SAMPLERS[name].schedules]
 )
 def test_schedule(name, schedule):
-    sampler, theirs = make(name, schedule)
+    sampler, theirs = make_both(name, schedule)
     for num_steps in range(1, 151):
         theirs.set_timesteps(num_steps)
         ours = sampler.schedule(num_steps)
@@ -76,7 +76,7 @@ def test_schedule(name, schedule):
 
 @pytest.mark.parametrize("original", [50, 100, 30])
 def test_lcm_schedule(original):
-    sampler, theirs = make("lcm", None, original_inference_steps=original)
+    sampler, theirs = make_both("lcm", None, original_inference_steps=original)
     for num_steps in range(1, original + 1):
         theirs.set_timesteps(num_steps)
         assert get_timesteps(sampler.schedule(num_steps)) == theirs.timesteps.tolist()
@@ -90,7 +90,7 @@ def test_schedule_of_sdxl_turbo():
 
 def test_karras_is_denser_at_low_noise():
     for name in ("euler", "dpm++2m"):
-        karras, plain = (make(name, s)[0].schedule(20) for s in ("karras", "linspace"))
+        karras, plain = (make_both(name, s)[0].schedule(20) for s in ("karras", "linspace"))
         assert karras.steps[10].start.ratio < 0.7 * plain.steps[10].start.ratio
 
 
@@ -129,7 +129,7 @@ def test_steps_beyond_the_training():
 
 
 @pytest.mark.parametrize("name", ["ddim", "lcm"])
-def test_noise_that_begins_with_noise_alone(name):
+def test_schedules_that_begin_with_noise_alone(name):
     """A prediction of the noise in noise alone says nothing about the picture."""
     options = {**BETAS, "rescale_betas_zero_snr": True}
     with pytest.raises(ValueError, match=f"sampler {name} cannot begin with noise alone"):
