@@ -314,7 +314,7 @@ def _is_list(value: Any) -> bool:
 
 
 def _to_list(value: Sequence[Any] | np.ndarray | mx.array) -> list[Any]:
-    """Return the items; those of an array as Python's numbers."""
+    """Return the items as a list; the numbers of an array become Python's."""
     items: Any = value.tolist() if isinstance(value, (np.ndarray, mx.array)) else value
     return list(items)
 

@@ -1,4 +1,4 @@
-"""Write a model as a folder that loads as it is: `python -m stable_diffusion.convert`."""
+"""Convert a model, or quantize it: `python -m stable_diffusion.convert`."""
 
 from .cli.convert import main
 

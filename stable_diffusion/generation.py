@@ -118,7 +118,7 @@ def check_generation(arguments: Arguments, config: ModelConfig, own_sampler: Sam
 def choose_sampler(
     config: ModelConfig, own_sampler: Sampler, sampler: str | Sampler | None, schedule: str | None
 ) -> Sampler:
-    """Return the sampler of a call: `own_sampler` if neither sampler nor schedule is arguments.
+    """Return the sampler of a call: `own_sampler` if neither a sampler nor a schedule is given.
 
     Raises:
         TypeError: if one of them is of the wrong kind.

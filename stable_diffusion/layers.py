@@ -75,7 +75,7 @@ class Linear(nn.Linear):
         return self.weight
 
     def to_quantized(self, *arguments: Any, **options: Any) -> "QuantizedLinear":
-        """Return the layer with a quantized weight; the arguments are those of MLX's layer."""
+        """Return the layer with a quantized weight; MLX's layer has the same arguments."""
         return QuantizedLinear.from_linear(self, *arguments, **options)
 
 

@@ -23,7 +23,7 @@ from .layers import (
     upsample_nearest,
 )
 
-Text = Iterator[KeysValues]  # those of the text for each attention to it, in the order of use
+Text = Iterator[KeysValues]  # of the text, for each attention to it in turn
 
 TRANSFORMER_NORM_EPS = 1e-6  # as in diffusers' Transformer2DModel, which ignores norm_eps
 

@@ -16,7 +16,7 @@ from ..model_io.original_layout import RESNET, UNET_PARTS
 
 
 class Component(NamedTuple):
-    """How files name the layers of one network; those of diffusers and PEFT after `COMPONENT.`"""
+    """How files name the layers of a network; diffusers and PEFT put `COMPONENT.` before."""
 
     layout: Layout
     kohya: tuple[str, ...]  # prefixes of kohya's names

@@ -9,7 +9,7 @@ PAD_TOKEN = "<|endoftext|>"  # of CLIP's tokenizer
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model with a short name: where it is, and the settings that suit it."""
+    """A model with a short name: its repository, and the settings that suit it."""
 
     repo: str | None  # on the Hugging Face Hub; None for the one in this package
     size: int  # width and height in pixels

@@ -25,9 +25,9 @@ class Defaults:
 class PipelineConfig(Config):
     """`model_index.json`: the pipeline of diffusers that the model belongs to."""
 
-    # SDXL: embeddings of zeros stand for a missing negative prompt, not those of an empty text.
+    # SDXL: zeros stand for a missing negative prompt, not the embeddings of an empty text.
     force_zeros_for_empty_prompt: bool = True
-    _converted_from: str | None = None  # the known model that a converted one was made from
+    _converted_from: str | None = None  # the known model that this one was converted from
 
     # Image to image runs on the same weights; inpainting and others do not.
     CLASS_NAMES = (
@@ -102,13 +102,13 @@ class ModelConfig:
 
     @property
     def defaults(self) -> Defaults:
-        """Return steps, guidance and size for a caller who gives none of them."""
+        """Return the steps, guidance and size to use if the caller gives none of them."""
         return self.defaults_with(self.diffusion.sampler)
 
     def defaults_with(self, sampler: str) -> Defaults:
-        """Return steps, guidance and size for a caller who gives only the sampler."""
+        """Return the steps, guidance and size to use if the caller gives only the sampler."""
         size = self._find_size()
-        # A model, or a LoRA, distilled to few steps, guidance included (arXiv:2311.05556).
+        # A model or a LoRA that is distilled to few steps without guidance (arXiv:2311.05556).
         if "lcm" in (sampler, self.diffusion.sampler):
             return Defaults(steps=4, guidance=0.0, size=size)
         if self.spec is not None:

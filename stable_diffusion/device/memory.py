@@ -27,7 +27,7 @@ def read_total_memory() -> int:
 
 
 def read_peak_memory() -> int:
-    """Return the most memory, in bytes, that this process has had resident so far."""
+    """Return the peak of the resident memory of this process, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in kilobytes
 

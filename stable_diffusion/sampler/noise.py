@@ -99,7 +99,7 @@ def make_noise_streams(
     """Return the seed of the first picture, and a stream of noise for each picture.
 
     Args:
-        seed: the seed of the first picture, after which the others count up; or one for each
+        seed: the seed of the first picture, whose successors the others get; or one for each
             picture. None draws a random one.
 
     Raises:

@@ -218,7 +218,7 @@ def _chain(timesteps: np.ndarray, levels: Iterable[Level]) -> tuple[Step, ...]:
 
 
 def ensure_one_step(num_steps: int, strength: float) -> int:
-    """Return `num_steps`, or with a warning more, so that `strength` of them is at least one."""
+    """Return `num_steps`, or more with a warning, so that `strength` of them is at least one."""
     if int(num_steps * strength) > 0:
         return num_steps
     raised = math.ceil(1 / strength)

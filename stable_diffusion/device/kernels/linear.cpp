@@ -23,7 +23,7 @@ void layer_norm(const float *x, long k, const float *gain, const float *offset, 
 // Computes outs[i] [N, O] = norm(x [N, K]) · weights[i]ᵀ + biases[i] + residual.
 //
 // Biases and residual may be null. gain and offset: null without a norm; [K] each of a layer norm;
-// [B, K] each of a group norm, where `picture` rows belong to each picture. gated: see `Linear`.
+// [B, K] each of a group norm, with `picture` rows for each picture. gated: see `Linear`.
 extern "C" bool linear(const float *x, long n, long k, long n_outputs, long n_weights,
                        const float *const *weights, const float *const *biases, float *const *outs,
                        const float *gain, const float *offset, long is_layer_norm, float eps,
