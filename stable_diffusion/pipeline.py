@@ -114,8 +114,7 @@ class StableDiffusion:
     def quantize(self) -> None:
         """Quantize linear layers to 4 bits (text encoders) and 8 bits (UNet), in place.
 
-        The UNet's other weights are kept in float16. A network that is quantized already stays as
-        it is, with a warning.
+        The UNet's other weights are kept in float16. Quantized networks stay so, with a warning.
         """
         networks: list[nn.Module] = [self.unet, *self._text_encoders]
         if any(map(is_quantized, networks)):
@@ -128,8 +127,8 @@ class StableDiffusion:
     def use_float32(self) -> None:
         """Load the UNet and the text encoders again, to compute in float32.
 
-        This is for numbers that half precision cannot hold. Networks that have been freed are not
-        loaded. A `Denoising` that has begun needs a `restart`.
+        This is for numbers that half precision cannot hold. Networks that have been freed stay
+        freed. A `Denoising` that has begun needs a `restart`.
         """
         self.float16, self.dtype = False, mx.float32
         for attribute, name in (*self._TEXT_ENCODERS, UNET):
@@ -234,11 +233,8 @@ class StableDiffusion:
     def decode(self, x_t: mx.array, tiled: bool | None = None) -> mx.array:
         """Return pictures [B, f·h, f·w, 3] in [0, 1] of latents [B, h, w, C].
 
-        f is the VAE's factor.
-
-        Args:
-            tiled: decode in strips, which takes less memory, but computes now, not lazily. If None,
-                pictures above 768×768 pixels are decoded in strips.
+        f is the VAE's factor. If `tiled`, they are decoded in strips, which takes less memory, and
+        computed now, not lazily. If it is None, pictures above 768×768 pixels are.
         """
         x = self.decode_unclipped(x_t, tiled)
         # An infinite number must not become white or black.
