@@ -186,20 +186,20 @@ def check_start_size(start: StartPicture | None, config: ModelConfig) -> None:
     multiple = MULTIPLE if min(width, height) >= 4 * MULTIPLE else config.autoencoder.factor
     fitting = find_similar_size(own_size, usual, multiple)
     about = (
-        f"{start.file} has {own_size[0]}x{own_size[1]} pixels, some {n_pixels / usual:.0f} times "
-        f"as many as the model is made for ({width}x{height})"
+        f"{start.file} has {own_size.width}x{own_size.height} pixels, about "
+        f"{n_pixels / usual:.0f} times as many as the model is made for ({width}x{height})"
     )
     options = "--width {} --height {}".format(*fitting)
     if n_pixels > MAX_PIXELS or n_pixels > max(MAX_FACTOR * usual, FEW_PIXELS):
-        raise UsageError(f"{about}: add {options}, or another --width and --height to bring it to")
+        raise UsageError(f"{about}: add {options}, or another --width and --height")
     warnings.warn(
-        f"{about}: it takes long, and things may come out twice; {options} suits the model",
+        f"{about}: it takes long, and objects may appear twice; {options} suits the model",
         stacklevel=2,
     )
 
 
 def warn_of_no_guidance(jobs: Iterable[CompleteJob]) -> None:
-    """Warn of options that have no effect because their jobs have no guidance."""
+    """Warn about options that have no effect because their jobs have no guidance."""
     unguided = [job for job in jobs if job.cfg <= 1]
     options = {
         "--negative_prompt": any(job.negative_prompt for job in unguided),
@@ -207,14 +207,14 @@ def warn_of_no_guidance(jobs: Iterable[CompleteJob]) -> None:
     }
     if given := [option for option, is_given in options.items() if is_given]:
         warnings.warn(
-            f"there is no guidance for {' and '.join(given)} to work through: give --cfg more "
-            "than 1",
+            f"{' and '.join(given)} {'have' if len(given) > 1 else 'has'} no effect without "
+            "guidance: give --cfg more than 1",
             stacklevel=2,
         )
 
 
 def warn_of_prompts(jobs: Iterable[CompleteJob]) -> None:
-    """Warn of syntax in the jobs' prompts that has no meaning here, and name the line."""
+    """Warn about syntax in the jobs' prompts that has no meaning here, and name the line."""
     for weigh in (False, True):
         texts: dict[str, str] = {}
         for job in jobs:

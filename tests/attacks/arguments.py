@@ -57,7 +57,7 @@ class Program:
 PROGRAMS = (
     Program(txt2image.main, parse.txt2image_parser, ("a star",)),
     Program(image2image.main, parse.image2image_parser, ("{folder}/i.png", "a star")),
-    Program(convert.main, convert._parser, ("/nowhere", "{folder}/new")),
+    Program(convert.main, convert.convert_parser, ("/nowhere", "{folder}/new")),
 )
 
 

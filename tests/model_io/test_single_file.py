@@ -339,7 +339,7 @@ def test_unexpected_keys(spoil_file):
         ("cond_stage_model.", "has no text encoder of SD 1.x, 2.x or XL"),
         (
             "model.diffusion_model.",
-            "no Stable Diffusion checkpoint in one file: no keys begin with model.d",
+            "not a Stable Diffusion checkpoint in one file: no keys begin with model.d",
         ),
         (
             "model.diffusion_model.out.2",

@@ -99,6 +99,7 @@ class Recipe(Config):
 
     @property
     def _known(self) -> dict[str, Any]:
+        """Return the fields that have a value, by name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value not in (None, ())}
 

@@ -186,8 +186,8 @@ def test_files_that_have_changed(folder, tmp_path, monkeypatch, capsys):
     assert run_script("--from-image", "made.png", start=start) == 0
     warned = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert warned == [
-        "warning: a.safetensors is not what made.png was made with",
-        f"warning: {start} is not what made.png was made with",
+        "warning: a.safetensors has changed since made.png was made with it",
+        f"warning: {start} has changed since made.png was made with it",
     ]
     (tmp_path / "a.safetensors").unlink()
     line = get_usage_error(capsys, "--from-image", "made.png", start=start)

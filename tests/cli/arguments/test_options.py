@@ -8,7 +8,7 @@ from command_lines import PARSERS, collect_texts, list_options
 
 from stable_diffusion.cli.arguments.option import BOTH
 from stable_diffusion.cli.arguments.options import all_options
-from stable_diffusion.cli.convert import _parser as convert_parser
+from stable_diffusion.cli.convert import convert_parser
 from stable_diffusion.cli.job import Job
 from stable_diffusion.cli.recipe.recipe import Recipe
 from stable_diffusion.cli.settings import Request, Settings

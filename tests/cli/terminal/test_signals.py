@@ -149,5 +149,7 @@ def test_nothing_is_finished(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(PictureWriter, "add", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     assert draw(tmp_path / "o.png", PROMPT, "--n_images", "1") == 130
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.endswith("none is finished: the same command with --seed 1234 makes these pictures")
+    assert line.endswith(
+        "no picture is finished: the same command with --seed 1234 makes these pictures"
+    )
     assert not list(tmp_path.iterdir())
