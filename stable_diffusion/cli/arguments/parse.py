@@ -59,7 +59,7 @@ examples:
 """
 MORE = """
 Underscores and hyphens in options mean the same. README.md and the folder
-docs, beside this script, say more about models, memory and time, samplers,
+docs of the repository say more about models, memory and time, samplers,
 prompts, LoRA and errors.
 """
 

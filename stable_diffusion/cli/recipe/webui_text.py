@@ -17,11 +17,10 @@ from typing import Any, NamedTuple
 from ...config.known_models import MODELS
 from ...sampler.sampler import SAMPLERS, SCHEDULES
 from ...tokenizer.prompt_weights import EXTRA_NETWORK
-from .recipe import MAX_CHARACTERS, Recipe
+from .recipe import MAX_CHARACTERS, PROGRAM, Recipe
 
 SAMPLER_NAMES = {spec.name: spec.webui_name for spec in SAMPLERS.values()}
 SCHEDULE_NAMES = {spec.name: spec.webui_name for spec in SCHEDULES.values() if spec.webui_name}
-PROGRAM = "Stable Diffusion for MLX"
 
 # The names of the files that the known models were published as, which such texts call them by.
 MODEL_FILES = {
@@ -134,7 +133,7 @@ def _read_pairs(pairs: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _split_pairs(line: str) -> tuple[dict[str, str], list[str]]:
-    """Return the values of a line by key, and what follows the first part that is no pair."""
+    """Return the values of a line by key, and what follows the first part that is not a pair."""
     found: dict[str, str] = {}
     start = n_wrong = 0
     while start < len(line):

@@ -43,7 +43,7 @@ class SafeStream:
 
     Attributes:
         error: the first reason why something could not be written. None if the reader of a pipe
-            has left, which is no error.
+            has left, which is not an error.
     """
 
     def __init__(self, stream: TextIO):

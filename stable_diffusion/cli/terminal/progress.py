@@ -138,7 +138,7 @@ class Progress:
         self._show(f"decoded {self._n_decoded}/{self._n_pictures}", DECODING_WORK)
 
     def summarize(self, n_pictures: int) -> str:
-        """Return the figures of a run that made so many pictures, on one line.
+        """Return the figures of a run that made `n_pictures` pictures, on one line.
 
         The seconds include those of loading the model; the speed is that of denoising alone.
         """
@@ -187,7 +187,7 @@ class ByteBars:
         self._bar.close()
 
     def show(self, component: str, written: int, total: int) -> None:
-        """Show that so many of the component's bytes are written."""
+        """Show how many of the component's bytes are written."""
         if component != self._component:
             self._bar.close()
             self._component = component
