@@ -103,7 +103,7 @@ def test_pictures_equal_diffusers(converted, oracle, kind, options, at_least):
 
 @pytest.mark.parametrize(("kind", "half"), [(SD_1, True), (SDXL, False)])
 def test_equals_quantizing_while_loading(converted, checkpoint, kind, half):
-    """To the bit: in half precision, if the weights are stored so."""
+    """They are equal to the bit; in half precision, if the weights are stored in it."""
     folder = converted(kind, *AS_SCRIPTS, *["--fp16"] * half)
     ours, usual = load(folder, float16=half), load(checkpoint(kind), float16=half)
     usual.quantize()
@@ -130,7 +130,7 @@ def test_bits_and_group_sizes(converted, checkpoint, bits, group_size):
 
 
 def test_the_library_prints_nothing(checkpoint, tmp_path):
-    """It calls functions with its messages, and with how far it is."""
+    """It passes messages and progress to callbacks."""
     messages, progress, output = [], [], io.StringIO()
     with redirect_stdout(output), redirect_stderr(output):
         convert_model("tiny", tmp_path / "silent")
@@ -187,7 +187,7 @@ def test_single_file(checkpoint, tmp_path, kind):
 
 
 def test_another_vae(converted, checkpoint, tmp_path):
-    """The VAE comes from a converted model, is used for one, or is converted with another model."""
+    """A VAE is taken from a converted model, used for one, or converted with another model."""
     other, vae = checkpoint("sd-1"), loaders.load_autoencoder
     for i, where in enumerate((converted(SD_1), converted(SD_1) / "vae")):
         source = loaders.open_model(other, vae=where)
@@ -205,7 +205,7 @@ def test_known_models_keep_their_defaults(tmp_path):
 
 
 def test_converting_again(converted, tmp_path, capsys):
-    """A model that is not quantized can be; one that is stays as it is, or is refused."""
+    """A model that is not quantized can be quantized; another stays as it is, or is refused."""
     args = [str(converted(SD_1)), str(tmp_path / "late"), *AS_SCRIPTS]
     assert convert_main(args) == 0
     once = converted(SD_1, *AS_SCRIPTS)
@@ -247,7 +247,7 @@ def test_in_the_scripts(converted, tmp_path, capsys):
 
 
 def test_lora(converted, checkpoint, tmp_path):
-    """It is kept beside the quantized weights, as if they were quantized while loading."""
+    """It works on top of quantized weights as if they had been quantized while loading."""
     rng = np.random.default_rng(0)
     lora = {}
     for layer, (out, rest) in {

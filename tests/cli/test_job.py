@@ -82,9 +82,10 @@ def test_a_picture_that_is_large_for_the_model(tmp_path, capsys):
     """There is a warning unless the user gives the size."""
     assert run_from_picture(tmp_path, (192, 128)) == 0
     assert (
-        "warning: {} has 192x128 pixels, about 6 times as many as the model is made for (64x64): "
-        "it takes long, and objects may appear twice; --width 72 --height 48 suits the model"
-    ).format(tmp_path / "start.png") in capsys.readouterr().err.splitlines()
+        f"warning: {tmp_path / 'start.png'} has 192x128 pixels, about 6 times as many as the model "
+        "is made for (64x64): it takes long, and objects may appear twice; "
+        "--width 72 --height 48 suits the model"
+    ) in capsys.readouterr().err.splitlines()
     assert run_from_picture(tmp_path, (192, 128), "--width=192", "--height=128") == 0
     assert run_from_picture(tmp_path, (127, 127)) == 0  # brought down to 64x64
     assert "times as many" not in capsys.readouterr().err

@@ -234,7 +234,7 @@ def test_prediction_type_of_a_folder(checkpoint):
 
 
 def test_marker_keys_of_velocity(spoil_file):
-    """An empty tensor says so in some SDXL fine-tunes."""
+    """Some SDXL fine-tunes have an empty tensor that says that they predict the velocity."""
     file = spoil_file(SDXL, lambda tensors: tensors.update(v_pred=np.zeros(0, np.float32)))
     config = load_model_config(file)
     assert config.diffusion.prediction_type == "v_prediction"
@@ -404,7 +404,7 @@ def test_other_models_in_folders(checkpoint, tmp_path, path, changes, name):
 
 @pytest.mark.parametrize("part", KEYS)
 def test_other_models_in_files(tmp_path, capsys, part):
-    """This gives one line and status 1."""
+    """The error is one line, with status 1."""
     file = original_layout.save({f"a.{part}b": np.zeros(1)}, tmp_path / "x.safetensors")
     assert run(file) == 1
     line = f"error: {file}: this is {KEYS[part]}; only Stable Diffusion 1.x, 2.x and XL are run\n"
@@ -429,7 +429,7 @@ def run(model, *options) -> int:
     ],
 )
 def test_files_that_are_not_models(tmp_path, capsys, name, content, message):
-    """This gives one line and status 1, as a model and as a VAE."""
+    """The error is one line, with status 1, for a model and for a VAE."""
     if content is not None:
         (tmp_path / name).write_bytes(content)
     assert run(tmp_path / name) == 1
@@ -495,7 +495,7 @@ def test_another_vae(single, checkpoint, tmp_path, layout):
 
 
 def test_vae_alone_takes_the_scale_of_the_model(checkpoint, tmp_path):
-    """This holds for a model file without a VAE of its own too."""
+    """So it does if the model is a file without a VAE."""
     tensors = original_tensors(checkpoint(SDXL))
     without = {k: v for k, v in tensors.items() if not k.startswith("first_stage_model.")}
     file = original_layout.save(without, tmp_path / "model.safetensors")

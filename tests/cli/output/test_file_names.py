@@ -11,7 +11,7 @@ from stable_diffusion.cli.output.file_names import check_sizes
 
 
 def test_a_folder_is_made_and_its_numbers_go_up(tmp_path):
-    """There may be gaps, other formats, and names that are no numbers."""
+    """There may be gaps, other formats, and names that are not numbers."""
     folder = tmp_path / "a" / "b"
     write(f"{folder}/", make_jobs(2))
     assert list_files(folder) == ["0001.png", "0002.png"]
@@ -142,7 +142,7 @@ def test_names_of_lines(tmp_path):
     ],
 )
 def test_wrong_names(tmp_path, monkeypatch, output, n, options, message):
-    """They are errors before anything is loaded, and nothing is created."""
+    """The error comes before anything is loaded, and nothing is created."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=message):
@@ -181,7 +181,7 @@ def test_the_grid_cannot_be_the_file_of_a_picture(tmp_path):
     ],
 )
 def test_inputs_are_not_written_over(tmp_path, monkeypatch, output, options, message):
-    """Nor is a picture by the preview of the others."""
+    """The preview of other pictures does not overwrite a picture either."""
     monkeypatch.chdir(tmp_path)
     for name in ("in.png", "in.preview.png", "now.preview.png"):
         Path(name).touch()

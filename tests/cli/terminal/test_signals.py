@@ -93,7 +93,7 @@ def draw(output: Path, *options: str) -> int:
 
 
 def interrupt_after(n: int, number: signal.Signals, monkeypatch) -> None:
-    """Send the signal when so many pictures are finished."""
+    """Send the signal when n pictures are finished."""
     n_added = 0
 
     def add(self, job, image, add=PictureWriter.add):
