@@ -48,7 +48,7 @@ def did_you_mean(
         aliases: further spellings, and the word that each stands for.
         likeness: how similar two spellings must be (`difflib.SequenceMatcher.ratio`).
     """
-    words = {**(aliases or {}), **{each: each for each in known}}
+    words = {**({} if aliases is None else aliases), **{each: each for each in known}}
     meant = {spelling.lower(): each for spelling, each in words.items()}
     close = get_close_matches(word.lower(), meant, n=1, cutoff=likeness)
     if not close or meant[close[0]] == word:
