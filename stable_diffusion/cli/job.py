@@ -3,14 +3,14 @@
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ..conditioning import warn_of_syntax
 from ..config.model import ModelConfig
 from ..images.arrays import MAX_PIXELS, MULTIPLE, find_similar_size
 from ..sampler.sampler import Sampler
-from .settings import Settings, StartPicture
+from .settings import PictureOptions, Settings, StartPicture
 
 # How many times the pixels that a model is made for a picture to start from may have if the user
 # gives no size. Above the first factor things are drawn twice and steps are slow; above the second
@@ -24,33 +24,16 @@ class UsageError(ValueError):
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(PictureOptions):
     """One picture, as the user asks for it. `with_defaults` replaces the values that are None.
 
-    The fields are those of `settings.Request` and mean the same, except that a job has one picture
-    and always a seed.
-
     Attributes:
+        seed: its own.
         index: the number of the picture among all pictures of the run, from 1.
     """
 
-    prompt: str
-    seed: int
-    negative_prompt: str = ""
-    width: int | None = None
-    height: int | None = None
-    steps: int | None = None
-    cfg: float | None = None
-    guidance_rescale: float = 0.0
-    sampler: str | None = None
-    schedule: str | None = None
-    long_prompt: bool = False
-    prompt_weights: bool = False
-    clip_skip: int = 0
-    strength: float | None = None
+    seed: int = field(kw_only=True)
     index: int = 1
-    file: str | None = None
-    where: str = ""
 
     def with_defaults(self, config: ModelConfig) -> "CompleteJob":
         """Return the job with the model's defaults in place of None.
@@ -151,11 +134,7 @@ def make_jobs(settings: Settings, seed: int) -> list[Job]:
     """
     jobs: list[Job] = []
     for request in settings.requests:
-        options = {
-            field.name: getattr(request, field.name)
-            for field in fields(Job)
-            if field.name not in ("seed", "index")
-        }
+        options = {option.name: getattr(request, option.name) for option in fields(PictureOptions)}
         if settings.start is not None:
             options["height"], options["width"], _ = settings.start.pixels.shape
         first_seed = seed if request.seed is None else request.seed

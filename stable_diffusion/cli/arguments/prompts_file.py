@@ -96,14 +96,14 @@ def read_requests(file: str, common: Request, options: Options) -> list[Request]
             raise ValueError(f"{where}{error}") from None
         if "output" in values:
             values["file"] = values.pop("output")
-        request = replace(common, **values, where=where)
         if "seed" not in values:
+            prompt = values["prompt"]
             if common.seed is None:
-                seed = _compute_seed(f"{n_repeats[request.prompt]} {request.prompt}")
+                values["seed"] = _compute_seed(f"{n_repeats[prompt]} {prompt}")
             else:
-                seed = common.seed + n_pictures
-            n_repeats[request.prompt] += 1
-            request = replace(request, seed=seed)
+                values["seed"] = common.seed + n_pictures
+            n_repeats[prompt] += 1
+        request = replace(common, **values, where=where)
         n_pictures += request.n_images
         if n_pictures > MAX_PICTURES:
             raise ValueError(f"{where}more than {MAX_PICTURES} pictures are asked for: split it")

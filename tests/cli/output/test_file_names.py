@@ -97,7 +97,8 @@ def test_naming_deletes_nothing(tmp_path):
 
 
 def test_names_of_lines(tmp_path):
-    jobs = [Job("a", 1, file="cats/{seed}.png"), Job("a", 2, index=2), Job("a", 3, index=3)]
+    jobs = [Job("a", seed=1, file="cats/{seed}.png")]
+    jobs += [Job("a", seed=seed, index=seed) for seed in (2, 3)]
     write(f"{tmp_path}/", jobs, prompts_file="p.jsonl")
     assert list_files(tmp_path) == ["0002.png", "0003.png", "cats/1.png"]
     for name in ("../a.png", "/a.png", "a/../../b.png", "a\0.png"):
