@@ -23,7 +23,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from stable_diffusion.cli.arguments.parse import image2image_parser, parse, txt2image_parser
-from stable_diffusion.cli.convert import _parser as convert_parser
+from stable_diffusion.cli.convert import convert_parser
 from stable_diffusion.config.known_models import MODELS
 
 PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
