@@ -54,7 +54,7 @@ class Row(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """Return our time divided by the peer's."""
+        """Return our time divided by the time of the peer."""
         return self.ours.run / self.peer.run
 
 
@@ -107,9 +107,10 @@ def relative_l2(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def measure_product_rate() -> tuple[float, str]:
-    """Return floating-point operations per second of a float32 product of 2048 × 2048 matrices.
+    """Return the device, and how fast it multiplies matrices of 2048 × 2048 in float32.
 
-    The second value is the device.
+    Returns:
+        Floating-point operations per second, and the name of the device.
     """
     code = (
         "import stable_diffusion, time, mlx.core as mx\n"

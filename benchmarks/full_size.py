@@ -40,6 +40,19 @@ VAE = {
     "layers_per_block": 2,
     "sample_size": 512,
 }
+SDXL_UNET = {
+    "sample_size": 64,
+    "block_out_channels": [320, 640, 1280],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "transformer_layers_per_block": [1, 2, 10],
+    "attention_head_dim": [5, 10, 20],
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
 
 
 def write_sd(folder: Path) -> None:
@@ -98,19 +111,7 @@ def write_sdxl(folder: Path) -> None:
                     projection_dim=1280,
                 )
             ),
-            "unet": lambda: UNet2DConditionModel(
-                sample_size=64,
-                block_out_channels=[320, 640, 1280],
-                down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-                up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-                transformer_layers_per_block=[1, 2, 10],
-                attention_head_dim=[5, 10, 20],
-                cross_attention_dim=2048,
-                use_linear_projection=True,
-                addition_embed_type="text_time",
-                addition_time_embed_dim=256,
-                projection_class_embeddings_input_dim=2816,
-            ),
+            "unet": lambda: UNet2DConditionModel(**SDXL_UNET),
             "vae": lambda: AutoencoderKL(**VAE, scaling_factor=0.13025),
             "scheduler": lambda: EulerAncestralDiscreteScheduler(
                 **BETAS, timestep_spacing="trailing"

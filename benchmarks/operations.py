@@ -21,7 +21,7 @@ from stable_diffusion.device import cpu_kernels
 from stable_diffusion.model_io import loaders
 from stable_diffusion.model_io.weights import read_weights
 
-# They launch nothing: views of their input, and `Full`, which is a constant.
+# Primitives that launch nothing: views of their input, and `Full`, which is a constant.
 VIEWS = {
     *("AsStrided", "Broadcast", "Depends", "ExpandDims"),
     *("Full", "Slice", "Split", "Squeeze", "Transpose"),
@@ -78,7 +78,7 @@ def count_vae_decode(folder: Path) -> Count:
 
 @contextmanager
 def _as_on_a_gpu(compiled: bool) -> Iterator[None]:
-    """Trace what a GPU would run: sorting stands for what is one launch in `mlx.core.fast`."""
+    """Trace what a GPU would run; `mx.sort` stands for each launch of `mlx.core.fast`."""
     compile_ = mx.compile if compiled else lambda function, **_: function
     with (
         mock.patch.object(cpu_kernels, "is_used", lambda: False),

@@ -1,7 +1,7 @@
-"""The benchmark's tasks in diffusers, on torch's CPU backend with its fastest settings.
+"""The benchmark's tasks in diffusers, with the fastest settings of torch on a CPU.
 
-These are channels-last convolutions, the default attention, and float32, because torch's half
-precision is slower on most CPUs.
+These are channels-last convolutions, the default attention, and float32, because half precision is
+slower on most CPUs.
 """
 
 from collections.abc import Callable
@@ -35,9 +35,9 @@ logging.disable_progress_bar()
 
 
 def prepare(task: Task, folder: Path) -> Callable[[], np.ndarray]:
-    """Load all that a task needs, and return a function that runs it.
+    """Load everything that a task needs, and return a function that runs it.
 
-    Its results are channels last.
+    Its results are channels-last.
     """
     match task.part:
         case "load":
@@ -82,7 +82,7 @@ def count_operations(task: Task, folder: Path) -> int:
 
 @torch.no_grad()
 def _count(part: str, batch: int, folder: Path) -> int:
-    """Count the operations of one network; `folder` has its config."""
+    """Return the number of operations of one network; `folder` has its config."""
     height, width, channels = LATENTS
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         match part:

@@ -25,9 +25,9 @@ from stable_diffusion.pipeline import StableDiffusion, pipeline_class
 
 
 def prepare(task: Task, folder: Path) -> Callable[[], np.ndarray]:
-    """Load all that a task needs, and return a function that runs it.
+    """Load everything that a task needs, and return a function that runs it.
 
-    Its results are channels last.
+    Its results are channels-last.
     """
     if task.part in ("load", "picture"):
         return _pipeline(task, folder)

@@ -81,6 +81,25 @@ def oracle(checkpoint: Callable[[str], Path]) -> "Callable[[str], Oracle]":
     return cache(lambda kind: Oracle(checkpoint(kind)))
 
 
+@pytest.fixture(scope="session")
+def converted(
+    checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Return a function that converts a kind of model once, and returns the folder.
+
+    Its further arguments are options of `python -m stable_diffusion.convert`. Not to be changed.
+    """
+    from stable_diffusion.cli.convert import main
+
+    @cache
+    def convert(kind: str, *options: str) -> Path:
+        folder = tmp_path_factory.mktemp("converted") / kind
+        assert main([str(checkpoint(kind)), str(folder), *options]) == 0
+        return folder
+
+    return convert
+
+
 @pytest.fixture
 def copy(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
     """Return a function that copies a checkpoint, which may then be changed."""

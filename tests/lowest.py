@@ -18,8 +18,8 @@ import txt2image
 
 TESTS = (
     *("arrays", "pixels", "reading", "text_chunks", "unreadable", "writing"),
-    *("safetensors_file", "hostile", "hub", "layout", "wording", "picture_writer"),
-    *("webui_text", "prompt_weights", "prompts_file", "recipe"),
+    *("safetensors_file", "hostile", "hub", "hub_names", "hub_failures", "layout", "wording"),
+    *("picture_writer", "file_names", "webui_text", "prompt_weights", "prompts_file", "recipe"),
 )
 PICTURES = {
     "red-circle": "a red circle on a blue background",
@@ -35,7 +35,7 @@ def main() -> int:
     """Run them, and return the exit status: 0 if all is well."""
     folder = Path(__file__).parent
     files = [file for name in TESTS for file in folder.rglob(f"test_{name}.py")]
-    if status := pytest.main(["--noconftest", "-q", "-k", SELECTION, *map(str, files)]):
+    if status := pytest.main(["-q", "-k", SELECTION, *map(str, files)]):
         return int(status)
     for name, prompt in PICTURES.items():
         with TemporaryDirectory() as made_in:

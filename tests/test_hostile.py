@@ -190,7 +190,7 @@ def write_shards(model: Path, *shards: dict, index: dict | None = None) -> Path:
 def test_one_tensor_in_two_shards(model):
     tensors = load_file(TINY / VAE)
     write_shards(model, tensors, {"decoder.conv_in.weight": tensors["decoder.conv_in.weight"]})
-    with pytest.raises(ValueError, match=r"there twice: decoder.conv_in.weight$"):
+    with pytest.raises(ValueError, match=r"given twice: decoder.conv_in.weight$"):
         loaders.load_autoencoder(model)
 
 

@@ -26,18 +26,18 @@ ASPECTS = ("background", "count", "colour", "shape", "size", "place", "relation"
 
 @dataclass(frozen=True)
 class Found:
-    """One region: named colour and shape (None if like none), size, centre and radius in pixels."""
+    """One region: its shape and colour (None if none is near), its size, its centre in pixels."""
 
     shape: str | None
     colour: str | None
     size: str
     x: float
     y: float
-    overlap: float
+    overlap: float  # with the template of the shape, from 0 to 1
 
 
 def name_colour(rgb: np.ndarray) -> str | None:
-    """Return the nearest name of the palette for `rgb` (0 to 255), None if none is near."""
+    """Return the nearest name of the palette for `rgb` (0 to 255); None if none is near."""
     names = tuple(PALETTE)
     distances = np.linalg.norm(np.array([PALETTE[name] for name in names]) - rgb, axis=1)
     return names[int(distances.argmin())] if distances.min() < TOO_FAR else None
@@ -140,7 +140,7 @@ def judge(picture: np.ndarray, asked: Scene) -> dict[str, bool]:
 
 
 def compare(ground: str | None, found: list[Found], asked: Scene) -> dict[str, bool]:
-    """Return which of `ASPECTS` of `asked` a picture shows; what the scene leaves open is right.
+    """Return which of `ASPECTS` of `asked` a picture shows; what `asked` leaves open is right.
 
     Regions are matched with items such that most aspects are right, so that a swapped relation
     counts against the relation and not against the colours.

@@ -20,7 +20,7 @@ ROUNDS = 400
 def fit(
     gate: Callable[[np.ndarray], np.ndarray], limit: float, above: int, below: int
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """Error, P and Q, of degrees `above` and `below` in x², for |x| up to `limit`."""
+    """Return the error, and P and Q of degrees `above` and `below` in x², for |x| up to `limit`."""
     x = limit / 2 * (1 - np.cos(np.linspace(0, np.pi, 4001)))[1:]  # dense at both ends
     target = (gate(x) - 0.5) / x
     powers = np.vander((x / limit) ** 2, max(above, below) + 1, increasing=True)

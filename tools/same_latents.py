@@ -32,7 +32,7 @@ SAMPLERS = (
 )
 PROMPT = "a red circle on (blue:1.3), the [sky], a lighthouse at dusk"
 LONG_PROMPT = ", ".join([PROMPT] * 12)
-# Further cases: options of the generators, or changes to the model before.
+# Further cases: options of the generators, or how the model is changed before.
 VARIANTS: dict[str, dict[str, Any]] = {
     "long prompt": {"text": LONG_PROMPT, "long_prompt": True, "prompt_weights": True},
     "clip skip": {"clip_skip": 1},
@@ -45,20 +45,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def main(folder: Path) -> None:
-    """Print a line a case: the case, and the digest of its latents."""
+    """Print one line for each case: the case, and the digest of its latents."""
     warnings.simplefilter("ignore")
-    models = {"tiny": "tiny"} | {kind: write(kind, folder / kind) for kind in _all_kinds()}
+    kinds = (*KINDS, *PUBLISHED_KINDS)
+    models = {"tiny": "tiny"} | {kind: write(kind, folder / kind) for kind in kinds}
     for kind, model in models.items():
         for case, latents in cases(kind, model, folder):
             print(f"{kind}, {case}: {digest(latents)}", flush=True)
 
 
-def _all_kinds() -> tuple[str, ...]:
-    return (*KINDS, *PUBLISHED_KINDS)
-
-
 def write(kind: str, folder: Path) -> str:
-    """Write the tiny checkpoint of a kind, unless it is there; return its name."""
+    """Write the tiny checkpoint of a kind, unless it exists; return its name."""
     if not folder.exists():
         from checkpoints import write_checkpoint
 
@@ -67,7 +64,7 @@ def write(kind: str, folder: Path) -> str:
 
 
 def cases(kind: str, model: str, folder: Path) -> Iterator[tuple[str, mx.array]]:
-    """Yield what is made of a model, and the last latents [B, h, w, C] of it."""
+    """Yield each case of a model, and its last latents [B, h, w, C]."""
     for sampler, schedule in SAMPLERS:
         try:
             sd = load(kind, model, sampler=sampler, schedule=schedule)
@@ -75,7 +72,7 @@ def cases(kind: str, model: str, folder: Path) -> Iterator[tuple[str, mx.array]]
             print(f"{kind}, {sampler}: refused: {error}")
             continue
         for way, generate in ways_to_generate(sd).items():
-            yield f"{sampler} {schedule}, {way}", last(generate(cfg_weight=3.0))
+            yield f"{sampler} {schedule}, {way}", compute_last(generate(cfg_weight=3.0))
     for name, options in VARIANTS.items():
         options = dict(options)
         lora, quantize = options.pop("lora", False), options.pop("quantize", False)
@@ -85,7 +82,7 @@ def cases(kind: str, model: str, folder: Path) -> Iterator[tuple[str, mx.array]]
         if lora:
             sd.load_lora(write_lora(kind, sd, folder), 0.8)
         for way, generate in ways_to_generate(sd).items():
-            yield f"{name}, {way}", last(generate(**options))
+            yield f"{name}, {way}", compute_last(generate(**options))
 
 
 def load(kind: str, model: str, **options: Any) -> StableDiffusion:
@@ -112,7 +109,7 @@ def ways_to_generate(sd: StableDiffusion) -> dict[str, Callable]:
     return {"text": from_text, "picture": from_image}
 
 
-def last(latents: Iterator[mx.array]) -> mx.array:
+def compute_last(latents: Iterator[mx.array]) -> mx.array:
     """Return the last latents, computed step by step."""
     for x_t in latents:
         mx.eval(x_t)
@@ -120,12 +117,12 @@ def last(latents: Iterator[mx.array]) -> mx.array:
 
 
 def digest(x: mx.array) -> str:
-    """Return the SHA-256 of the numbers, in short."""
+    """Return the first digits of the SHA-256 of the numbers."""
     return hashlib.sha256(np.array(x.astype(mx.float32)).tobytes()).hexdigest()[:16]
 
 
 def write_lora(kind: str, sd: StableDiffusion, folder: Path) -> str:
-    """Write a LoRA of every attention of the UNet, in kohya's names, unless it is there."""
+    """Write a LoRA of every attention of the UNet, in kohya's names, unless it exists."""
     file = folder / f"{kind}-lora.safetensors"
     if not file.exists():
         generator = np.random.default_rng(1)

@@ -41,10 +41,10 @@ PLACES = {  # centre of a single shape, as (x, y) in pixels
     "centre": (32.0, 32.0),
 }
 PLACE_OF = {"left of": "left", "right of": "right", "above": "top", "below": "bottom"}
-JITTER = 1.5  # pixels: centres vary by so much in both directions, so that pictures differ
+JITTER = 1.5  # pixels by which centres vary in each direction, so that pictures differ
 RADIUS_JITTER = 0.7  # pixels
 OVERSAMPLING = 4  # sub-samples along each side of a pixel: 17 levels of grey at an edge
-HELD_OUT = 10  # one of so many combinations is kept from training
+HELD_OUT = 10  # one of this many combinations is kept from training
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class Item:
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two items on a background; `relation` is that of the first item to the second.
+    """One or two items on a background. A field that is None is left open.
 
-    `place` belongs to a single item, `relation` to two. None: left open.
+    `place` is that of a single item; `relation` is how the first of two items lies to the second.
     """
 
     items: tuple[Item, ...]
@@ -181,9 +181,8 @@ def complete(scene: Scene, rng: np.random.Generator) -> Scene:
 def held_out(scene: Scene) -> bool:
     """Return whether a complete scene shows a combination that is kept from training.
 
-    That is one of (shape, colour, background, relation).
-
-    The relation is the item's own: the second of "A left of B" is right of the first.
+    A combination is the shape and colour of an item, the background, and the relation, which is the
+    item's own: in "A left of B" that of B is "right of".
     """
     is_pair = len(scene.items) == 2
     relations = [scene.relation, INVERSE[scene.relation]] if is_pair else ["alone"]

@@ -66,7 +66,8 @@ def build_text_encoder() -> CLIPTextModel:
 def build_unet(channels: tuple[int, int] = (96, 128)) -> UNet2DConditionModel:
     """Build a UNet of two levels: 8 × 8 without attention, 4 × 4 with self- and cross-attention.
 
-    Like SDXL's first level: attention at 8 x 8 would cost half as much again for little.
+    SDXL's first level has no attention either. At 8 × 8 it would take half as much time again, and
+    improve little.
     """
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
@@ -84,7 +85,7 @@ def build_unet(channels: tuple[int, int] = (96, 128)) -> UNet2DConditionModel:
 
 
 def build_scheduler() -> EulerDiscreteScheduler:
-    """Stable Diffusion's betas; the network predicts v (arXiv:2202.00512)."""
+    """Build a scheduler with Stable Diffusion's betas; the UNet predicts v (arXiv:2202.00512)."""
     return EulerDiscreteScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -102,7 +103,7 @@ def load_tokenizer() -> CLIPTokenizer:
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str], length: int) -> torch.Tensor:
-    """Token ids padded with the end token to `length`: [B, length]."""
+    """Return token ids, padded with the end token to `length`: [B, length]."""
     batch = tokenizer(
         captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
     )

@@ -16,7 +16,7 @@ Draw = Callable[[list[str]], np.ndarray]  # prompts to pictures [B, 64, 64, 3], 
 def prompts(items: int, count: int, seed: int = 7) -> list[tuple[str, Scene]]:
     """Return `count` prompts of one or two items that name shape, colour, background, relation.
 
-    Every one shows a (shape, colour, background, relation) that training never showed.
+    Each asks for a combination of these that training never showed.
     """
     rng = np.random.default_rng([seed, items])
     chosen: list[tuple[str, Scene]] = []
@@ -28,10 +28,10 @@ def prompts(items: int, count: int, seed: int = 7) -> list[tuple[str, Scene]]:
 
 
 def score(draw: Draw, asked: list[tuple[str, Scene]], batch: int = 50) -> dict[str, float]:
-    """Share of pictures, in [0, 1], right in each aspect and in what matters together.
+    """Return the share of pictures, in [0, 1], that are right in each aspect, and in several.
 
-    `prompt`: one item: background, colour and shape; two: both items and their relation (with
-    the background). `everything`: size and place as well.
+    `prompt` is the share that has the background, the number of items, their colours and shapes,
+    and their relation right; `everything` has size and place as well.
     """
     verdicts = []
     for first in range(0, len(asked), batch):
@@ -48,7 +48,7 @@ def score(draw: Draw, asked: list[tuple[str, Scene]], batch: int = 50) -> dict[s
 
 
 def table(scores: dict[str, dict[str, float]]) -> str:
-    """Scores as lines of text, one a set of prompts, in percent."""
+    """Return scores as lines of text in percent, one line for each set of prompts."""
     lines = []
     for name, row in scores.items():
         cells = "  ".join(f"{aspect} {100 * share:.1f}" for aspect, share in row.items())

@@ -3,7 +3,7 @@
 CLIP's encoder is causal, so only tokens after the last word know the whole prompt, and Stable
 Diffusion attends to all 77. Here those tokens share the work by position: every third names the
 first shape (left or upper), the next the second, the next the background. Linear probes on the
-final hidden state read them during training and are discarded afterwards. Thus the U-Net starts
+final hidden state read them during training and are discarded afterwards. So the UNet starts
 with colours bound to shapes, which a diffusion loss takes longest to learn.
 """
 
@@ -32,7 +32,7 @@ from tools.tiny_model import END, POSITIONS, START, build_text_encoder, tokenize
 from tools.tiny_training import Training, training_scenes
 from tools.wording import caption
 
-FIELDS = {  # what a shape's token names; two more classes: left open, and no such shape
+FIELDS = {  # what the tokens of a shape name; there are two more classes: open, and no such shape
     "shape": SHAPES,
     "colour": COLOURS,
     "size": SIZES,
@@ -52,7 +52,7 @@ class Probes(nn.Module):
         self.ground = nn.Linear(width, len(BACKGROUNDS) + 1)
 
     def loss(self, hidden: torch.Tensor, ids: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy, in nats, of `target` [B, 9] read from `hidden` [B, L, C] after the end."""
+        """Return the cross-entropy, in nats, of `target` [B, 9] read from `hidden` [B, L, C]."""
         after = ids == END  # [B, L]: the end and all the padding
         role = torch.arange(ids.shape[1]) % ROLES
         total = hidden.new_zeros(())
@@ -66,7 +66,7 @@ class Probes(nn.Module):
 
 
 def labels(asked: Scene) -> list[int]:
-    """Class numbers of what `asked` says: two shapes' fields in order of FIELDS, background."""
+    """Return class numbers for what `asked` says: `FIELDS` of two shapes, then the background."""
     if asked.relation in ("right of", "below"):
         asked = mirrored(asked)  # the left or upper one first
     if len(asked.items) == 1:
@@ -110,9 +110,8 @@ class Vocabulary:
     def expand(self, compact: CLIPTextModel) -> CLIPTextModel:
         """Return the text encoder with CLIP's whole vocabulary.
 
-        Unused rows hold the mean of the used ones.
-
-        A word never seen in training is then harmless, and the file compresses.
+        Unused rows hold the mean of the used ones: then a word that training never showed does no
+        harm, and the file compresses well.
         """
         full = build_text_encoder()
         state = compact.state_dict()
@@ -124,7 +123,7 @@ class Vocabulary:
 
 
 def build_text_config(vocabulary: int) -> CLIPTextConfig:
-    """Return the full encoder's settings for another number of rows.
+    """Return the config of the text encoder for another number of tokens.
 
     The tokens of start and end stay the last two.
     """

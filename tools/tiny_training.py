@@ -1,4 +1,4 @@
-"""Shared by the trainings of `train_tiny`: pace, averages, checkpoints; and the VAE's training."""
+"""What the trainings of `train_tiny` share: pace, averages, checkpoints; and the VAE's training."""
 
 from __future__ import annotations
 
@@ -15,14 +15,12 @@ from tools.shapes import SIZE, Scene, complete, held_out, render, sample
 
 SAVE_EVERY = 120.0  # seconds between checkpoints
 REPORT_EVERY = 15.0  # seconds between progress lines
-
-
 CORES = torch.get_num_threads()  # OMP_NUM_THREADS, or all
 CORES_BUSY = Path("/proc/stat")  # Linux only; on other systems torch uses all cores
 
 
 def _others_seconds() -> float:
-    """Processor seconds that other processes have used since the machine started."""
+    """Return the processor seconds that other processes have used since the machine started."""
     if not CORES_BUSY.exists():
         return 0.0
     ticks = [int(n) for n in CORES_BUSY.read_text().split("\n", 1)[0].split()[1:]]
@@ -31,7 +29,7 @@ def _others_seconds() -> float:
 
 
 def training_scenes(rng: np.random.Generator) -> Iterator[tuple[Scene, Scene]]:
-    """Endless pairs (what a prompt asks, the complete scene), none of them held out."""
+    """Yield endless pairs (what a prompt asks for, the complete scene), none of them held out."""
     while True:
         asked = sample(rng)
         scene = complete(asked, rng)
@@ -92,7 +90,7 @@ class Training:
         torch.set_num_threads(1)  # until the number of free cores is known
 
     def __iter__(self) -> Iterator[int]:
-        """Yield the remaining step numbers; saves at intervals and at the end."""
+        """Yield the remaining step numbers; save checkpoints at intervals and at the end."""
         while self.step < self.steps:
             progress = self.step / self.steps
             scale = min(1.0, (self.step + 1) / (0.02 * self.steps + 1), (1 - progress) / 0.3)
@@ -107,7 +105,7 @@ class Training:
         self.save()
 
     def _share_cores(self) -> None:
-        """Leave one core to others who want it: threads that wait for one another lose far more."""
+        """Leave busy cores to other programs: threads that wait for one another lose far more."""
         now = time.monotonic()
         if now - self._looked < 1 or not CORES_BUSY.exists():
             return
@@ -138,7 +136,7 @@ class Training:
             self.log.clear()
 
     def save(self) -> None:
-        """Write the checkpoint whole, so that a kill leaves the last one."""
+        """Write the checkpoint and then rename it, so that a killed run leaves the one before."""
         self._saved = time.monotonic()
         state = {
             "modules": self.modules.state_dict(),
@@ -204,11 +202,11 @@ def _is_hard(scene: Scene) -> bool:
 
 
 def train_decoder(vae: AutoencoderKL, steps: int, work: Path, seed: int) -> None:
-    """Train the decoder further for a fixed encoder, on latents a little wrong.
+    """Train the decoder further for a fixed encoder, on latents that are a little wrong.
 
-    A U-Net's latents are never quite the encoder's, and guidance makes them too large: with noise
-    of 15% and up to 35% too large, the decoder learns to mend them.
-    Small stars and crosses, which it finds hardest, are shown more often than the rest.
+    A UNet's latents are never quite the encoder's, and guidance makes them too large. So the
+    decoder sees latents with 15% noise that are up to 35% too large. Small stars and crosses, which
+    it finds hardest, are shown more often than the rest.
     """
     decoder = torch.nn.ModuleList([vae.decoder, vae.post_quant_conv])
     decoder.train().requires_grad_(True)

@@ -1,4 +1,4 @@
-"""Train the tiny U-Net by denoising latents (v-prediction, arXiv:2202.00512)."""
+"""Train the tiny UNet by denoising latents (v-prediction, arXiv:2202.00512)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def encode_scenes(
     count: int,
     rng: np.random.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scaled latents [count, 8, 8, 8] of new training scenes and their captions [count, 77, C]."""
+    """Return scaled latents [count, 8, 8, 8] of new scenes, and their captions [count, 77, C]."""
     scenes = training_scenes(rng)
     pairs = [next(scenes) for _ in range(count)]
     captions = [_label(asked, next(scenes)[0], rng) for asked, _ in pairs]
@@ -50,8 +50,8 @@ def encode_scenes(
 def _label(asked: Scene, other: Scene, rng: np.random.Generator) -> str:
     """Return the caption to train with: the one asked for, an empty one, or another scene's.
 
-    Were captions always true, a picture would never count for more than its prompt, and guidance
-    would have nothing to mend: image to image would drop the picture at any strength.
+    If captions were always true, the model would trust them more than the picture: image to image
+    would drop the picture at any strength, and guidance would have nothing to correct.
     """
     chance = rng.random()
     if chance < EMPTY:
@@ -90,7 +90,7 @@ def denoising_loss(
     context: torch.Tensor,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Mean squared error of v at evenly spread random timesteps."""
+    """Return the mean squared error of v at evenly spread random timesteps."""
     alpha_bar = _alpha_bar()
     count = len(latents)
     spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count

@@ -2,7 +2,7 @@
 
     python -m tools.train_tiny --out stable_diffusion/tiny --work runs/tiny
 
-It renders its own data, trains a VAE, a text encoder, a U-Net and the VAE's decoder once more,
+It renders its own data, trains a VAE, a text encoder, a UNet and the VAE's decoder once more,
 scores the result with diffusers and saves it in diffusers' layout as float16. If it was
 interrupted, the same command continues from the last checkpoints in `--work`. `--quick` does all of
 it with small settings and reports that the result beats an untrained model.
@@ -84,7 +84,7 @@ def draw(pipe: StableDiffusionPipeline, texts: list[str], guidance: float) -> np
 def evaluate(
     pipe: StableDiffusionPipeline, count: int, guidance: float = GUIDANCE
 ) -> dict[str, dict[str, float]]:
-    """Scores on `count` held-out prompts of one shape and `count` of two."""
+    """Return the scores on `count` held-out prompts of one shape and `count` of two."""
     return {
         name: score(lambda texts: draw(pipe, texts, guidance), prompts(items, count))
         for items, name in ((1, "one shape"), (2, "two shapes"))
@@ -92,7 +92,7 @@ def evaluate(
 
 
 def train(budget: Budget, work: Path, seed: int) -> StableDiffusionPipeline:
-    """Train every part, or go on from `work`."""
+    """Train every part, or continue from the checkpoints in `work`."""
     work.mkdir(parents=True, exist_ok=True)
     words = Vocabulary(
         tiny_model.load_tokenizer(), np.random.default_rng([seed, 9]), budget.captions
@@ -138,7 +138,7 @@ def main() -> None:
     print(table(evaluate(pipe, budget.prompts)))
     if args.quick:
         pipe.unet = tiny_model.build_unet().eval()
-        print("untrained U-Net:\n" + table(evaluate(pipe, budget.prompts)))
+        print("untrained UNet:\n" + table(evaluate(pipe, budget.prompts)))
     size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
     print(f"{args.out}: {size / 1e6:.1f} MB, {(time.monotonic() - started) / 60:.0f} minutes")
 

@@ -7,7 +7,7 @@ from ..config.diffusion import PREDICTION_TYPES
 from ..config.networks import BITS, GROUP_SIZES
 from ..device import memory
 from ..model_io.convert import convert_model
-from ..utils import wording
+from ..utils.wording import format_bytes
 from .arguments.argument_parser import Parser
 from .job import UsageError
 from .main import report_errors
@@ -18,36 +18,12 @@ from .terminal.progress import ByteBars
 def main(argv: list[str] | None = None) -> int:
     """Convert a model as the command line says, and return the exit status."""
     return run_with_safe_streams(
-        lambda: report_errors(lambda: _convert(_parser().parse_args(argv)))
+        lambda: report_errors(lambda: _convert(convert_parser().parse_args(argv)))
     )
 
 
-def _convert(args: argparse.Namespace) -> None:
-    """Convert a model; show what is downloaded, how far it is, and how large the folder is."""
-    text_encoder_bits = args.text_encoder_bits or args.quantize
-    unet_bits = args.unet_bits or args.quantize
-    if args.group_size and not text_encoder_bits and not unet_bits:
-        raise UsageError("--group-size is for quantization: say how many bits (-q)")
-    memory.limit_cache()
-    with ByteBars() as bars:
-        convert_model(
-            args.model,
-            args.folder,
-            text_encoder_bits=text_encoder_bits,
-            unet_bits=unet_bits,
-            group_size=args.group_size,
-            float16=args.fp16,
-            vae=args.vae,
-            prediction_type=args.prediction_type,
-            on_message=say,
-            on_progress=bars.show,
-        )
-    size = sum(file.stat().st_size for file in args.folder.glob("*/*"))
-    say(f"Wrote {args.folder}, {wording.format_bytes(size)}")
-
-
-def _parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
+def convert_parser() -> argparse.ArgumentParser:
+    """Return the parser of `python -m stable_diffusion.convert`."""
     parser = Parser(
         "model folder",
         "Write a model as a folder that is quantized once, and loads fast.",
@@ -79,3 +55,27 @@ def _parser() -> argparse.ArgumentParser:
         help="what the UNet predicts, if the file does not say it",
     )
     return parser
+
+
+def _convert(args: argparse.Namespace) -> None:
+    """Convert a model; show what is downloaded, how far it is, and how large the folder is."""
+    text_encoder_bits = args.quantize if args.text_encoder_bits is None else args.text_encoder_bits
+    unet_bits = args.quantize if args.unet_bits is None else args.unet_bits
+    if args.group_size is not None and text_encoder_bits is None and unet_bits is None:
+        raise UsageError("--group-size is for quantization: say how many bits (-q)")
+    memory.limit_cache()
+    with ByteBars() as bars:
+        convert_model(
+            args.model,
+            args.folder,
+            text_encoder_bits=text_encoder_bits,
+            unet_bits=unet_bits,
+            group_size=args.group_size,
+            float16=args.fp16,
+            vae=args.vae,
+            prediction_type=args.prediction_type,
+            on_message=say,
+            on_progress=bars.show,
+        )
+    size = sum(file.stat().st_size for file in args.folder.glob("*/*"))
+    say(f"Wrote {args.folder}, {format_bytes(size)}")

@@ -1,7 +1,7 @@
 """Make the pictures of a run: load → embed the text → denoise → decode → save.
 
-The library is lazy. Here things are evaluated, phase by phase, and what only earlier phases needed
-is freed before the next phase begins.
+The library is lazy: it computes nothing before it is asked to. Here arrays are evaluated phase by
+phase, and what the later phases do not need is freed.
 """
 
 from collections import deque
@@ -68,13 +68,13 @@ class Run:
 
     @property
     def starts_flat(self) -> bool:
-        """Whether there is a picture to start from, and it has one colour."""
+        """Return whether there is a picture to start from, and it has one colour."""
         start = self.settings.start
         return start is not None and bool((start.pixels == start.pixels[0, 0]).all())
 
     @property
     def adapter_files(self) -> list[Path]:
-        """The files of LoRAs and textual inversions."""
+        """Return the files of LoRAs and textual inversions."""
         loras = [file for file, _ in self.settings.lora]
         return loras + [file for _, file in self.settings.embedding]
 
@@ -188,7 +188,7 @@ def _prepare_run(settings: Settings, plan: Plan, progress: Progress) -> Run:
 
 
 def _choose_precision(settings: Settings) -> bool:
-    """Return whether to use half precision: as asked, or else if the device computes in it."""
+    """Return whether to use half precision: as the user says, or if there is a GPU."""
     if settings.float16 is not None:
         return settings.float16
     if mx.default_device().type == mx.gpu:
@@ -198,7 +198,7 @@ def _choose_precision(settings: Settings) -> bool:
 
 
 def _complete_jobs(settings: Settings, plan: Plan, config: ModelConfig) -> list[CompleteJob]:
-    """Return the jobs with the model's defaults; check that all suits the model and the files.
+    """Return the jobs with the model's defaults; check that they suit the model and the files.
 
     Raises:
         UsageError: if something does not.
@@ -314,8 +314,8 @@ def _decode(run: Run, x_0: mx.array) -> Iterator[np.ndarray]:
     tiled = True if settings.tiled or spares_memory else None  # None: if the picture is large
     is_flat = run.starts_flat
     for i in range(0, len(x_0), settings.decoding_batch_size):
-        some = x_0[i : i + settings.decoding_batch_size]
-        decoded = overflow.decode_checked(run.sd, some, tiled, is_flat=is_flat)
+        part = x_0[i : i + settings.decoding_batch_size]
+        decoded = overflow.decode_checked(run.sd, part, tiled, is_flat=is_flat)
         for picture in to_uint8(np.array(decoded)):
             if not is_flat:
                 overflow.warn_of_blank(picture)

@@ -3,14 +3,14 @@
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ..conditioning import warn_of_syntax
 from ..config.model import ModelConfig
 from ..images.arrays import MAX_PIXELS, MULTIPLE, find_similar_size
 from ..sampler.sampler import Sampler
-from .settings import Settings, StartPicture
+from .settings import PictureOptions, Settings, StartPicture
 
 # How many times the pixels that a model is made for a picture to start from may have if the user
 # gives no size. Above the first factor things are drawn twice and steps are slow; above the second
@@ -24,33 +24,16 @@ class UsageError(ValueError):
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(PictureOptions):
     """One picture, as the user asks for it. `with_defaults` replaces the values that are None.
 
-    The fields are those of `settings.Request` and mean the same, except that a job has one picture
-    and always a seed.
-
     Attributes:
+        seed: its own.
         index: the number of the picture among all pictures of the run, from 1.
     """
 
-    prompt: str
-    seed: int
-    negative_prompt: str = ""
-    width: int | None = None
-    height: int | None = None
-    steps: int | None = None
-    cfg: float | None = None
-    guidance_rescale: float = 0.0
-    sampler: str | None = None
-    schedule: str | None = None
-    long_prompt: bool = False
-    prompt_weights: bool = False
-    clip_skip: int = 0
-    strength: float | None = None
+    seed: int = field(kw_only=True)
     index: int = 1
-    file: str | None = None
-    where: str = ""
 
     def with_defaults(self, config: ModelConfig) -> "CompleteJob":
         """Return the job with the model's defaults in place of None.
@@ -151,11 +134,7 @@ def make_jobs(settings: Settings, seed: int) -> list[Job]:
     """
     jobs: list[Job] = []
     for request in settings.requests:
-        options = {
-            field.name: getattr(request, field.name)
-            for field in fields(Job)
-            if field.name not in ("seed", "index")
-        }
+        options = {option.name: getattr(request, option.name) for option in fields(PictureOptions)}
         if settings.start is not None:
             options["height"], options["width"], _ = settings.start.pixels.shape
         first_seed = seed if request.seed is None else request.seed
@@ -186,20 +165,20 @@ def check_start_size(start: StartPicture | None, config: ModelConfig) -> None:
     multiple = MULTIPLE if min(width, height) >= 4 * MULTIPLE else config.autoencoder.factor
     fitting = find_similar_size(own_size, usual, multiple)
     about = (
-        f"{start.file} has {own_size[0]}x{own_size[1]} pixels, some {n_pixels / usual:.0f} times "
-        f"as many as the model is made for ({width}x{height})"
+        f"{start.file} has {own_size.width}x{own_size.height} pixels, about "
+        f"{n_pixels / usual:.0f} times as many as the model is made for ({width}x{height})"
     )
     options = "--width {} --height {}".format(*fitting)
     if n_pixels > MAX_PIXELS or n_pixels > max(MAX_FACTOR * usual, FEW_PIXELS):
-        raise UsageError(f"{about}: add {options}, or another --width and --height to bring it to")
+        raise UsageError(f"{about}: add {options}, or another --width and --height")
     warnings.warn(
-        f"{about}: it takes long, and things may come out twice; {options} suits the model",
+        f"{about}: it takes long, and objects may appear twice; {options} suits the model",
         stacklevel=2,
     )
 
 
 def warn_of_no_guidance(jobs: Iterable[CompleteJob]) -> None:
-    """Warn of options that have no effect because their jobs have no guidance."""
+    """Warn about options that have no effect because their jobs have no guidance."""
     unguided = [job for job in jobs if job.cfg <= 1]
     options = {
         "--negative_prompt": any(job.negative_prompt for job in unguided),
@@ -207,14 +186,14 @@ def warn_of_no_guidance(jobs: Iterable[CompleteJob]) -> None:
     }
     if given := [option for option, is_given in options.items() if is_given]:
         warnings.warn(
-            f"there is no guidance for {' and '.join(given)} to work through: give --cfg more "
-            "than 1",
+            f"{' and '.join(given)} {'have' if len(given) > 1 else 'has'} no effect without "
+            "guidance: give --cfg more than 1",
             stacklevel=2,
         )
 
 
 def warn_of_prompts(jobs: Iterable[CompleteJob]) -> None:
-    """Warn of syntax in the jobs' prompts that has no meaning here, and name the line."""
+    """Warn about syntax in the jobs' prompts that has no meaning here, and name the line."""
     for weigh in (False, True):
         texts: dict[str, str] = {}
         for job in jobs:

@@ -15,10 +15,8 @@ from .generate import generate
 from .job import UsageError
 from .ranks import RankError, find_ranks
 from .settings import Settings
-from .terminal.console import run_with_safe_streams, warn
+from .terminal.console import FAILED, SUCCEEDED, WRONG_USAGE, run_with_safe_streams, warn
 from .terminal.signals import handle_signals, interrupted_status
-
-SUCCEEDED, FAILED, WRONG_USAGE = 0, 1, 2  # exit statuses
 
 # The scripts, by the names of the commands that do the same; see pyproject.toml.
 COMMANDS = {"mlx-txt2image": "txt2image.py", "mlx-image2image": "image2image.py"}
@@ -75,14 +73,6 @@ def run_program(read_settings: Callable[[], Settings]) -> int:
     return run_with_safe_streams(lambda: ranks.run_together(work))
 
 
-def _name_examples(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Let the examples of --help start the program in the way that it was started."""
-    command = Path(sys.argv[0]).name
-    if command in COMMANDS and parser.epilog is not None:
-        parser.epilog = parser.epilog.replace(f"python {COMMANDS[command]}", command)
-    return parser
-
-
 def report_errors(work: Callable[[], None]) -> int:
     """Do the work of a program, and return its exit status.
 
@@ -112,9 +102,17 @@ def report_errors(work: Callable[[], None]) -> int:
     return SUCCEEDED
 
 
+def _name_examples(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Make the examples of --help call the program by the name that it was started with."""
+    command = Path(sys.argv[0]).name
+    if command in COMMANDS and parser.epilog is not None:
+        parser.epilog = parser.epilog.replace(f"python {COMMANDS[command]}", command)
+    return parser
+
+
 @contextmanager
 def _print_warnings() -> Iterator[None]:
-    """Print warnings inside the block as lines, without the place in the code they come from.
+    """Print warnings inside the block as lines, without the place in the code.
 
     A warning about prompts is printed once for each topic, however many prompts there are.
     """

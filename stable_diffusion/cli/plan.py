@@ -44,9 +44,9 @@ class Plan:
 
 
 def make_plan(settings: Settings, ranks: Ranks) -> Plan:
-    """Return the plan for a command line. Which files exist is as the first rank finds it.
+    """Return the plan for a command line. All ranks skip the files that the first one finds.
 
-    A grid of few pictures is made at once, as the phases then need the least memory.
+    The pictures of a small grid are made in one batch, which needs the least memory.
 
     Raises:
         UsageError: see `name_files`.
@@ -58,12 +58,12 @@ def make_plan(settings: Settings, ranks: Ranks) -> Plan:
     ranks.require_same(jobs, "asked for other pictures: are the files the same there?")
     names = name_files(settings, jobs) if ranks.is_first else None
 
-    is_missing = [names is None or not names.exists(job) for job in jobs]
-    batch_size = settings.batch_size or 0  # an integer, so that ranks can share it
+    are_missing = [names is None or not names.exists(job) for job in jobs]
+    batch_size = settings.batch_size or 0  # 0 for None: ranks can share only integers
     if names is not None and not names.pictures and settings.batch_size is None:
         batch_size = min(len(jobs), MAX_AT_ONCE)
-    batch_size, *are_missing = ranks.share([batch_size, *is_missing])
-    missing = [job for job, is_it in zip(jobs, are_missing, strict=True) if is_it]
+    batch_size, *shared = ranks.share([batch_size, *are_missing])
+    missing = [job for job, is_missing in zip(jobs, shared, strict=True) if is_missing]
     if len(missing) < len(jobs):
         say(f"Skipped {len(jobs) - len(missing)} of {len(jobs)} pictures, which exist")
     if names is not None:
@@ -78,18 +78,18 @@ def make_plan(settings: Settings, ranks: Ranks) -> Plan:
 
 
 def _warn_of_changes(existing: Sequence[Job], names: FileNames, settings: Settings) -> None:
-    """Warn of pictures that exist and are kept, but were made in another way than is asked now."""
+    """Warn about pictures that are kept, but were not made as the settings ask."""
     if not existing:
         return
     comparison = RecipeComparison(settings)
     paths = [(names.pictures[job.index], job) for job in existing]
-    others = [path for path, job in paths if comparison.differs(path, job)]
-    if others:
-        n = len(others)
-        which = f"{others[0]} was" if n == 1 else f"{others[0]} and {n - 1} more were"
+    different = [path for path, job in paths if comparison.differs(path, job)]
+    if different:
+        n = len(different)
+        which = f"{different[0]} was" if n == 1 else f"{different[0]} and {n - 1} more were"
         warnings.warn(
-            f"{which} made from another prompt, or with another model or other options, than are "
-            "asked for now: delete the pictures to make again, or use --force for all",
+            f"{which} made from another prompt, or with another model or other options, than you "
+            "ask for now: delete the pictures to make again, or use --force for all",
             stacklevel=2,
         )
 

@@ -16,9 +16,10 @@ from functools import cache
 import mlx.core as mx
 import numpy as np
 
+from .terminal.console import FAILED, SUCCEEDED
+
 # Variables that launchers set for the processes they start: mlx.launch, and two kinds of MPI.
 LAUNCHERS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
-SUCCEEDED, FAILED = 0, 1  # exit statuses
 
 
 class RankError(Exception):
@@ -45,13 +46,13 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the rank that names and writes the files and prints."""
+        """Return whether this rank names and writes the files, and prints."""
         return self.rank == 0
 
     def run_together(self, work: Callable[[], int]) -> int:
         """Do `work`; return its exit status, or that of the first rank that failed.
 
-        Only the first rank prints; if another one fails, it prints its last line.
+        Only the first rank prints. If another one fails, that one prints its last line.
         """
         if self.size == 1:
             return work()

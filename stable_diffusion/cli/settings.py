@@ -26,15 +26,13 @@ class StartPicture:
 
 
 @dataclass(frozen=True)
-class Request:
-    """A prompt with its options, from the command line or a line of a prompts file.
+class PictureOptions:
+    """What may differ from picture to picture of a run, except the seed.
 
-    A value that is None is chosen later: the seed by `cli.plan`, everything else by the model.
+    A value that is None is chosen later by the model.
 
     Attributes:
-        n_images: the number of pictures; their seeds are consecutive.
-        seed: the seed of the first picture.
-        width, height: of a picture, in pixels. Both are None, or neither.
+        width, height: in pixels. Both are None, or neither.
         cfg: the guidance.
         strength: how far to go from the picture to start from, 0 to 1; None without one.
         file: the file name of the picture inside the output folder, if the line gives one.
@@ -43,8 +41,6 @@ class Request:
 
     prompt: str
     negative_prompt: str = ""
-    n_images: int = 1
-    seed: int | None = None
     width: int | None = None
     height: int | None = None
     steps: int | None = None
@@ -58,6 +54,19 @@ class Request:
     strength: float | None = None
     file: str | None = None
     where: str = ""
+
+
+@dataclass(frozen=True)
+class Request(PictureOptions):
+    """A prompt with its options, from the command line or a line of a prompts file.
+
+    Attributes:
+        n_images: the number of pictures; their seeds are consecutive.
+        seed: the seed of the first picture; None is chosen later by `cli.plan`.
+    """
+
+    n_images: int = 1
+    seed: int | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..utils.size import Size
 
-MULTIPLE = 64  # the VAE makes 8 pixels one latent, the UNet halves latents three times
+MULTIPLE = 64  # the VAE halves each side three times, and the UNet halves latents three times
 MAX_PIXELS = 4096 * 4096  # of a picture that is made or started from; models draw far less well
 MAX_ASPECT = 16  # longest side of a suggested size, in sides of a square with as many pixels
 SHAPE_WEIGHT = 10  # a side that is a tenth longer is as bad as e times the pixels
@@ -20,8 +20,8 @@ class Fit(NamedTuple):
 
     Attributes:
         size: the size after resizing.
-        margin: pixels of the original that are cut off first: so many at the left and as many at
-            the right, so many at the top and as many at the bottom.
+        margin: pixels of the original that are cut off first: at the left and also at the right,
+            and at the top and also at the bottom.
     """
 
     size: Size

@@ -32,7 +32,7 @@ def read_orientation(image: Image.Image) -> int:
         return 1
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # damaged EXIF does not make a damaged picture
+    except Exception:  # the picture may be whole even if its EXIF is damaged
         return 1
 
 

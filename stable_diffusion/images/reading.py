@@ -1,8 +1,8 @@
 """Read picture files into arrays.
 
-Pillow decodes them. A file may come from anywhere. So only formats that Pillow decodes itself are
-tried, sizes are checked before memory is allocated, and whatever a decoder raises becomes one kind
-of error.
+Pillow decodes them. Because a file may come from anywhere, only formats that Pillow decodes itself
+are tried, sizes are checked before memory is allocated, and whatever a decoder raises becomes one
+kind of error.
 """
 
 import errno
@@ -34,9 +34,9 @@ from .unreadable import (
     suggest_name,
 )
 
-# Without those that Pillow passes to other programs (EPS to Ghostscript, WMF to the system) or
-# cannot decode by itself (BUFR, GRIB, HDF5, MPEG), without FITS, which it unpacks without a limit,
-# and without IPTC, which may contain any of these.
+# Other formats of Pillow are left out: it passes EPS to Ghostscript and WMF to the system, cannot
+# decode BUFR, GRIB, HDF5 and MPEG by itself, and unpacks FITS without a limit; IPTC may contain any
+# of these.
 FORMATS = (
     *("AVIF", "BLP", "BMP", "CUR", "DCX", "DDS", "DIB", "FLI", "FTEX", "GBR", "GIF", "ICNS", "ICO"),
     *("IM", "IMT", "JPEG", "JPEG2000", "MCIDAS", "MPO", "MSP", "PCD", "PCX", "PIXAR", "PNG"),
@@ -150,7 +150,7 @@ def open_picture(path: str | os.PathLike) -> Iterator[Image.Image]:
     Image.init()  # registers the formats that this Pillow was built with
     with _UnmappedFile(io.FileIO(path)) as file:
         head = file.read(HEAD_BYTES)
-        formats = _possible_formats(path, file, head)
+        formats = _choose_formats(path, file, head)
         file.seek(0)
         with _convert_errors(path, head), Image.open(file, formats=formats) as image:
             yield image
@@ -184,10 +184,10 @@ def require_file(path: str | os.PathLike) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path}: a pipe or device, not a file: save the picture in a file first")
     if status.st_size > MAX_FILE_BYTES:
-        raise ValueError(f"{path}: {format_bytes(status.st_size)} are too many for a picture")
+        raise ValueError(f"{path}: {format_bytes(status.st_size)} is too much for a picture")
 
 
-def _possible_formats(path: str | os.PathLike, file: BinaryIO, head: bytes) -> list[str]:
+def _choose_formats(path: str | os.PathLike, file: BinaryIO, head: bytes) -> list[str]:
     """Return the formats to try for a file that begins with `head`.
 
     Raises:

@@ -17,7 +17,7 @@ from ..utils.wording import did_you_mean
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://?|data:", re.IGNORECASE)
 MIN_LIKENESS = 0.75  # of a suggested file name; the suffix alone makes short names alike
 MAX_NAMES = 10_000  # files of a folder that are compared with a misspelt name
-HEAD_BYTES = 65_536  # how much of a file is examined: an SVG may begin with long comments
+HEAD_BYTES = 65_536  # of a file that are examined: an SVG may begin with long comments
 HEIC_BRANDS = frozenset(
     (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 )  # ISO/IEC 23008-12, annexes B to E; the last two also begin AVIF
@@ -27,7 +27,7 @@ RAW_SUFFIXES = frozenset(
         *(".3fr", ".arw", ".cr2", ".dcr", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mos", ".nef"),
         *(".nrw", ".orf", ".pef", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw"),
     )
-)  # of files in the form of a TIFF; some differ from other TIFFs in nothing else
+)  # of files that are TIFFs by their content; some differ from other TIFFs only in the suffix
 
 EXPORT = "open it in a viewer or drawing program, and export it as PNG first"
 RAW = "a raw file of a camera: export it as JPEG, PNG or TIFF with a photo program first"
@@ -39,7 +39,7 @@ LAYERS = "a project of a painting program: export it as PNG first"
 DOWNLOAD = "the download may have failed: get the picture itself"
 
 # The offset and bytes that identify a kind of file, and what to say about it. `{…}` stands for a
-# command of `_commands`.
+# command of `_make_commands`.
 MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\x0a", JPEG_XL),  # a codestream
     (0, b"\0\0\0\x0cJXL \r\n\x87\n", JPEG_XL),  # a container
@@ -92,7 +92,7 @@ MAX_ENTRIES = 4096  # that are read of a TIFF's directory
 
 def is_heic(head: bytes) -> bool:
     """Return whether a file that begins with `head` is HEIC or HEIF, but not AVIF."""
-    brands = _brands(head)
+    brands = _read_brands(head)
     return not brands.isdisjoint(HEIC_BRANDS) and brands.isdisjoint(AVIF_BRANDS)
 
 
@@ -100,7 +100,7 @@ def explain_heic(path: str | os.PathLike) -> str:
     """Return a message that says how a HEIC file can be read."""
     return (
         "HEIC, which Pillow reads only with the package pillow-heif: install it "
-        f"(pip install pillow-heif), or convert the picture first (on a Mac: {_sips(path)})"
+        f"(pip install pillow-heif), or convert the picture first (on a Mac: {_make_sips(path)})"
     )
 
 
@@ -117,7 +117,7 @@ def is_raw(path: str | os.PathLike, file: BinaryIO) -> bool:
     head = file.read(10)
     if not head.startswith(TIFF_MAGIC):
         return False
-    values = _tiff_values(head, file)
+    values = _read_tiff_values(head, file)
     return (
         Path(path).suffix.lower() in RAW_SUFFIXES
         or head.endswith(b"CR")  # Canon's CR2
@@ -135,7 +135,7 @@ def explain_unreadable(path: str | os.PathLike, head: bytes) -> str:
         head: its first `HEAD_BYTES` bytes.
     """
     text = _explain(path, head) or "not a picture that can be read: convert it to PNG or JPEG first"
-    commands = _commands(path)
+    commands = _make_commands(path)
     return re.sub(r"{(\w+)}", lambda match: commands[match[1]], text)
 
 
@@ -147,7 +147,7 @@ def explain_address(address: str) -> str:
         return f"an address, not a file: name the file ({shlex.quote(unquote(f'/{path}'))})"
     if scheme.lower() in ("http", "https", "ftp"):
         name = Path(unquote(path)).name or "picture"
-        command = shlex.join(["curl", "-L", "-o", _operand(name), address])
+        command = shlex.join(["curl", "-L", "-o", _make_operand(name), address])
         return f"pictures are not downloaded here: download it first ({command})"
     return "an address, not a file: save the picture in a file and name that"
 
@@ -173,7 +173,7 @@ def _explain(path: str | os.PathLike, head: bytes) -> str | None:
         return "not a picture but an empty file: copy or download it again"
     if not head.strip(b"\0"):
         return "not a picture but only zeros: copy or download it again"
-    if _brands(head):
+    if _read_brands(head):
         return _explain_iso(head)
     for start, magic, text in MAGIC:
         if head.startswith(magic, start):
@@ -187,7 +187,7 @@ def _explain(path: str | os.PathLike, head: bytes) -> str | None:
 
 def _explain_iso(head: bytes) -> str:
     """Return what an ISO base media file is: HEIC, AVIF, a raw file or a video."""
-    brands = _brands(head)
+    brands = _read_brands(head)
     if not brands.isdisjoint(AVIF_BRANDS):
         return "AVIF, which this Pillow cannot read: convert it to PNG first"
     if not brands.isdisjoint(HEIC_BRANDS):
@@ -207,7 +207,7 @@ def _explain_text(head: bytes) -> str | None:
         return "not a picture but a Git LFS pointer to one: fetch it (git lfs pull)"
     if re.match(r"(\.\./)*[^\n]*/annex/objects/", text):
         return "not a picture but a git-annex pointer to one: fetch it (git annex get)"
-    root = _root_element(text)
+    root = _find_root_element(text)
     if root == "svg":
         return "not a picture of pixels but a drawing (SVG): export it as PNG first ({rsvg})"
     if root in ("html", "head", "body"):
@@ -229,7 +229,7 @@ def _decode(head: bytes) -> str | None:
     return None if "\0" in text or strange > 1 + len(text) / 10 else text.strip()
 
 
-def _root_element(text: str) -> str | None:
+def _find_root_element(text: str) -> str | None:
     """Return the name of the first element of XML or HTML, in lower case, without a prefix."""
     if re.match(r"<!doctype\s+html", text, re.IGNORECASE):
         return "html"
@@ -243,7 +243,7 @@ def _root_element(text: str) -> str | None:
     return None if match is None else match[1].lower()
 
 
-def _brands(head: bytes) -> frozenset[bytes]:
+def _read_brands(head: bytes) -> frozenset[bytes]:
     """Return the brands of an ISO base media file, an empty set if it is another kind of file."""
     if head[4:8] != b"ftyp":
         return frozenset()
@@ -251,7 +251,7 @@ def _brands(head: bytes) -> frozenset[bytes]:
     return frozenset((head[8:12], *(head[i : i + 4] for i in range(16, end, 4))))
 
 
-def _tiff_values(head: bytes, file: BinaryIO) -> dict[int, int]:
+def _read_tiff_values(head: bytes, file: BinaryIO) -> dict[int, int]:
     """Return the first value of each entry in a TIFF's first directory, by tag.
 
     Only values of integers are meaningful. BigTIFF, which no camera writes, gives no entries.
@@ -269,30 +269,30 @@ def _tiff_values(head: bytes, file: BinaryIO) -> dict[int, int]:
     return values
 
 
-def _commands(path: str | os.PathLike) -> dict[str, str]:
+def _make_commands(path: str | os.PathLike) -> dict[str, str]:
     """Return the shell commands that convert a file, by name."""
-    source, png = _operand(path), _operand(_unused_name(path, ".png"))
+    source, png = _make_operand(path), _make_operand(_find_unused_name(path, ".png"))
     return {
-        "sips": _sips(path),
+        "sips": _make_sips(path),
         "djxl": shlex.join(["djxl", source, png]),
         "ffmpeg": shlex.join(["ffmpeg", "-i", source, "-frames:v", "1", png]),
         "rsvg": shlex.join(["rsvg-convert", "-o", png, source]),
     }
 
 
-def _sips(path: str | os.PathLike) -> str:
+def _make_sips(path: str | os.PathLike) -> str:
     """Return the macOS command that converts a file to JPEG."""
-    jpeg = _operand(_unused_name(path, ".jpg"))
-    return shlex.join(["sips", "-s", "format", "jpeg", _operand(path), "--out", jpeg])
+    jpeg = _make_operand(_find_unused_name(path, ".jpg"))
+    return shlex.join(["sips", "-s", "format", "jpeg", _make_operand(path), "--out", jpeg])
 
 
-def _operand(path: str | os.PathLike) -> str:
+def _make_operand(path: str | os.PathLike) -> str:
     """Return a file's name in a form that no program mistakes for an option."""
     name = os.fspath(path)
     return f"./{name}" if name.startswith("-") else name
 
 
-def _unused_name(path: str | os.PathLike, suffix: str) -> Path:
+def _find_unused_name(path: str | os.PathLike, suffix: str) -> Path:
     """Return an unused name for a converted file."""
     path = Path(path)
     name = path.with_suffix(suffix)

@@ -36,7 +36,7 @@ def is_folder(path: Path) -> bool:
 
 
 def check_output(path: str | os.PathLike) -> None:
-    """Check that `save_image` can write to `path`. Creates nothing.
+    """Check that `save_image` can write to `path`, without creating anything.
 
     Raises:
         ValueError: if it cannot.
@@ -59,7 +59,7 @@ def check_name(path: Path) -> None:
     if len(os.fsencode(path.name)) > MAX_NAME_BYTES:
         raise ValueError(f"{path}: the name is longer than {MAX_NAME_BYTES} bytes")
     if path.is_dir():
-        raise ValueError(f"{path}: is a folder")
+        raise ValueError(f"{path} is a folder")
 
 
 def check_folder(folder: Path) -> None:
@@ -89,8 +89,8 @@ def check_size(path: str | os.PathLike, size: Size) -> None:
     if max(size) > limit:
         width, height = size
         raise ValueError(
-            f"{path}: {width}x{height} pixels, and {file_format} has at most {limit} a side: "
-            "use .png"
+            f"{path}: {width}x{height} pixels are too many for {file_format}, which has at most "
+            f"{limit} on each side: use .png"
         )
 
 

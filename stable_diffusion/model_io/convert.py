@@ -34,9 +34,9 @@ from .loaders import (
 )
 from .model import Model, describe_downloads
 from .safetensors_file import save_native
+from .sources import INDEX, SCHEDULER_CONFIG, VAE_CONFIG
 from .weight_files import NATIVE, STEMS
 
-INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json")
 SPECIAL_TOKENS, TOKENIZER_CONFIG = "special_tokens_map.json", "tokenizer_config.json"
 
@@ -140,7 +140,7 @@ def _list_networks(
     unet_bits: int | None,
     group_size: int | None,
 ) -> list[_Network]:
-    """Return all networks of a model, with what to do with them."""
+    """Return all networks of a model, and how to convert each."""
     quantize_text = quantize_image = None
     if text_encoder_bits is not None:
         quantize_text = partial(
@@ -178,7 +178,7 @@ def _write_network(
         if n := len(quantization.unquantized):
             on_message(
                 f"{component}: {n} linear layers stay as they are, because the number of their "
-                "inputs is no multiple of the group size"
+                "inputs is not a multiple of the group size"
             )
     tensors = dict(tree_flatten(loaded.parameters()))
     del loaded  # so that each tensor is freed when it is written
@@ -202,16 +202,17 @@ def _to_float16(value: mx.array) -> mx.array:
 
 
 def _write_configs(model: Model, folder: Path) -> None:
-    """Write the JSON files of the model, with what the user says instead of the files."""
+    """Write the JSON files of the model; what the user gave replaces what they say."""
     source, config = model.source, model.config
     has_index = source.find(INDEX) is not None
     index = source.config(INDEX)[0] if has_index else _make_index(config)
     if config.spec is not None:
         index["_converted_from"] = config.pipeline._converted_from or model.name
-    scheduler = source.config(SCHEDULER)[0] | {"prediction_type": config.diffusion.prediction_type}
-    vae = model.source_of("vae").config("vae/config.json")[0]
+    scheduler = source.config(SCHEDULER_CONFIG)[0]
+    scheduler = scheduler | {"prediction_type": config.diffusion.prediction_type}
+    vae = model.source_of("vae").config(VAE_CONFIG)[0]
     vae = vae | {"scaling_factor": config.autoencoder.scaling_factor}
-    contents = {INDEX: index, SCHEDULER: scheduler, "vae/config.json": vae}
+    contents = {INDEX: index, SCHEDULER_CONFIG: scheduler, VAE_CONFIG: vae}
     for name in ("unet", "text_encoder", "text_encoder_2")[: 1 + len(config.text_encoders)]:
         contents[f"{name}/config.json"] = source.config(f"{name}/config.json")[0]
     for path, content in contents.items():

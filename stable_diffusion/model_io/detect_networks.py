@@ -1,4 +1,4 @@
-"""Detect the networks in a file of the original layout: their configs, and the names of the file.
+"""Detect the networks in a file of the original layout: their configs and the names of tensors.
 
 Such a file has weights only. The configs that a folder would have are made from the names and
 shapes of the tensors; what these do not show is the same for all models of a family.
@@ -6,6 +6,7 @@ shapes of the tensors; what these do not show is the same for all models of a fa
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 from ..config.model import TIME_IDS
@@ -122,8 +123,10 @@ def _detect_down_blocks(header: Header) -> tuple[list[Level], dict[str, str]]:
     level has any, or a convolution that halves the size and ends the level.
     """
     levels, renames = [Level()], {}
-    n = 1
-    while header.has(f"{UNET_ROOT}{(place := f'input_blocks.{n}')}."):
+    for n in count(1):
+        place = f"input_blocks.{n}"
+        if not header.has(f"{UNET_ROOT}{place}."):
+            break
         level, ours = levels[-1], f"down_blocks.{len(levels) - 1}"
         if header.has(f"{UNET_ROOT}{place}.0.op."):
             renames[f"{place}.0.op"] = f"{ours}.downsample.conv"
@@ -134,14 +137,13 @@ def _detect_down_blocks(header: Header) -> tuple[list[Level], dict[str, str]]:
             level.channels = header.size(f"{UNET_ROOT}{place}.0.out_layers.3.weight", 0)
             level.depth = _count_transformers(header, f"{place}.1")
             level.n_layers += 1
-        n += 1
     return levels, renames
 
 
 def _rename_up_blocks(levels: Sequence[Level]) -> dict[str, str]:
-    """Return the renames of the blocks on the way up, which has one layer more in each level.
+    """Return the renames of the blocks on the way up, where each level has one layer more.
 
-    A convolution after doubling the size is in the last block of a level, behind the attention.
+    The last block of a level also has a convolution after doubling the size, behind the attention.
     """
     renames: dict[str, str] = {}
     n = 0
@@ -192,13 +194,13 @@ def detect_vae(header: Header, root: str) -> tuple[dict[str, Any], Layout]:
         ups = {f"up.{i}": f"up_blocks.{n_levels - 1 - i}" for i in range(n_levels)}
         layout = Layout({**VAE_PARTS, **ups}, root=root, unused=("loss.", "model_ema."))
 
-    def count(parameter: str) -> int:
+    def count_keys(parameter: str) -> int:
         return header.count(layout.key(parameter))
 
     def size(parameter: str, axis: int) -> int:
         return header.size(layout.key(parameter), axis)
 
-    n_levels = count("encoder.down_blocks.{}.resnets.0.norm1.weight")
+    n_levels = count_keys("encoder.down_blocks.{}.resnets.0.norm1.weight")
     config = {
         "in_channels": size("encoder.conv_in.weight", 1),
         "out_channels": size("decoder.conv_out.weight", 0),
@@ -209,7 +211,7 @@ def detect_vae(header: Header, root: str) -> tuple[dict[str, Any], Layout]:
         ],
         "down_block_types": ["DownEncoderBlock2D"] * n_levels,
         "up_block_types": ["UpDecoderBlock2D"] * n_levels,
-        "layers_per_block": count("encoder.down_blocks.0.resnets.{}.norm1.weight"),
+        "layers_per_block": count_keys("encoder.down_blocks.0.resnets.{}.norm1.weight"),
         "use_quant_conv": header.has(f"{root}quant_conv."),
         "use_post_quant_conv": header.has(f"{root}post_quant_conv."),
         "mid_block_add_attention": header.has(

@@ -13,16 +13,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..config.known_models import MODELS, PACKAGE, ModelSpec, find_spec
-from ..utils import wording
 from ..utils.atomic_files import write_atomically
+from ..utils.wording import did_you_mean, format_bytes
 from . import hub_cache
 from .hub_cache import snapshot_folder
 from .sources import CACHE_MARKER, Source
-from .weight_files import with_shards
+from .weight_files import add_shards
 
-# Likeness of two repository names that may mean the same: within one organisation, the names of
-# different ones also differ by a few letters only.
-SAME_REPOSITORY = 0.85
+# Of two repository names that may mean the same: different repositories of one organisation may
+# also differ only by a few letters.
+MIN_LIKENESS = 0.85
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_TIMEOUT = 10.0  # seconds to wait for an answer, as long as huggingface_hub waits for a file
 # What is raised for answers that are not from the Hub, such as the login page of a network.
@@ -90,20 +90,20 @@ class Repository(Source):
             for each in (file.resolve(), file):
                 if not each.is_dir() or each.is_symlink():
                     each.unlink(missing_ok=True)
-            raise OSError(f"{size} bytes came in place of {wanted}: try again")
+            raise OSError(f"the download has {size} bytes instead of {wanted}: try again")
 
     def describe_download(self, choices: Iterable[Sequence[str]]) -> str | None:
         missing: set[str] = set()
         for paths in choices:
             local = [path for path in paths if super(Repository, self).find(path)]
             there = [path for path in paths if path in self.listing or path in local]
-            for path in with_shards(there[0], self.listing) if there else ():
+            for path in add_shards(there[0], self.listing) if there else ():
                 if path in self.listing and super().find(path) is None:
                     missing.add(path)
         if not missing:
             return None
         size = sum(self.listing[path] or 0 for path in missing)
-        return f"Downloading {self.repo}, {wording.format_bytes(size)}, licence: {self.licence}"
+        return f"Downloading {self.repo}, {format_bytes(size)}, licence: {self.licence}"
 
     def files(self) -> Collection[str]:
         return self.listing.keys()
@@ -165,7 +165,7 @@ def _open_repository(repo: str, revision: str, name: str) -> Repository:
     if not revision or revision.startswith("/") or ".." in revision:  # a path in the cache has it
         raise ValueError(f"{name!r}: {revision!r} is not a revision")
     try:
-        commit, listing, said = _ask_hub(repo, revision)
+        commit, listing, licence = _ask_hub(repo, revision)
     except HFValidationError as error:
         raise ValueError(
             f"{name!r} is neither a folder, nor a Hub repository (organisation/name), nor one of "
@@ -182,12 +182,13 @@ def _open_repository(repo: str, revision: str, name: str) -> Repository:
     root = snapshot_folder(repo, commit)
     if revision != commit:
         _remember_commit(root, revision)
-    spec = find_spec(repo)
-    return Repository(repo, name, root, listing, licence=said if spec is None else spec.licence)
+    if (spec := find_spec(repo)) is not None:
+        licence = spec.licence
+    return Repository(repo, name, root, listing, licence=licence)
 
 
 def _ask_hub(repo: str, revision: str) -> tuple[str, dict[str, int | None], str]:
-    """Return what the Hub says of a revision: its commit, its files with sizes, the licence.
+    """Return what the Hub says about a revision: its commit, its files with sizes, the licence.
 
     Raises:
         HFValidationError: if `repo` cannot be the name of a repository.
@@ -198,7 +199,7 @@ def _ask_hub(repo: str, revision: str) -> tuple[str, dict[str, int | None], str]
 
     info = HfApi().model_info(repo, revision=revision, timeout=HUB_TIMEOUT, files_metadata=True)
     if info.sha is None or not COMMIT.fullmatch(info.sha):
-        raise ValueError(f"{info.sha} is no commit")
+        raise ValueError(f"{info.sha} is not a commit")
     if info.siblings is None:
         raise ValueError("there is no list of files")
     listing = {file.rfilename: file.size for file in info.siblings}
@@ -231,11 +232,11 @@ def _suggest(name: str) -> str:
     cached = hub_cache.list_repositories()
     if "/" in name:
         present = {repo: spec.repos[0] for spec in MODELS.values() for repo in spec.repos}
-        return wording.did_you_mean(name, cached, present, SAME_REPOSITORY)
+        return did_you_mean(name, cached, present, MIN_LIKENESS)
     without_organisation = {repo.rpartition("/")[2]: repo for repo in cached}
     for known, spec in MODELS.items():
         without_organisation |= {repo.rpartition("/")[2]: known for repo in spec.repos}
-    return wording.did_you_mean(name, MODELS, without_organisation)
+    return did_you_mean(name, MODELS, without_organisation)
 
 
 def explain_hub_error(error: Exception, repo: str) -> str:
@@ -246,7 +247,7 @@ def explain_hub_error(error: Exception, repo: str) -> str:
         error = error.__cause__  # why a download could not begin
     cause = str(error).strip().partition("\n")[0] or type(error).__name__
     if type(error).__name__ in ("RemoteProtocolError", "ReadError"):  # of httpx
-        return f"the connection broke off ({cause}): try again; files that are complete are kept"
+        return f"the connection was interrupted ({cause}): try again; complete files are kept"
     match error:
         case errors.GatedRepoError():
             page = f"https://huggingface.co/{repo}"
@@ -262,5 +263,5 @@ def explain_hub_error(error: Exception, repo: str) -> str:
         case errors.HTTPError():
             return f"the Hub cannot be reached ({cause}): go online once to download it"
     if isinstance(error, GARBLED):
-        return f"what answers there is not the Hub ({cause[:100]}): go online once to download it"
+        return f"the answer is not from the Hub ({cause[:100]}): go online once to download it"
     return cause

@@ -29,7 +29,7 @@ from . import hub
 from .model import Model
 from .safetensors_file import find_not_finite
 from .single_file import SUFFIXES, open_single_file, open_vae_file
-from .sources import BareVae, Source
+from .sources import VAE_CONFIG, BareVae, Source
 from .weight_files import NATIVE
 from .weights import flatten_parameters, load_native, load_weights
 
@@ -46,7 +46,7 @@ def open_model(
     vae: Key | None = None,
     prediction_type: str | None = None,
 ) -> Model:
-    """Open a model, so that its config files are read once for all who use it.
+    """Open a model, so that its config files are read once for everything that uses it.
 
     An open model is returned as it is, or changed in a copy if one of the options is given.
 
@@ -58,7 +58,7 @@ def open_model(
 
     Raises:
         OSError: if the model or one of its files cannot be found.
-        ValueError: if the key can be none of these, or means a file that is not supported.
+        ValueError: if the key is none of these, or means a file that is not supported.
     """
     model = key if isinstance(key, Model) else Model(_open_source(key))
     if vae is None and prediction_type is None:
@@ -82,7 +82,7 @@ def _open_vae(key: Key) -> Source:
     if (file := _as_file(key)) is not None:
         return open_vae_file(os.fspath(key), file)
     source = hub.open_source(key)
-    is_bare = source.find("vae/config.json") is None and source.find("config.json") is not None
+    is_bare = source.find(VAE_CONFIG) is None and source.find("config.json") is not None
     return BareVae(source) if is_bare else source
 
 
@@ -101,7 +101,7 @@ def load_unet(
 
     Args:
         float16: half precision instead of float32.
-        widened: convert the weights that `float16` would load to float32.
+        widened: take the files that `float16` chooses, but convert the weights to float32.
 
     Raises:
         OSError: if the model or one of its files cannot be found.

@@ -8,11 +8,9 @@ from ..config.diffusion import DiffusionConfig
 from ..config.known_models import find_spec
 from ..config.model import ModelConfig, PipelineConfig
 from ..config.networks import AutoencoderConfig, CLIPTextConfig, UNetConfig
-from .sources import VAE_CONFIG, Source
+from .sources import INDEX, SCHEDULER_CONFIG, VAE_CONFIG, Source
 from .unsupported import refuse_pipeline, refuse_unet
-from .weight_files import weight_files
-
-INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
+from .weight_files import list_weight_files
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class Model:
     def autoencoder_config(self) -> AutoencoderConfig:
         """Return the config of the VAE, which must scale the latents as the UNet expects.
 
-        A file with a VAE alone does not say how it scales them: then the model's own VAE says it.
+        A file with a VAE alone does not say how it scales them: it takes the scale of the model.
         """
         source = self.source_of("vae")
         config = AutoencoderConfig.from_dict(*source.config(VAE_CONFIG))
@@ -105,7 +103,7 @@ class Model:
     @cached_property
     def diffusion_config(self) -> DiffusionConfig:
         """Return the noise schedule that the model was trained on, and what its UNet predicts."""
-        config = DiffusionConfig.from_dict(*self.source.config(SCHEDULER))
+        config = DiffusionConfig.from_dict(*self.source.config(SCHEDULER_CONFIG))
         prediction_type = self.source.prediction_type
         return (
             config if prediction_type is None else replace(config, prediction_type=prediction_type)
@@ -120,6 +118,6 @@ def describe_downloads(model: Model, components: Iterable[str], float16: bool) -
     choices: dict[Source, list[list[str]]] = {}
     for component in components:
         source = model.source_of(component)
-        choices.setdefault(source, []).append(weight_files(component, float16))
+        choices.setdefault(source, []).append(list_weight_files(component, float16))
     lines = (source.describe_download(paths) for source, paths in choices.items())
     return [line for line in lines if line is not None]

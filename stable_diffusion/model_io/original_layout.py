@@ -82,7 +82,7 @@ class TextTower:
 
 @dataclass(frozen=True)
 class Family:
-    """What is the same for all models of a kind, and the shapes do not show."""
+    """What is the same for all models of a kind, but not visible in the shapes of the tensors."""
 
     name: str
     text_towers: Mapping[str, TextTower]  # by component

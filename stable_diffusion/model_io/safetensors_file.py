@@ -61,7 +61,7 @@ class Header:
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if it is no safetensors file, is cut short, or has numbers of 8 bits.
+        ValueError: if it is not a safetensors file, is cut short, or has 8-bit floats.
     """
 
     def __init__(self, name: str, file: Path):
@@ -89,7 +89,7 @@ class Header:
             )
 
     def has(self, start: str) -> bool:
-        """Return whether any key begins so."""
+        """Return whether any key begins with `start`."""
         i = bisect_left(self._sorted_keys, start)
         return i < len(self._sorted_keys) and self._sorted_keys[i].startswith(start)
 
@@ -137,7 +137,7 @@ def _parse_header(content: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
         ValueError: if it is not as the format asks.
     """
     entries = parse_json(content)
-    require(isinstance(entries, dict), "its header is no JSON object")
+    require(isinstance(entries, dict), "its header is not a JSON object")
     metadata = _parse_metadata(entries.pop("__metadata__", None))
     n = len(entries)
     require(n <= MAX_TENSORS, f"it has {n} tensors, more than {MAX_TENSORS}")
@@ -153,7 +153,8 @@ def _parse_metadata(content: Any) -> dict[str, str]:
 
 def _parse_tensor(key: str, entry: Any) -> Tensor:
     """Check an entry of a header and return it as a tensor."""
-    require(key.isprintable() and len(key) <= MAX_NAME_LENGTH, f"{key[:50]!r} is no tensor's name")
+    is_name = key.isprintable() and len(key) <= MAX_NAME_LENGTH
+    require(is_name, f"{key[:50]!r} is not the name of a tensor")
     is_complete = isinstance(entry, dict) and entry.keys() >= {"dtype", "shape", "data_offsets"}
     require(is_complete, f"it does not say dtype, shape and data_offsets of {key}")
     kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -188,7 +189,7 @@ def read_safetensors(file: Path) -> tuple[Header, dict[str, mx.array]]:
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it is no safetensors file, or has numbers of a type that MLX does not read.
+        ValueError: if it is not a safetensors file, or has numbers that MLX does not read.
         RuntimeError: if there is no memory for the threads in which it is read.
     """
     header = Header(str(file), file)
@@ -202,7 +203,7 @@ def read_safetensors(file: Path) -> tuple[Header, dict[str, mx.array]]:
         tensors = mx.load(str(file), format="safetensors")
     except RuntimeError as error:
         raise ValueError(f"{file} is not a readable safetensors file: {error}") from None
-    if not isinstance(tensors, dict):  # as it is for other formats
+    if not isinstance(tensors, dict):  # as for files of other formats
         raise ValueError(f"{file} is not a readable safetensors file: it has no names")
     return header, {key: tensors[key] for key in header.tensors}
 

@@ -38,7 +38,7 @@ ARCHITECTURES = {
     "stable-diffusion-v2-512": "epsilon",
     "stable-diffusion-v2-768-v": "v_prediction",
 }
-# Empty tensors by which SDXL fine-tunes say that they predict the velocity, and that their noise
+# Empty tensors with which SDXL fine-tunes say that they predict the velocity, and that their noise
 # schedule ends in pure noise.
 V_MARKER, ZERO_SNR_MARKER = "v_pred", "ztsnr"
 
@@ -72,7 +72,7 @@ class SingleFile(Source):
         return TOKENIZER / name if has_folder and name in ("vocab.json", "merges.txt") else None
 
     def files(self) -> Collection[str]:
-        return ()  # none but the file itself
+        return ()  # there are no others
 
     def config(self, path: str) -> tuple[Any, str]:
         """Return what a config file would say, and the name of the single file."""
@@ -117,10 +117,10 @@ class SingleFile(Source):
         if self.prediction_type is not None:
             return self.prediction_type
         metadata = self.header.metadata
-        if (said := metadata.get(PREDICTION_KEY)) is not None:
-            if said not in PREDICTIONS:
-                raise ValueError(f"{self.name}: {PREDICTION_KEY} = {said!r} is not supported")
-            return PREDICTIONS[said]
+        if (stated := metadata.get(PREDICTION_KEY)) is not None:
+            if stated not in PREDICTIONS:
+                raise ValueError(f"{self.name}: {PREDICTION_KEY} = {stated!r} is not supported")
+            return PREDICTIONS[stated]
         if V_MARKER in self.header.shapes:
             return "v_prediction"
         architecture = metadata.get(ARCHITECTURE_KEY, "")
@@ -207,7 +207,7 @@ def open_single_file(name: str, file: Path) -> SingleFile:
         why = f"no keys begin with {UNET_ROOT} (of a model in diffusers' layout, give the folder)"
         if header.has("decoder.conv_in."):
             why = "it is a VAE (--vae)"
-        raise ValueError(f"{name} is no Stable Diffusion checkpoint in one file: {why}")
+        raise ValueError(f"{name} is not a Stable Diffusion checkpoint in one file: {why}")
 
     family = _detect_family(header)
     components = {

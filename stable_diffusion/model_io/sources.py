@@ -1,4 +1,4 @@
-"""The places that the files of a model come from; here a folder, see `hub` and `single_file` too.
+"""Where the files of a model come from: a folder here, other sources in `hub` and `single_file`.
 
 Each source answers for itself: where its files are, how its weights are named, what pads its
 prompts and how its VAE scales the latents.
@@ -14,12 +14,13 @@ from ..config.known_models import PAD_TOKEN, find_spec
 from ..config.networks import AutoencoderConfig
 from ..utils.strict_json import read_json
 from .layouts import LAYOUTS, Layout
-from .weight_files import FULL, NATIVE, STEMS, weight_files
+from .weight_files import FULL, NATIVE, STEMS, list_weight_files
 
 # A repository with this file in the cache has been used; also by the original MLX example, which
 # does not download model_index.json.
 CACHE_MARKER = "unet/config.json"
-VAE_CONFIG = "vae/config.json"
+INDEX = "model_index.json"
+SCHEDULER_CONFIG, VAE_CONFIG = "scheduler/scheduler_config.json", "vae/config.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")  # opening one can run code
 SHARD_NAME = re.compile(r"[^/\\]+\.safetensors")  # a plain file name, which stays in its folder
 
@@ -104,7 +105,7 @@ class Source:
             FileNotFoundError: if there are none, a shard is missing, or one cannot be downloaded.
             ValueError: if there are only pickles, or an index is malformed.
         """
-        paths = weight_files(component, float16)
+        paths = list_weight_files(component, float16)
         if float16:
             paths.sort(key=lambda path: not (self.root / path).is_file())
         for path in paths:
@@ -145,7 +146,8 @@ class Source:
 
     def files(self) -> Collection[str]:
         """Return the paths of all files that the model is known to have."""
-        found = [*self.root.glob("*"), *self.root.glob("*/*")]  # not the whole of a home folder
+        # Not deeper, because the folder may be the user's home folder.
+        found = [*self.root.glob("*"), *self.root.glob("*/*")]
         return [file.relative_to(self.root).as_posix() for file in found if file.is_file()]
 
     def _find_shards(self, component: str, index: Path) -> list[Path]:
@@ -161,7 +163,9 @@ class Source:
             is_plain = isinstance(name, str) and SHARD_NAME.fullmatch(name) and name.isprintable()
             if not is_plain:
                 given = repr(name)[:100]
-                raise ValueError(f"{where} names {given}, which is no safetensors file beside it")
+                raise ValueError(
+                    f"{where} names {given}, which is not a safetensors file beside it"
+                )
         return [self.require(f"{component}/{name}") for name in names]
 
     def _absence(self, path: str) -> Exception:

@@ -1,4 +1,4 @@
-"""Models that this package does not support: recognized by their files, and refused by name.
+"""Refuse models that this package does not support: their files show what they are.
 
 They would not fit the networks here, or worse, would fit and give wrong pictures.
 """
@@ -11,7 +11,7 @@ from ..config.networks import UNetConfig
 REFINER = "the SDXL refiner"
 REFINER_CONTEXT = 1280  # the width of SDXL's second text encoder, the only one that it uses
 
-# By a part of the pipeline's class in `model_index.json`; the first that fits.
+# By a part of the pipeline's class in `model_index.json`; the first match counts.
 PIPELINES = {
     "StableDiffusion3": "Stable Diffusion 3",
     "Flux": "FLUX",
@@ -39,7 +39,7 @@ INPUTS = {
     9: "an inpainting model",
 }
 
-# By a part of a key that only such files have; the first that fits.
+# By a part of a key that only such files have; the first match counts.
 KEYS = {
     "lora_": "a LoRA, not a model",
     "string_to_param": "a textual-inversion embedding, not a model",
@@ -82,10 +82,10 @@ def refuse_pipeline(index: Any, where: str) -> None:
     class_name = str(index.get("_class_name"))
     # The refiner takes an aesthetic score instead of the target size.
     if index.get("requires_aesthetics_score") is True:
-        raise _refusal(where, REFINER)
+        raise _make_refusal(where, REFINER)
     for part, model in PIPELINES.items():
         if part in class_name:
-            raise _refusal(where, model)
+            raise _make_refusal(where, model)
 
 
 def refuse_unet(name: str, unet: UNetConfig) -> None:
@@ -95,9 +95,9 @@ def refuse_unet(name: str, unet: UNetConfig) -> None:
         ValueError: as `refuse_pipeline` does.
     """
     if unet.in_channels != unet.out_channels and unet.in_channels in INPUTS:
-        raise _refusal(name, INPUTS[unet.in_channels])
+        raise _make_refusal(name, INPUTS[unet.in_channels])
     if unet.addition_embed_type is not None and unet.cross_attention_dim == REFINER_CONTEXT:
-        raise _refusal(name, REFINER)
+        raise _make_refusal(name, REFINER)
 
 
 def refuse_keys(name: str, keys: Collection[str]) -> None:
@@ -108,9 +108,9 @@ def refuse_keys(name: str, keys: Collection[str]) -> None:
     """
     for part, model in KEYS.items():
         if any(part in key for key in keys):
-            raise _refusal(name, model)
+            raise _make_refusal(name, model)
 
 
-def _refusal(where: str, model: str) -> ValueError:
+def _make_refusal(where: str, model: str) -> ValueError:
     """Return the error to raise for a model that is not supported."""
     return ValueError(f"{where}: this is {model}; only Stable Diffusion 1.x, 2.x and XL are run")

@@ -21,15 +21,15 @@ NATIVE = "mlx_model.safetensors"  # of a converted component: diffusers reads no
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 
 
-def weight_files(component: str, float16: bool) -> list[str]:
+def list_weight_files(component: str, float16: bool) -> list[str]:
     """Return the paths at which the weights of a component may be, the best one first."""
     patterns = FP16 + FULL if float16 else FULL + FP16
     names = (NATIVE, *(pattern.format(STEMS[component]) for pattern in patterns))
     return [f"{component}/{name}" for name in names]
 
 
-def with_shards(path: str, listing: Iterable[str]) -> list[str]:
-    """Return the path of a weight file or an index, and after an index those of its shards.
+def add_shards(path: str, listing: Iterable[str]) -> list[str]:
+    """Return the path of a weight file or an index, and after an index the paths of its shards.
 
     The shards are found by their names in the listing, because the index is not read.
     """

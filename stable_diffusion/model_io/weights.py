@@ -25,10 +25,10 @@ def flatten_parameters(network: nn.Module) -> dict[str, mx.array]:
 def load_weights(
     network: nn.Module, files: Sequence[Path], layout: Layout, dtype: mx.Dtype
 ) -> None:
-    """Give a network the weights of files of PyTorch, all of its files together, as `dtype`.
+    """Give a network the weights of its PyTorch files, all of them together, as `dtype`.
 
     Raises:
-        ValueError: if a file is no safetensors file, or if tensors are missing, not expected, or
+        ValueError: if a file is not a safetensors file, or if tensors are missing, not expected, or
             of another shape than the config asks for; the message lists all of them.
     """
     incoming = _Incoming(layout, {k: v.shape for k, v in flatten_parameters(network).items()})
@@ -51,7 +51,7 @@ def load_native(network: nn.Module, file: Path, dtype: mx.Dtype) -> None:
     they meet float32 they are converted.
 
     Raises:
-        ValueError: if it is no safetensors file, or if tensors are missing, not expected, or of
+        ValueError: if it is not a safetensors file, or if tensors are missing, not expected, or of
             another shape or type than the network asks for; the message lists all of them.
     """
     wanted = flatten_parameters(network)
@@ -118,7 +118,7 @@ class Problems:
         by_kind = {
             "missing": self.missing,
             "not expected": self.unexpected,
-            "there twice": self.duplicate,
+            "given twice": self.duplicate,
             "wrong shape": self.misshapen,
         }
         if any(by_kind.values()):

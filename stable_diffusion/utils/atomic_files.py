@@ -57,7 +57,7 @@ def write_atomically(path: Path, content: bytes | memoryview, *, overwrites: boo
                     _rename_if_free(partial, descriptor, path)
                 return
             except FileNotFoundError:
-                continue  # removed by a machine to which the file system does not show our lock
+                continue  # removed by another machine, which does not see our lock
     raise OSError(errno.EBUSY, "another program removes the unfinished file", str(path))
 
 

@@ -26,7 +26,7 @@ def parse_json(content: bytes | str, nan_is_null: bool = False) -> Any:
     """Return the content of a JSON text.
 
     Args:
-        nan_is_null: whether NaN counts as null. Programs for tables write missing values so.
+        nan_is_null: whether NaN counts as null: programs for tables write it for a missing value.
 
     Raises:
         ValueError: if it is not JSON in UTF-8, UTF-16 or UTF-32, is nested too deeply, gives a name
@@ -45,6 +45,32 @@ def parse_json(content: bytes | str, nan_is_null: bool = False) -> Any:
         raise ValueError(too_deep) from None
     require(_is_shallow(value), too_deep)
     return value
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError with the message unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def require_in(option: str, value: Any, low: float, high: float) -> None:
+    """Check that a number, or each number of a tuple, is None or from `low` to `high`.
+
+    Raises:
+        ValueError: if one is not.
+    """
+    for number in value if isinstance(value, tuple) else (value,):
+        is_in = number is None or low <= number <= high
+        require(is_in, f"{option} = {value!r} is not from {low} to {high}")
+
+
+def require_known(option: str, value: str, known: tuple[str, ...]) -> None:
+    """Check that `value` is one of the `known` ones.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    require(value in known, f"{option} = {value!r} is not supported, only {', '.join(known)}")
 
 
 def _is_shallow(value: Any) -> bool:
@@ -88,29 +114,3 @@ def _parse_integer(text: str) -> int:
     is_small = len(text) < 40 and abs(value := int(text)) <= MAX_NUMBER
     require(is_small, f"{text[:50]} is too large a number")
     return value
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise ValueError with the message unless the condition holds."""
-    if not condition:
-        raise ValueError(message)
-
-
-def require_in(option: str, value: Any, low: float, high: float) -> None:
-    """Check that a number, or each number of a tuple, is None or from `low` to `high`.
-
-    Raises:
-        ValueError: if one is not.
-    """
-    for number in value if isinstance(value, tuple) else (value,):
-        is_in = number is None or low <= number <= high
-        require(is_in, f"{option} = {value!r} is not from {low} to {high}")
-
-
-def require_known(option: str, value: str, known: tuple[str, ...]) -> None:
-    """Check that `value` is one of the `known` ones.
-
-    Raises:
-        ValueError: if it is not.
-    """
-    require(value in known, f"{option} = {value!r} is not supported, only {', '.join(known)}")

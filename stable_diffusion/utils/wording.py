@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
-LIKENESS = 0.6  # of two words, from 0 to 1: the default of difflib
+MIN_LIKENESS = 0.6  # of two words, from 0 to 1: the default of difflib
 MAX_SHOWN = 200  # characters of a value from a file or the command line
 MAX_NAMED = 10  # names that an error lists; it counts the others
 
@@ -40,7 +40,7 @@ def did_you_mean(
     word: str,
     known: Iterable[str],
     aliases: Mapping[str, str] | None = None,
-    likeness: float = LIKENESS,
+    likeness: float = MIN_LIKENESS,
 ) -> str:
     """Return ": did you mean …?" to end a message with, or "" if no known word is similar.
 
@@ -48,7 +48,7 @@ def did_you_mean(
         aliases: further spellings, and the word that each stands for.
         likeness: how similar two spellings must be (`difflib.SequenceMatcher.ratio`).
     """
-    words = {**(aliases or {}), **{each: each for each in known}}
+    words = {**({} if aliases is None else aliases), **{each: each for each in known}}
     meant = {spelling.lower(): each for spelling, each in words.items()}
     close = get_close_matches(word.lower(), meant, n=1, cutoff=likeness)
     if not close or meant[close[0]] == word:
@@ -92,7 +92,7 @@ def format_bytes(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:.{0 if n_bytes >= 1e7 else 1}f} MB"
 
 
-def join_names(keys: Sequence[str]) -> str:
-    """Return the first `MAX_NAMED` of `keys`, and how many more there are."""
-    more = f" and {len(keys) - MAX_NAMED} more" if len(keys) > MAX_NAMED else ""
-    return ", ".join(keys[:MAX_NAMED]) + more
+def join_names(names: Sequence[str]) -> str:
+    """Return the first `MAX_NAMED` names, and how many more there are."""
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more

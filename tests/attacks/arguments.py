@@ -22,9 +22,9 @@ from stable_diffusion.cli import convert, generate
 from stable_diffusion.cli.arguments import parse
 from stable_diffusion.cli.plan import Plan
 from stable_diffusion.cli.settings import Settings
+from stable_diffusion.cli.terminal.console import WRONG_USAGE
 from stable_diffusion.model_io import convert as convert_library
 
-WRONG_USAGE = 2
 SMALLEST = Decimal(math.ulp(0.0))  # smaller numbers are 0
 NUMBERS = """
 0 -0 +1 -1 -0.5 1.5 1e3 1e-400 1e999 -1e999 nan NaN -nan inf -inf Infinity 0x10
@@ -42,12 +42,12 @@ VALUES = [*NUMBERS.split(), *TEXTS.split(), *LONG, *SPACES, *BYTES]
 
 
 class Reached(Exception):
-    """All was checked, and a model would be opened now."""
+    """Everything was checked, and a model would be opened now."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """One that has a command line; `usual` are arguments that are in order."""
+    """A program with a command line; `usual` are arguments that are valid."""
 
     main: Callable[[Sequence[str]], int]
     parser: Callable[[], argparse.ArgumentParser]
@@ -57,7 +57,7 @@ class Program:
 PROGRAMS = (
     Program(txt2image.main, parse.txt2image_parser, ("a star",)),
     Program(image2image.main, parse.image2image_parser, ("{folder}/i.png", "a star")),
-    Program(convert.main, convert._parser, ("/nowhere", "{folder}/new")),
+    Program(convert.main, convert.convert_parser, ("/nowhere", "{folder}/new")),
 )
 
 
@@ -91,8 +91,8 @@ def reach(case: Case, program: Program, *arguments: str) -> dict[str, Any]:
     """Return what the program understands these arguments as, by name, if it accepts them.
 
     Raises:
-        Refused: it says in one line why not, with the status of wrong usage.
-        Defect: neither; or a file was made.
+        Refused: if it says in one line why it does not, with the status of wrong usage.
+        Defect: if it does neither, or makes a file.
     """
     picture = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
     Image.fromarray(picture).save(case.folder / "i.png")
@@ -126,8 +126,8 @@ def reach(case: Case, program: Program, *arguments: str) -> dict[str, Any]:
     return {}  # it printed something, such as --help
 
 
-def meant(text: str) -> Decimal | None:
-    """Return the number that a text is, read by another parser; None if it is no number."""
+def parse_decimal(text: str) -> Decimal | None:
+    """Return the number that another parser reads from a text; None if it is not a number."""
     try:
         return Decimal(text.strip())
     except InvalidOperation:
@@ -142,9 +142,9 @@ def values(case: Case) -> None:
     taken = reach(case, program, f"{name}={value}")
     require(taken, "ended as if all were well")
     require(takes_a_value(action), "a switch took a value")
-    got, number = taken.get(action.dest), meant(value)
+    got, number = taken.get(action.dest), parse_decimal(value)
     if is_number(action):
-        require(number is not None and number.is_finite(), f"{got} is no number")
+        require(number is not None and number.is_finite(), f"{got} is not a number")
         require(number >= 0, "taken, though negative")
         near = max(abs(number) * Decimal("1e-15"), SMALLEST)
         require(abs(Decimal(got) - number) <= near, f"understood as {got}")

@@ -184,13 +184,8 @@ def shards(case: Case) -> None:
     content: Any = {"weight_map": index}
     match case.rng.randrange(8):
         case 0:
-            evil = [
-                "../unet/x.safetensors",
-                "/etc/passwd",
-                "..",
-                "a\0.safetensors",
-                "\n.safetensors",
-            ]
+            evil = ["../unet/x.safetensors", "/etc/passwd", ".."]
+            evil += ["a\0.safetensors", "\n.safetensors"]
             index[key] = case.rng.choice([*evil, value(case.rng)])
         case 1:
             parts[0] |= {key: weights[key]}
@@ -281,17 +276,14 @@ def loras(case: Case) -> None:
     config: Any = {}
     match case.rng.randrange(7):
         case 0:
-            tensors[f"{name}.alpha"] = np.array(value_number(case.rng), np.float32)
+            tensors[f"{name}.alpha"] = np.array(any_number(case.rng), np.float32)
         case 1:
             config = {"unet.alpha_pattern": {case.rng.choice(patterns): value(case.rng)}}
         case 2:
             config = {"unet.alpha_pattern": {case.rng.choice(patterns): 1.0}}
         case 3:
-            config = {
-                f"unet.{case.rng.choice(['lora_alpha', 'use_rslora', 'alpha_pattern'])}": value(
-                    case.rng
-                )
-            }
+            option = case.rng.choice(["lora_alpha", "use_rslora", "alpha_pattern"])
+            config = {f"unet.{option}": value(case.rng)}
         case 4:
             config = value(case.rng)
         case 5:
@@ -309,7 +301,7 @@ def loras(case: Case) -> None:
     require(mx.isfinite(layer.up).all().item(), "not finite")
 
 
-def value_number(rng: Random) -> float:
+def any_number(rng: Random) -> float:
     """Return a number, possibly infinite or NaN."""
     return rng.choice([0.0, -1.0, 1e30, float("nan"), float("inf"), 4.0])
 

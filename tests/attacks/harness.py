@@ -145,7 +145,7 @@ class Case:
 
 
 def check_ending(status: int, err: str) -> None:
-    """Judge a script by its exit status and its standard error; as `Case.script`."""
+    """Judge a script by its exit status and its standard error; raise as `Case.script` does."""
     if RAW_WARNING.search(err) or "Traceback (most recent call last)" in err:
         raise Defect(Outcome.TRACEBACK, err[-2000:])
     lines = err.strip().splitlines() or [""]
@@ -206,7 +206,7 @@ class Memory:
         self._before = self._read("VmRSS")
 
     def growth(self) -> int:
-        """Return the growth in bytes; 0 if the system does not tell it."""
+        """Return the growth in bytes; 0 if the system does not say it."""
         return self._read("VmHWM") - self._before
 
     def _read(self, key: str) -> int:

@@ -1,4 +1,4 @@
-"""Shared by attacks on models: copies of the embedded model, hostile values, hostile JSON."""
+"""What attacks on models share: copies of the embedded model, hostile values, hostile JSON."""
 
 import json
 import os

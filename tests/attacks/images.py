@@ -23,11 +23,11 @@ SUFFIXES = (".png", ".jpg", ".webp", ".eps", ".txt", "", ".safetensors", ".PNG",
 def read(case: Case, content: bytes) -> tuple[np.ndarray, tuple[int, int]]:
     """Read a file of any name; check that the picture is finite, in range and of the size named."""
     file = case.keep(case.folder / f"a{case.rng.choice(SUFFIXES)}", content)
-    return checked(*read_picture(file))
+    return check_picture(*read_picture(file))
 
 
-def checked(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
-    """Raise where a picture is not one."""
+def check_picture(image: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+    """Check a picture and its size, and return both."""
     require(image.dtype == np.float32 and image.shape == (size[1], size[0], 3), f"{image.shape}")
     require(np.isfinite(image).all(), "not finite")
     require(image.min() >= -1 and image.max() <= 1, "out of range")
@@ -88,7 +88,7 @@ def damaged(case: Case) -> None:
 
 @attack("images", cases=300, quick=40)
 def headers(case: Case) -> None:
-    """Small files that say they are large; and the beginnings of every format."""
+    """Read small files that say that they are large, and the beginnings of every format."""
     if case.rng.random() < 0.5:
         read(case, huge(case.rng))
     else:
@@ -97,7 +97,7 @@ def headers(case: Case) -> None:
 
 @attack("images", cases=24, quick=0)
 def bombs(case: Case) -> None:
-    """Large pictures: read, or refused, within the memory that a case may take."""
+    """Read large pictures, or refuse them, within the memory that a case may take."""
     file = case.keep(case.folder / "a.png", bomb(case.rng))
     size = case.rng.choice([None, (64, 64), (512, 512)])
     image, had = load_image(file, size)
@@ -125,7 +125,7 @@ def orientations(case: Case) -> None:
         )
     except Exception:  # Pillow may not read what it wrote
         return
-    ours, size = checked(*read_picture(case.keep(file)))
+    ours, size = check_picture(*read_picture(case.keep(file)))
     turned = orientation in (5, 6, 7, 8)
     if not is_damaged:
         require(size == (image.size[::-1] if turned else image.size), f"{orientation}: {size}")
@@ -160,7 +160,7 @@ def no_files(case: Case) -> None:
 
 
 def iptc(content: bytes) -> bytes:
-    """Read a picture inside a record of IPTC, which says that it is a JPEG."""
+    """Return a picture inside a record of IPTC, which says that it is a JPEG."""
     fields = {(3, 60): b"\1\0", (3, 20): b"\0\x40", (3, 30): b"\0\x40", (3, 120): b"\5"}
     heads = (
         b"\x1c" + bytes(tag) + struct.pack(">H", len(value)) + value
@@ -171,7 +171,7 @@ def iptc(content: bytes) -> bytes:
 
 @attack("images", cases=30)
 def programs_run(case: Case) -> None:
-    """Formats that Pillow gives to other programs are refused, and no program runs."""
+    """Check that formats that Pillow gives to other programs are refused, and no program runs."""
     marker, gs = case.folder / "ran", case.folder / "bin" / "gs"
     gs.parent.mkdir()
     gs.write_text(f"#!/bin/sh\ntouch {marker}\n")
@@ -213,7 +213,7 @@ def changing(case: Case) -> None:
     thread = threading.Thread(target=change)
     thread.start()
     try:
-        checked(*read_picture(path))
+        check_picture(*read_picture(path))
     finally:
         stop.set()
         thread.join()
@@ -221,7 +221,7 @@ def changing(case: Case) -> None:
 
 @cache
 def start() -> bytes:
-    """Write a picture that can be started from."""
+    """Return the file of a picture that can be started from."""
     file = io.BytesIO()
     Image.linear_gradient("L").convert("RGB").resize((64, 64)).save(file, "PNG")
     return file.getvalue()

@@ -19,10 +19,10 @@ START = 1.0  # seconds until the first
 
 
 def kill(case: Case, *command: str) -> bool:
-    """Start a program, and kill it some time after it has said some lines.
+    """Start a program, and kill it some time after it has printed some lines.
 
     Returns:
-        Whether it was still at it.
+        Whether it was still running.
     """
     n_lines = case.rng.randrange(MAX_LINES)
     pause = case.rng.uniform(0, PAUSE if n_lines else START)
@@ -43,7 +43,7 @@ def kill(case: Case, *command: str) -> bool:
 
 
 def succeed(case: Case, main: Callable[[Sequence[str]], int], *arguments: object) -> None:
-    """Run a script in this process, where it may not even be refused."""
+    """Run a script in this process; it must succeed, so that even a refusal is a defect."""
     try:
         case.script(main, *arguments)
     except Refused as refused:
@@ -51,7 +51,7 @@ def succeed(case: Case, main: Callable[[Sequence[str]], int], *arguments: object
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    """Return the pictures in a folder; all must be complete. A preview may be overwritten."""
+    """Return the pictures in a folder, without previews; all must be complete."""
     return {path: path.read_bytes() for path in pictures(folder) if "preview" not in path.name}
 
 

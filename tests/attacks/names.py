@@ -1,4 +1,4 @@
-"""Names that collide: of files that are read and written, of the grid and of previews."""
+"""Names that collide: files that are read and written, the grid, and previews."""
 
 import json
 import re

@@ -17,47 +17,15 @@ MODES = [
 ]
 LOSSLESS = ("BMP", "DIB", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "PCX", "IM")
 # First bytes of files in formats that Pillow reads, even if it cannot write them.
-MAGIC = [
-    *[b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"RIFF\x40\0\0\0WEBPVP8 ", b"BM"],
-    *[
-        b"II*\0",
-        b"MM\0*",
-        b"II+\0",
-        b"\0\0\1\0",
-        b"\0\0\2\0",
-        b"icns",
-        b"8BPS\0\1",
-        b"P6 ",
-        b"P7\n",
-    ],
-    *[b"qoif", b"DDS ", b"BLP2", b"BLP1", b"\n\5\1\x08", b"\x01\xda", b"SIMPLE  =  T", b"FTEX"],
-    *[b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\xc5\xd0\xd3\xc6", b"\xd7\xcd\xc6\x9a\0\0", b"\1\0\0\0 EMF"],
-    *[
-        b"BUFR",
-        b"GRIB\0\0\0\1",
-        b"\x89HDF\r\n\x1a\n",
-        b"\0\0\1\xb3",
-        b"/* XPM */",
-        b"#define a_width",
-    ],
-    *[b"\x59\xa6\x6a\x95", b"\x80\xe8\0\0", b"\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51", b"DanM"],
-    *[
-        b"\0\0\0 ftypavif",
-        b"P7 332\n",
-        b"\x1c\x02\0",
-        b"\0\0\0\0\0\0\0\4",
-        b"\xb1\x68\xde\x3a",
-        b"LinS",
-    ],
-    *[
-        b"\0\0\0\x1cGBR\0",
-        b"\x12\xaf",
-        b"Image type: a\r\n",
-        b"\0" * 128,
-        b"\x7fELF",
-        b"#!/bin/sh\n",
-    ],
-]
+MAGIC = [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"RIFF\x40\0\0\0WEBPVP8 ", b"BM"]
+MAGIC += [b"II*\0", b"MM\0*", b"II+\0", b"\0\0\1\0", b"\0\0\2\0", b"icns", b"8BPS\0\1", b"P6 "]
+MAGIC += [b"P7\n", b"qoif", b"DDS ", b"BLP2", b"BLP1", b"\n\5\1\x08", b"\x01\xda", b"SIMPLE  =  T"]
+MAGIC += [b"FTEX", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\xc5\xd0\xd3\xc6", b"\xd7\xcd\xc6\x9a\0\0"]
+MAGIC += [b"\1\0\0\0 EMF", b"BUFR", b"GRIB\0\0\0\1", b"\x89HDF\r\n\x1a\n", b"\0\0\1\xb3"]
+MAGIC += [b"/* XPM */", b"#define a_width", b"\x59\xa6\x6a\x95", b"\x80\xe8\0\0"]
+MAGIC += [b"\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51", b"DanM", b"\0\0\0 ftypavif", b"P7 332\n"]
+MAGIC += [b"\x1c\x02\0", b"\0\0\0\0\0\0\0\4", b"\xb1\x68\xde\x3a", b"LinS", b"\0\0\0\x1cGBR\0"]
+MAGIC += [b"\x12\xaf", b"Image type: a\r\n", b"\0" * 128, b"\x7fELF", b"#!/bin/sh\n"]
 
 
 def pixels(rng: Random, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -165,17 +133,11 @@ def huge(rng: Random) -> bytes:
         case 1:
             return f"P{rng.choice('123456f')} {width} {height} 255\n".encode() + rng.randbytes(99)
         case 2:
-            return (
-                b"BM"
-                + struct.pack("<IHHI", 99, 0, 0, 54)
-                + b"\x28\0\0\0"
-                + long
-                + rng.randbytes(99)
-            )
+            head = struct.pack("<2sIHHII", b"BM", 99, 0, 0, 54, 40)
+            return head + long + rng.randbytes(99)
         case 3:
-            return (
-                b"GIF89a" + short + b"\xf7\0\0" + bytes(768) + b"," + bytes(4) + short + b"\0\x08\0"
-            )
+            head = b"GIF89a" + short + b"\xf7\0\0" + bytes(768)
+            return head + b"," + bytes(4) + short + b"\0\x08\0"
         case 4:
             kind = rng.choice([1, 2, 3, 9, 10, 11])
             return bytes([0, kind == 1, kind]) + bytes(9) + short + b"\x18\0" + rng.randbytes(99)

@@ -18,13 +18,13 @@ USUAL = ("--model=tiny", "--steps=1", "--n_images=1", "--seed=1", "--low-memory"
 SECONDS = 600  # that a program may take on a busy machine; see also `harness.judge`
 
 
-def completed(
+def run_program(
     command: Sequence[bytes | str], **options: object
 ) -> subprocess.CompletedProcess[bytes]:
     """Run as `subprocess.run` with a timeout that counts seconds: a machine may be suspended.
 
     Raises:
-        Defect: it hangs.
+        Defect: if it hangs.
     """
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, **pipes | options) as program:
@@ -37,18 +37,19 @@ def completed(
 
 
 def txt2image_case(case: Case, *arguments: object) -> None:
-    """Run `txt2image.py` in this process: a picture, or what stood in its place before."""
+    """Run `txt2image.py` in this process: it makes a picture, or leaves the file that was there."""
     _script(case, txt2image.main, *arguments)
 
 
 def image2image_case(case: Case, *arguments: object) -> None:
-    """Run a case as `txt2image_case` does."""
+    """Run `image2image.py` in this process, as `txt2image_case` runs the other script."""
     _script(case, image2image.main, *arguments)
 
 
 def _script(case: Case, main: Callable[[Sequence[str]], int], *arguments: object) -> None:
+    """Run a script that makes one picture; its file may exist already."""
     output = case.folder / "o.png"
-    before = case.rng.choice([None, b"what stood here"])
+    before = case.rng.choice([None, b"what was here"])
     if before is not None:
         output.write_bytes(before)
     try:
@@ -65,7 +66,7 @@ def _script(case: Case, main: Callable[[Sequence[str]], int], *arguments: object
 def program(case: Case, script: str, *arguments: bytes | str, **environment: str) -> None:
     """Run a script in a process of its own, which must make a picture or say why not."""
     output = case.folder / "o.png"
-    done = completed(
+    done = run_program(
         [sys.executable, script, *USUAL, f"--output={output}", *arguments],
         cwd=ROOT,
         env={**os.environ, **environment},

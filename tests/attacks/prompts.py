@@ -53,7 +53,7 @@ def check_weights(text: str) -> None:
 
 
 def check_windows(tokenizer: Tokenizer, text: str, options: TextOptions) -> None:
-    """Windows are of 77 tokens between begin and end, and as many as it takes."""
+    """Check that windows have 77 tokens with begin and end, and that there are enough of them."""
     found = split_into_windows(text, tokenizer, options)
     n = 0
     for window in found:
@@ -76,13 +76,13 @@ def any_options(case: Case) -> TextOptions:
 
 @attack("prompts", cases=1500)
 def tokens(case: Case) -> None:
-    """To ids."""
+    """Turn any text into ids."""
     check_tokens(tiny().tokenizer, any_text(case.rng))
 
 
 @attack("prompts", cases=1000, quick=100)
 def oracle(case: Case) -> None:
-    """To the ids that transformers finds."""
+    """Compare the ids with those that transformers finds."""
     text = any_text(case.rng).encode(errors="replace").decode()
     # For unassigned code points the result depends on the Unicode version of each library.
     text = "".join(c for c in text if unicodedata.category(c) != "Cn")
@@ -100,13 +100,13 @@ def transformers_tokenizer():
 
 @attack("prompts", cases=1200)
 def weights(case: Case) -> None:
-    """To parts with weights."""
+    """Split any text into parts with weights."""
     check_weights(any_text(case.rng))
 
 
 @attack("prompts", cases=800)
 def long_and_weighted(case: Case) -> None:
-    """To windows."""
+    """Split any text into windows."""
     check_windows(tiny().tokenizer, any_text(case.rng, 3000), any_options(case))
 
 
@@ -135,7 +135,7 @@ def megabytes(case: Case) -> None:
         lambda: check_tokens(tiny().tokenizer, text),
         lambda: parse_weights(text),
         lambda: split_into_windows(text, tiny().tokenizer, TextOptions(prompt_weights=True)),
-        lambda: refused(text),
+        lambda: read_or_refuse(text),
     ):
         start = process_time()
         work()
@@ -143,7 +143,7 @@ def megabytes(case: Case) -> None:
         require(took < SECONDS, f"{took:.1f} s for {text[:20]!r}… of {len({*text})} characters")
 
 
-def refused(text: str) -> None:
+def read_or_refuse(text: str) -> None:
     """Read a long prompt to its end, or refuse it."""
     try:
         split_into_windows(
@@ -155,7 +155,7 @@ def refused(text: str) -> None:
 
 @attack("prompts", cases=150)
 def embeddings(case: Case) -> None:
-    """To embeddings, all finite."""
+    """Embed any text: all numbers are finite."""
     options, negative = any_options(case), any_text(case.rng)
     states, _ = tiny()._embed_text(any_text(case.rng), negative, options)
     require(states.shape[0] == 2 and states.shape[1] % 77 == 0, f"shape {states.shape}")
@@ -165,7 +165,7 @@ def embeddings(case: Case) -> None:
 
 @attack("prompts", cases=150, quick=5)
 def pictures(case: Case) -> None:
-    """To a picture, by the script in this process."""
+    """Make a picture of any text, by the script in this process."""
     prompt, negative = any_text(case.rng), any_text(case.rng, 30)
     if case.rng.random() < 0.4:
         prompt = case.rng.choice(OPTIONS)
@@ -179,7 +179,7 @@ FLAGS = ("--long-prompt", "--prompt-weights", "--clip-skip=1", "-q", "--float16"
 
 @attack("prompts", cases=30, quick=1)
 def as_programs(case: Case) -> None:
-    """To a picture, by the script in a process of its own, also where the locale is not UTF-8."""
+    """Make a picture by the script in a process of its own, also if the locale is not UTF-8."""
     locale = case.rng.choice(["C", "C.UTF-8", "POSIX", "en_US.ISO-8859-1"])
     utf8 = case.rng.choice(["0", "1"])
     prompt = any_text(case.rng).replace("\0", "").encode(errors="surrogatepass")[:60_000]

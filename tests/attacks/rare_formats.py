@@ -25,7 +25,7 @@ def _big(*numbers: int) -> bytes:
 
 
 def cur(image: Image.Image) -> bytes:
-    """Return a cursor: a bitmap without its first 14 bytes, which names twice its height."""
+    """Return a cursor: a bitmap without its first 14 bytes, with twice its height in the header."""
     file = io.BytesIO()
     image.convert("RGB").save(file, "BMP")
     bitmap = bytearray(file.getvalue()[14:])
@@ -38,7 +38,7 @@ def cur(image: Image.Image) -> bytes:
 
 
 def dcx(image: Image.Image) -> bytes:
-    """Several PCX."""
+    """Return a file that can hold several PCX, with one."""
     file = io.BytesIO()
     image.convert("RGB").save(file, "PCX")
     return _long(0x3ADE68B1, 12, 0) + file.getvalue()
@@ -84,7 +84,7 @@ def imt(image: Image.Image) -> bytes:
 
 
 def mcidas(image: Image.Image) -> bytes:
-    """Weather satellites' greys, of 8, 16 or 32 bits."""
+    """Return a weather satellite's greys of 8, 16 or 32 bits."""
     depth = {"I;16": 2, "I": 4}.get(image.mode, 1)
     kind = {1: np.uint8, 2: ">u2", 4: ">i4"}[depth]
     width, height = image.size
@@ -105,7 +105,7 @@ def pcd(image: Image.Image) -> bytes:
 
 
 def pixar(image: Image.Image) -> bytes:
-    """Return RGB."""
+    """Return RGB in the format of Pixar's image computer."""
     width, height = image.size
     head = (b"\x80\xe8\0\0".ljust(416, b"\0") + _short(height, width)).ljust(424, b"\0")
     return (head + _short(14, 2)).ljust(1024, b"\0") + _bytes(image, "RGB")

@@ -84,7 +84,7 @@ def parameters(rng: Random) -> str:
 
 
 def picture_with(rng: Random) -> bytes:
-    """Write a picture with a recipe, in one of the formats that can hold one."""
+    """Return a picture file with a recipe, in one of the formats that can hold one."""
     texts = {RECIPE: recipe(rng)} if rng.random() < 0.6 else {PARAMETERS: parameters(rng)}
     texts = {key: text.encode(errors="replace").decode() for key, text in texts.items()}
     name = rng.choice(["PNG", "PNG", "JPEG", "WEBP", "TIFF"])
@@ -151,7 +151,7 @@ def line(rng: Random) -> str:
 
 
 def prompts_file(rng: Random) -> bytes:
-    """Prompts or lines of JSON, in one encoding or another."""
+    """Return prompts or lines of JSON, in one encoding or another."""
     write = rng.choice([line, line, any_text])
     errors = "surrogatepass" if rng.random() < 0.1 else "replace"
     lines = [write(rng) for _ in range(rng.choice([1, 1, 2, 9]))]

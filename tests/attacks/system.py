@@ -18,7 +18,7 @@ from PIL import Image
 
 import txt2image
 from attacks.harness import Case, Defect, Outcome, Refused, attack, check_ending, require
-from attacks.programs import SECONDS, completed
+from attacks.programs import SECONDS, run_program
 from stable_diffusion.cli.terminal import signals
 from stable_diffusion.cli.terminal.console import FAILED
 
@@ -45,14 +45,14 @@ def pictures(folder: Path) -> list[Path]:
 
 
 def old_picture(file: Path, **options: object) -> bytes:
-    """Write a picture; its content. Options are Pillow's."""
+    """Write a picture and return the content of the file. The options are Pillow's."""
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (64, 64), "red").save(file, **options)
     return file.read_bytes()
 
 
 def outputs(case: Case) -> tuple[list[str], int]:
-    """Options that say where to write, and how many pictures that are."""
+    """Return options that say where to write, and how many pictures they ask for."""
     n, suffix = case.rng.choice([1, 2, 3]), case.rng.choice(SUFFIXES)
     prompts = case.folder / "p.txt"
     prompts.write_text("".join(f"{word}\n" for word in ("a star", "a heart", "a ring")[:n]))
@@ -163,14 +163,11 @@ def surroundings(case: Case) -> None:
         command[1] = f"{ROOT}/txt2image.py"
     start = f'cd "{case.folder}/gone" && rmdir "{case.folder}/gone" && ' if is_gone else ""
     pipe = "; exit ${PIPESTATUS[0]}" if "|" in redirection else ""
-    done = completed(
+    done = run_program(
         ["bash", "-c", f'{start}"$0" "$@" {redirection}{pipe}', *command],
         cwd=ROOT,
-        env={
-            **os.environ,
-            "PYTHONPATH": f"{ROOT}",
-            **environment,
-        },  # absolute, as the working directory may be deleted
+        # An absolute path, as the working directory may be deleted.
+        env={**os.environ, "PYTHONPATH": f"{ROOT}", **environment},
     )
     err = done.stderr.decode(errors="replace")
     if redirection == ">/dev/full":
@@ -223,7 +220,7 @@ def disks(case: Case) -> None:
     target = case.rng.choice(["disk/old.png", "disk/d/", "disk/{seed}.png", "disk/new.bmp"])
     script = f'{mount} || exit 99; "$@"; status=$?; cp -a disk after; exit $status'
     command = [sys.executable, f"{ROOT}/txt2image.py", *USUAL, f"--output={target}", "a star"]
-    done = completed(
+    done = run_program(
         ["unshare", "-m", "sh", "-c", script, "sh", *command],
         cwd=case.folder,
         env={**os.environ, "PYTHONPATH": f"{ROOT}"},
@@ -241,14 +238,13 @@ def disks(case: Case) -> None:
 
 # --- memory --------------------------------------------------------------------------------------
 
-# A limit of so many bytes above those in use after all imports.
+# Limits the memory to what is in use after all imports, and the given number of bytes.
 LIMITED = """
 import resource, sys, txt2image
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + int(sys.argv[1]),) * 2)
 raise SystemExit(txt2image.main(sys.argv[2:]))
 """
-
 
 # How MLX ends the process: without memory for a thread, or if an array without memory is used by
 # other threads.
@@ -257,14 +253,14 @@ BY_MLX = (-signal.SIGABRT, -signal.SIGSEGV)
 
 @attack("system", cases=60, quick=0)
 def memory(case: Case) -> None:
-    """Too little of it, at any moment."""
+    """Limit the memory, so that it ends at any moment."""
     most = int(10 ** case.rng.uniform(4, 9.2))
     output = case.folder / "o.png"
     case.keep(case.folder / "old.png", old_picture(case.folder / "old.png"))
     side = case.rng.choice(["--width=64", "--width=512"])
     size = [side, side.replace("width", "height")]
     command = [*USUAL, "--n_images=1", *size, f"--output={output}", "a star"]
-    done = completed(
+    done = run_program(
         [sys.executable, "-c", LIMITED, str(most), *command],
         cwd=ROOT,
     )
@@ -284,7 +280,7 @@ def memory(case: Case) -> None:
 
 @attack("system", cases=25, quick=1)
 def at_once(case: Case) -> None:
-    """Several runs with one name for their output."""
+    """Start several runs with the same name for their output."""
     options, n = outputs(case)
     command = [sys.executable, "txt2image.py", *USUAL, *options]
     start = partial(subprocess.Popen, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT)

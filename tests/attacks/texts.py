@@ -4,84 +4,21 @@ from collections.abc import Callable
 from random import Random
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
-WEIGHTS = [
-    *[
-        "1.3",
-        "-1.3",
-        "0",
-        "1e999",
-        "nan",
-        "inf",
-        "-inf",
-        "1_0",
-        "٣",
-        "+.5",
-        ".",
-        "",
-        " 2 ",
-        "1.2.3",
-    ],
-    *["9" * 400, "0x10", "1e-400", "½", "2\n", "-0", "1,5", "%s"],
-]
+WEIGHTS = ["1.3", "-1.3", "0", "1e999", "nan", "inf", "-inf", "1_0", "٣", "+.5", ".", "", " 2 "]
+WEIGHTS += ["1.2.3", "9" * 400, "0x10", "1e-400", "½", "2\n", "-0", "1,5", "%s"]
 BRACKETS = ["(", ")", "[", "]", "\\", "\\(", "\\]", "\\\\", ":", "((", "]]", "()", "[]", "(:", ":)"]
 OPTIONS = [
     *["-", "--", "-- -q", "-q", "--help", "--seed=1", "--model", "-v --", "--=", "-1", "@file"],
     *["--output=/nowhere/x.png", "--n_images=9", "%(prog)s", "{0}", "{prompt!r}", "$HOME", "`id`"],
 ]
-JOINED = [
-    "👩‍👩‍👧‍👦",
-    "🏳️‍🌈",
-    "🇩🇪",
-    "👍🏽",
-    "❤️",
-    "\U0001f9d1\u200d\U0001f680",
-    "\u200d",
-    "\ufe0f",
-    "\U000e0067",
-]
-SPECIAL = [
-    BOS,
-    EOS,
-    EOS.upper(),
-    "<|endoftext|",
-    "|>",
-    "</w>",
-    "Ġ",
-    "!",
-    "!!",
-    "'s",
-    "'LL",
-    "\ufeff",
-]
-WORDS = [
-    "a",
-    "cat",
-    "Lighthouse",
-    "x2y3",
-    "naïve",
-    "ΣΑΣ",
-    "İI",
-    "日本語",
-    "עִבְרִית",
-    "ﷺ",
-    "ǆ",
-    "ß",
-    "ﬁ",
-]
-SPACES = [
-    " ",
-    "\n",
-    "\t",
-    "\r\n",
-    "\x1c",
-    "\x85",
-    "\xa0",
-    "\u2028",
-    "\u3000",
-    "\u180e",
-    "\u200b",
-    "\v",
-]
+JOINED = ["👩‍👩‍👧‍👦", "🏳️‍🌈", "🇩🇪", "👍🏽", "❤️", "\U0001f9d1\u200d\U0001f680", "\u200d", "\ufe0f"]
+JOINED += ["\U000e0067"]
+SPECIAL = [BOS, EOS, EOS.upper(), "<|endoftext|", "|>", "</w>", "Ġ", "!", "!!", "'s", "'LL"]
+SPECIAL += ["\ufeff"]
+WORDS = ["a", "cat", "Lighthouse", "x2y3", "naïve", "ΣΑΣ", "İI", "日本語", "עִבְרִית", "ﷺ", "ǆ"]
+WORDS += ["ß", "ﬁ"]
+SPACES = [" ", "\n", "\t", "\r\n", "\x1c", "\x85", "\xa0", "\u2028", "\u3000", "\u180e"]
+SPACES += ["\u200b", "\v"]
 RIGHT_TO_LEFT = ["\u202e", "\u202b", "\u2066", "\u2069", "\u200f", "שלום", "مرحبا", "\u061c"]
 ENDS = [0, 0x7F, 0x80, 0x7FF, 0x800, 0xD7FF, 0xD800, 0xDBFF, 0xDC00, 0xDFFF, 0xE000, 0xFFFE, 0xFFFF]
 ENDS += [0x10000, 0x1FFFE, 0xE0001, 0xF0000, 0x10FFFF]  # where UTF-8 and UTF-16 change their length
@@ -115,7 +52,7 @@ PIECES: list[Callable[[Random], str]] = [
 
 
 def any_text(rng: Random, most: int = 400) -> str:
-    """Up to `most` pieces, of one kind or of many."""
+    """Return up to `most` pieces, of one kind or of many."""
     kinds = rng.sample(PIECES, rng.choice([1, 2, 3, len(PIECES)]))
     return "".join(rng.choice(kinds)(rng) for _ in range(rng.choice([0, 1, 2, 5, 20, 90, most])))
 

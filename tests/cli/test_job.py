@@ -24,11 +24,11 @@ JOB = CompleteJob("a", seed=1, width=64, height=64, steps=4, cfg=7.5, sampler="e
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"negative_prompt": "x", "cfg": 1.0}, "--negative_prompt"),
-        ({"guidance_rescale": 0.7, "cfg": 0.0}, "--guidance-rescale"),
+        ({"negative_prompt": "x", "cfg": 1.0}, "--negative_prompt has"),
+        ({"guidance_rescale": 0.7, "cfg": 0.0}, "--guidance-rescale has"),
         (
             {"negative_prompt": "x", "guidance_rescale": 0.7, "cfg": 0.0},
-            "--negative_prompt and --guidance-rescale",
+            "--negative_prompt and --guidance-rescale have",
         ),
         ({"negative_prompt": "x", "guidance_rescale": 0.7, "cfg": 1.1}, None),
         ({"cfg": 0.0}, None),
@@ -38,9 +38,7 @@ def test_what_needs_guidance(recwarn, options, said):
     warn_of_no_guidance([replace(JOB, cfg=7.5, negative_prompt="y"), replace(JOB, **options)])
     warned = [str(warning.message) for warning in recwarn]
     assert warned == (
-        []
-        if said is None
-        else [f"there is no guidance for {said} to work through: give --cfg more than 1"]
+        [] if said is None else [f"{said} no effect without guidance: give --cfg more than 1"]
     )
 
 
@@ -72,7 +70,7 @@ def test_a_picture_that_is_too_large_for_the_model(tmp_path, capsys, monkeypatch
     monkeypatch.setattr(progress, "read_weights", None)
     assert run_from_picture(tmp_path, size) == 2
     *_, line = capsys.readouterr().err.splitlines()
-    about = f"error: {tmp_path / 'start.png'} has {size[0]}x{size[1]} pixels, some "
+    about = f"error: {tmp_path / 'start.png'} has {size[0]}x{size[1]} pixels, about "
     assert line.startswith(about) and " times as many as the model is made for (64x64): " in line
     assert f": add {fitting}, or another --width and --height" in line
     monkeypatch.undo()
@@ -84,9 +82,10 @@ def test_a_picture_that_is_large_for_the_model(tmp_path, capsys):
     """There is a warning unless the user gives the size."""
     assert run_from_picture(tmp_path, (192, 128)) == 0
     assert (
-        "warning: {} has 192x128 pixels, some 6 times as many as the model is made for (64x64): it "
-        "takes long, and things may come out twice; --width 72 --height 48 suits the model"
-    ).format(tmp_path / "start.png") in capsys.readouterr().err.splitlines()
+        f"warning: {tmp_path / 'start.png'} has 192x128 pixels, about 6 times as many as the model "
+        "is made for (64x64): it takes long, and objects may appear twice; "
+        "--width 72 --height 48 suits the model"
+    ) in capsys.readouterr().err.splitlines()
     assert run_from_picture(tmp_path, (192, 128), "--width=192", "--height=128") == 0
     assert run_from_picture(tmp_path, (127, 127)) == 0  # brought down to 64x64
     assert "times as many" not in capsys.readouterr().err

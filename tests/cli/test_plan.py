@@ -26,7 +26,7 @@ def test_batches_are_even_and_share_their_settings():
 
 
 def test_long_prompts_are_alone():
-    """In a batch with a longer one they would get more windows than by themselves."""
+    """In a batch with a longer prompt they would get more windows than alone."""
     jobs = [replace(JOB, long_prompt=True, prompt=p, seed=i) for i, p in enumerate("aba")]
     assert batch_seeds(jobs, 8) == [[0, 2], [1]]
 

@@ -123,7 +123,7 @@ def test_zero_means_zero(checkpoint, oracle, tmp_path):
         (["--width", "8192", "--height", "4096"], "--height 4096 make more than 16777216 pixels"),
         (["--steps", "9" * 400], "must be from 1 to 100000, got 999"),
         (["--low-memory", "--preload-models"], "are opposites: leave one out"),
-        (["--preview-vae"], "say with --preview N how often"),
+        (["--preview-vae"], "--preview-vae needs --preview N"),
         (["of", "a", "cat"], "arguments: of a cat: put quotes around a prompt of several words"),
         (["-x"], "unrecognized arguments: -x\n"),
         (["--strength", "0.5"], "arguments: --strength, which is for image2image.py"),

@@ -19,7 +19,7 @@ from pages import (
 )
 
 from stable_diffusion.cli.arguments.parse import parse
-from stable_diffusion.cli.convert import _parser as convert_parser
+from stable_diffusion.cli.convert import convert_parser
 from stable_diffusion.config.known_models import MODELS
 
 PRINTING = {"--list-models", "--version", "--help"}  # options that print something and end

@@ -1,4 +1,4 @@
-"""Opening picture files: damaged, large and hostile ones, and those that are no files."""
+"""Opening picture files: damaged, large and hostile ones, and what is not a file."""
 
 import contextlib
 import os

@@ -23,15 +23,9 @@ def make_ftyp(*brands: bytes) -> bytes:
 
 
 FOREIGN = {  # first bytes of files of these kinds, and a part of the message
-    "codestream.jxl": (
-        b"\xff\x0a" + bytes(range(64)),
-        "JPEG XL",
-    ),
+    "codestream.jxl": (b"\xff\x0a" + bytes(range(64)), "JPEG XL"),
     "container.jxl": (b"\0\0\0\x0cJXL \r\n\x87\n\0\0\0\x14ftypjxl ", "JPEG XL"),
-    "a.svg": (
-        b'<?xml version="1.0"?><!-- <html> -->\n<svg width="1">',
-        "SVG",
-    ),
+    "a.svg": (b'<?xml version="1.0"?><!-- <html> -->\n<svg width="1">', "SVG"),
     "doctype.svg": (b'<!DOCTYPE svg PUBLIC "a" [<!ENTITY b "c">]>\n<s:svg xmlns:s="a">', "SVG"),
     "a.pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3", "PDF"),
     "a.ps": (b"%!PS-Adobe-3.0\n", "PostScript"),
@@ -227,7 +221,7 @@ def test_missing_files(tmp_path, monkeypatch):
     (tmp_path / "notes.txt").touch()
 
     def message_for(name: os.PathLike | str) -> str:
-        """Return the error of reading a file."""
+        """Return the message of the error when a file is read."""
         with pytest.raises(OSError) as raised:
             read_image(name)
         return describe_error(raised.value)

@@ -1,6 +1,7 @@
-"""A Hub on the loopback interface, for the tests of models on the Hub."""
+"""A Hub on the loopback interface, and single files, for the tests of models."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -43,3 +44,31 @@ def offline(monkeypatch: pytest.MonkeyPatch, hub: HubServer) -> Iterator[None]:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     yield
     assert hub.log == []
+
+
+@pytest.fixture(scope="session")
+def single(checkpoint, tmp_path_factory) -> Callable[[str], Path]:
+    """Return a function that gives the single file of a kind, which must not be changed."""
+
+    @cache
+    def write(kind: str) -> Path:
+        from original_layout import write_single_file
+
+        file = tmp_path_factory.mktemp("single") / f"{kind}.safetensors"
+        return write_single_file(checkpoint(kind), file)
+
+    return write
+
+
+@pytest.fixture
+def spoil_file(single, tmp_path) -> Callable[[str, Callable], str]:
+    """Return a function that writes a single file whose tensors another function has changed."""
+
+    def write(kind: str, change: Callable[[dict], dict | None]) -> str:
+        from original_layout import save
+        from safetensors.numpy import load_file
+
+        tensors = load_file(single(kind))
+        return str(save(change(tensors) or tensors, tmp_path / "x.safetensors"))
+
+    return write

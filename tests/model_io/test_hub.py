@@ -28,7 +28,7 @@ from stable_diffusion.model_io.model import Model, describe_downloads
 from stable_diffusion.model_io.sources import BareVae
 from stable_diffusion.model_io.weight_files import STEMS
 
-LOAD_HUB = (  # this module only, without mlx
+LOAD_HUB = (  # imports the module `hub` alone, without mlx
     "import sys, types\n"
     "for name in ('stable_diffusion', 'stable_diffusion.model_io', 'stable_diffusion.config'):\n"
     "    package = types.ModuleType(name)\n"

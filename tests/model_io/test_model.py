@@ -75,7 +75,7 @@ def test_configs_are_read_once_by_all_loaders(checkpoint, reads):
 
 
 def test_changed_files_are_seen_by_the_next_opening(copy):
-    """This does not change the model that is open already."""
+    """The model that is open already does not change."""
     folder = copy("sd-1")
     model = open_model(folder)
     assert model.config.diffusion.prediction_type == "epsilon"

@@ -46,8 +46,8 @@ CASES = {
     "pickle": (b"\x80\x04\x95\x20\0\0\0\0" + b"\0" * 100, "it is a pickle"),
     "no JSON": (file_of(b"{aaaa}"), "Expecting property name"),
     "no UTF-8": (file_of(b'{"\xff": 1}'), "codec can't decode"),
-    "a list": (file_of([]), "its header is no JSON object"),
-    "null": (file_of(None), "its header is no JSON object"),
+    "a list": (file_of([]), "its header is not a JSON object"),
+    "null": (file_of(None), "its header is not a JSON object"),
     "name twice": (file_of(TWICE), "it gives 'a' twice"),
     "key twice": (file_of(b'{"a":{"dtype":"F32","dtype":"F16"}}'), "it gives 'dtype' twice"),
     "nested": (file_of(b"[" * 100_000), "nested too deeply"),
@@ -73,10 +73,10 @@ CASES = {
     "a gap": (file_of(one(data_offsets=[8, 16]), b"\0" * 16), "begins at byte 8, not at 0"),
     "cut": (file_of(GOOD, b"\0" * 4), "is cut short: it has 73 of 77 bytes"),
     "garbage": (file_of(GOOD, b"\0" * 8 + b"garbage"), "7 bytes at its end belong to no tensor"),
-    "NUL in a name": (file_of({"a\0b": GOOD["a"]}), "is no tensor's name"),
-    "line in a name": (file_of({"a\nb": GOOD["a"]}), "is no tensor's name"),
-    "surrogate": (file_of(b'{"\\ud800": {}}'), "is no tensor's name"),
-    "long name": (file_of({"a" * 501: GOOD["a"]}), "is no tensor's name"),
+    "NUL in a name": (file_of({"a\0b": GOOD["a"]}), "is not the name of a tensor"),
+    "line in a name": (file_of({"a\nb": GOOD["a"]}), "is not the name of a tensor"),
+    "surrogate": (file_of(b'{"\\ud800": {}}'), "is not the name of a tensor"),
+    "long name": (file_of({"a" * 501: GOOD["a"]}), "is not the name of a tensor"),
     "metadata": (file_of({"__metadata__": {"a": 1}, **GOOD}), "its metadata are not texts"),
     "metadata text": (file_of({"__metadata__": "a", **GOOD}), "its metadata are not texts"),
     "tensors": (file_of({str(i): {} for i in range(50_001)}), "50001 tensors, more than"),
@@ -129,7 +129,7 @@ def test_file_that_is_cut_after_it_was_opened(tmp_path):
     file.write_bytes(save({"a": np.ones((1000, 1000), np.float32)}))
     code = (
         "import os, sys; from pathlib import Path; import stable_diffusion; import mlx.core as mx\n"
-        "from stable_diffusion.model_io.weights import read_safetensors\n"
+        "from stable_diffusion.model_io.safetensors_file import read_safetensors\n"
         "from stable_diffusion.cli.main import report_errors\n"
         "_, tensors = read_safetensors(Path(sys.argv[1]))\n"
         "os.truncate(sys.argv[1], 5000)\n"

@@ -83,7 +83,7 @@ def unlock_first(n: int, monkeypatch, meanwhile) -> None:
 
 @pytest.mark.skipif(not MAY_UNSHARE, reason="no new process namespaces for this user")
 def test_two_programs_that_both_are_process_1(tmp_path):
-    """As in two containers that share a folder: no file is lost or written through a link."""
+    """Two containers may share a folder: no file is lost or written through a link."""
     n = 34  # so that both together save some 200 times
     victim = tmp_path / "victim"
     victim.write_bytes(b"old")
@@ -125,7 +125,7 @@ def test_two_programs_that_both_are_process_1(tmp_path):
 
 @pytest.mark.parametrize("plant", ["link", "file", "folder"])
 def test_a_name_that_is_taken_is_left_alone(tmp_path, monkeypatch, plant):
-    """Even if somebody has guessed the temporary name."""
+    """This holds even if somebody has guessed the temporary name."""
     victim, planted = tmp_path / "victim", tmp_path / TAKEN
     victim.write_bytes(b"old")
     match plant:
@@ -255,7 +255,7 @@ def test_unfinished_files_of_running_programs_stay(tmp_path):
 
 
 def test_abandoned_files_are_removed(tmp_path):
-    """Only of the given files; not old names, links, pipes, nor folders with the name of a file."""
+    """Others stay: old names, links, pipes, and folders with the name of a file."""
     path = tmp_path / "a\n.png"
     gone = tmp_path / f".a\n.png.{TOKEN}.partial"
     gone.touch()
@@ -263,11 +263,8 @@ def test_abandoned_files_are_removed(tmp_path):
     (model / "unet").mkdir(parents=True)
     (model / "link").symlink_to(tmp_path)
     kept = [f".b.png.{TOKEN}.partial", ".a\n.png.123.partial", f".a\n.png.{TOKEN}.partial.png"]
-    kept += [
-        f".a\n.png.{TOKEN.upper()}.partial",
-        "model.unfinished-12",
-        f".model.{TOKEN}.partial.d",
-    ]
+    kept += [f".a\n.png.{TOKEN.upper()}.partial", "model.unfinished-12"]
+    kept += [f".model.{TOKEN}.partial.d"]
     for name in kept:
         (tmp_path / name).touch()
     link, pipe = (f".a\n.png.{digit * 16}.partial" for digit in "12")
@@ -281,7 +278,7 @@ def test_abandoned_files_are_removed(tmp_path):
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF])
 def test_without_locks_nothing_is_removed(tmp_path, monkeypatch, number):
-    """Not even later by a program that has locks."""
+    """A program that has locks does not remove it later either."""
     path, folder = tmp_path / "a.png", tmp_path / "model"
     (tmp_path / TAKEN).touch()
     with monkeypatch.context() as patch:
@@ -303,7 +300,7 @@ def test_without_locks_nothing_is_removed(tmp_path, monkeypatch, number):
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
 def test_without_links_no_file_is_lost(tmp_path, monkeypatch, number):
-    """Even if another program creates the file in between."""
+    """This holds even if another program creates the file in between."""
     path = tmp_path / "a.png"
     monkeypatch.setattr(os, "link", make_failing(number))
     write_atomically(path, b"first", overwrites=False)

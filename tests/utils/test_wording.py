@@ -57,7 +57,7 @@ def test_values_on_one_line():
 
 
 def test_what_is_escaped():
-    """All control characters, whatever surrounds them; no characters of prompts."""
+    """All control characters are, whatever surrounds them; characters of prompts are not."""
     for each in map(chr, range(0x110000)):
         is_control = unicodedata.category(each) in CONTROLS and each not in SIGNS
         is_control |= "\udc80" <= each <= "\udc9f"  # bytes that steer terminals
@@ -75,7 +75,7 @@ def test_what_is_escaped():
         *("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0915\u094d\u200d\u0937"),
     ],
 )
-def test_what_is_not(text):
+def test_what_is_not_escaped(text):
     assert escape_controls(text) == text
 
 

@@ -8,13 +8,13 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from ...utils.wording import describe_error, did_you_mean
-from ..terminal.console import one_line
+from ..terminal.console import FAILED, one_line
 from .option import Option
 
 NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
 
-# Returns our option for a word of another program (or None) and what to say; None if the word is
-# not known.
+# Returns what to say about an option of another program: our option, or None if there is none, and
+# an explanation. Returns None if the word is not such an option.
 Explain = Callable[[str], tuple[str | None, str] | None]
 
 
@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
         positionals: the positional arguments, as the line of usage shows them.
         description: what the program does.
         epilog: text after the options, shown with its own line breaks.
-        prog: the name of the program; that of the script if None.
+        prog: the name of the program; None for the name of the script.
         other_options: options that only another script has, and the name of that script.
         explain: returns what an option of another program is called here.
     """
@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
     def add_options(self, groups: Mapping[str, Iterable[Option]]) -> None:
         """Add options of the table, in groups by title.
 
-        What a command line does not give is absent from the result of parsing.
+        Options that a command line does not give are absent from the result of parsing.
         """
         for title, options in groups.items():
             group = self.add_argument_group(title)
@@ -73,7 +73,7 @@ class Parser(argparse.ArgumentParser):
         super().error(one_line(message))
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        """Return the value of an option; before Python 3.13 argparse loses that of `--name=--`."""
+        """Return the value of an option; before Python 3.13 argparse loses `--` in `--name=--`."""
         if action.option_strings and action.nargs is None and arg_strings == ["--"]:
             value = self._get_value(action, "--")
             self._check_value(action, value)
@@ -94,11 +94,11 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {name}{self._suggest(name)}")
 
     def _hint(self, ours: str | None, explanation: str) -> str:
-        """Return what to say about an option of another program, for which we have `ours`."""
+        """Return what to say about an option of another program that is called `ours` here."""
         if ours is None:
             return f"there is no such option: {explanation}"
         if ours in self._other_options:
-            return f"it is for {self._other_options[ours]}, and {explanation} {ours}"
+            return f"{explanation} {ours}, which is for {self._other_options[ours]}"
         return f"{explanation} {ours}"
 
     def _suggest(self, name: str) -> str:
@@ -123,7 +123,7 @@ class Show(argparse.Action):
         try:
             print("\n".join(map(one_line, self.show().split("\n"))))
         except (ValueError, OSError) as error:
-            parser.exit(1, f"error: {one_line(describe_error(error))}\n")
+            parser.exit(FAILED, f"error: {one_line(describe_error(error))}\n")
         parser.exit()
 
 

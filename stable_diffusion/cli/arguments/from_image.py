@@ -60,7 +60,7 @@ def read_options(file: str, script: Script, given: Mapping[str, Any]) -> dict[st
 def read_recipe(file: str) -> Recipe:
     """Return the recipe in a picture of this program or of AUTOMATIC1111's web UI.
 
-    Warn of what a recipe of the web UI says and this program cannot use.
+    Warn about the parts of a web UI's recipe that this program cannot use.
 
     Raises:
         ValueError: if there is no recipe, or it is damaged.
@@ -99,7 +99,7 @@ def _check(file: str, option: Option, value: Any) -> Any:
 
 
 def _warn_of_changed_files(file: str, recipe: Recipe, given: Mapping[str, Any]) -> None:
-    """Warn if a file is used whose content is not the one that the picture was made with."""
+    """Warn if a file that is used has changed since the picture was made with it."""
     checksums: dict[Path, str] = {}
     if "lora" not in given:
         for text, checksum in zip(recipe.lora, recipe.lora_sha256, strict=False):
@@ -112,4 +112,4 @@ def _warn_of_changed_files(file: str, recipe: Recipe, given: Mapping[str, Any]) 
         checksums[Path(given["image"])] = recipe.image_sha256
     for used, checksum in checksums.items():
         if sha256(used) != checksum:
-            warnings.warn(f"{used} is not what {file} was made with", stacklevel=3)
+            warnings.warn(f"{used} has changed since {file} was made with it", stacklevel=3)

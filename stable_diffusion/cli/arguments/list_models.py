@@ -8,13 +8,12 @@ import mlx.core as mx
 
 from ...config.known_models import MODELS, PACKAGE, ModelSpec
 from ...model_io import hub_cache
-from ...model_io.sources import CACHE_MARKER, Source
+from ...model_io.sources import CACHE_MARKER, INDEX, Source
 from ...model_io.unsupported import refuse_pipeline
 from ...model_io.weight_files import STEMS
 from ...utils.wording import format_bytes
 from ...version import __version__
 
-INDEX = "model_index.json"
 WIDTH, INDENT = 80, 12  # columns
 
 
@@ -85,6 +84,7 @@ def _describe_cached(source: Source) -> str:
 
 
 def _looks_like_a_model(source: Source) -> bool:
+    """Return whether a repository has one of the files that mark a model of diffusers."""
     return source.find(INDEX) is not None or source.find(CACHE_MARKER) is not None
 
 
@@ -99,4 +99,5 @@ def _has_weights(source: Source, component: str) -> bool:
 
 
 def _format_size(folder: Path) -> str:
+    """Return the size of a folder in words."""
     return format_bytes(hub_cache.count_bytes(folder))

@@ -20,9 +20,9 @@ class Option:
         name: with `--` as the help shows it, or a positional argument. `_` and `-` mean the same.
         help: what it does, in a few words.
         short: a name of one letter, such as `-q`.
-        kind: how many values it takes. A "value" has one; a "list" has one each time that the
-            option is repeated; a "switch" has none, and is True or False. "print" prints what
-            `show` returns and ends the program; "help" prints the help.
+        kind: how many values it takes. A "value" has one; a "list" has one for each time that the
+            option is given; a "switch" has none, and is True or False. "print" prints what `show`
+            returns and ends the program; "help" prints the help.
         parse: returns the value for a text, or raises `argparse.ArgumentTypeError`.
         choices: the words that are allowed; () if `parse` decides.
         default: the value if the option is not given.
@@ -69,7 +69,7 @@ class Option:
 
     @property
     def spellings(self) -> tuple[str, ...]:
-        """Return all spellings of the names; the first long one is that of the help."""
+        """Return all spellings of the names; the help shows the first long one."""
         short = () if self.short is None else (self.short,)
         return (*short, *_spell_both_ways(self.name))
 
@@ -89,7 +89,7 @@ class Option:
 
     @property
     def text_parser(self) -> Callable[[str], Any]:
-        """Return the function that turns text into a value; of a list, into one of its values.
+        """Return the function that turns text into the value, or into one value of a list.
 
         The function raises `argparse.ArgumentTypeError` if the text is not a value of this option.
         """

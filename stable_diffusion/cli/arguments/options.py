@@ -1,6 +1,6 @@
 """The table of all options, in the groups that `--help` shows.
 
-The parser, the help, docs/options.md, and what prompts files and recipes may contain come from it.
+The parser, the help, docs/options.md, and the options of prompts files and recipes come from it.
 To add an option, add a row here, and a field of the same name to `cli.settings.Settings`; or, if it
 may differ from picture to picture, to `Request` and `cli.job.Job`, and to `Recipe`.
 """
@@ -45,7 +45,7 @@ PROMPT = (
     Option("prompt", "what to draw", line_scripts=BOTH, in_recipe=True),
     Option(
         "--prompts-file",
-        "a file of prompts in place of the prompt: one a line, or JSON, in lines or an array, with "
+        "a file of prompts in place of the prompt: one per line, or JSON lines or an array with "
         "options for each; - is the standard input. Pictures that exist are not made again",
         default_text="none",
         metavar="FILE",
@@ -200,7 +200,7 @@ MODEL = (
     ),
     Option(
         "--prediction-type",
-        "what the UNet predicts, for a file that does not say",
+        "what the UNet predicts, for a file that does not say it",
         choices=PREDICTION_TYPES,
         default_text="by model",
         in_recipe=True,
@@ -250,7 +250,7 @@ MEMORY_AND_SPEED = (
     ),
     Option(
         "--tiled",
-        "decode in strips, which look the same",
+        "decode in strips, which takes less memory and looks the same",
         kind="switch",
         default=False,
         default_text="above 768x768",
@@ -280,7 +280,7 @@ OUTPUT = (
     ),
     Option(
         "--grid",
-        "a grid in addition to the files for each",
+        "a grid of all pictures, in addition to a file for each",
         default_text="none",
         metavar="FILE",
     ),
@@ -311,7 +311,7 @@ REPORTS = (
     ),
     Option(
         "--preview-vae",
-        "decode the previews with the whole VAE, in the time and memory that pictures take",
+        "decode the previews with the whole VAE, which takes the time and memory of pictures",
         kind="switch",
         default=False,
     ),

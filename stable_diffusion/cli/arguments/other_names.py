@@ -71,19 +71,19 @@ SAME = {
 
 # What to say before the name of our option, if the two do not mean quite the same.
 EXPLANATIONS = {
-    "scheduler": "which sampler is --sampler, and how timesteps are spaced is",
-    "scheduler-name": "which sampler is --sampler, and how timesteps are spaced is",
-    "v-prediction": "say v_prediction with",
-    "lora-scale": "a file and its scale are FILE:SCALE of",
-    "lora-scales": "a file and its scale are FILE:SCALE of",
-    "lora-strength": "a file and its scale are FILE:SCALE of",
+    "scheduler": "choose the sampler with --sampler, and the spacing of timesteps with",
+    "scheduler-name": "choose the sampler with --sampler, and the spacing of timesteps with",
+    "v-prediction": "v_prediction is a value of",
+    "lora-scale": "give the file and its scale as FILE:SCALE with",
+    "lora-scales": "give the file and its scale as FILE:SCALE with",
+    "lora-strength": "give the file and its scale as FILE:SCALE with",
     "lora-dir": "name each file with",
     "lora-model-dir": "name each file with",
     "embd-dir": "name each file with",
     "embeddings-dir": "name each file with",
-    "seeds": "pictures have seeds that follow each other, from",
+    "seeds": "the seeds of the pictures count up from",
 }
-USUAL_EXPLANATION = "here it is"
+USUAL_EXPLANATION = "use"
 
 # Options that do not exist here: why, or what to do instead.
 IMAGE = "the picture to start from is the first argument of image2image.py"
@@ -94,7 +94,7 @@ UPSCALERS = "upscaling and second passes are not supported"
 OTHER_MODELS = "only Stable Diffusion 1.x, 2.x and XL are supported"
 ALREADY_FAST = "attention is always computed in the fastest way"
 DEVICES = "the GPU is used if there is one, otherwise all cores of the CPU"
-NOISE = "the noise is always that of PyTorch on a CPU"
+NOISE = "the noise is always the same as PyTorch's on a CPU"
 PREVIEW_VAE = "previews do not need another VAE"
 NO_SERVER = "there is neither a server nor a graphical interface"
 
@@ -104,7 +104,7 @@ ABSENT = {
         "i image img images-dir init init-img init-image image-path init-image-path input "
         "input-image image-paths init-images source-image start-image"
     ),
-    "the number of rows, --n_rows, gives that of the columns": "columns cols n-cols grid-columns",
+    "the number of columns follows from --n_rows": "columns cols n-cols grid-columns",
     "every picture has its own seed, random unless --seed is given": "auto-seeds random-seed",
     "the noise that samplers add cannot be scaled": "eta ddim-eta s-churn s-noise s-tmin s-tmax",
     DEVICES: "t threads device device-id n-threads cpu gpu cuda mps use-cpu num-threads backend",
@@ -124,7 +124,7 @@ ABSENT = {
     "restoring faces is not supported": (
         "restore-faces gfpgan codeformer face-restoration gfpgan-strength"
     ),
-    "each script has one task, which is in its name": "mode M task",
+    "each script has one task, as its name says": "mode M task",
     "each picture is written as soon as it is finished": (
         "skip-grid skip-save display open grid-only"
     ),
@@ -134,7 +134,7 @@ ABSENT = {
     "merging tokens is not supported": "tome token-merging-ratio tome-ratio freeu",
 }
 
-# The same, for all long names that start so.
+# The same, for all long names with these beginnings.
 ABSENT_BEGINNINGS = {
     "control": CONTROL,
     "canny": CONTROL,

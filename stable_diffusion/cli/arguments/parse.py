@@ -1,4 +1,4 @@
-"""The command lines of the scripts, and the checks of them that need no model."""
+"""Parse the command lines of the scripts, and check everything that needs no model."""
 
 import argparse
 import os
@@ -59,7 +59,7 @@ examples:
 """
 MORE = """
 Underscores and hyphens in options mean the same. README.md and the folder
-docs, beside this script, say more about models, memory and time, samplers,
+docs of the repository say more about models, memory and time, samplers,
 prompts, LoRA and errors.
 """
 
@@ -97,7 +97,7 @@ def image2image_parser() -> Parser:
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> Settings:
     """Parse and check a command line, and read the picture to start from and the prompts file.
 
-    Wrong usage ends the program with status 2. No model is loaded for that.
+    Wrong usage ends the program with status 2, before any model is loaded.
 
     Args:
         parser: `txt2image_parser()` or `image2image_parser()`.
@@ -128,8 +128,8 @@ def _select_groups(script: Script) -> dict[str, list[Option]]:
 def _parse_words(parser: argparse.ArgumentParser, argv: list[str] | None) -> Values:
     """Return the values that the command line gives.
 
-    After options that follow the picture, argparse no longer takes a prompt, as it may be left out:
-    the prompt is among the words that are left over.
+    If options stand between the picture and the prompt, argparse does not take the prompt, because
+    it may be left out: then it is among the words that are left over.
     """
     namespace, rest = parser.parse_known_args(argv)
     given: Values = vars(namespace)
@@ -147,14 +147,14 @@ def _parse_words(parser: argparse.ArgumentParser, argv: list[str] | None) -> Val
 
 
 def _expand_home(file: str) -> str:
-    """Return a file name with the user's home folder for a `~` that the shell has left in."""
+    """Return a file name with the home folder in place of a `~` that the shell did not expand."""
     return file if os.path.lexists(file) else os.path.expanduser(file)
 
 
 def _add_recipe_and_defaults(given: Values) -> Values:
     """Return the values of all options of the script.
 
-    Those that are not given are those of the recipe in a picture (`--from-image`), or the defaults.
+    Values that are not given come from the recipe in a picture (`--from-image`), or are defaults.
 
     Raises:
         ValueError: if the picture has no recipe that can be used here.
@@ -200,9 +200,7 @@ def _check_combinations(values: Values) -> None:
     if values["preload_models"] and values["low_memory"]:
         raise ValueError("--preload-models and --low-memory are opposites: leave one out")
     if values["preview_vae"] and values["preview"] is None:
-        raise ValueError(
-            "--preview-vae is how previews are decoded: say with --preview N how often"
-        )
+        raise ValueError("--preview-vae needs --preview N, which says how often to write previews")
 
 
 def _make_requests(values: Values) -> list[Request]:
@@ -212,7 +210,7 @@ def _make_requests(values: Values) -> list[Request]:
         ValueError: if a line of the file is wrong.
         OSError: if the file cannot be read.
     """
-    # With a prompts file, this has what its lines do not say; each of them has a prompt.
+    # With a prompts file, this request has the values that its lines do not give.
     prompt = values["prompt"] or ""
     request = Request(**_select(values, _field_names(Request)) | {"prompt": prompt})
     if values["prompts_file"] is None:
@@ -251,8 +249,8 @@ def _check_request(request: Request) -> None:
 def _read_start(values: Values) -> StartPicture:
     """Return the picture to start from, in a size that the networks take.
 
-    A picture with too many pixels for any model is not read, and black stands for it. It is refused
-    by `job.check_start_size`, which knows the size that suits the model.
+    A picture with too many pixels for any model is not read: a black one takes its place, and
+    `job.check_start_size`, which knows the size that suits the model, refuses it.
 
     Raises:
         ValueError: if the file is not a picture, or too small, or `--fit` has no size to fit to.

@@ -8,7 +8,6 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from io import StringIO
@@ -29,7 +28,7 @@ MAX_PICTURES = MAX_COUNT  # of a file
 MAX_EXACT = 2**53  # a larger float may not be the integer that was meant
 
 HOW_TO_WRITE = (
-    'write a prompt a line, or JSON lines, {"prompt": "…", "steps": 20} (of pandas: '
+    'write one prompt per line, or JSON lines, {"prompt": "…", "steps": 20} (with pandas: '
     "to_json(file, orient='records', lines=True))"
 )
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
@@ -97,14 +96,14 @@ def read_requests(file: str, common: Request, options: Options) -> list[Request]
             raise ValueError(f"{where}{error}") from None
         if "output" in values:
             values["file"] = values.pop("output")
-        request = replace(common, **values, where=where)
         if "seed" not in values:
+            prompt = values["prompt"]
             if common.seed is None:
-                seed = _compute_seed(f"{n_repeats[request.prompt]} {request.prompt}")
+                values["seed"] = _compute_seed(f"{n_repeats[prompt]} {prompt}")
             else:
-                seed = common.seed + n_pictures
-            n_repeats[request.prompt] += 1
-            request = replace(request, seed=seed)
+                values["seed"] = common.seed + n_pictures
+            n_repeats[prompt] += 1
+        request = replace(common, **values, where=where)
         n_pictures += request.n_images
         if n_pictures > MAX_PICTURES:
             raise ValueError(f"{where}more than {MAX_PICTURES} pictures are asked for: split it")
@@ -139,7 +138,7 @@ def _read_entries(file: str) -> list[Entry]:
 
 
 def _make_entry(place: str, value: Any) -> Entry:
-    """Return an entry with a value that is known: a prompt, or what JSON says."""
+    """Return an entry for a value that is parsed already: a prompt, or what JSON says."""
     values = {"prompt": value} if isinstance(value, str) else value
     return Entry(place, lambda: values)
 
@@ -199,10 +198,12 @@ def _refuse_other_kinds(file: str, text: str, lines: list[Line]) -> None:
     if kind is not None:
         rename = ""
         if suffix in TABLE_SUFFIXES:
-            rename = f" (a file with a prompt a line must not be named {suffix})"
+            rename = f" (a file with one prompt per line must not be named {suffix})"
         raise ValueError(f"{file} is {kind}, which is not read: {HOW_TO_WRITE}{rename}")
     if suffix in JSON_SUFFIXES:
-        raise ValueError(f"{file}: is no list of prompts in JSON, as its name says: {HOW_TO_WRITE}")
+        raise ValueError(
+            f"{file} is named like JSON, but is not a list of prompts in JSON: {HOW_TO_WRITE}"
+        )
     if OPTION.match(lines[0].text):
         raise ValueError(
             f"{file}, line {lines[0].number}: options are not read here: {HOW_TO_WRITE}"
@@ -210,7 +211,7 @@ def _refuse_other_kinds(file: str, text: str, lines: list[Line]) -> None:
 
 
 def _detect_table(text: str, lines: list[Line]) -> str | None:
-    """Return the kind of table that the lines look like, if it has prompts; None for prompts."""
+    """Return the kind of table of prompts that the lines look like; None if they are prompts."""
     first = lines[0].text
     for delimiter, kind in DELIMITERS.items():
         columns = [name.strip().strip("\"'").lower() for name in first.split(delimiter)]
@@ -235,11 +236,11 @@ def _has_columns(text: str, delimiter: str, n: int) -> bool:
 
 def _read_text(file: str) -> str:
     """Return the text of a file or of the standard input."""
-    with ExitStack() as stack:
-        if file == STANDARD_INPUT:
-            raw = sys.stdin.buffer.read(MAX_BYTES + 1)
-        else:
-            raw = stack.enter_context(open(file, "rb")).read(MAX_BYTES + 1)
+    if file == STANDARD_INPUT:
+        raw = sys.stdin.buffer.read(MAX_BYTES + 1)
+    else:
+        with open(file, "rb") as opened:
+            raw = opened.read(MAX_BYTES + 1)
     if len(raw) > MAX_BYTES:
         raise ValueError(f"{file}: is longer than {MAX_BYTES // 10**6} MB")
     try:
@@ -265,10 +266,11 @@ def _parse_json(text: str) -> Any:
     try:
         return parse_json(text, nan_is_null=True)
     except ValueError as error:
-        raise ValueError(f"is no usable JSON ({error})") from None
+        raise ValueError(f"is not usable JSON ({error})") from None
 
 
 def _compute_seed(text: str) -> int:
+    """Return a seed that is always the same for the same text."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:SEED_BYTES])
 
 
@@ -282,11 +284,11 @@ def _parse_object(found: Any, options: Options) -> dict[str, Any]:
         raise ValueError("is not a JSON object, {…}")
     values = {name.replace("-", "_"): value for name, value in found.items()}
     if len(values) < len(found):
-        raise ValueError("an option comes twice, spelt in two ways")
+        raise ValueError("an option is given twice, in two spellings")
     for key in values:
         if key not in options:
             known = ", ".join(options)
-            raise ValueError(f"{key!r} is none of {known}{did_you_mean(key, options)}")
+            raise ValueError(f"{key!r} is not one of {known}{did_you_mean(key, options)}")
     values = {key: value for key, value in values.items() if value is not None}
     if "prompt" not in values:
         raise ValueError('there is no "prompt"')
@@ -302,10 +304,10 @@ def _parse_value(option: Option, value: Any) -> Any:
     key = option.key
     if option.kind == "switch":
         if not isinstance(value, bool):
-            raise ValueError(f"{key} must be true or false, got {_show(value)}")
+            raise ValueError(f"{key} must be true or false, got {_format_json(value)}")
         return value
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{key} must be text or a number, got {_show(value)}")
+        raise ValueError(f"{key} must be text or a number, got {_format_json(value)}")
     if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_EXACT:
         value = int(value)  # tables write 3.0 in a column that has gaps
     try:
@@ -317,9 +319,10 @@ def _parse_value(option: Option, value: Any) -> Any:
         raise ValueError(f"{key} has half of a character in it") from None
     if isinstance(value, str) is not isinstance(parsed, str):
         wanted = "text" if isinstance(parsed, str) else "a number"
-        raise ValueError(f"{key} must be {wanted}, got {_show(value)}")
+        raise ValueError(f"{key} must be {wanted}, got {_format_json(value)}")
     return parsed
 
 
-def _show(value: Any) -> str:
+def _format_json(value: Any) -> str:
+    """Return a value as it may stand in the file, abbreviated for a message."""
     return abbreviate(json.dumps(value))

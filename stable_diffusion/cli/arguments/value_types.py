@@ -74,7 +74,7 @@ def make_choice_parser(choices: Collection[str]) -> Callable[[str], str]:
 
 
 def parse_seed(text: str) -> int:
-    """Return a seed. A negative one means a random one in other programs and gets a hint."""
+    """Return a seed. A negative one, which other programs take as random, gets a hint."""
     if NEGATIVE_INTEGER.fullmatch(text.strip()):
         raise argparse.ArgumentTypeError(
             f"must be from 0 to {MAX_SEED}, got {text}: leave it out for a random one"
@@ -158,7 +158,8 @@ def _explain_model_address(text: str, host: str, parts: list[str]) -> str:
 
 
 def _ask_for_file(text: str, what: str) -> str:
+    """Return a message that asks to download a file."""
     return (
-        f"{abbreviate(text)} is a web address: download {what}, a .safetensors, and give the path "
-        "of that"
+        f"{abbreviate(text)} is a web address: download {what} as a .safetensors file, and give "
+        "its path"
     )

@@ -17,7 +17,7 @@ def explain_continuation(
         n_finished: how many of them are finished.
     """
     n_left = len(jobs) - n_finished
-    kept = "none is finished"
+    kept = "no picture is finished"
     if n_finished:
         kept = f"{n_finished} of {len(jobs)} pictures are finished, and kept"
     if not n_left:

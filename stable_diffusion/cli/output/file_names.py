@@ -1,4 +1,4 @@
-"""Name the files of a run before anything is loaded: of pictures, of their grid, of the preview.
+"""Name the files of a run before anything is loaded: pictures, their grid, and the preview.
 
 `--output` with one plain name is a grid of all pictures, and is overwritten. With a folder or a
 pattern each picture has a file, and nothing is overwritten without `--force`. Nothing is created
@@ -41,7 +41,7 @@ class FileNames:
         grid: the file of the grid, if there is one.
         existing: the indices of pictures whose files exist, and are kept.
         if_taken: what to do if the name of a picture is taken later.
-        has_new_names: whether another run with the same --output names its files otherwise.
+        has_new_names: whether another run with the same --output uses other names.
     """
 
     pictures: Mapping[int, Path]
@@ -52,12 +52,12 @@ class FileNames:
 
     @property
     def all_files(self) -> list[Path]:
-        """The files of the pictures and of the grid."""
+        """Return the files of the pictures and of the grid."""
         return [*self.pictures.values(), *([] if self.grid is None else [self.grid])]
 
     @property
     def preview(self) -> Path:
-        """The file of the preview, beside the grid or the first picture."""
+        """Return the file of the preview, beside the grid or the first picture."""
         if self.pictures:
             return next(iter(self.pictures.values())).with_name(PREVIEW_IN_FOLDER)
         return self.all_files[0].with_suffix(".preview.png")
@@ -74,7 +74,7 @@ def name_files(settings: Settings, jobs: Sequence[Job]) -> FileNames:
         jobs: all pictures that are asked for.
 
     Raises:
-        UsageError: if a file cannot be written or exists already, or if two have one name.
+        UsageError: if a file cannot be written or exists already, or if two have the same name.
     """
     output = settings.output
     is_folder = output.endswith(("/", os.sep)) or os.path.isdir(output)
@@ -136,10 +136,10 @@ def _name_pictures(settings: Settings, jobs: Sequence[Job], is_folder: bool) -> 
 
 
 def _name_only_grid(settings: Settings, n_pictures: int) -> Path:
-    """Return the name of the grid if that is all that is written.
+    """Return the name of the grid, which is the only file that is written.
 
     Raises:
-        ValueError: if this is not what the user can mean.
+        ValueError: if the options ask for something else.
     """
     output = settings.output
     if output and not Path(output).suffix:
@@ -161,10 +161,10 @@ def _name_only_grid(settings: Settings, n_pictures: int) -> Path:
 
 
 def _check_inside(job: Job, file: str) -> str:
-    """Return the job's own pattern, checked.
+    """Check that a job's own pattern stays in the output folder, and return it.
 
     Raises:
-        ValueError: if it leads out of the folder, or is no pattern.
+        ValueError: if it leads out of the folder, or is not a pattern.
     """
     if Path(file).is_absolute() or ".." in Path(file).parts or "\0" in file:
         raise ValueError(f"{job.where}output {file!r} is not a name inside the folder")
@@ -173,7 +173,7 @@ def _check_inside(job: Job, file: str) -> str:
 
 
 def _check_distinct(jobs: Sequence[Job], paths: Mapping[int, Path]) -> None:
-    """Check that no two pictures have one name, also on file systems that ignore case.
+    """Check that no two pictures have the same name, also on file systems that ignore case.
 
     Raises:
         ValueError: if two have.
@@ -184,7 +184,7 @@ def _check_distinct(jobs: Sequence[Job], paths: Mapping[int, Path]) -> None:
         other = taken.setdefault(str(path).casefold(), job.index)
         if other != job.index:
             raise ValueError(
-                f"{job.where}pictures {other} and {job.index} have one name, {path}: put "
+                f"{job.where}pictures {other} and {job.index} have the same name, {path}: put "
                 "{index} in it"
             )
 
@@ -221,7 +221,7 @@ def _check_grid(names: FileNames, n_pictures: int, n_rows: int) -> None:
     """Check that the grid, if there is one, can be written and has full rows.
 
     Raises:
-        ValueError: if it cannot, or if it is the file of a picture, too.
+        ValueError: if it cannot, or if it is also the file of a picture.
     """
     if names.grid is None:
         return
@@ -229,14 +229,14 @@ def _check_grid(names: FileNames, n_pictures: int, n_rows: int) -> None:
     if n_pictures % n_rows:
         raise ValueError(f"--n_rows {n_rows} does not divide {n_pictures} pictures")
     if names.grid in names.pictures.values():
-        raise ValueError(f"--grid {names.grid} is the file of a picture, too")
+        raise ValueError(f"--grid {names.grid} is also the file of a picture")
 
 
 def _check_inputs(names: FileNames, settings: Settings) -> None:
-    """Check that no picture that is read is written over without --force.
+    """Check that pictures that are read are not overwritten without --force.
 
     Raises:
-        ValueError: if one is. The preview may not be written over one even with --force.
+        ValueError: if one would be. The preview may not overwrite one even with --force.
     """
     inputs = {
         "the picture to start from": None if settings.start is None else settings.start.file,
@@ -247,13 +247,13 @@ def _check_inputs(names: FileNames, settings: Settings) -> None:
             continue
         for path in () if settings.force else names.all_files:
             if _is_same_file(path, file):
-                raise ValueError(f"{path} is {what}: name another --output, or use --force")
+                raise ValueError(f"{path} is {what}: choose another --output, or use --force")
         if settings.preview is not None and _is_same_file(names.preview, file):
             raise ValueError(f"the --preview would be written over {file}, which is {what}")
 
 
 def _check_preview(names: FileNames, settings: Settings) -> None:
-    """Check that the preview, if there is one, is not the file of a picture, too.
+    """Check that the preview, if there is one, is not also the file of a picture.
 
     Raises:
         ValueError: if it is.

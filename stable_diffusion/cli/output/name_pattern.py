@@ -7,7 +7,7 @@ from string import Formatter
 
 FIELDS = ("index", "seed", "model")
 NUMBERS = ("index", "seed")  # fields whose digits may be given: {index:06}, {seed:010d}
-DIGITS = 4  # of an index at least, so that names sort in order
+DIGITS = 4  # of an index, or more: names with equally many digits sort in order
 WIDTH = re.compile(r"0?(?P<digits>[0-9]{0,2})d?")
 
 
@@ -30,11 +30,15 @@ def parse_fields(pattern: str, option: str = "--output") -> set[str]:
             continue
         if field not in FIELDS:
             known = ", ".join(f"{{{name}}}" for name in FIELDS)
-            raise ValueError(f"{option} {pattern}: {{{field}}} is none of {known}")
+            raise ValueError(f"{option} {pattern}: {{{field}}} is not one of {known}")
         if conversion or (spec and not (field in NUMBERS and WIDTH.fullmatch(spec))):
-            wanted = f"how many digits, as {{{field}:06}}" if field in NUMBERS else f"{{{field}}}"
+            wanted = f"{{{field}}}"
+            if field in NUMBERS:
+                wanted += f", or {{{field}:06}} for six digits"
             given = f"!{conversion}" * bool(conversion) + f":{spec}" * bool(spec)
-            raise ValueError(f"{option} {pattern}: {{{field}{given}}} can only say {wanted}")
+            raise ValueError(
+                f"{option} {pattern}: {{{field}{given}}} is not supported: write {wanted}"
+            )
         fields.add(field)
     return fields
 
@@ -51,7 +55,7 @@ def format_model(model: str) -> str:
 
 
 def find_last_number(folder: Path) -> int:
-    """Return the largest number that a file in a folder is named by; 0 if there is none."""
+    """Return the largest number that is the name of a file in a folder; 0 if there is none."""
     names = os.listdir(folder) if os.path.isdir(folder) else []
     stems = [os.path.splitext(name)[0] for name in names]
     return max((int(stem) for stem in stems if re.fullmatch(r"[0-9]{1,9}", stem)), default=0)

@@ -37,7 +37,7 @@ class PictureWriter:
 
     @property
     def n_finished(self) -> int:
-        """How many pictures were added."""
+        """Return how many pictures were added."""
         return len(self._finished)
 
     def add(self, job: Job, picture: np.ndarray) -> None:
@@ -53,9 +53,7 @@ class PictureWriter:
             self._grid_pictures[job.index] = picture
 
     def finish(self) -> None:
-        """Write the grid, if there is one, of all pictures: those that existed before, too.
-
-        After an interruption these are the pictures that are finished.
+        """Write the grid, if there is one, of all finished pictures and those that existed before.
 
         Raises:
             OSError: if it cannot be written, or a picture that existed cannot be read.
@@ -69,7 +67,7 @@ class PictureWriter:
             self._grid_pictures[index] = to_uint8(values / 2 + 0.5)
         pictures = [picture for _, picture in sorted(self._grid_pictures.items())]
         if len({picture.shape for picture in pictures}) > 1:
-            raise ValueError(f"{names.grid}: pictures of different sizes make no grid")
+            raise ValueError(f"{names.grid}: pictures of different sizes cannot make a grid")
         n_rows = self._n_rows if len(pictures) % self._n_rows == 0 else 1
         texts = {}
         if self.record is not None and not names.existing:
@@ -90,7 +88,7 @@ class PictureWriter:
                 save_image(path, picture, texts, overwrites=if_taken is IfTaken.OVERWRITE)
             except FileExistsError:
                 if if_taken is IfTaken.SKIP:
-                    say(f"{path} was made by another program meanwhile")
+                    say(f"Another program has made {path} meanwhile: it is kept")
                     return
                 attempt += 1
                 path = _find_another_name(own_path, if_taken, attempt)

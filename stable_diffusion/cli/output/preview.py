@@ -16,8 +16,8 @@ class Preview:
     Args:
         path: the file, which exists from the first preview on, and is always complete.
         every: how many steps there are between two previews.
-        n_rows: of the grid of a batch, if its pictures fill the rows.
-        decode: from latents [B, h, w, C] to pictures, uint8 [B, f·h, f·w, 3].
+        n_rows: how many rows the grid of a batch has, if its pictures fill them; otherwise one.
+        decode: turns latents [B, h, w, C] into pictures, uint8 [B, f·h, f·w, 3].
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class Preview:
         self._path, self._every, self._n_rows, self._decode = path, every, n_rows, decode
 
     def show(self, step: int, n_steps: int, estimate: mx.array | None) -> None:
-        """Write the estimate of x_0 after a step, counted from 1, if it is one to show.
+        """Write the estimate of x_0 after a step, counted from 1, if the step is to be shown.
 
         The last step is not shown, as the pictures themselves are decoded next.
         """

@@ -12,6 +12,7 @@ from ...config.strict_config import Config
 from ...utils.strict_json import parse_json
 from ...utils.wording import abbreviate
 
+PROGRAM = "Stable Diffusion for MLX"
 SCHEMA = 1  # version of the JSON; it grows if older programs cannot read the new form
 MAX_CHARACTERS = 1_000_000  # of a recipe in a file; a longer one may be an attack
 
@@ -72,7 +73,7 @@ class Recipe(Config):
 
     def to_json(self) -> str:
         """Return the recipe as JSON in ASCII, which every file format keeps as it is."""
-        return json.dumps({"schema": SCHEMA, "program": "Stable Diffusion for MLX", **self._known})
+        return json.dumps({"schema": SCHEMA, "program": PROGRAM, **self._known})
 
     @classmethod
     def from_json(cls, text: str, source: str) -> Self:
@@ -99,6 +100,7 @@ class Recipe(Config):
 
     @property
     def _known(self) -> dict[str, Any]:
+        """Return the fields that have a value, by name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value not in (None, ())}
 

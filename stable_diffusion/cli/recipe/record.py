@@ -1,4 +1,4 @@
-"""Recipes for the files that are written, and for pictures that exist already."""
+"""Write recipes into picture files, and compare those of files that exist with the settings."""
 
 import os
 from collections.abc import Sequence
@@ -24,14 +24,14 @@ class Record:
 
     Args:
         settings: the settings of the run. Without `metadata`, all texts are empty.
-        opened: the model.
+        model: the open model.
         float16: whether half precision is used.
     """
 
-    def __init__(self, settings: Settings, opened: Model, float16: bool):
+    def __init__(self, settings: Settings, model: Model, float16: bool):
         self._common: Recipe | None = None
         if settings.metadata:
-            self._common = _common_recipe(settings, opened, float16)
+            self._common = _make_common_recipe(settings, model, float16)
 
     def describe(self, job: Job) -> Texts:
         """Return the texts for the file of one picture."""
@@ -50,7 +50,7 @@ class Record:
     def _describe(self, job: Job, n_images: int, n_rows: int) -> Texts:
         if self._common is None:
             return {}
-        recipe = replace(self._common, **_job_values(job), n_images=n_images, n_rows=n_rows)
+        recipe = replace(self._common, **_collect_job_values(job), n_images=n_images, n_rows=n_rows)
         return {PARAMETERS: write_parameters(recipe), RECIPE: recipe.to_json()}
 
 
@@ -65,8 +65,8 @@ class RecipeComparison:
         self._wanted: dict[str, Any] = vars(_Choices.from_settings(settings))
         if settings.float16 is not None:
             self._wanted["float16"] = settings.float16
-        self._models = _model_names(settings.model)
-        self._vaes = _model_names(settings.vae)
+        self._models = _list_model_names(settings.model)
+        self._vaes = _list_model_names(settings.vae)
 
     def differs(self, file: Path, job: Job) -> bool:
         """Return whether the recipe in a picture says that this job would make another picture.
@@ -81,11 +81,11 @@ class RecipeComparison:
             return False
         if recipe is None:
             return False
-        if not _model_names(recipe.model) & self._models:
+        if not _list_model_names(recipe.model) & self._models:
             return True
-        if not _model_names(recipe.vae) & self._vaes:
+        if not _list_model_names(recipe.vae) & self._vaes:
             return True
-        wanted = _job_values(job) | self._wanted
+        wanted = _collect_job_values(job) | self._wanted
         return any(getattr(recipe, name) != value for name, value in wanted.items())
 
 
@@ -118,13 +118,13 @@ class _Choices:
         )
 
 
-def _job_values(job: Job) -> dict[str, Any]:
+def _collect_job_values(job: Job) -> dict[str, Any]:
     """Return the fields of a recipe that a job decides, without those that are None."""
     values = {name: getattr(job, name, None) for name in RECIPE_FIELDS}
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _model_names(model: str | None) -> set[str | None]:
+def _list_model_names(model: str | None) -> set[str | None]:
     """Return the names under which a recipe may know a model, without its commit."""
     if model is None:
         return {None}
@@ -133,16 +133,16 @@ def _model_names(model: str | None) -> set[str | None]:
     return {name, name.partition("@")[0], *repos}
 
 
-def _common_recipe(settings: Settings, opened: Model, float16: bool) -> Recipe:
+def _make_common_recipe(settings: Settings, model: Model, float16: bool) -> Recipe:
     """Return the recipe that all pictures of a run share, without what their jobs decide."""
-    model, revision = opened.source.commit or (_hide_home(settings.model), None)
+    name, revision = model.source.commit or (_hide_home(settings.model), None)
     vae = None
     if settings.vae is not None:
-        commit = None if opened.vae is None else opened.vae.commit
+        commit = None if model.vae is None else model.vae.commit
         vae = _hide_home(settings.vae) if commit is None else "@".join(commit)
     return Recipe(
         **vars(_Choices.from_settings(settings)),
-        model=model,
+        model=name,
         revision=revision,
         vae=vae,
         float16=float16,
@@ -152,7 +152,7 @@ def _common_recipe(settings: Settings, opened: Model, float16: bool) -> Recipe:
 
 
 def _hide_home(path: str | Path) -> str:
-    """Return a name or path with `~` for the user's home folder, whose name is private."""
+    """Return a name or path with `~` for the home folder, whose name is private."""
     home = os.path.expanduser("~")  # `Path.home` fails if the user has none, as in containers
     path = str(path)
     return str(Path("~", Path(path).relative_to(home))) if Path(path).is_relative_to(home) else path

@@ -5,7 +5,7 @@
     Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 1, Size: 512x512, …
 
 The text does not have everything, and it can be ambiguous: a line of a prompt may look like one of
-the others. So this program reads it only if a picture has no recipe in JSON.
+the other lines. So this program reads it only if a picture has no recipe in JSON.
 """
 
 import json
@@ -17,11 +17,10 @@ from typing import Any, NamedTuple
 from ...config.known_models import MODELS
 from ...sampler.sampler import SAMPLERS, SCHEDULES
 from ...tokenizer.prompt_weights import EXTRA_NETWORK
-from .recipe import MAX_CHARACTERS, Recipe
+from .recipe import MAX_CHARACTERS, PROGRAM, Recipe
 
 SAMPLER_NAMES = {spec.name: spec.webui_name for spec in SAMPLERS.values()}
 SCHEDULE_NAMES = {spec.name: spec.webui_name for spec in SCHEDULES.values() if spec.webui_name}
-PROGRAM = "Stable Diffusion for MLX"
 
 # The names of the files that the known models were published as, which such texts call them by.
 MODEL_FILES = {
@@ -42,9 +41,7 @@ PAIR = re.compile(r'([^:,"]+):\s*("(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)')
 JSON_KEY = re.compile(r'([^:,"]+):\s*(?=[\[{])')  # of a value that is JSON, with commas in it
 PAIR_END = re.compile(r"\s*(?:,|$)")
 MAX_WRONG_JSON = 10  # values that only start like JSON; trying each takes time
-KEYS_WITHOUT_EFFECT = {
-    *("Model hash", "VAE hash", "Hashes", "Civitai metadata", "Version", "Emphasis"),
-}
+WITHOUT_EFFECT = ("Model hash", "VAE hash", "Hashes", "Civitai metadata", "Version", "Emphasis")
 DEFAULT_EMPHASIS = "Original"  # how brackets weigh if the text does not say it
 
 
@@ -68,7 +65,7 @@ def write_parameters(recipe: Recipe) -> str:
         "Steps": recipe.steps,
         "Sampler": SAMPLER_NAMES.get(recipe.sampler or ""),
         "Schedule type": SCHEDULE_NAMES.get(recipe.schedule or ""),
-        # Guidance of 1 means none there, too, but less does not.
+        # In the web UI, too, 1 means no guidance; but less than 1 does not.
         "CFG scale": None if recipe.cfg is None else _format_number(max(recipe.cfg, 1.0)),
         "Seed": recipe.seed,
         "Size": None if recipe.width is None else f"{recipe.width}x{recipe.height}",
@@ -80,7 +77,7 @@ def write_parameters(recipe: Recipe) -> str:
         "Clip skip": recipe.clip_skip + 1 if recipe.clip_skip else None,  # they count from 1
         "Emphasis": None if recipe.prompt_weights or not _has_brackets(recipe) else "None",
         "Lora": ", ".join(map(_shorten_lora, recipe.lora)) or None,
-        "RNG": "CPU",  # the noise is that of PyTorch on a CPU
+        "RNG": "CPU",  # the noise is the same as PyTorch's on a CPU
         "Version": PROGRAM if recipe.version is None else f"{PROGRAM} {recipe.version}",
     }
     lines = [recipe.prompt or ""]
@@ -100,7 +97,7 @@ def read_parameters(text: str) -> Reading:
     *lines, last = text[:MAX_CHARACTERS].strip().split("\n")
     pairs, stray = _split_pairs(last)
     if len(pairs) < MIN_PAIRS or len(text) > MAX_CHARACTERS:
-        raise ValueError("its parameters are not in the form of AUTOMATIC1111")
+        raise ValueError("its parameters are not in the form that AUTOMATIC1111's web UI writes")
     starts = [i for i, line in enumerate(lines) if line.startswith(NEGATIVE)]
     split = starts[0] if starts else len(lines)
     prompt, negative_prompt = "\n".join(lines[:split]), "\n".join(lines[split:])
@@ -125,7 +122,7 @@ def _read_pairs(pairs: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
     rest = []
     for key, value in pairs.items():
         try:
-            options |= {} if key in KEYS_WITHOUT_EFFECT else _READERS[key](value)
+            options |= {} if key in WITHOUT_EFFECT else _READERS[key](value)
         except (KeyError, ValueError):
             if key == "Civitai resources":
                 value = _summarize_resources(value)
@@ -136,7 +133,7 @@ def _read_pairs(pairs: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _split_pairs(line: str) -> tuple[dict[str, str], list[str]]:
-    """Return the values of a line by key, and what follows the first part that is no pair."""
+    """Return the values of a line by key, and what follows the first part that is not a pair."""
     found: dict[str, str] = {}
     start = n_wrong = 0
     while start < len(line):
@@ -183,7 +180,7 @@ def _summarize_resources(text: str) -> str:
 
 
 def _read_sampler(name: str) -> dict[str, str]:
-    """Return the sampler; before version 1.9 its name could end in that of the schedule."""
+    """Return the sampler; before version 1.9 its name could end with the schedule."""
     schedule = _read_schedule("Karras") if name.endswith(" Karras") else {}
     ours = {theirs: ours for ours, theirs in SAMPLER_NAMES.items()}
     return {"sampler": ours[name.removesuffix(" Karras")]} | schedule
@@ -214,7 +211,7 @@ def _make_number_reader(option: str, kind: type) -> Callable[[str], dict[str, An
     return lambda text: {option: kind(text)}
 
 
-# Return the options for the text of a value. They raise ValueError or KeyError if there are none.
+# By key: returns the options for a value, or raises ValueError or KeyError if it means none.
 _READERS: dict[str, Callable[[str], dict[str, Any]]] = {
     "Steps": _make_number_reader("steps", int),
     "Sampler": _read_sampler,

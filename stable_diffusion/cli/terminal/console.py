@@ -1,8 +1,8 @@
-"""Write lines on standard output and error, and never fail because of them.
+"""Write lines on standard output and standard error, and never fail because of them.
 
-Pictures are worth more than words about them. The reader of a pipe may be gone (`| head -0`), a
-stream may be closed (`>&-`), the disk of a log may be full, and an encoding may lack a character.
-None of this stops the work: what cannot be written is left out.
+The reader of a pipe may be gone (`| head -0`), a stream may be closed (`>&-`), the disk of a log
+may be full, and an encoding may lack a character. None of this may stop the work: what cannot be
+written is left out.
 """
 
 import errno
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ...utils.wording import escape_controls
 
-FAILED = 1  # exit status
+SUCCEEDED, FAILED, WRONG_USAGE = 0, 1, 2  # exit statuses
 MAX_SHOWN = 2000  # characters of a line
 
 
@@ -43,7 +43,7 @@ class SafeStream:
 
     Attributes:
         error: the first reason why something could not be written. None if the reader of a pipe
-            has left, which is no error.
+            has left, which is not an error.
     """
 
     def __init__(self, stream: TextIO):
@@ -94,10 +94,10 @@ def run_with_safe_streams(work: Callable[[], int]) -> int:
             out.flush()
             if end.code or out.error is None:
                 raise
-            status = 0
+            status = SUCCEEDED
         out.flush()
         err.flush()
-        if status == 0 and out.error is not None:
+        if status == SUCCEEDED and out.error is not None:
             status = FAILED
             print(f"error: standard output: {out.error.strerror}", file=err)
     return status

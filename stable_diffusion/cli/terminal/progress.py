@@ -20,11 +20,11 @@ from tqdm import tqdm
 from ...denoising import Denoising
 from ...device.memory import read_peak_memory
 from ...model_io.weights import read_weights
-from ...utils import wording
+from ...utils.wording import format_bytes
 from .console import say, warn
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-SMOOTHING = 0.1  # of the speed that the time left comes from: the first step compiles, others don't
+SMOOTHING = 0.1  # of the speed, for the time left: only the first step compiles
 DECODING_WORK = 1  # steps; at SD 2.1's size on a CPU a picture decodes in 12 s, a step takes 8 s
 DELAY = 2  # seconds: shorter work shows no bar
 INTERVAL = 30  # seconds between lines
@@ -81,7 +81,7 @@ class Progress:
         ) as bar:
             read_weights(network, bar.update)
         if not self._has_terminal and _now() - start > DELAY:
-            warn(f"Read the {name}: {wording.format_bytes(size)} in {_now() - start:.1f} s")
+            warn(f"Read the {name}: {format_bytes(size)} in {_now() - start:.1f} s")
 
     @contextmanager
     def show_batches(self, batches: Sequence[BatchWork]) -> Iterator[None]:
@@ -138,7 +138,7 @@ class Progress:
         self._show(f"decoded {self._n_decoded}/{self._n_pictures}", DECODING_WORK)
 
     def summarize(self, n_pictures: int) -> str:
-        """Return the figures of a run that made so many pictures, on one line.
+        """Return the figures of a run that made `n_pictures` pictures, on one line.
 
         The seconds include those of loading the model; the speed is that of denoising alone.
         """
@@ -146,8 +146,8 @@ class Progress:
         return (
             f"{n_pictures} picture{'s' * (n_pictures != 1)} in {seconds:.1f} s: "
             f"{seconds / n_pictures:.1f} s a picture, {self._format_speed()}, peak memory "
-            f"{wording.format_bytes(self._peak)} (of the process "
-            f"{wording.format_bytes(read_peak_memory())})"
+            f"{format_bytes(self._peak)} (of the process "
+            f"{format_bytes(read_peak_memory())})"
         )
 
     def _format_speed(self) -> str:
@@ -187,7 +187,7 @@ class ByteBars:
         self._bar.close()
 
     def show(self, component: str, written: int, total: int) -> None:
-        """Show that so many of the component's bytes are written."""
+        """Show how many of the component's bytes are written."""
         if component != self._component:
             self._bar.close()
             self._component = component

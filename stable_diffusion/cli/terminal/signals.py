@@ -32,8 +32,8 @@ def handle_signals() -> Iterator[None]:
     """Raise `Terminated` on SIGTERM inside the block, as Python raises KeyboardInterrupt on Ctrl-C.
 
     A second signal ends the process at once, whatever it is doing, with the status that
-    `interrupted_status` returns. In a thread that is not the main one, which alone can handle
-    signals, this does nothing.
+    `interrupted_status` returns. Only the main thread can handle signals: in others this does
+    nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

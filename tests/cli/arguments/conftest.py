@@ -1,4 +1,4 @@
-"""What the tests of arguments share."""
+"""The working directory of the tests of arguments."""
 
 from pathlib import Path
 
@@ -7,6 +7,6 @@ import pytest
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return an empty folder, which is made the working directory."""
+    """Return an empty folder, which is the working directory of the test."""
     monkeypatch.chdir(tmp_path)
     return tmp_path

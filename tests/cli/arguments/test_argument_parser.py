@@ -1,5 +1,7 @@
 """`argument_parser.py`: the help, unknown options, and values that look like options."""
 
+from pathlib import Path
+
 import pytest
 from command_lines import PARSERS, parse_in_folder
 
@@ -28,7 +30,7 @@ def test_help_is_grouped(script):
 
 @pytest.mark.parametrize("script", PARSERS)
 def test_every_option_says_its_default(script):
-    """If the default is a value, that value is shown."""
+    """If the default is a value, the help shows it."""
     text = " ".join(PARSERS[script]().format_help().split())
     for option in all_options(script):
         if option.is_positional or not option.has_value:
@@ -71,21 +73,25 @@ def test_did_you_mean(capsys, words, meant):
     assert meant or "did you mean" not in error
 
 
+def get_prompt(folder: Path, *arguments: str) -> str:
+    """Return the prompt of a command line that has no other."""
+    (request,) = parse_in_folder(folder, "txt2image.py", [*arguments]).requests
+    return request.prompt
+
+
 def test_words_after_the_end_of_options_are_a_prompt(folder):
-    assert (
-        parse_in_folder(folder, "txt2image.py", ["--", "--guidance"]).requests[0].prompt
-        == "--guidance"
-    )
-    assert parse_in_folder(folder, "txt2image.py", ["-p a cat"]).requests[0].prompt == "-p a cat"
-    assert parse_in_folder(folder, "txt2image.py", ["-qv", "a"]).quantize is True
+    assert get_prompt(folder, "--", "--guidance") == "--guidance"
+    assert get_prompt(folder, "--", "--step") == "--step"
+
+
+def test_short_options_together(folder):
+    settings = parse_in_folder(folder, "txt2image.py", ["-qv", "a"])
+    assert settings.quantize is True and settings.verbose is True
 
 
 def test_prompts_that_look_like_options(folder):
-    assert (
-        parse_in_folder(folder, "txt2image.py", ["--a photo of it"]).requests[0].prompt
-        == "--a photo of it"
-    )
-    assert parse_in_folder(folder, "txt2image.py", ["--", "--step"]).requests[0].prompt == "--step"
+    for prompt in ("--a photo of it", "-p a cat"):
+        assert get_prompt(folder, prompt) == prompt
 
 
 def test_values_that_look_like_the_end_of_options(folder):

@@ -128,7 +128,7 @@ def test_recipes_have_what_was_asked_for(folder, tmp_path, monkeypatch):
 
 
 def test_options_override(folder, tmp_path, capsys):
-    """This holds for switches, lists, and options that depend on a given one, too."""
+    """So do switches, lists, and options that depend on a given one."""
     made = write_picture_with(
         tmp_path / "made.png",
         **{"sampler": "dpm++2m", "schedule": "karras", "n_images": 2, "n_rows": 2, "cfg": 3.0},
@@ -163,10 +163,8 @@ def test_without_metadata(tmp_path, capsys):
 def test_a_grid_of_several_recipes_has_none(tmp_path):
     (tmp_path / "prompts.txt").write_text("a red star\na blue star\n")
     options = ["--prompts-file", tmp_path / "prompts.txt", "--output", f"{tmp_path}/o/"]
-    assert (
-        run_script("--model", "tiny", "--steps", "2", *options, "--grid", tmp_path / "grid.png")
-        == 0
-    )
+    options += ["--model", "tiny", "--steps", "2", "--grid", tmp_path / "grid.png"]
+    assert run_script(*options) == 0
     assert read_texts(tmp_path / "grid.png") == {}
     prompts = [read_recipe(file).prompt for file in sorted((tmp_path / "o").glob("*.png"))]
     assert prompts == ["a red star", "a blue star"]
@@ -186,8 +184,8 @@ def test_files_that_have_changed(folder, tmp_path, monkeypatch, capsys):
     assert run_script("--from-image", "made.png", start=start) == 0
     warned = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert warned == [
-        "warning: a.safetensors is not what made.png was made with",
-        f"warning: {start} is not what made.png was made with",
+        "warning: a.safetensors has changed since made.png was made with it",
+        f"warning: {start} has changed since made.png was made with it",
     ]
     (tmp_path / "a.safetensors").unlink()
     line = get_usage_error(capsys, "--from-image", "made.png", start=start)

@@ -8,7 +8,7 @@ from command_lines import PARSERS, collect_texts, list_options
 
 from stable_diffusion.cli.arguments.option import BOTH
 from stable_diffusion.cli.arguments.options import all_options
-from stable_diffusion.cli.convert import _parser as convert_parser
+from stable_diffusion.cli.convert import convert_parser
 from stable_diffusion.cli.job import Job
 from stable_diffusion.cli.recipe.recipe import Recipe
 from stable_diffusion.cli.settings import Request, Settings
@@ -23,7 +23,7 @@ def field_names(kind: type) -> set[str]:
 
 
 def test_the_page_is_up_to_date():
-    """If it is not: `python -m tools.options_page` writes it again."""
+    """`python -m tools.options_page` writes it."""
     assert PAGE.read_text(encoding="utf-8") == make_page()
 
 
@@ -37,7 +37,7 @@ def test_names_are_unique():
 
 
 def test_every_value_has_a_field():
-    """Of the settings, or of a request, unless it becomes another one."""
+    """The field is in the settings or in a request, unless the value gets another name there."""
     renamed = {"image", "fit", "no_metadata"}  # `start` and `metadata`
     keys = {option.key for option in WITH_VALUES}
     assert keys - renamed <= field_names(Settings) | field_names(Request)
@@ -62,7 +62,7 @@ def test_recipes_have_the_options_that_the_table_says():
 
 @pytest.mark.parametrize("option", WITH_VALUES, ids=lambda option: option.name)
 def test_defaults_are_values_of_the_option(option):
-    """And those of the settings are the same."""
+    """The settings and requests have the same defaults."""
     if isinstance(option.default, str | float | int) and option.kind == "value":
         assert option.text_parser(str(option.default)) == option.default
     assert option.kind != "switch" or option.default in (False, None)
@@ -84,5 +84,5 @@ def test_messages_spell_options_as_the_help_does():
     sentences = "\n".join(line for line in collect_texts().splitlines() if " " in line)
     spelt = set(re.findall(r"(?<![\w-])--[a-z][\w-]*[a-z0-9](?![\w-])", sentences))
     assert spelt >= {"--from-image", "--n_rows", "--unet-bits"}
-    others = {"--name", "--force-reinstall"}  # of a docstring; pip's
+    others = {"--name", "--force-reinstall"}  # in a docstring; an option of pip
     assert spelt - known == others

@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from stable_diffusion.cli.arguments import parse
 
@@ -46,14 +47,9 @@ def test_lines_override_the_command_line(tmp_path):
     lines = [{"prompt": "a"} | said, {"prompt": "b"}]
     options = ["--steps=9", "--long-prompt", "--negative-prompt=y", "--cfg=1.5"]
     one, other = read_requests(tmp_path, "\n".join(map(json.dumps, lines)), *options)
-    assert (
-        vars(one).items()
-        >= {
-            **{name.replace("-", "_"): value for name, value in said.items() if name != "output"},
-            "prompt": "a",
-            "file": "cat.png",
-        }.items()
-    )
+    expected = {name.replace("-", "_"): value for name, value in said.items()}
+    expected |= {"prompt": "a", "file": expected.pop("output")}
+    assert vars(one).items() >= expected.items()
     assert (other.steps, other.long_prompt, other.negative_prompt, other.cfg) == (9, True, "y", 1.5)
     assert isinstance(one.cfg, float) and isinstance(one.steps, int)
 
@@ -73,17 +69,14 @@ def test_seeds_stay_if_other_lines_change(tmp_path):
 
 
 def test_pictures_have_strength_and_no_size_of_their_own(tmp_path):
-    from PIL import Image
-
     picture = str(tmp_path / "i.png")
     Image.new("RGB", (64, 64)).save(picture)
     content = '{"prompt": "a", "strength": 0.25}\n{"prompt": "b"}'
     requests = read_requests(tmp_path, content, picture, script="image2image")
     assert [request.strength for request in requests] == [0.25, 0.9]
+    content = '{"prompt": "a", "width": 64, "height": 64}'
     with pytest.raises(SystemExit):
-        read_requests(
-            tmp_path, '{"prompt": "a", "width": 64, "height": 64}', picture, script="image2image"
-        )
+        read_requests(tmp_path, content, picture, script="image2image")
 
 
 @pytest.mark.parametrize(
@@ -92,19 +85,19 @@ def test_pictures_have_strength_and_no_size_of_their_own(tmp_path):
         ("", "p.txt: there is no prompt in it"),
         ("\n# a\n", "there is no prompt in it"),
         (b"a\xff", r"p.txt: is not UTF-8 text (byte 1)"),
-        ('{"prompt": "a"}\n\n{"prompt": }', "line 3: is no usable JSON (Expecting value"),
-        ('{"prompt": "a"}\na', "line 2: is no usable JSON"),
+        ('{"prompt": "a"}\n\n{"prompt": }', "line 3: is not usable JSON (Expecting value"),
+        ('{"prompt": "a"}\na', "line 2: is not usable JSON"),
         ('{"prompt": "a"}\n["a"]', "line 2: is not a JSON object"),
-        ('{"prompt": ' + "[" * 100_000, "line 1: is no usable JSON"),
+        ('{"prompt": ' + "[" * 100_000, "line 1: is not usable JSON"),
         ('{"steps": 3}', 'line 1: there is no "prompt"'),
         ('{"prompt": 3}', "line 1: prompt must be text, got 3"),
         ('{"prompt": null}', 'there is no "prompt"'),
         ('{"prompt": "\\ud800"}', "prompt has half of a character"),
-        ('{"prompt": "a", "colour": 1}', "'colour' is none of prompt, "),
-        ('{"prompt": "a", "model": "sd"}', "'model' is none of"),
-        ('{"prompt": "a", "where": "x"}', "'where' is none of"),
+        ('{"prompt": "a", "colour": 1}', "'colour' is not one of prompt, "),
+        ('{"prompt": "a", "model": "sd"}', "'model' is not one of"),
+        ('{"prompt": "a", "where": "x"}', "'where' is not one of"),
         ('{"prompt": "a", "steps": 1, "steps": 2}', "gives 'steps' twice"),
-        ('{"prompt": "a", "clip-skip": 1, "clip_skip": 1}', "comes twice, spelt in two ways"),
+        ('{"prompt": "a", "clip-skip": 1, "clip_skip": 1}', "is given twice, in two spellings"),
         ('{"prompt": "a", "steps": "3"}', 'steps must be a number, got "3"'),
         ('{"prompt": "a", "steps": 3.5}', "steps: '3.5' is not an integer"),
         ('{"prompt": "a", "steps": true}', "steps must be text or a number, got true"),
@@ -115,25 +108,25 @@ def test_pictures_have_strength_and_no_size_of_their_own(tmp_path):
         ('{"prompt": "a", "sampler": "heun"}', "sampler: invalid choice: 'heun'"),
         ('{"prompt": "a", "sampler": "ddim", "schedule": "karras"}', "line 1: sampler ddim has no"),
         ('{"prompt": "a", "steps": 1e30}', "steps: '1e+30' is not an integer"),
-        ('{"prompt": "a", "colour": null}', "'colour' is none of prompt, "),
-        ('{"prompt": "a"} b\n{"prompt": "c"}', "line 1: is no usable JSON (Extra data"),
+        ('{"prompt": "a", "colour": null}', "'colour' is not one of prompt, "),
+        ('{"prompt": "a"} b\n{"prompt": "c"}', "line 1: is not usable JSON (Extra data"),
         ('["a", 3]', "entry 2: is not a JSON object"),
         ('[{"prompt": "a"}, {"steps": 3}]', 'p.txt, entry 2: there is no "prompt"'),
         ('[{"prompt": "a"}, ["b"]]', "entry 2: is not a JSON object"),
-        ('[\n{"prompt": "a",}\n]', "p.txt: is no usable JSON"),
-        ('["a", "b",\n]', "p.txt: is no usable JSON"),
-        ('["a"]\n["b"]', "p.txt: is no usable JSON (Extra data"),
-        ('[{"prompt": ' + "[" * 100_000, "p.txt: is no usable JSON"),
+        ('[\n{"prompt": "a",}\n]', "p.txt: is not usable JSON"),
+        ('["a", "b",\n]', "p.txt: is not usable JSON"),
+        ('["a"]\n["b"]', "p.txt: is not usable JSON (Extra data"),
+        ('[{"prompt": ' + "[" * 100_000, "p.txt: is not usable JSON"),
         ("[]", "there is no prompt in it"),
         ('{\n"prompt": "a"\n}\n{\n"prompt": "b"\n}', "JSON objects on several lines are not"),
-        ("prompt,steps\na cat,3\n", "is CSV, which is not read: write a prompt a line, or JSON"),
+        ("prompt,steps\na cat,3\n", "is CSV, which is not read: write one prompt per line, or"),
         ('id;"Prompt";seed\n1;"a; cat";3', "is CSV"),
         ("prompt\tcfg\na cat\t3", "is a table with tabs"),
         ("- prompt: a cat\n  steps: 3", "is YAML"),
         ("prompts:\n  - a cat", "is YAML"),
         ("---\na: b", "is YAML"),
         ("model: sd\nprompt: a cat", "is YAML"),
-        ('--prompt "a cat" --steps 3', "line 1: options are not read here: write a prompt"),
+        ('--prompt "a cat" --steps 3', "line 1: options are not read here: write one prompt"),
         ('{"prompt": "a", "width": 64}', "line 1: --width and --height go together"),
     ],
 )
@@ -201,11 +194,11 @@ def test_what_tables_write(tmp_path, nothing):
     ("name", "content", "said"),
     [
         ("p.csv", "a cat\n", "is CSV, which is not read"),
-        ("p.CSV", "a cat\n", "(a file with a prompt a line must not be named .csv)"),
+        ("p.CSV", "a cat\n", "(a file with one prompt per line must not be named .csv)"),
         ("p.tsv", "a cat\n", "is a table with tabs"),
         ("p.yml", "- a cat\n", "is YAML"),
-        ("p.json", "a cat\n", "is no list of prompts in JSON, as its name says"),
-        ("p.json", "[1]", "is no list of prompts in JSON, as its name says"),
+        ("p.json", "a cat\n", "is named like JSON, but is not a list of prompts"),
+        ("p.json", "[1]", "is named like JSON, but is not a list of prompts"),
     ],
 )
 def test_the_suffix_tells_the_kind(tmp_path, capsys, name, content, said):

@@ -45,7 +45,7 @@ def test_addresses(capsys, option, said):
     error = capsys.readouterr().err
     assert " is a web address: " in error
     if said is None:
-        assert error.endswith(", a .safetensors, and give the path of that\n")
+        assert error.endswith(" as a .safetensors file, and give its path\n")
     else:
         assert error.endswith(f"{said}\n")
 

@@ -10,7 +10,12 @@ from stable_diffusion.cli.output.file_names import name_files
 @pytest.mark.parametrize(
     ("output", "options", "n_finished", "message"),
     [
-        ("o.png", {}, 0, "none is finished: the same command with --seed 10 makes these pictures"),
+        (
+            "o.png",
+            {},
+            0,
+            "no picture is finished: the same command with --seed 10 makes these pictures",
+        ),
         ("o.png", {}, 3, "3 of 3 pictures are finished, and kept"),
         ("d/", {}, 2, "the same command with --seed 12 --n_images 1 makes the others"),
         ("{seed}.png", {}, 2, "the same command with --seed 12 --n_images 1 makes the others"),
@@ -20,7 +25,12 @@ from stable_diffusion.cli.output.file_names import name_files
         ),
         ("{index}.png", {}, 1, "--seed 11 --n_images 2 and another --output makes the others"),
         ("d/", {"prompts_file": "p.txt"}, 1, "and kept: the same command makes the others"),
-        ("d/", {"prompts_file": "p.txt"}, 0, "none is finished: the same command makes the others"),
+        (
+            "d/",
+            {"prompts_file": "p.txt"},
+            0,
+            "no picture is finished: the same command makes the others",
+        ),
     ],
 )
 def test_the_command_that_makes_the_rest(

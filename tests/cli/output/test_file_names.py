@@ -11,7 +11,7 @@ from stable_diffusion.cli.output.file_names import check_sizes
 
 
 def test_a_folder_is_made_and_its_numbers_go_up(tmp_path):
-    """There may be gaps, other formats, and names that are no numbers."""
+    """There may be gaps, other formats, and names that are not numbers."""
     folder = tmp_path / "a" / "b"
     write(f"{folder}/", make_jobs(2))
     assert list_files(folder) == ["0001.png", "0002.png"]
@@ -97,7 +97,8 @@ def test_naming_deletes_nothing(tmp_path):
 
 
 def test_names_of_lines(tmp_path):
-    jobs = [Job("a", 1, file="cats/{seed}.png"), Job("a", 2, index=2), Job("a", 3, index=3)]
+    jobs = [Job("a", seed=1, file="cats/{seed}.png")]
+    jobs += [Job("a", seed=seed, index=seed) for seed in (2, 3)]
     write(f"{tmp_path}/", jobs, prompts_file="p.jsonl")
     assert list_files(tmp_path) == ["0002.png", "0003.png", "cats/1.png"]
     for name in ("../a.png", "/a.png", "a/../../b.png", "a\0.png"):
@@ -108,16 +109,26 @@ def test_names_of_lines(tmp_path):
 @pytest.mark.parametrize(
     ("output", "n", "options", "message"),
     [
-        ("{sed}.png", 1, {}, r"\{sed\} is none of \{index\}, \{seed\}, \{model\}$"),
-        ("{index:x}.png", 1, {}, r"\{index:x\} can only say how many digits, as \{index:06\}$"),
-        ("{seed!r:9}.png", 1, {}, r"\{seed!r:9\} can only say how many digits, as \{seed:06\}$"),
-        ("{index:999}.png", 1, {}, r"\{index:999\} can only say how many digits"),
-        ("{index:{seed}}.png", 1, {}, r"can only say how many digits"),
-        ("{index:+5d}.png", 1, {}, r"can only say how many digits"),
-        ("{model:9}.png", 1, {}, r"\{model:9\} can only say \{model\}$"),
-        ("{}.png", 1, {}, r"\{\} is none of"),
+        ("{sed}.png", 1, {}, r"\{sed\} is not one of \{index\}, \{seed\}, \{model\}$"),
+        (
+            "{index:x}.png",
+            1,
+            {},
+            r"\{index:x\} is .*: write \{index\}, or \{index:06\} for six digits$",
+        ),
+        (
+            "{seed!r:9}.png",
+            1,
+            {},
+            r"\{seed!r:9\} is .*: write \{seed\}, or \{seed:06\} for six digits$",
+        ),
+        ("{index:999}.png", 1, {}, r"\{index:999\} is not supported"),
+        ("{index:{seed}}.png", 1, {}, r"is not supported: write \{index\}, or"),
+        ("{index:+5d}.png", 1, {}, r"is not supported: write \{index\}, or"),
+        ("{model:9}.png", 1, {}, r"\{model:9\} is not supported: write \{model\}$"),
+        ("{}.png", 1, {}, r"\{\} is not one of"),
         ("{index.png", 1, {}, "expected '}'"),
-        ("{model}.png", 2, {}, r"pictures 1 and 2 have one name, .*put \{index\} in it"),
+        ("{model}.png", 2, {}, r"pictures 1 and 2 have the same name, .*put \{index\} in it"),
         ("{index}.txt", 1, {}, "must end in one of .png"),
         ("{index}", 1, {}, "must end in one of .png"),
         ("x" * 250 + "{index}.png", 1, {}, "name is longer than 220 bytes"),
@@ -132,7 +143,7 @@ def test_names_of_lines(tmp_path):
     ],
 )
 def test_wrong_names(tmp_path, monkeypatch, output, n, options, message):
-    """They are errors before anything is loaded, and nothing is created."""
+    """The error comes before anything is loaded, and nothing is created."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=message):
@@ -141,14 +152,14 @@ def test_wrong_names(tmp_path, monkeypatch, output, n, options, message):
 
 
 def test_the_grid_cannot_be_the_file_of_a_picture(tmp_path):
-    with pytest.raises(UsageError, match="is the file of a picture, too"):
+    with pytest.raises(UsageError, match="is also the file of a picture"):
         name_in_run(tmp_path / "{index}.png", make_jobs(1), grid=str(tmp_path / "0001.png"))
 
 
 @pytest.mark.parametrize(
     ("output", "options", "message"),
     [
-        ("in.png", {"start_file": "in.png"}, "in.png is the picture to start from: name another"),
+        ("in.png", {"start_file": "in.png"}, "in.png is the picture to start from: choose another"),
         ("link.png", {"start_file": "in.png"}, "link.png is the picture to start from"),
         (
             "in.png",
@@ -171,7 +182,7 @@ def test_the_grid_cannot_be_the_file_of_a_picture(tmp_path):
     ],
 )
 def test_inputs_are_not_written_over(tmp_path, monkeypatch, output, options, message):
-    """Nor is a picture by the preview of the others."""
+    """The preview of other pictures does not overwrite a picture either."""
     monkeypatch.chdir(tmp_path)
     for name in ("in.png", "in.preview.png", "now.preview.png"):
         Path(name).touch()
@@ -217,5 +228,7 @@ def test_formats_have_a_largest_size(tmp_path, output, n, side, fits):
     if fits:
         check_sizes(names, jobs, n_rows=1)
     else:
-        with pytest.raises(UsageError, match=r"pixels, and \w+ has at most \d+ a side: use .png"):
+        with pytest.raises(
+            UsageError, match=r"for \w+, which has at most \d+ on each side: use .png"
+        ):
             check_sizes(names, jobs, n_rows=1)

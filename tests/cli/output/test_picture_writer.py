@@ -73,6 +73,6 @@ def test_sizes_that_make_no_grid(tmp_path):
     first, second = make_jobs(2)
     writer.add(first, PICTURE)
     writer.add(second, PICTURE[:2])
-    with pytest.raises(ValueError, match="pictures of different sizes make no grid"):
+    with pytest.raises(ValueError, match="pictures of different sizes cannot make a grid"):
         writer.finish()
     assert list_files(tmp_path) == ["0001.png", "0002.png"]

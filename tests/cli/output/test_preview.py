@@ -1,4 +1,4 @@
-"""The file that shows pictures while they are made."""
+"""The file that shows pictures while they are being made."""
 
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def test_the_whole_vae_decodes_it(tmp_path, written):
 
 
 def test_beside_pictures_in_a_folder(tmp_path, written):
-    """The folder does not exist before; and the pictures start from another."""
+    """The folder does not exist before, and the picture starts from another one."""
     Image.new("RGB", (64, 64), "red").save(tmp_path / "i.png")
     inputs = [tmp_path / "i.png", PROMPT, "--strength", "0.5", "--steps", "4", "--preview", "1"]
     arguments = [*map(str, inputs), "--model", "tiny", "--output", f"{tmp_path / 'new'}/"]

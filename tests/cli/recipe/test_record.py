@@ -44,9 +44,8 @@ def make_repository(repo: str) -> Repository:
 
 def test_a_model_on_the_hub_is_pinned_to_its_commit():
     model = Model(make_repository("org/model"), BareVae(make_repository("org/vae")))
-    recipe = read_recipe(
-        make_record(model, "--model", "org/model@main", "--vae", "org/vae").describe(JOB)
-    )
+    record = make_record(model, "--model", "org/model@main", "--vae", "org/vae")
+    recipe = read_recipe(record.describe(JOB))
     assert (recipe.model, recipe.revision) == ("org/model", COMMIT)
     assert recipe.options["model"] == f"org/model@{COMMIT}"
     assert recipe.vae == f"org/vae@{COMMIT}"
@@ -58,16 +57,15 @@ def test_a_model_on_the_hub_is_pinned_to_its_commit():
 )
 def test_paths_are_as_given_except_the_home_folder(monkeypatch, given, written):
     monkeypatch.setenv("HOME", "/home/me")
-    texts = make_record(
-        Model(Source(given, Path(given))), "--model", given, "--vae", given
-    ).describe(JOB)
+    model = Model(Source(given, Path(given)))
+    texts = make_record(model, "--model", given, "--vae", given).describe(JOB)
     recipe = read_recipe(texts)
     assert (recipe.model, recipe.vae, recipe.revision) == (written, written, None)
     assert "Model: mine, VAE: mine" in texts[PARAMETERS] and "/" not in texts[PARAMETERS]
 
 
 def test_a_user_without_a_home_folder(monkeypatch):
-    """In containers there may be no `HOME`, and an account that the system does not know."""
+    """A container may have no `HOME`, and an account that the system does not know."""
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does then
     texts = make_record(Model(Source("tiny", Path("tiny"))), "--model", "/disk/mine").describe(JOB)
@@ -106,14 +104,13 @@ def test_grids():
     ],
 )
 def test_pictures_that_differ(tmp_path, monkeypatch, options, differs):
-    """The command line or the job asks for something else than the picture."""
+    """The settings or the job ask for another picture than the one that exists."""
     monkeypatch.chdir(tmp_path)
     Path("a.safetensors").write_bytes(b"a")
     model = Model(make_repository("stabilityai/sdxl-turbo"), BareVae(make_repository("org/vae")))
     usual = ["--model=sdxl", "--vae=org/vae", "--lora=a.safetensors:0.5"]
-    save_image(
-        "made.png", np.zeros((64, 64, 3), np.uint8), make_record(model, *usual).describe(JOB)
-    )
+    texts = make_record(model, *usual).describe(JOB)
+    save_image("made.png", np.zeros((64, 64, 3), np.uint8), texts)
 
     if any(option.startswith("--lora") for option in options):
         usual.pop()  # they add up
@@ -157,7 +154,7 @@ def test_files_are_read_once_for_their_checksum(tmp_path, monkeypatch):
 def test_a_terabyte_is_refused_unread(
     tmp_path, monkeypatch, capsys, main: Callable[[list[str]], int], option: str
 ):
-    """This holds, too, if pictures were made with the file before, and its content is compared."""
+    """So it is if its content would be compared, as pictures were made with such a file before."""
     monkeypatch.chdir(tmp_path)
     file = Path("large.safetensors")
     file.write_bytes(b"BM")

@@ -53,7 +53,7 @@ def test_characters_that_an_encoding_lacks(encoding, errors, written):
     ("number", "status"), [(errno.EPIPE, 0), (errno.ENOSPC, 1), (errno.EIO, 1)]
 )
 def test_the_work_goes_on(monkeypatch, number, status):
-    """If the reader has left, that is no error; a full disk is reported at the end."""
+    """It is not an error if the reader has left; a full disk is reported at the end."""
     errors, done = io.StringIO(), []
     monkeypatch.setattr(sys, "stdout", Broken(number))
     monkeypatch.setattr(sys, "stderr", errors)
@@ -103,14 +103,8 @@ def test_one_line():
 
 def test_a_name_of_any_bytes_and_nobody_listening(tmp_path):
     name = os.fsencode(tmp_path) + b"/\xff\n.png"
-    program = [
-        sys.executable,
-        "txt2image.py",
-        "--model=tiny",
-        "--steps=1",
-        b"--output=" + name,
-        "a",
-    ]
+    options = ["--model=tiny", "--steps=1", b"--output=" + name]
+    program = [sys.executable, "txt2image.py", *options, "a"]
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(program, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE)

@@ -13,7 +13,7 @@ import txt2image
 from stable_diffusion.cli.terminal import console, progress
 from stable_diffusion.cli.terminal.progress import BatchWork, ByteBars, Progress
 from stable_diffusion.denoising import Denoising, StepOutput
-from stable_diffusion.utils import wording
+from stable_diffusion.utils.wording import format_bytes
 
 SECONDS = 2.0  # that a step takes
 
@@ -26,7 +26,7 @@ class Terminal(io.StringIO):
 
     @property
     def screens(self) -> list[str]:
-        """All texts that the last line has shown, in order."""
+        """Return all texts that the last line has shown, in order."""
         return [line.strip() for line in re.split(r"[\r\n]", self.getvalue()) if line.strip()]
 
 
@@ -57,7 +57,7 @@ def make_denoising(n_steps: int, clock: list[float]) -> Denoising:
 def run(
     batches: list[tuple[int, int]], clock: list[float], stderr: io.TextIOBase | None = None
 ) -> Progress:
-    """Run batches of so many pictures and steps, which decode in no time."""
+    """Run batches, (pictures, steps) each; decoding takes no time."""
     with (
         redirect_stderr(stderr or sys.stderr),
         (it := Progress()).show_batches([BatchWork(*batch) for batch in batches]),
@@ -223,7 +223,7 @@ def test_reading_in_lines(monkeypatch, capsys):
 
 
 def test_bars_of_bytes(terminal):
-    """One for each component, up to its last byte."""
+    """Each component has a bar, up to its last byte."""
     with redirect_stderr(terminal), ByteBars() as bars:
         for component, total in (("unet", 2_000_000), ("vae", 1_000)):
             for written in (0, total // 2, total):
@@ -238,7 +238,7 @@ def test_the_summary(clock, monkeypatch):
     it = run([(4, 9), (2, 4)], clock)
     with it.measure("decoding"):
         mx.eval(mx.zeros(2**20))
-    peak = wording.format_bytes(mx.get_peak_memory())
+    peak = format_bytes(mx.get_peak_memory())
     clock[0] = 60.0
     assert it.summarize(6) == (
         f"6 pictures in 60.0 s: 10.0 s a picture, 1.7 steps/s, peak memory {peak} "

@@ -93,7 +93,7 @@ def draw(output: Path, *options: str) -> int:
 
 
 def interrupt_after(n: int, number: signal.Signals, monkeypatch) -> None:
-    """Send the signal when so many pictures are finished."""
+    """Send the signal when n pictures are finished."""
     n_added = 0
 
     def add(self, job, image, add=PictureWriter.add):
@@ -149,5 +149,7 @@ def test_nothing_is_finished(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(PictureWriter, "add", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     assert draw(tmp_path / "o.png", PROMPT, "--n_images", "1") == 130
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.endswith("none is finished: the same command with --seed 1234 makes these pictures")
+    assert line.endswith(
+        "no picture is finished: the same command with --seed 1234 makes these pictures"
+    )
     assert not list(tmp_path.iterdir())
