@@ -1,10 +1,11 @@
-"""Command lines for tests: parsing them, with the files that they name."""
+"""Parse command lines in tests, write the files that they name, and read texts of the source."""
 
 import argparse
 import ast
 import contextlib
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from ours import ROOT
@@ -22,18 +23,24 @@ FILE = re.compile(r"[\w./-]+\.(?:png|jpg|webp|safetensors|txt|jsonl)\b")
 
 def parse_in_folder(folder: Path, script: str, arguments: list[str]) -> Settings | None:
     """Return the settings, after writing the files that are named; None if the program ends."""
-    for name in FILE.findall(" ".join(arguments)):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        if name.endswith("txt"):
-            (folder / name).write_text("a photo\n")
-        elif name.endswith("jsonl"):
-            (folder / name).write_text('{"prompt": "a photo"}\n')
-        else:
-            options = make_save_options({RECIPE: A_RECIPE.to_json()}, "PNG")
-            Image.new("RGB", (64, 64)).save(folder / name, "PNG", **options)
+    write_named_files(folder, arguments)
     with contextlib.suppress(SystemExit):
         return parse(PARSERS[script](), arguments)
     return None
+
+
+def write_named_files(folder: Path, arguments: list[str]) -> None:
+    """Write the files that arguments name: prompts, or pictures with a recipe in them."""
+    for name in FILE.findall(" ".join(arguments)):
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("txt"):
+            file.write_text("a photo\n")
+        elif name.endswith("jsonl"):
+            file.write_text('{"prompt": "a photo"}\n')
+        else:
+            options = make_save_options({RECIPE: A_RECIPE.to_json()}, "PNG")
+            Image.new("RGB", (64, 64)).save(file, "PNG", **options)
 
 
 def list_options(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action]]:
@@ -42,6 +49,7 @@ def list_options(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argpars
         yield from ((group.title, action) for action in group._group_actions)
 
 
+@cache
 def collect_texts() -> str:
     """Return all texts in the source of the package, with … for the values in them."""
     texts = []

@@ -1,4 +1,4 @@
-"""Read the pages of the documentation: their links, commands, code and quotes."""
+"""Read the pages of the documentation: links, commands, code and quotes; and what links name."""
 
 import ast
 import re
@@ -11,18 +11,18 @@ from pathlib import Path
 from ours import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-SCRIPTS = {  # what starts a program, and which one
-    "txt2image.py": "txt2image",
-    "mlx-txt2image": "txt2image",
-    "image2image.py": "image2image",
-    "mlx-image2image": "image2image",
+PROGRAMS = {  # by the words that start them
+    "txt2image.py": "txt2image.py",
+    "mlx-txt2image": "txt2image.py",
+    "image2image.py": "image2image.py",
+    "mlx-image2image": "image2image.py",
     "stable_diffusion.convert": "convert",
 }
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def name_page(page: Path) -> str:
-    """Return the path of a page in the repository, for messages and ids of tests."""
+    """Return the path of a page in the repository, for error messages and the ids of tests."""
     return page.relative_to(ROOT).as_posix()
 
 
@@ -59,9 +59,9 @@ def find_commands(page: Path) -> Iterator[tuple[str, list[str]]]:
     for block in read_blocks(page, "shell"):
         for line in block.replace("\\\n", " ").replace("$strength", "0.5").splitlines():
             words = shlex.split(line, comments=True)
-            for place, word in enumerate(words):
-                if word in SCRIPTS:
-                    yield SCRIPTS[word], words[place + 1 :]
+            for i, word in enumerate(words):
+                if word in PROGRAMS:
+                    yield PROGRAMS[word], words[i + 1 :]
                     break
 
 
@@ -90,19 +90,3 @@ def find_definitions(file: Path) -> set[str]:
 
     add(ast.parse(file.read_text()).body, "")
     return names
-
-
-@cache
-def read_messages(folder: Path) -> str:
-    """Return all texts in the source of a package, one a line, with … for what is put into them."""
-    texts = []
-    for file in sorted(folder.rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                texts.append(node.value)
-            elif isinstance(node, ast.JoinedStr):
-                parts = [
-                    part.value if isinstance(part, ast.Constant) else "…" for part in node.values
-                ]
-                texts.append("".join(map(str, parts)))
-    return "\n".join(texts)

@@ -1,4 +1,4 @@
-"""The examples in docs/library.md run, and the picture by hand is the picture of the library."""
+"""docs/library.md: its examples run, and its tables are complete."""
 
 import importlib
 import inspect
@@ -17,8 +17,8 @@ from stable_diffusion.sampler import SimpleEulerSampler
 
 FILE = ROOT / "docs/library.md"
 PAGE, BLOCKS = FILE.read_text(), read_blocks(FILE, "python")
-BY_HAND_LINES = 25
-# What programs for the original example import, and what they use of it.
+MAX_LINES_BY_HAND = 25
+# What programs for the original example import, and which members of it they use.
 ORIGINAL_NAMES = {
     "stable_diffusion": {
         "StableDiffusion": (
@@ -72,7 +72,7 @@ def write_adapters() -> None:
 
 @pytest.fixture(scope="module")
 def names(tmp_path_factory) -> dict[str, object]:
-    """Run all examples in turn, in a folder of their own; return the names that they define."""
+    """Run all examples in order, in an empty folder, and return the names that they define."""
     defined: dict[str, object] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("library"))
@@ -88,10 +88,10 @@ def test_the_examples_run(names):
     assert float(mx.abs(names["slope"]).max()) > 0
 
 
-def test_the_picture_by_hand_is_that_of_the_library(names):
+def test_the_picture_by_hand_equals_the_one_of_the_library(names):
     (block,) = [block for block in BLOCKS if "by_hand" in block]
     lines = [line for line in block.splitlines() if line]
-    assert len(lines) <= BY_HAND_LINES
+    assert len(lines) <= MAX_LINES_BY_HAND
     sd = StableDiffusion("tiny")
     *_, x_0 = sd.generate_latents("a red circle on a blue background", seed=1)
     expected = np.array(sd.decode(x_0))
@@ -99,7 +99,7 @@ def test_the_picture_by_hand_is_that_of_the_library(names):
     assert expected.std() > 0.1  # it shows something
 
 
-def test_the_loop_of_the_original_runs(names):
+def test_the_loop_as_in_the_original_runs(names):
     sampler = SimpleEulerSampler(load_diffusion_config("tiny"))
     unet = load_unet("tiny")
     width = unet.config.cross_attention_dim
@@ -124,7 +124,7 @@ def test_the_page_has_all_arguments_of_the_generators():
 
 @pytest.mark.parametrize("module", ORIGINAL_NAMES)
 def test_names_of_the_original_exist(module):
-    """They can be imported from where they were, and the page lists them."""
+    """They can be imported from the same modules, and the page lists them."""
     (row,) = re.findall(rf"^\| `{module}` \| (.*) \|$", PAGE, re.MULTILINE)
     for name, members in ORIGINAL_NAMES[module].items():
         found = getattr(importlib.import_module(module), name)

@@ -1,11 +1,10 @@
-"""The pages are right: links lead somewhere, commands parse, code runs, quotes are our messages."""
+"""The pages are right: links resolve, commands parse, code runs, quoted messages exist."""
 
-import argparse
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_lines import PARSERS, collect_texts, write_named_files
 from ours import ROOT
 from pages import (
     PAGES,
@@ -16,31 +15,21 @@ from pages import (
     find_quotes,
     name_page,
     read_blocks,
-    read_messages,
     read_prose,
 )
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from stable_diffusion.cli.arguments.parse import image2image_parser, parse, txt2image_parser
+from stable_diffusion.cli.arguments.parse import parse
 from stable_diffusion.cli.convert import convert_parser
 from stable_diffusion.config.known_models import MODELS
 
-PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
-    "txt2image": txt2image_parser,
-    "image2image": image2image_parser,
-    "convert": convert_parser,
-}
-ENDING = {"--list-models", "--version", "--help"}  # options that end the program
-FILE = re.compile(r"[\w./-]+\.(?:png|jpg|webp|safetensors|txt|jsonl)\b")
-A_RECIPE = '{"schema": 1, "prompt": "a photo", "model": "tiny"}'
+PRINTING = {"--list-models", "--version", "--help"}  # options that print something and end
 OUTPUTS = ("--output", "--grid", "--out", "--work")
 TROUBLESHOOTING = ROOT / "docs/troubleshooting.md"
-# The pages that name no options of many other programs.
+# The pages whose options are those of this program, with a few exceptions.
 OWN_OPTIONS = [page for page in PAGES if page.name != "compared.md"]
-# The pages with code; the one about the library has a test of its own.
+# The pages with code; test_library.py runs that of docs/library.md.
 CODE = [page for page in PAGES if read_blocks(page, "python") and page.name != "library.md"]
-OTHER_OPTIONS = {  # options of other programs that these pages name
+OTHER_OPTIONS = {  # the exceptions
     *("--hosts", "--python", "--over", "--output-hostfile", "--hostfile"),  # mlx.launch
     *("--quick", "--only", "--rounds", "--out", "--work"),  # benchmarks and tools
     *("--sanitizer",),  # tests
@@ -62,7 +51,7 @@ def test_there_are_pages():
 
 
 @every_page
-def test_links_lead_somewhere(page):
+def test_links_resolve(page):
     broken = []
     for _, link in find_links(page):
         if link.startswith(("https://", "http://")):
@@ -96,17 +85,17 @@ def test_functions_that_links_name_exist(page):
 
 @every_page
 def test_commands_parse(page, folder):
-    """Every command is right, if the files that it names exist; nothing is run."""
+    """Every command can be parsed if the files that it names exist; nothing is run."""
     wrong = []
     for program, arguments in find_commands(page):
-        make_files(arguments, folder)
+        write_named_files(folder, arguments)
         try:
             if program == "convert":
                 convert_parser().parse_args(arguments)
             else:
                 parse(PARSERS[program](), arguments)
         except SystemExit as end:
-            if end.code != 0 or not ENDING & {*arguments}:
+            if end.code != 0 or not PRINTING & {*arguments}:
                 wrong.append(f"{program} {' '.join(arguments)}")
     assert not wrong, "\n".join(wrong)
 
@@ -117,31 +106,16 @@ def test_there_are_commands_on_the_pages():
     assert sum(n_commands.values()) >= 40
 
 
-def make_files(arguments: list[str], folder: Path) -> None:
-    """Write the files that a command names: prompts, or pictures with a recipe in them."""
-    note = PngInfo()
-    note.add_text("stable-diffusion-mlx", A_RECIPE)
-    for name in FILE.findall(" ".join(arguments)):
-        file = folder / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if name.endswith("txt"):
-            file.write_text("a photo\n")
-        elif name.endswith("jsonl"):
-            file.write_text('{"prompt": "a photo"}\n')
-        else:
-            Image.new("RGB", (64, 64)).save(file, "PNG", pnginfo=note)
-
-
 @every_page
 def test_nothing_writes_over_files_of_the_repository(page):
-    """No command and no code on a page has an output with the name of a file or folder of ours."""
+    """No command and no code on a page writes to a file or folder that the repository has."""
     outputs = [word for block in read_blocks(page, "shell") for word in find_outputs(block)]
     for block in read_blocks(page, "python"):
         outputs += re.findall(r"save\w*\(\s*\"([^\"]+)\"", block)
-    own = {path.name for path in ROOT.iterdir() if path.suffix in (".py", ".md", ".toml", ".in")}
-    own |= {"LICENSE", "requirements.txt", ".ci", "benchmarks", "docs", "images"}
-    own |= {"stable_diffusion", "tests", "tools"}
-    assert not [output for output in outputs if Path(output).parts[0] in own]
+    ours = {path.name for path in ROOT.iterdir() if path.suffix in (".py", ".md", ".toml", ".in")}
+    ours |= {"LICENSE", "requirements.txt", ".ci", "benchmarks", "docs", "images"}
+    ours |= {"stable_diffusion", "tests", "tools"}
+    assert not [output for output in outputs if Path(output).parts[0] in ours]
 
 
 def find_outputs(block: str) -> list[str]:
@@ -156,7 +130,7 @@ def find_outputs(block: str) -> list[str]:
 
 @pytest.mark.parametrize("page", CODE, ids=name_page)
 def test_code_runs(page, folder):
-    """Code that needs no download runs as it stands; other code at least compiles."""
+    """Code that needs no download runs; other code compiles."""
     for code in read_blocks(page, "python"):
         program = compile(code, name_page(page), "exec")
         if 'StableDiffusion("tiny")' in code:
@@ -166,10 +140,10 @@ def test_code_runs(page, folder):
 
 @pytest.mark.parametrize("quote", find_quotes(TROUBLESHOOTING))
 def test_quotes_are_our_messages(quote):
-    """Each message that the page on trouble quotes is in the source, apart from its dots."""
-    known = read_messages(ROOT / "stable_diffusion")
+    """Every part between the dots of a quoted message is in the source."""
+    known = collect_texts()
     parts = [part.strip() for part in quote.split("…")]
-    assert max(map(len, parts)) >= 15, "hardly anything of this quote is fixed"
+    assert max(map(len, parts)) >= 15, "too little of this quote is fixed text"
     missing = [part for part in parts if part not in known]
     assert not missing, f"not in the source: {missing}, from the quote: {quote}"
 
@@ -180,7 +154,8 @@ def test_there_are_quotes():
 
 @pytest.mark.parametrize("page", OWN_OPTIONS, ids=name_page)
 def test_options_that_pages_name_exist(page):
-    known = {name for make in PARSERS.values() for name in make()._option_string_actions}
+    parsers = [*(make() for make in PARSERS.values()), convert_parser()]
+    known = {name for parser in parsers for name in parser._option_string_actions}
     spans = re.findall(r"`([^`]+)`", read_prose(page))
     named = {word for span in spans for word in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)}
     assert named <= known | OTHER_OPTIONS, named - known - OTHER_OPTIONS
@@ -207,5 +182,5 @@ def test_the_tree_on_the_page_is_the_tree():
             names.update(re.findall(r"\w+(?:\.py|/)", re.split(r" {3,}", line.strip())[0]))
     folders = [path for path in (*package.iterdir(), *(package / "cli").iterdir()) if path.is_dir()]
     found = {f"{path.name}/" for path in folders if path.name != "__pycache__"}
-    found |= {path.name for path in package.glob("*.py") if not path.name.startswith("__")}
+    found |= {path.name for path in package.glob("*.py") if path.name != "__init__.py"}
     assert names == found

@@ -133,7 +133,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         if not action.option_strings:
             return super()._format_action_invocation(action)
         short = [name for name in action.option_strings if not name.startswith("--")]
-        value = "" if action.nargs == 0 else f" {action.metavar or action.dest.upper()}"
+        value = "" if action.nargs == 0 else f" {self._format_args(action, action.dest.upper())}"
         return ", ".join([*short, _find_long_name(action)]) + value
 
 

@@ -2,7 +2,7 @@
 
 The parser, the help, docs/options.md, and the options of prompts files and recipes come from it.
 To add an option, add a row here, and a field of the same name to `cli.settings.Settings`; or, if it
-may differ from picture to picture, to `Request` and `cli.job.Job`, and to `Recipe`.
+may differ from picture to picture, to `PictureOptions`. What recipes have is in `Recipe`, too.
 """
 
 from collections.abc import Iterator
