@@ -139,4 +139,6 @@ def write_lora(kind: str, sd: StableDiffusion, folder: Path) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python tools/same_latents.py CHECKPOINTS")
     main(Path(sys.argv[1]))
