@@ -2,7 +2,7 @@
 
 import sys
 
-from .cli.terminal.console import run_with_safe_streams
+from .cli.terminal.console import SUCCEEDED, WRONG_USAGE, run_with_safe_streams
 
 COMMANDS = """\
 Stable Diffusion for MLX. Each of these commands has --help.
@@ -18,14 +18,13 @@ The same as scripts, in the folder of the repository:
 To convert models:
   python -m stable_diffusion.convert MODEL FOLDER   convert or quantize a model
 """
-WRONG_USAGE = 2  # exit status
 
 
 def main(arguments: list[str]) -> int:
     """Print the commands; return the exit status, 0 if help was asked for and 2 if not."""
     is_help = arguments in (["-h"], ["--help"])
     print(COMMANDS, end="", file=sys.stdout if is_help else sys.stderr)
-    return 0 if is_help else WRONG_USAGE
+    return SUCCEEDED if is_help else WRONG_USAGE
 
 
 if __name__ == "__main__":

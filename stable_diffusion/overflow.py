@@ -149,7 +149,7 @@ def start_checked(
         _prepare_again(sd, "text embeddings", fault, others)
         latents = start()
     _require_finite(
-        latents.inputs, EMBEDDINGS, sd, (*_list_text_encoders(sd), "vae"), adapter_files
+        latents.inputs, EMBEDDINGS, sd, (*sd.config.text_encoder_names, "vae"), adapter_files
     )
     if _has_constant_input(sd, latents, is_flat):
         raise FaultyResultError(EMBEDDINGS, Fault.CONSTANT)
@@ -199,7 +199,7 @@ def denoise_checked(
         _prepare_again(sd, "latents", fault, others)
         latents.restart()
         x_0 = run(latents)
-    _require_finite([x_0], "latents", sd, ("unet", *_list_text_encoders(sd)), adapter_files)
+    _require_finite([x_0], "latents", sd, ("unet", *sd.config.text_encoder_names), adapter_files)
     if has_constant(x_0):
         raise FaultyResultError("latents", Fault.CONSTANT)
     return x_0
@@ -254,11 +254,6 @@ def warn_of_blank(image: np.ndarray) -> None:
     if (image == image[0, 0]).all():
         colour = "black" if not image.any() else "of one colour"
         warnings.warn(f"a picture is {colour} all over: the model may be damaged", stacklevel=2)
-
-
-def _list_text_encoders(sd: StableDiffusion) -> tuple[str, ...]:
-    """Return the names of the model's text encoders, as components of the model."""
-    return ("text_encoder", "text_encoder_2")[: len(sd.config.text_encoders)]
 
 
 def _find_fault(results: Sequence[mx.array], has_constant: Callable[[], bool]) -> Fault | None:

@@ -9,6 +9,7 @@ from .known_models import ModelSpec
 from .networks import AutoencoderConfig, CLIPTextConfig, UNetConfig, repeat_per_block
 from .strict_config import Config
 
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")  # folders in a model; SD has only the first
 TIME_IDS = 6  # numbers that SDXL's UNet takes: original size, corner of the crop, target size
 
 
@@ -82,6 +83,11 @@ class ModelConfig:
     def is_xl(self) -> bool:
         """Return whether this is an SDXL model, by how its UNet is conditioned."""
         return self.unet.addition_embed_type == "text_time"
+
+    @property
+    def text_encoder_names(self) -> tuple[str, ...]:
+        """Return the folders of the text encoders in the model, in their order."""
+        return TEXT_ENCODERS[: len(self.text_encoders)]
 
     @property
     def _n_added_inputs(self) -> int:

@@ -134,6 +134,11 @@ def make_grid(images: np.ndarray, n_rows: int) -> np.ndarray:
     return rows.reshape(n_rows * height, n_columns * width, channels)
 
 
+def choose_rows(n: int, n_rows: int) -> int:
+    """Return `n_rows` if `n` pictures fill that many rows of a grid, otherwise 1."""
+    return n_rows if n % n_rows == 0 else 1
+
+
 def compute_grid_size(n: int, size: Size, n_rows: int) -> Size:
     """Return the size of a grid of `n` pictures of the same size; see `make_grid`."""
     if n == 1:

@@ -150,7 +150,7 @@ def _list_networks(
         quantize_image = partial(quantize_unet, bits=unet_bits, group_size=group_size)
     text_encoders = [
         _Network(name, partial(load_text_encoder, model_key=name), quantize_text)
-        for name in ("text_encoder", "text_encoder_2")[: len(config.text_encoders)]
+        for name in config.text_encoder_names
     ]
     return [
         *text_encoders,
@@ -213,7 +213,7 @@ def _write_configs(model: Model, folder: Path) -> None:
     vae = model.source_of("vae").config(VAE_CONFIG)[0]
     vae = vae | {"scaling_factor": config.autoencoder.scaling_factor}
     contents = {INDEX: index, SCHEDULER_CONFIG: scheduler, VAE_CONFIG: vae}
-    for name in ("unet", "text_encoder", "text_encoder_2")[: 1 + len(config.text_encoders)]:
+    for name in ("unet", *config.text_encoder_names):
         contents[f"{name}/config.json"] = source.config(f"{name}/config.json")[0]
     for path, content in contents.items():
         (folder / path).parent.mkdir(exist_ok=True)

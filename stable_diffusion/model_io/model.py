@@ -6,7 +6,7 @@ from functools import cached_property
 
 from ..config.diffusion import DiffusionConfig
 from ..config.known_models import find_spec
-from ..config.model import ModelConfig, PipelineConfig
+from ..config.model import TEXT_ENCODERS, ModelConfig, PipelineConfig
 from ..config.networks import AutoencoderConfig, CLIPTextConfig, UNetConfig
 from .sources import INDEX, SCHEDULER_CONFIG, VAE_CONFIG, Source
 from .unsupported import refuse_pipeline, refuse_unet
@@ -47,7 +47,7 @@ class Model:
         """
         pipeline, unet = self.pipeline_config, self.unet_config
         is_xl = unet.addition_embed_type is not None
-        text_encoders = ("text_encoder", "text_encoder_2") if is_xl else ("text_encoder",)
+        text_encoders = TEXT_ENCODERS if is_xl else TEXT_ENCODERS[:1]
         return ModelConfig(
             name=self.name,
             unet=unet,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...images.arrays import make_grid, to_uint8
+from ...images.arrays import choose_rows, make_grid, to_uint8
 from ...images.reading import read_picture
 from ...images.writing import save_image
 from ..job import Job
@@ -68,7 +68,7 @@ class PictureWriter:
         pictures = [picture for _, picture in sorted(self._grid_pictures.items())]
         if len({picture.shape for picture in pictures}) > 1:
             raise ValueError(f"{names.grid}: pictures of different sizes cannot make a grid")
-        n_rows = self._n_rows if len(pictures) % self._n_rows == 0 else 1
+        n_rows = choose_rows(len(pictures), self._n_rows)
         texts = {}
         if self.record is not None and not names.existing:
             jobs = [job for _, job in sorted(self._finished.items())]

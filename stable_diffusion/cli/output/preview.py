@@ -6,7 +6,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from ...images.arrays import make_grid
+from ...images.arrays import choose_rows, make_grid
 from ...images.writing import save_image
 
 
@@ -26,14 +26,14 @@ class Preview:
         self._path, self._every, self._n_rows, self._decode = path, every, n_rows, decode
 
     def show(self, step: int, n_steps: int, estimate: mx.array | None) -> None:
-        """Write the estimate of x_0 after a step, counted from 1, if the step is to be shown.
+        """Write the estimate of x_0 after a step, counted from 1, if this step has a preview.
 
         The last step is not shown, as the pictures themselves are decoded next.
         """
         if estimate is None or step % self._every or step == n_steps:
             return
         pictures = self._decode(estimate)
-        n_rows = self._n_rows if len(pictures) % self._n_rows == 0 else 1
+        n_rows = choose_rows(len(pictures), self._n_rows)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         save_image(self._path, make_grid(pictures, n_rows))
 
