@@ -8,9 +8,10 @@ next, and all end.
 import io
 import os
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from functools import cache
 
 import mlx.core as mx
@@ -43,6 +44,7 @@ class Ranks:
         self.rank = rank
         self.size = size
         self._has_ended = False
+        self._is_stuck = False  # a thread waits for the other ranks, and cannot be ended
 
     @property
     def is_first(self) -> bool:
@@ -52,10 +54,20 @@ class Ranks:
     def run_together(self, work: Callable[[], int]) -> int:
         """Do `work`; return its exit status, or that of the first rank that failed.
 
-        Only the first rank prints. If another one fails, that one prints its last line.
+        Only the first rank prints. If another one fails, that one prints its last line. If a
+        signal interrupts this rank while it waits for the others, the process ends here.
         """
         if self.size == 1:
             return work()
+        status = self._print_from_first(work)
+        if self._is_stuck:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)  # an ordinary exit waits for the thread
+        return status
+
+    def _print_from_first(self, work: Callable[[], int]) -> int:
+        """Do `work` with what other ranks than the first print held back; see `run_together`."""
         output = io.StringIO()
         stdout, stderr = (sys.stdout, sys.stderr) if self.is_first else (io.StringIO(), output)
         with redirect_stdout(stdout), redirect_stderr(stderr):
@@ -158,16 +170,31 @@ class Ranks:
     def _gather(self, x: np.ndarray) -> np.ndarray:
         """Return `x` of all ranks, [ranks, …]; it has the same shape on each.
 
+        MLX may wait without end for a rank that has disappeared, and Python handles no signal
+        meanwhile. So another thread waits for MLX: a signal interrupts this one.
+
         Raises:
             ConnectionError: if a rank has disappeared.
         """
         if self.size == 1:
             return x[None]
+        gathered: list[np.ndarray] = []
+
+        def wait() -> None:
+            with suppress(RuntimeError):
+                gathered.append(np.array(mx.distributed.all_gather(mx.array(x)[None])))
+
+        thread = threading.Thread(target=wait, daemon=True)
+        thread.start()
         try:
-            return np.array(mx.distributed.all_gather(mx.array(x)[None]))
-        except RuntimeError:
+            thread.join()
+        except KeyboardInterrupt:
+            self._has_ended = self._is_stuck = True
+            raise
+        if not gathered:
             self._has_ended = True
-            raise ConnectionError("the connection to another rank is lost") from None
+            raise ConnectionError("the connection to another rank is lost")
+        return gathered[0]
 
 
 @cache

@@ -29,14 +29,19 @@ def launch(*command: str) -> tuple[str, str]:
     """Return what two ranks of a Python program print."""
     port = find_free_ports()
     launcher = Path(sys.executable).parent / "mlx.launch"
-    done = subprocess.run(
-        [launcher, "-n", "2", "--starting-port", str(port), sys.executable, *command],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        stdin=subprocess.DEVNULL,
-    )
+    stdin, unused = os.pipe()  # mlx.launch is busy all the time if its input is at an end
+    try:
+        done = subprocess.run(
+            [launcher, "-n", "2", "--starting-port", str(port), sys.executable, *command],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            stdin=stdin,
+        )
+    finally:
+        os.close(stdin)
+        os.close(unused)
     return done.stdout, done.stderr
 
 
@@ -124,3 +129,33 @@ def test_how_ranks_end():
         "TypeError: a bug",
     }
     assert err.count("error: ") <= 4 and "exited with code -" in err
+
+
+# Rank 0 waits in MLX without end for rank 1, as it may if that has disappeared. No signal ends a
+# wait for a lock of the C library, as none ends MLX's.
+STUCK = """
+import ctypes, os, time
+import mlx.core as mx
+from stable_diffusion.cli.main import report_errors
+from stable_diffusion.cli.ranks import find_ranks
+
+def wait(x):
+    print("waiting", flush=True)
+    lock, libc = (ctypes.c_char * 64)(), ctypes.CDLL(None)
+    while True:
+        libc.pthread_mutex_lock(lock)
+
+ranks = find_ranks()
+mx.eval(mx.distributed.all_sum(mx.array(1)))
+if not ranks.is_first:
+    time.sleep(1)
+    os.kill(os.getpid(), 9)
+mx.distributed.all_gather = wait
+raise SystemExit(ranks.run_together(lambda: report_errors(lambda: ranks.share([0]))))
+"""
+
+
+def test_a_rank_that_waits_without_end_is_ended_by_the_launcher():
+    out, err = launch("-c", STUCK)
+    assert out == "waiting\n"
+    assert "error: interrupted" in err and "rank 0 exited with code 143" in err
