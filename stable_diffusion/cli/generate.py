@@ -18,7 +18,7 @@ import numpy as np
 from .. import overflow
 from ..config.model import ModelConfig
 from ..denoising import Denoising
-from ..device import cpu_kernels, memory
+from ..device import backend, cpu_kernels, memory
 from ..images.arrays import to_uint8
 from ..latent_preview import LinearDecoder
 from ..model_io.loaders import open_model
@@ -191,7 +191,7 @@ def _choose_precision(settings: Settings) -> bool:
     """Return whether to use half precision: as the user says, or if there is a GPU."""
     if settings.float16 is not None:
         return settings.float16
-    if mx.default_device().type == mx.gpu:
+    if backend.is_gpu():
         return True
     say("Computing in float32, which is fastest on a CPU (--float16 stores the weights in half).")
     return False

@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 
 import mlx.core as mx
 
-from . import compile_kernels
+from . import backend, compile_kernels
 from .kernel_calls import Unsupported, load_kernels, run
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 def is_used() -> bool:
     """Return whether the default device is a Linux CPU."""
-    return sys.platform == "linux" and mx.default_device().type == mx.cpu
+    return sys.platform == "linux" and not backend.is_gpu()
 
 
 def supports(x: mx.array) -> bool:

@@ -6,6 +6,8 @@ import sys
 
 import mlx.core as mx
 
+from . import backend
+
 SHORT_MEMORY = 12e9  # bytes: with less, as on Macs of 8 GB, memory is saved by default
 
 STEP_BYTES = 3_000  # per pixel, of a UNet step with guidance in half precision, without weights
@@ -18,7 +20,7 @@ CACHE_SHARE = 1 / 16  # of the memory, for buffers that MLX keeps for the next s
 
 def read_total_memory() -> int:
     """Return the memory, in bytes, of the device that computes."""
-    if mx.default_device().type == mx.gpu:
+    if backend.is_gpu():
         info = mx.device_info()
         for key in ("memory_size", "total_memory"):  # the names of Metal and CUDA
             if key in info:
@@ -39,7 +41,7 @@ def is_memory_short() -> bool:
 
 def choose_batch_pixels() -> int:
     """Return how many pixels to denoise together, over all pictures of a batch."""
-    if mx.default_device().type == mx.gpu:
+    if backend.is_gpu():
         return int(read_total_memory() * STEP_SHARE / STEP_BYTES)
     return CPU_PIXELS
 
@@ -64,5 +66,5 @@ def require_room(n_weights: int, where: str) -> None:
 
 def limit_cache() -> None:
     """Limit the freed buffers that Metal keeps, which are unlimited by default."""
-    if mx.metal.is_available() and mx.default_device().type == mx.gpu:
+    if backend.find_backend() is backend.Backend.METAL:
         mx.set_cache_limit(int(read_total_memory() * CACHE_SHARE))
