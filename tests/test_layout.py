@@ -52,7 +52,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # Inside `cli`, from the bottom up: each may import those before it, and itself.
 CLI = (
-    *({"settings", "terminal"}, {"job", "ranks"}, {"recipe"}, {"arguments", "output"}),
+    *({"mlx_errors", "settings", "terminal"}, {"job", "ranks"}, {"recipe"}),
+    {"arguments", "output"},
     *({"plan"}, {"generate"}, {"main"}, {"convert"}),
 )
 # Packages outside of the standard library, and who may import them.
