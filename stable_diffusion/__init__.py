@@ -7,7 +7,7 @@ import os
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 # Before anything that imports mlx.
-from .device.blas import use_fast_blas  # noqa: E402
+from .device.blas import use_fast_blas
 
 use_fast_blas()
 
