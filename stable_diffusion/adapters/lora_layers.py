@@ -65,9 +65,9 @@ class LoRAConv3x3(nn.Module):
         """Return residual + conv(activation(norm(x))) + bias, as `Conv3x3` does."""
         return self._merge()(x, norm=norm, activation=activation, bias=bias, residual=residual)
 
-    def convolve_upsampled(self, x: mx.array) -> mx.array:
+    def convolve_upsampled(self, x: mx.array, size: tuple[int, int] | None = None) -> mx.array:
         """Return the convolution of `upsample_nearest(x)`, as `Conv3x3` does."""
-        return self._merge().convolve_upsampled(x)
+        return self._merge().convolve_upsampled(x, size)
 
     def _merge(self) -> Conv3x3:
         """Return the layer with the changed weight, for one use: keeping it would take memory."""
