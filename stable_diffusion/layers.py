@@ -172,6 +172,13 @@ def _normalize(norm: Norm | None, x: mx.array) -> mx.array:
     return x if norm is None else norm(x)
 
 
+def _shift(x: mx.array, shifts: Sequence[mx.array]) -> mx.array:
+    """Return x [B, ..., C] plus shifts [C] or [B or 1, C]."""
+    for shift in shifts:
+        x = x + shift.reshape(-1, *[1] * (x.ndim - 2), x.shape[-1])
+    return x
+
+
 def _add(residual: mx.array | None, y: mx.array) -> mx.array:
     """Return residual + y, or y if there is no residual."""
     return y if residual is None else residual + y
@@ -183,23 +190,31 @@ class GroupNorm(nn.GroupNorm):
     def __init__(self, groups: int, channels: int, eps: float):
         super().__init__(groups, channels, eps=eps, pytorch_compatible=True)
 
-    def __call__(self, x: mx.array, activation: Activation | None = None) -> mx.array:
-        """Return activation(norm(x)) for x [B, ..., C]."""
+    def __call__(
+        self, x: mx.array, activation: Activation | None = None, shifts: Sequence[mx.array] = ()
+    ) -> mx.array:
+        """Return activation(norm(x + shifts)) for x [B, ..., C] and shifts [C] or [B or 1, C]."""
 
         def kernel() -> mx.array:
-            y = cpu_kernels.normalize(x, _compute_statistics(self, x))
+            y = _shift(x, shifts)
+            y = cpu_kernels.normalize(y, _compute_statistics(self, y))
             return y if activation is None else activation(y)
 
-        return cpu_kernels.try_kernels(x, kernel, lambda: self._normalize_by_mlx(x, activation))
+        plain = partial(self._normalize_by_mlx, x, activation, shifts)
+        return cpu_kernels.try_kernels(x, kernel, plain)
 
-    def _normalize_by_mlx(self, x: mx.array, activation: Activation | None) -> mx.array:
+    def _normalize_by_mlx(
+        self, x: mx.array, activation: Activation | None, shifts: Sequence[mx.array]
+    ) -> mx.array:
         """Return the same by MLX's operations.
 
-        The weight, the bias and the activation are applied to the transposed view, so that a
-        compiled GPU computes them in the pass that brings the channels back in order.
+        What is computed for each number is computed in the transposed view, so that a compiled GPU
+        does it in the two passes that transpose: before the statistics, and back.
         """
         groups = (self.num_groups, x.shape[-1] // self.num_groups)
         y = x.reshape(len(x), -1, *groups).swapaxes(1, 2)  # [B, G, N, C / G]
+        for shift in shifts:
+            y = y + shift.reshape(-1, groups[0], 1, groups[1])
         # Its sums are in float32, also of half precision; those of `mx.mean` are not.
         normalized = mx.fast.layer_norm(y.flatten(2), None, None, self.eps)
         y = normalized.reshape(y.shape).swapaxes(1, 2)  # [B, N, G, C / G]
@@ -225,26 +240,25 @@ class Conv3x3(nn.Conv2d):
         *,
         norm: GroupNorm | None = None,
         activation: Activation | None = None,
+        shifts: Sequence[mx.array] = (),
         bias: mx.array | None = None,
         residual: mx.array | None = None,
     ) -> mx.array:
-        """Return residual + conv(activation(norm(x))) + bias.
+        """Return residual + conv(activation(norm(x + shifts))) + bias.
 
         Args:
+            shifts: [C] or [B or 1, C].
             bias: [B or 1, O], one for each picture, in addition to the layer's own.
             residual: [B, h, w, O].
         """
-        convolve = super().__call__
-        if activation is not None and (norm is None or activation is not silu):
-            # The kernels apply SiLU only, and only after a norm.
-            x = activation(x) if norm is None else norm(x, activation)
-            norm, activation = None, None
+        if norm is None:
+            x = _shift(x, shifts)
+            x, activation = x if activation is None else activation(x), None
+        elif shifts or activation not in (None, silu):  # the kernels apply SiLU only
+            x, norm, activation = norm(x, activation, shifts), None, None
 
         def plain() -> mx.array:
-            y = x if norm is None else norm(x, activation)
-            if not self.padding[0]:
-                y = mx.pad(y, [(0, 0), (0, 1), (0, 1), (0, 0)])
-            y = convolve(y)
+            y = self._convolve_by_mlx(x if norm is None else norm(x, activation)) + self.bias
             return _add(residual, y if bias is None else y + bias[:, None, None, :])
 
         def kernel() -> mx.array:
@@ -255,6 +269,24 @@ class Conv3x3(nn.Conv2d):
             return cpu_kernels.conv3x3(*arrays, stride=self.stride[0], padding=self.padding[0])
 
         return cpu_kernels.try_kernels(x, kernel, plain)
+
+    def convolve_before_norm(
+        self, x: mx.array, *, norm: GroupNorm, activation: Activation, bias: mx.array | None
+    ) -> tuple[mx.array, Sequence[mx.array]]:
+        """Return conv(activation(norm(x))) + bias in two parts, for the next norm to add.
+
+        The second part are its `shifts`. The kernels add them at once, so that it is empty.
+        """
+        if cpu_kernels.supports(x):
+            return self(x, norm=norm, activation=activation, bias=bias), ()
+        shifts = [self.bias] if bias is None else [self.bias, bias]
+        return self._convolve_by_mlx(norm(x, activation)), shifts
+
+    def _convolve_by_mlx(self, x: mx.array) -> mx.array:
+        """Return the convolution without the bias."""
+        if not self.padding[0]:
+            x = mx.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)])
+        return mx.conv2d(x, self.weight, self.stride, self.padding)
 
     def convolve_upsampled(self, x: mx.array, size: tuple[int, int] | None = None) -> mx.array:
         """Return the convolution of `upsample_nearest(x)`: [B, 2H, 2W, O].
@@ -270,7 +302,7 @@ class Conv3x3(nn.Conv2d):
             y = upsample_nearest(x if scale == 1 else x / scale)[:, :height, :width]
             if scale == 1:
                 return self(y)
-            return mx.conv2d(y, self.weight, self.stride, self.padding) * scale + self.bias
+            return self._convolve_by_mlx(y) * scale + self.bias
 
         if (height, width) != doubled:
             return plain()
@@ -318,6 +350,7 @@ class ResnetBlock2D(nn.Module):
         `temb` [B or 1, temb_channels] is the time embedding, after its activation.
         """
         time = None if temb is None else self.time_emb_proj(temb)
-        h = self.conv1(x, norm=self.norm1, activation=self.activation, bias=time)
+        act = self.activation
+        h, shifts = self.conv1.convolve_before_norm(x, norm=self.norm1, activation=act, bias=time)
         skip = self.conv_shortcut(x) if "conv_shortcut" in self else x
-        return self.conv2(h, norm=self.norm2, activation=self.activation, residual=skip)
+        return self.conv2(h, norm=self.norm2, activation=act, shifts=shifts, residual=skip)
