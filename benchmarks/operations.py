@@ -8,11 +8,15 @@ GPU does in one launch counts as one, and writes its result. Attention that the 
 fuse counts as MLX computes it: products, a softmax, and the scores between them.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from math import prod
+from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import stable_diffusion  # noqa: F401  isort: skip  (before mlx, for its BLAS)
 
@@ -23,13 +27,14 @@ from mlx.utils import tree_map
 from real_sizes import MODELS
 from tasks import pooled_width
 
-from stable_diffusion.device import backend, fused_attention
+from stable_diffusion.device import backend, fused_attention, memory
 from stable_diffusion.device.backend import Backend
 from stable_diffusion.unet import UNetModel
 from stable_diffusion.vae import Autoencoder
 
 DTYPE = mx.float16
 N_TOKENS = 77
+MEMORY = 2**34  # bytes, of the machine: with less, more scores of attention are in chunks
 
 # Primitives that launch nothing, and how they look at their input: the arguments are MLX's.
 VIEWS: dict[str, Callable[..., np.ndarray]] = {
@@ -77,6 +82,30 @@ class Count(NamedTuple):
 
     launched: int
     bytes_written: int
+
+
+def make_table() -> list[str]:
+    """Return a Markdown table of the real models, on Metal and on CUDA."""
+    kinds = Backend.METAL, Backend.CUDA
+    lines = [
+        "| compiled, float16 | Metal: launched | written | CUDA: launched | written |",
+        "|---|---|---|---|---|",
+    ]
+
+    def add(title: str, count: Callable[[Backend], Count]) -> None:
+        counts = [count(kind) for kind in kinds]
+        cells = [f"{n:,} | {n_bytes / 1e9:.2f} GB" for n, n_bytes in counts]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+
+    for name, model in MODELS.items():
+        step = f"{model.title}, {model.size}×{model.size}, step"
+        add(step, lambda kind, name=name: count_step(name, kind, guidance=False))
+        add(f"{step} with guidance", lambda kind, name=name: count_step(name, kind, guidance=True))
+    for name in ("sd-2.1", "sdxl"):  # SD 1.5 has the autoencoder of SD 2.1
+        size = MODELS[name].size
+        add(f"decode, {size}×{size}", lambda kind, name=name: count_decode(name, kind))
+        add(f"encode, {size}×{size}", lambda kind, name=name: count_encode(name, kind))
+    return lines
 
 
 def count_step(model: str, kind: Backend, *, guidance: bool) -> Count:
@@ -256,8 +285,13 @@ def _as_on(kind: Backend) -> Iterator[None]:
     with ExitStack() as stack:
         for target, name, replacement in (
             (backend, "find_backend", lambda: kind),
+            (memory, "read_total_memory", lambda: MEMORY),
             (mx.fast, "layer_norm", lambda x, *_, **__: mx.sort(x)),
             (mx.fast, "scaled_dot_product_attention", stand_in),
         ):
             stack.enter_context(mock.patch.object(target, name, replacement))
         yield
+
+
+if __name__ == "__main__":
+    print("\n".join(make_table()))
