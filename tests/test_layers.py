@@ -124,6 +124,7 @@ def test_metal_convolves_small_numbers_after_upsampling(kind, dtype, monkeypatch
         return convolve(x, *arguments)
 
     conv, x = Conv3x3(WIDTH, WIDTH), 1000 * random_array(1, 3, 4, WIDTH).astype(dtype)
+    conv.bias = 1000 * random_array(WIDTH)
     conv.set_dtype(dtype)
     monkeypatch.setattr(mx, "conv2d", record)
     with as_on(kind):
