@@ -207,8 +207,8 @@ def fuse(operations: list[Operation], results: set[str]) -> list[list[Operation]
 
     def join(at: int, group: dict[int, None], depth: int = 0) -> None:
         each = operations[at]
-        is_used_elsewhere = depth > 0 and not users[at] <= group.keys()
-        if depth >= MAX_FUSED_DEPTH or each.name not in FUSABLE or is_used_elsewhere:
+        has_other_users = depth > 0 and not users[at] <= group.keys()
+        if depth >= MAX_FUSED_DEPTH or each.name not in FUSABLE or has_other_users:
             return
         if at in group or (depth > 0 and each.outputs[0].name in results):
             return
