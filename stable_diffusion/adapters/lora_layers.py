@@ -63,14 +63,14 @@ class LoRAConv3x3(nn.Module):
         residual: mx.array | None = None,
     ) -> mx.array:
         """Return residual + conv(activation(norm(x))) + bias, as `Conv3x3` does."""
-        return self._merge()(x, norm=norm, activation=activation, bias=bias, residual=residual)
+        return self.merge()(x, norm=norm, activation=activation, bias=bias, residual=residual)
 
     def convolve_upsampled(self, x: mx.array) -> mx.array:
         """Return the convolution of `upsample_nearest(x)`, as `Conv3x3` does."""
-        return self._merge().convolve_upsampled(x)
+        return self.merge().convolve_upsampled(x)
 
-    def _merge(self) -> Conv3x3:
-        """Return the layer with the changed weight, for one use: keeping it would take memory."""
+    def merge(self) -> Conv3x3:
+        """Return a layer with the changed weight, which computes the same; see `merged_layers`."""
         layer = copy.copy(self.base)
         change = self.up @ self.down.flatten(1)  # [out, 3 · 3 · in]
         layer.weight = layer.weight + change.reshape(layer.weight.shape)
