@@ -37,11 +37,20 @@ class Content(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """A compiled function, and the structure of the network that it was traced with."""
+    """A compiled function, and what it was traced with.
 
+    Attributes:
+        function: takes the arrays of the network and the other arguments.
+        structure: the structure of the network.
+        traced: the functions that were traced: the same one, once for each shape.
+    """
+
+    function: Callable[..., Any]
     structure: list[Any]
-    function: Callable[..., Any]  # the arrays of the network and the other arguments → the result
+    traced: list[Function]
 
+
+MAX_TRACES = 16  # kept of a function: a trace of SDXL's UNet takes 6 MB
 
 # By the id of a network, and by the function. The entries of a network are removed with it.
 _compiled: dict[int, dict[Function, Compiled]] = {}
@@ -124,17 +133,17 @@ def _fill(value: Any, arrays: Iterator[mx.array]) -> Any:
 
 
 def _get_compiled(function: Function, owner: nn.Module, structure: list[Any]) -> Callable[..., Any]:
-    """Return the compiled function that is kept for a network, a new one if the structure is new.
+    """Return the compiled function that is kept for a network, a new one if its structure is new.
 
-    Only the last structure is kept, so that the traces of a network do not become ever more.
+    Traces are kept of the last structure only, and of some shapes, so that they do not become ever
+    more.
     """
     if id(owner) not in _compiled:
         _compiled[id(owner)] = {}
         weakref.finalize(owner, _compiled.pop, id(owner), None).atexit = False
     kept = _compiled[id(owner)].get(function)
-    if kept is None or not _is_same(kept.structure, structure):
-        kept = Compiled(structure, _compile(function))
-        _compiled[id(owner)][function] = kept
+    if kept is None or len(kept.traced) >= MAX_TRACES or not _is_same(kept.structure, structure):
+        kept = _compiled[id(owner)][function] = _compile(function, structure)
     return kept.function
 
 
@@ -145,10 +154,12 @@ def _is_same(first: list[Any], second: list[Any]) -> bool:
     return False
 
 
-def _compile(function: Function) -> Callable[..., Any]:
-    """Return the function, compiled, which takes the arrays of a network instead of the network."""
+def _compile(function: Function, structure: list[Any]) -> Compiled:
+    """Return the function, compiled for networks of a structure."""
+    traced: list[Function] = []
 
     def call(arrays: list[mx.array], *arguments: Any) -> Any:
+        traced.append(function)
         return function(_fill(_called.network, iter(arrays)), *arguments)
 
-    return mx.compile(call)
+    return Compiled(mx.compile(call), structure, traced)
