@@ -17,7 +17,7 @@ import mlx.core as mx
 from tasks import pooled_width
 
 from stable_diffusion.denoising import Predict, make_predict
-from stable_diffusion.device import cpu_kernels
+from stable_diffusion.device import backend
 from stable_diffusion.model_io import loaders
 from stable_diffusion.model_io.weights import read_weights
 
@@ -81,7 +81,7 @@ def _as_on_a_gpu(compiled: bool) -> Iterator[None]:
     """Trace what a GPU would run; `mx.sort` stands for each launch of `mlx.core.fast`."""
     compile_ = mx.compile if compiled else lambda function, **_: function
     with (
-        mock.patch.object(cpu_kernels, "is_used", lambda: False),
+        mock.patch.object(backend, "find_backend", lambda: backend.Backend.METAL),
         mock.patch.object(mx, "compile", compile_),
         mock.patch.object(mx.fast, "layer_norm", lambda x, *_, **__: mx.sort(x)),
         mock.patch.object(

@@ -142,13 +142,14 @@ def _get_compiled(function: Function, owner: nn.Module, structure: list[Any]) ->
         _compiled[id(owner)] = {}
         weakref.finalize(owner, _compiled.pop, id(owner), None).atexit = False
     kept = _compiled[id(owner)].get(function)
-    if kept is None or len(kept.traced) >= MAX_TRACES or not _is_same(kept.structure, structure):
+    is_full = kept is not None and len(kept.traced) >= MAX_TRACES
+    if kept is None or is_full or not has_same_structure(kept.structure, structure):
         kept = _compiled[id(owner)][function] = _compile(function, structure)
     return kept.function
 
 
-def _is_same(first: list[Any], second: list[Any]) -> bool:
-    """Return whether two structures are the same."""
+def has_same_structure(first: list[Any], second: list[Any]) -> bool:
+    """Return whether two results of `collect` have the same structure."""
     with suppress(ValueError):  # of arrays that are no `mx.array`, whose comparison is an array
         return first == second
     return False
