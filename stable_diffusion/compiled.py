@@ -89,7 +89,7 @@ def run(function: Function, network: nn.Module, *arguments: Any, owner: Any = No
 def collect(network: nn.Module) -> Content:
     """Return the arrays of a network, private ones too, and everything else that it computes with.
 
-    Two networks of the same structure differ by nothing but their arrays.
+    Two networks of the same structure differ only in their arrays.
     """
     content = Content([], [])
     _collect(network, content)

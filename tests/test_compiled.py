@@ -240,7 +240,7 @@ def test_traces_do_not_become_ever_more(monkeypatch):
 
 
 def is_same(ours: np.ndarray, theirs: np.ndarray) -> bool:
-    """Return whether two pictures are the same, but for rounding, and not of one colour."""
+    """Return whether two pictures are the same, except for rounding, and not of one colour."""
     return abs(ours.astype(int) - theirs).max() <= 1 and theirs.std() > 10
 
 
