@@ -158,10 +158,10 @@ def start_checked(
 
 def evaluate_steps(latents: Denoising) -> mx.array:
     """Evaluate all steps, or those up to the first that is not finite; return the last latents."""
-    for x_t in latents:
-        if not is_finite(x_t):
+    for step in latents.evaluate():
+        if not step.is_finite:
             break
-    return x_t
+    return step.x_t
 
 
 def denoise_checked(

@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from . import check_arguments
+from . import check_arguments, compiled
 from .adapters.lora import copy_lora, load_lora, unload_lora
 from .adapters.textual_inversion import load_embedding
 from .clip import CLIPTextModel
@@ -219,8 +219,8 @@ class StableDiffusion:
         arguments = Arguments(text, n_images, num_steps, cfg_weight, negative_text, seed, options)
         generation = check_generation(arguments, self.config, self.sampler)
         strength = check_arguments.check_number("strength", strength, 0, 1)
-        mean, _ = self.autoencoder.encode(image[None])  # the most likely latents, without noise
-        x = mx.repeat(mean, len(generation.texts), axis=0)
+        mean, _ = compiled.run(type(self.autoencoder).encode, self.autoencoder, image[None])
+        x = mx.repeat(mean, len(generation.texts), axis=0)  # the most likely latents, without noise
         if strength == 0:
             return Denoising(lambda: yield_unchanged(x), 1, [x], generation.seed)
         num_steps = ensure_one_step(generation.num_steps, strength)

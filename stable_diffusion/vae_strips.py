@@ -13,6 +13,7 @@ from contextlib import suppress
 import mlx.core as mx
 import mlx.nn as nn
 
+from . import compiled
 from .device import cpu_kernels, kernel_calls
 from .layers import ResnetBlock2D, silu
 from .vae import AttentionBlock, Autoencoder, Decoder
@@ -47,7 +48,7 @@ def decode(autoencoder: Autoencoder, z: mx.array, tiled: bool | None = None) -> 
         # A transformation keeps all intermediate results: strips would save nothing.
         tiled = is_large and not kernel_calls.is_traced(z)
     if not tiled:
-        return autoencoder.decode(z)
+        return compiled.run(type(autoencoder).decode, autoencoder, z)
     z = autoencoder.unscale(z)
     return mx.concatenate([_decode_picture(autoencoder.decoder, picture[None]) for picture in z])
 

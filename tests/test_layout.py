@@ -20,7 +20,15 @@ LOWER = {"config", "device", "sampler", "tokenizer", "utils"}
 NETWORKS = {"attention", "clip", "layers", "unet", "vae"}
 BELOW_PIPELINE = {
     *(LOWER | NETWORKS),
-    *("adapters", "check_arguments", "conditioning", "denoising", "generation", "model_io"),
+    *(
+        "adapters",
+        "check_arguments",
+        "compiled",
+        "conditioning",
+        "denoising",
+        "generation",
+        "model_io",
+    ),
     *("quantize", "vae_strips"),
 }
 MAY_IMPORT: dict[str, set[str]] = {
@@ -37,9 +45,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "vae": {"attention", "config", "device", "layers"},
     "quantize": {"config", "device", "layers"},
     "latent_preview": {"images"},
-    "vae_strips": {"device", "layers", "vae"},
+    "vae_strips": {"compiled", "device", "layers", "vae"},
     "conditioning": {"clip", "config", "tokenizer", "utils"},
-    "denoising": {"config", "device", "sampler", "unet", "utils"},
+    "compiled": {"device"},
+    "merged_layers": {"compiled", "device"},
+    "denoising": {"attention", "compiled", "config", "device", "merged_layers", "sampler", "unet"},
     "model_io": LOWER | NETWORKS | {"quantize"},
     "adapters": LOWER | NETWORKS | {"model_io"},
     "check_arguments": {"conditioning", "config", "model_io", "sampler", "utils"},

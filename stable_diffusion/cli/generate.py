@@ -305,12 +305,12 @@ def _make_next_batch(
 
 def _run_steps(run: Run, latents: Denoising, n_pictures: int, preview: Preview | None) -> mx.array:
     """Run the steps of a batch, show previews of it, and return the last latents."""
-    for step, x_t in enumerate(run.progress.run_steps(latents, n_pictures), 1):
-        if not overflow.is_finite(x_t):
+    for number, step in enumerate(run.progress.run_steps(latents, n_pictures), 1):
+        if not step.is_finite:
             break  # later steps would not be finite either
         if preview is not None:
-            preview.show(step, len(latents), latents.estimate)
-    return x_t
+            preview.show(number, len(latents), latents.estimate)
+    return step.x_t
 
 
 def _decode(run: Run, x_0: mx.array) -> Iterator[np.ndarray]:
