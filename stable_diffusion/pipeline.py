@@ -47,7 +47,7 @@ from .quantize import is_quantized, quantize_text_encoder, quantize_unet
 from .sampler.noise import draw_latents
 from .sampler.sampler import Sampler
 from .sampler.schedule import Schedule, ensure_one_step
-from .vae_strips import decode
+from .vae_strips import decode, encode
 
 UNET = ("unet", "unet")  # attribute, and folder in the model
 
@@ -219,7 +219,7 @@ class StableDiffusion:
         arguments = Arguments(text, n_images, num_steps, cfg_weight, negative_text, seed, options)
         generation = check_generation(arguments, self.config, self.sampler)
         strength = check_arguments.check_number("strength", strength, 0, 1)
-        mean, _ = self.autoencoder.encode(image[None])  # the most likely latents, without noise
+        mean, _ = encode(self.autoencoder, image[None])  # the most likely latents, without noise
         x = mx.repeat(mean, len(generation.texts), axis=0)
         if strength == 0:
             return Denoising(lambda: yield_unchanged(x), 1, [x], generation.seed)

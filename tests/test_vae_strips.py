@@ -8,6 +8,7 @@ from parity import random_normal
 
 from stable_diffusion import StableDiffusion, vae_strips
 from stable_diffusion.config.networks import AutoencoderConfig
+from stable_diffusion.device import memory
 from stable_diffusion.model_io.loaders import load_autoencoder
 from stable_diffusion.vae import Autoencoder
 
@@ -34,7 +35,7 @@ def autoencoder(request, checkpoint) -> Autoencoder:
 @pytest.mark.parametrize("size", [(8, 8), (5, 9)])
 def test_strips_do_not_show(autoencoder, monkeypatch, strip, size):
     """They do not, with strips of one row, odd sizes, and attention in many parts."""
-    monkeypatch.setattr(vae_strips, "MAX_STRIP_PIXELS", strip)
+    monkeypatch.setattr(memory, "choose_strip_pixels", lambda _: strip)
     monkeypatch.setattr(vae_strips, "MAX_SCORES", 500)
     z = random_latents(autoencoder, 2, *size)
     whole = vae_strips.decode(autoencoder, z, tiled=False)
@@ -53,7 +54,7 @@ def test_a_single_strip(autoencoder):
 def test_what_strips_lack_would_show(monkeypatch, what):
     """With the statistics of one strip, or without the rows next to it, the result is wrong."""
     autoencoder = load_autoencoder("tiny")
-    monkeypatch.setattr(vae_strips, "MAX_STRIP_PIXELS", 500)
+    monkeypatch.setattr(memory, "choose_strip_pixels", lambda _: 500)
     if what == "statistics":
         monkeypatch.setattr(vae_strips, "_make_norm", lambda norm, _: norm)
     else:
@@ -87,7 +88,7 @@ def make_autoencoder() -> Autoencoder:
 
 def test_peak_memory(monkeypatch):
     """It holds the largest layer, the input of the last block, and one strip."""
-    monkeypatch.setattr(vae_strips, "MAX_STRIP_PIXELS", 2**11)
+    monkeypatch.setattr(memory, "choose_strip_pixels", lambda _: 2**11)
     autoencoder = make_autoencoder()
     z = random_latents(autoencoder, 1, 32, 32)
     largest_layer = 256 * 256 * 64 * 4
@@ -109,7 +110,7 @@ def test_large_pictures_are_decoded_in_strips_unasked(monkeypatch):
     monkeypatch.setattr(
         vae_strips, "_decode_picture", lambda *args: in_strips.append(1) or decode(*args)
     )
-    monkeypatch.setattr(vae_strips, "MAX_WHOLE_PIXELS", 64 * 64)
+    monkeypatch.setattr(memory, "choose_whole_pixels", lambda _: 64 * 64)
     small, large = random_latents(sd.autoencoder, 1, 8, 8), random_latents(sd.autoencoder, 1, 8, 9)
     for x, tiled, expected in (
         (small, None, 0),

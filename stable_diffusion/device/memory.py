@@ -13,6 +13,15 @@ SHORT_MEMORY = 12e9  # bytes: with less, as on Macs of 8 GB, memory is saved by 
 STEP_BYTES = 3_000  # per pixel, of a UNet step with guidance in half precision, without weights
 STEP_SHARE = 1 / 8  # of the memory, for the pictures that are denoised together
 CPU_PIXELS = 512 * 512  # enough to keep a CPU busy
+
+CPU_WHOLE_PIXELS = 768 * 768  # of a picture: larger ones are decoded in strips
+CPU_STRIP_PIXELS = 2**15  # 32 MB in float32 at the 256 channels of the widest layer
+
+WHOLE_SHARE = 1 / 4  # of the memory, for pictures that are decoded at once
+WHOLE_NUMBERS = 1_800  # in memory for each pixel
+STRIP_SHARE = 1 / 16
+STRIP_NUMBERS = 2_000
+
 MIN_BYTES_PER_WEIGHT = 0.5  # 4 bits
 
 CACHE_SHARE = 1 / 16  # of the memory, for buffers that MLX keeps for the next step
@@ -44,6 +53,28 @@ def choose_batch_pixels() -> int:
     if backend.is_gpu():
         return int(read_total_memory() * STEP_SHARE / STEP_BYTES)
     return CPU_PIXELS
+
+
+def choose_whole_pixels(itemsize: int) -> int:
+    """Return how many pixels the VAE may decode at once: of a picture, or on a GPU of a batch.
+
+    Args:
+        itemsize: bytes of a number.
+    """
+    if backend.is_gpu():
+        return int(read_total_memory() * WHOLE_SHARE / (WHOLE_NUMBERS * itemsize))
+    return CPU_WHOLE_PIXELS
+
+
+def choose_strip_pixels(itemsize: int) -> int:
+    """Return how many pixels of a larger picture the VAE decodes or encodes at once.
+
+    Args:
+        itemsize: bytes of a number.
+    """
+    if backend.is_gpu():
+        return int(read_total_memory() * STRIP_SHARE / (STRIP_NUMBERS * itemsize))
+    return CPU_STRIP_PIXELS
 
 
 def require_room(n_weights: int, where: str) -> None:
