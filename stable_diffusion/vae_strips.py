@@ -116,10 +116,14 @@ def _encode_picture(encoder: Encoder, x: mx.array) -> mx.array:
     return encoder.conv_out(x, norm=encoder.conv_norm_out, activation=silu)
 
 
-def _evaluate(*arrays: mx.array) -> None:
-    """Compute arrays now, unless MLX is tracing them for a transformation, which computes later."""
+def _evaluate(*arrays: mx.array, waits: bool = True) -> None:
+    """Compute arrays now, unless MLX is tracing them for a transformation, which computes later.
+
+    Args:
+        waits: whether to wait for the results.
+    """
     with suppress(ValueError):
-        mx.eval(arrays)
+        (mx.eval if waits else mx.async_eval)(arrays)
 
 
 def _split(x: mx.array, n_pixels: int, multiple: int = 1) -> Strips:
@@ -225,13 +229,12 @@ def _make_norm(norm: nn.GroupNorm, strips: Strips) -> Function:
         """Return the mean of function(x) over all pixels and each channel's group: [C]."""
         total, n_pixels = mx.zeros(strips[0].shape[-1]), 0
         for strip in strips:
-            # After the strip before it, or MLX might compute function(x) of all strips at once.
-            x = mx.depends(strip, total).astype(mx.float32)
             # Sums of sums: adding a million terms one by one would lose digits.
-            total = total + function(x).sum(axis=2).sum(axis=(0, 1))
+            total = total + function(strip.astype(mx.float32)).sum(axis=2).sum(axis=(0, 1))
             n_pixels += strip.shape[1] * strip.shape[2]
-            if not backend.is_gpu():
-                _evaluate(total)  # takes a CPU no time, and saves memory
+            # One after another, or MLX might compute `function` of all strips first. Only a CPU
+            # needs no time to wait for each.
+            _evaluate(total, waits=not backend.is_gpu())
         means = (total / n_pixels).reshape(norm.num_groups, -1).mean(axis=1)
         return mx.repeat(means, len(total) // norm.num_groups)
 

@@ -21,7 +21,7 @@ NETWORKS = {"clip", "layers", "unet", "vae"}
 BELOW_PIPELINE = {
     *(LOWER | NETWORKS),
     *("adapters", "check_arguments", "conditioning", "denoising", "generation", "model_io"),
-    *("quantize", "vae_strips"),
+    *("precision", "quantize", "vae_strips"),
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "utils": set(),
@@ -41,10 +41,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "denoising": {"config", "device", "sampler", "unet", "utils"},
     "model_io": LOWER | NETWORKS | {"quantize"},
     "adapters": LOWER | NETWORKS | {"model_io"},
+    "precision": {"adapters", "model_io", "quantize"},
     "check_arguments": {"conditioning", "config", "model_io", "sampler", "utils"},
     "generation": {"check_arguments", "conditioning", "config", "sampler"},
     "pipeline": BELOW_PIPELINE,
-    "overflow": BELOW_PIPELINE | {"pipeline"},
+    "faults": {"utils"},
+    "step_memory": {"config", "device"},
+    "overflow": BELOW_PIPELINE | {"faults", "pipeline"},
     "version": set(),
     "__init__": {"device", "pipeline", "version"},
     "__main__": {"cli"},
