@@ -236,7 +236,7 @@ class StableDiffusion:
         """Return pictures [B, f·h, f·w, 3] in [0, 1] of latents [B, h, w, C].
 
         f is the VAE's factor. If `tiled`, they are decoded in strips, which takes less memory, and
-        computed now, not lazily. If it is None, pictures above 768×768 pixels are.
+        computed now, not lazily. If it is None, pictures that are large for the memory are.
         """
         x = self.decode_unclipped(x_t, tiled)
         # An infinite number must not become white or black.

@@ -261,7 +261,7 @@ MEMORY_AND_SPEED = (
         "decode in strips, which takes less memory and looks the same",
         kind="switch",
         default=False,
-        default_text="above 768x768",
+        default_text="by size and memory",
     ),
     Option(
         "--low-memory",
