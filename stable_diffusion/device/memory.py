@@ -57,13 +57,6 @@ def choose_step_bytes() -> int:
     return int(read_total_memory() * STEP_SHARE)
 
 
-def choose_score_bytes() -> int:
-    """Return how many bytes of the scores of an attention may be stored at once."""
-    if backend.is_gpu():
-        return int(read_total_memory() * SCORE_SHARE)
-    return CPU_SCORE_BYTES
-
-
 def choose_whole_pixels(itemsize: int) -> int:
     """Return how many pixels the VAE may decode at once: of a picture, or on a GPU of a batch.
 
@@ -84,6 +77,13 @@ def choose_strip_pixels(itemsize: int) -> int:
     if backend.is_gpu():
         return int(read_total_memory() * STRIP_SHARE / (STRIP_NUMBERS * itemsize))
     return CPU_STRIP_PIXELS
+
+
+def choose_score_bytes() -> int:
+    """Return how many bytes of the scores of an attention may be stored at once."""
+    if backend.is_gpu():
+        return int(read_total_memory() * SCORE_SHARE)
+    return CPU_SCORE_BYTES
 
 
 def require_room(n_weights: int, where: str) -> None:
