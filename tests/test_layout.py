@@ -20,16 +20,8 @@ LOWER = {"config", "device", "sampler", "tokenizer", "utils"}
 NETWORKS = {"attention", "clip", "layers", "unet", "vae"}
 BELOW_PIPELINE = {
     *(LOWER | NETWORKS),
-    *(
-        "adapters",
-        "check_arguments",
-        "compiled",
-        "conditioning",
-        "denoising",
-        "generation",
-        "model_io",
-    ),
-    *("quantize", "vae_strips"),
+    *("adapters", "check_arguments", "compiled", "conditioning", "denoising", "generation"),
+    *("model_io", "precision", "quantize", "vae_strips"),
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "utils": set(),
@@ -52,10 +44,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "denoising": {"attention", "compiled", "config", "device", "merged_layers", "sampler", "unet"},
     "model_io": LOWER | NETWORKS | {"quantize"},
     "adapters": LOWER | NETWORKS | {"model_io"},
+    "precision": {"adapters", "model_io", "quantize"},
     "check_arguments": {"conditioning", "config", "model_io", "sampler", "utils"},
     "generation": {"check_arguments", "conditioning", "config", "sampler"},
     "pipeline": BELOW_PIPELINE,
-    "overflow": BELOW_PIPELINE | {"pipeline"},
+    "faults": {"utils"},
+    "step_memory": {"config", "device"},
+    "overflow": BELOW_PIPELINE | {"faults", "pipeline"},
     "version": set(),
     "__init__": {"device", "pipeline", "version"},
     "__main__": {"cli"},
