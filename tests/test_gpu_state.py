@@ -5,7 +5,6 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from functools import partial
 from contextlib import closing
 from pathlib import Path
 
@@ -24,9 +23,9 @@ from stable_diffusion import StableDiffusion
 from stable_diffusion.denoising import Denoising
 from stable_diffusion.device.backend import Backend
 from stable_diffusion.layers import Conv3x3
-from stable_diffusion.vae import Autoencoder
 
 SAME = 50  # dB at least between equal pictures
+HALF = 45  # dB at least between pictures in half and in single precision
 OTHER = 40  # dB at most between pictures of different weights
 
 
@@ -65,8 +64,8 @@ def write_lora(file: Path, seed: int) -> Path:
     for name, (inputs, n_outputs) in layers.items():
         down = random.normal(size=(2, *inputs))
         up = random.normal(size=(n_outputs, 2, *[1] * (len(inputs) - 1)))
-        tensors[f"{name}.lora_A.weight"] = down.astype(np.float32) / 4
-        tensors[f"{name}.lora_B.weight"] = up.astype(np.float32) / 4
+        tensors[f"{name}.lora_A.weight"] = down.astype(np.float32) / 2
+        tensors[f"{name}.lora_B.weight"] = up.astype(np.float32) / 2
     save_file(tensors, file)
     return file
 
@@ -120,20 +119,21 @@ def list_changes(folder: Path) -> dict[str, Change]:
 
 
 def test_changed_weights_are_seen(checkpoint, tmp_path):
-    """After each change the picture is that of the CPU, which keeps nothing, and another one."""
+    """Each change changes the picture, to that of the CPU, which keeps nothing between pictures."""
     folder = checkpoint("sd-1")
     with as_on(Backend.METAL):
         ours = StableDiffusion(folder)
     cpu = StableDiffusion(folder)
-    last = pictures(cpu, begin(cpu))
+    options = {"num_steps": 2, "cfg_weight": 1.0}
+    last = None
     for name, change in {"nothing": lambda sd: None, **list_changes(tmp_path)}.items():
         change(cpu)
-        expected = pictures(cpu, begin(cpu))
+        expected = pictures(cpu, begin(cpu, **options))
         with as_on(Backend.METAL), without_fusing():
             change(ours)
-            picture = pictures(ours, begin(ours))
+            picture = pictures(ours, begin(ours, **options))
         assert psnr(picture, expected) >= SAME, name
-        assert name == "nothing" or psnr(expected, last) < OTHER, name
+        assert last is None or psnr(expected, last) < OTHER, name
         last = expected
 
 
@@ -190,11 +190,10 @@ def test_float32_in_the_middle(checkpoint, model):
     mx.eval(next(latents))
     sd.use_float32()
     latents.restart()
-    begun = begin(sd)
-    assert psnr(np.array(sd.decode(finish(begun))), np.array(sd.decode(finish(begin(model()))))) > SAME
-    # The text was embedded in half precision.
-    assert mx.isfinite(finish(latents)).all().item()
-    assert latents.prediction.dtype == mx.float32
+    expected = pictures(model(), begin(model()))
+    assert psnr(pictures(sd, begin(sd)), expected) >= SAME
+    # The text of the batch that had begun was embedded in half precision.
+    assert psnr(pictures(sd, latents), expected) >= HALF
 
 
 def fail_once(monkeypatch: pytest.MonkeyPatch, owner: type, error: BaseException) -> None:

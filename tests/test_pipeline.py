@@ -15,7 +15,6 @@ from PIL import Image
 
 from stable_diffusion import StableDiffusion, StableDiffusionXL
 from stable_diffusion.denoising import rescale_guidance
-from stable_diffusion.device import cpu_kernels
 from stable_diffusion.images.arrays import to_uint8
 from stable_diffusion.model_io.loaders import load_model_config
 from stable_diffusion.pipeline import pipeline_class
@@ -141,26 +140,6 @@ def test_mistakes_show(model, oracle, kind, monkeypatch):
         later = lambda unet, x, t, *rest, by=shift: predict(unet, x, t + by, *rest)  # noqa: E731
         monkeypatch.setattr(UNetModel, "__call__", later)
         assert psnr(generate(sd, **right), theirs) < at_most
-
-
-@pytest.mark.parametrize("kind", ["sd-1", "sdxl"])  # without and with pooled embeddings
-def test_compiled_steps(model, kind, monkeypatch):
-    """A GPU runs the step compiled, without the kernels of the CPU: the picture is the same.
-
-    A CPU compiles every norm of another size for a second or two, hence the smallest latents.
-    """
-    sd = model(kind)
-    options = {"n_images": 2, "cfg_weight": 3.0, "latent_size": (1, 1)}
-    usual = generate(sd, **options)
-    monkeypatch.setattr(cpu_kernels, "is_used", lambda: False)
-    monkeypatch.setattr(cpu_kernels, "supports", lambda x: False)
-    compiled = []
-    compile_ = mx.compile
-    monkeypatch.setattr(
-        mx, "compile", lambda *args, **kwargs: compiled.append(1) or compile_(*args, **kwargs)
-    )
-    assert psnr(generate(sd, **options), usual) >= SAME
-    assert compiled
 
 
 def test_prompt_embeddings_equal_diffusers(model, oracle, kind):
