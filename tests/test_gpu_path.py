@@ -197,6 +197,21 @@ def test_half_precision_is_for_the_networks_alone(load, monkeypatch):
     assert latents.inputs[0].dtype == mx.float32 and latents.inputs[1].dtype == mx.float16
 
 
+def test_guidance_exceeds_half_precision(load, monkeypatch):
+    """The difference of the two predictions does, and so does the result."""
+    sd = load("sd-1", METAL, float16=True)
+
+    def predict(unet: UNetModel, x: mx.array, *_) -> mx.array:
+        ones = mx.ones_like(x[: len(x) // 2])
+        return mx.concatenate([4e4 * ones, -4e4 * ones])
+
+    monkeypatch.setattr(UNetModel, "__call__", predict)
+    with as_on(METAL), without_fusing():
+        latents = begin(sd, cfg_weight=4.0)
+        next(latents)
+    assert (latents.prediction == -4e4 + 4 * 8e4).all().item()
+
+
 def test_a_fused_step(checkpoint):
     """`mx.compile` with all of its work gives the same numbers, to the bit, in half precision.
 
