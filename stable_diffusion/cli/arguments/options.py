@@ -333,7 +333,7 @@ REPORTS = (
     ),
     Option(
         "--version",
-        "print the versions of this program and of MLX, and the device",
+        "print the versions of this program and of MLX, and what computes: cpu, metal or cuda",
         kind="print",
         show=list_models.describe_version,
     ),
