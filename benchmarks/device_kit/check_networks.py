@@ -32,7 +32,7 @@ def check_sd_1(options: Options) -> Findings:
     return _check_real("sd-1.5", side=16)
 
 
-def check_sd_1_at_512(options: Options) -> Findings:
+def check_512(options: Options) -> Findings:
     """Check the UNet of SD 1.5 for pictures of 512×512, where Metal chooses Winograd."""
     model = find_model("sd-1.5")
     return check_cases(iter([unet_case("UNet, 512×512", model.unet, 64)]), _choose_precisions())

@@ -57,12 +57,15 @@ class Options:
 class Findings:
     """The checks and figures of a part, and notes about what was left out.
 
-    Each figure is a row of the part's table: values by the titles of their columns.
+    Attributes:
+        figures: the rows of the part's table: values by the titles of their columns.
+        facts: what the other parts are planned by; not in the tables.
     """
 
     checks: list[Check] = field(default_factory=list)
     figures: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def compare(
         self, what: str, result: np.ndarray, right: np.ndarray, limits: Limits | None
@@ -73,11 +76,10 @@ class Findings:
         verdict = "" if check.is_passed else ": FAILED"
         print(f"  {what}: {check.error:.1e}, {check.psnr:.0f} dB{verdict}", flush=True)
 
-    def measure(self, **row: Any) -> None:
-        """Add a row of figures, and print it."""
-        named = {title.replace("_", " "): value for title, value in row.items()}
-        self.figures.append(named)
-        print("  " + ", ".join(f"{title}: {value}" for title, value in named.items()), flush=True)
+    def measure(self, row: dict[str, Any]) -> None:
+        """Add a row of figures, by the titles of their columns, and print it."""
+        self.figures.append(row)
+        print("  " + ", ".join(f"{title}: {value}" for title, value in row.items()), flush=True)
 
     def note(self, text: str) -> None:
         """Add a note, and print it."""
@@ -96,7 +98,12 @@ class Findings:
             }
             for check in self.checks
         ]
-        return {"checks": checks, "figures": self.figures, "notes": self.notes}
+        return {
+            "checks": checks,
+            "figures": self.figures,
+            "notes": self.notes,
+            "facts": self.facts,
+        }
 
 
 def relative_l2(result: np.ndarray, right: np.ndarray) -> float:

@@ -12,7 +12,6 @@ import mlx.core as mx
 
 import stable_diffusion
 from stable_diffusion.device import backend
-from stable_diffusion.device.cpu_cores import count_cores
 
 from .devices import has_gpu
 from .findings import Findings, Options
@@ -26,7 +25,12 @@ def describe_machine(options: Options) -> Findings:
     """Return what the machine is, a row for each fact."""
     findings = Findings()
     for title, value in (_describe_device() | _describe_system() | describe_versions()).items():
-        findings.measure(fact=title, value=value)
+        findings.measure({"fact": title, "value": value})
+    findings.facts = {
+        "backend": find_backend(),
+        "device": find_device_name(),
+        "usable_bytes": read_usable_memory(),
+    }
     if not has_gpu():
         findings.note(
             "no GPU: the CPU is compared with itself, by MLX's own operations, chosen as on Metal"
@@ -37,6 +41,17 @@ def describe_machine(options: Options) -> Findings:
 def find_backend() -> str:
     """Return the backend of MLX: "metal", "cuda" or "cpu"."""
     return str(backend.find_backend())
+
+
+def find_device_name() -> str:
+    """Return the name of the device, such as "Apple M2 Pro"."""
+    return str(mx.device_info().get("device_name", "unnamed device"))
+
+
+def make_key(is_quick: bool) -> dict[str, Any]:
+    """Return what must be equal for results to be used again."""
+    device = {"device": find_device_name(), "backend": find_backend(), "quick": is_quick}
+    return device | describe_versions()
 
 
 def read_usable_memory() -> int:
@@ -68,7 +83,7 @@ def _describe_system() -> dict[str, str]:
     facts = {
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "memory": f"{_read_system_memory() / 1e9:.1f} GB",
-        "cores": str(count_cores()),
+        "cores": str(os.cpu_count()),
     }
     if platform.system() == "Darwin":
         facts["macOS"] = platform.mac_ver()[0]
