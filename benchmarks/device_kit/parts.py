@@ -55,6 +55,7 @@ PARTS = (
     _Quick("pictures", "Pictures of `tiny`", check_pictures.check_pictures, 25),
     _Quick("small-choices", "Choices by device, small", check_choices.check_small, 15),
     Part("choices", "Choices by device", check_choices.check_real, 40, device=60, cpu=1, memory=6),
+    Part("compiled", "A compiled step", check_choices.check_compiled, 60, device=10, memory=4),
     _convolutions("convolutions", "Convolutions", check_convolutions.check),
     _convolutions(
         "convolutions-direct",
