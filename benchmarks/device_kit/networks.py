@@ -17,8 +17,6 @@ from stable_diffusion.model_io.loaders import load_model_config
 from stable_diffusion.unet import UNetModel
 from stable_diffusion.vae import Autoencoder
 
-from .devices import on_cpu
-
 BLOCK = 4_194_301  # numbers that are drawn; a prime, so that no two rows of a matrix are equal
 
 # Narrow networks with the heads and the parts of the real ones, which take no time.
@@ -74,36 +72,27 @@ def find_model(name: str) -> Model:
 
 
 def fill(network: nn.Module, dtype: mx.Dtype = mx.float32) -> nn.Module:
-    """Give a network random weights, the same on every machine; return it.
+    """Give a network random weights, the same on every machine and in every type; return it.
 
-    All are numbers of half precision, so that a network in float16 has the same weights. A layer
-    keeps the variance of its input.
+    Layers about keep the variance of their input.
     """
-    block = mx.array(np.random.default_rng(0).uniform(-1, 1, BLOCK).astype(np.float32))
-    with on_cpu():
-        weights = _draw_weights(network, block, dtype)
-    network.update(tree_unflatten(weights))
-    return network
-
-
-def _draw_weights(
-    network: nn.Module, block: mx.array, dtype: mx.Dtype
-) -> list[tuple[str, mx.array]]:
-    """Return the weights that `fill` gives a network, by their paths."""
-    weights = []
+    # Billions of numbers would take minutes to draw: weights share those of one block.
+    numbers = np.random.default_rng(0).uniform(-1, 1, BLOCK).astype(np.float16)
+    block = mx.array(numbers).astype(dtype)
     for i, (path, value) in enumerate(tree_flatten(network.parameters())):
-        # Billions of numbers would take minutes to draw: weights share those of one block.
         start = 7919 * i % BLOCK
         n_blocks = math.ceil((start + value.size) / BLOCK)
-        numbers = mx.concatenate([block] * n_blocks)[start : start + value.size]
-        numbers = numbers.reshape(value.shape)
+        weight = mx.concatenate([block] * n_blocks)[start : start + value.size]
+        # Scaled by powers of two, which round nothing, on any device.
         if value.ndim > 1:
-            numbers = numbers * math.sqrt(3 / math.prod(value.shape[1:]))
-        else:  # the weight of a norm, or a bias
-            numbers = 0.1 * numbers + (1 if path.endswith("weight") else 0)
-        weights.append((path, numbers.astype(mx.float16).astype(dtype)))
-        mx.eval(weights[-1][1])
-    return weights
+            weight = weight * 2.0 ** round(math.log2(3 / math.prod(value.shape[1:])) / 2)
+        else:
+            offset = 1.0 if path.endswith("weight") else 0.0  # of a norm, or a bias
+            weight = (weight / 8 + offset).astype(mx.float16).astype(dtype)
+        weight = weight.reshape(value.shape)
+        mx.eval(weight)
+        network.update(tree_unflatten([(path, weight)]))
+    return network
 
 
 def set_dtype(network: nn.Module, dtype: mx.Dtype) -> None:

@@ -54,6 +54,7 @@ PARTS = (
     _Quick("small", "Narrow networks", check_networks.check_small, 8),
     _Quick("pictures", "Pictures of `tiny`", check_pictures.check_pictures, 25),
     _Quick("small-choices", "Choices by device, small", check_choices.check_small, 15),
+    _Quick("step-small", "A small step", measure.measure_small, 20, device=1, memory=5),
     Part("choices", "Choices by device", check_choices.check_real, 40, device=60, cpu=1, memory=6),
     Part("compiled", "A compiled step", check_choices.check_compiled, 60, device=10, memory=4),
     _convolutions("convolutions", "Convolutions", check_convolutions.check),

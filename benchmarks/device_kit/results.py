@@ -56,8 +56,9 @@ class Results:
         try:
             content = json.loads(self.file.read_text())
         except ValueError:
-            return
-        if content.get("schema") == SCHEMA and content.get("key") == self.key:
+            content = None
+        kind = {"schema": SCHEMA, "key": self.key}
+        if isinstance(content, dict) and {**content, **kind} == content:
             self.parts = {name: Result(**result) for name, result in content["parts"].items()}
             self.is_continued = True
 
@@ -80,4 +81,5 @@ class Results:
     def fact(self, part: str, name: str, otherwise: Any = None) -> Any:
         """Return a fact that a part has found; see `Findings.facts`."""
         result = self.parts.get(part)
-        return otherwise if result is None else result.findings["facts"].get(name, otherwise)
+        facts = {} if result is None else result.findings.get("facts", {})
+        return facts.get(name, otherwise)
