@@ -17,6 +17,12 @@ from .devices import has_gpu
 from .findings import Findings, Options
 
 ROOT = Path(__file__).parents[2]
+# Of `mx.device_info`; others, such as serial numbers, belong to nobody else.
+PUBLIC_KEYS = {
+    *("device_name", "architecture", "memory_size", "max_buffer_length"),
+    *("max_recommended_working_set_size", "total_memory", "free_memory"),
+    *("compute_capability_major", "compute_capability_minor"),
+}
 # What a process may use of the memory: Metal recommends two thirds to three quarters.
 USABLE_SHARE = 0.75
 
@@ -74,6 +80,8 @@ def describe_versions() -> dict[str, str]:
 def _describe_device() -> dict[str, str]:
     facts = {"backend": find_backend()}
     for key, value in mx.device_info().items():
+        if key not in PUBLIC_KEYS:
+            continue
         is_size = isinstance(value, int) and value > 1e6
         facts[key.replace("_", " ")] = f"{value / 1e9:.1f} GB" if is_size else str(value)
     return facts | {"usable memory": f"{read_usable_memory() / 1e9:.1f} GB"}

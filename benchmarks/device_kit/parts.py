@@ -1,17 +1,19 @@
 """The parts of the kit, in the order in which they run. A new part is a row here.
 
-Each runs in a process of its own. `seconds` is what it takes apart from arithmetic, and `device`
-and `cpu` are the arithmetic of one run, in TFLOP, from which its time on a machine is estimated.
+Each runs in a process of its own. The numbers of a row say how long it takes: `seconds` apart from
+arithmetic, and the arithmetic of the device and of the CPU, in TFLOP.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from functools import partial
 
 from . import check_choices, check_convolutions, check_networks, check_pictures, machine, measure
 from .findings import Findings, Options
 
-METAL, GPUS, ALL = {"metal"}, {"metal", "cuda"}, {"metal", "cuda", "cpu"}
+METAL = frozenset({"metal"})
+GPUS = METAL | {"cuda"}
+ALL = GPUS | {"cpu"}
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,10 @@ class Part:
         run: does the part, in a process of its own.
         seconds: its time apart from arithmetic.
         device, cpu: the arithmetic on the device that is tried, and on the CPU, in TFLOP.
+        seconds_on_cpu: its whole time if a CPU of two cores is tried; None if it does the same
+            there as on a GPU.
         memory: what it needs, in GB.
-        is_quick: whether `--quick` runs it, too.
+        is_quick, is_full: whether it runs with `--quick`, and without.
         backends: those on which it means anything.
         environment: variables of its process.
     """
@@ -34,29 +38,35 @@ class Part:
     seconds: float
     device: float = 0
     cpu: float = 0
+    seconds_on_cpu: float | None = None
     memory: float = 1
     is_quick: bool = False
-    backends: set[str] = field(default_factory=lambda: ALL)
+    is_full: bool = True
+    backends: Set[str] = ALL
     environment: Mapping[str, str] = field(default_factory=dict)
 
-    def estimate(self, rate: float, cpu_rate: float) -> float:
+    def estimate(self, backend: str, rate: float, cpu_rate: float) -> float:
         """Return about how long it takes, in seconds, at rates of products in FLOP/s."""
+        if backend == "cpu" and self.seconds_on_cpu is not None:
+            return self.seconds_on_cpu
         return self.seconds + 1e12 * (self.device / rate + self.cpu / cpu_rate)
 
 
-_Quick = partial(Part, is_quick=True)
+_quick = partial(Part, is_quick=True)
+_choices = partial(Part, seconds_on_cpu=60, memory=6)
 _networks = partial(Part, device=2, cpu=1)
-_convolutions = partial(Part, seconds=10, device=12, cpu=1.2, memory=3)
+_convolutions = partial(Part, seconds=10, device=12, cpu=1.2, seconds_on_cpu=3, memory=3)
 
+PLANNING = ("machine", "rates")  # parts that the others are planned by
 PARTS = (
-    _Quick("machine", "The machine", machine.describe_machine, 2),
-    _Quick("rates", "What the device could do", measure.measure_rates, 10),
-    _Quick("small", "Narrow networks", check_networks.check_small, 8),
-    _Quick("pictures", "Pictures of `tiny`", check_pictures.check_pictures, 25),
-    _Quick("small-choices", "Choices by device, small", check_choices.check_small, 15),
-    _Quick("step-small", "A small step", measure.measure_small, 20, device=1, memory=5),
-    Part("choices", "Choices by device", check_choices.check_real, 40, device=60, cpu=1, memory=6),
-    Part("compiled", "A compiled step", check_choices.check_compiled, 60, device=10, memory=4),
+    _quick("machine", "The machine", machine.describe_machine, 2),
+    _quick("rates", "What the device could do", measure.measure_rates, 10),
+    _quick("small", "Narrow networks", check_networks.check_small, 8),
+    _quick("pictures", "Pictures of `tiny`", check_pictures.check_pictures, 25),
+    _quick("small-choices", "Choices by device, small", check_choices.check_small, 15),
+    _quick("step-small", "A small step", measure.measure_small, 20, memory=5, is_full=False),
+    _choices("choices", "Choices by device", check_choices.check_real, 40, device=60),
+    _choices("compiled", "A compiled step", check_choices.check_compiled, 40, device=10),
     _convolutions("convolutions", "Convolutions", check_convolutions.check),
     _convolutions(
         "convolutions-direct",
@@ -72,20 +82,14 @@ PARTS = (
         backends=GPUS,
         environment=check_convolutions.TF32,
     ),
-    Part(
-        "sd-1.5", "Networks of SD 1.5", check_networks.check_sd_1, 20, device=1, cpu=0.6, memory=5
-    ),
+    _networks("sd-1.5", "Networks of SD 1.5", check_networks.check_sd_1, 20, memory=5),
     Part("decode-512", "Decoding 512×512", measure.measure_decode_512, 12, device=6, memory=4),
     Part("step-sd-1.5", "A step of SD 1.5", measure.measure_sd_1, 25, device=8, memory=4),
     Part("step-sd-2.1", "A step of SD 2.1", measure.measure_sd_2, 25, device=8, memory=4),
     Part("step-sdxl", "A step of SDXL", measure.measure_sdxl, 45, device=50, memory=9),
     Part("decode-1024", "Decoding 1024×1024", measure.measure_decode_1024, 12, device=22, memory=6),
     Part("step-768", "A step of SD 2.1, 768×768", measure.measure_768, 25, device=20, memory=5),
-    Part(
-        "sd-2.1", "Networks of SD 2.1", check_networks.check_sd_2, 20, device=1, cpu=0.4, memory=5
-    ),
-    Part(
-        "sd-1.5-512", "SD 1.5 at 512×512", check_networks.check_512, 15, device=2, cpu=1, memory=6
-    ),
+    _networks("sd-2.1", "Networks of SD 2.1", check_networks.check_sd_2, 20, memory=5),
+    _networks("sd-1.5-512", "SD 1.5 at 512×512", check_networks.check_512, 15, memory=6),
     _networks("sdxl", "Networks of SDXL", check_networks.check_sdxl, 50, memory=13),
 )

@@ -1,4 +1,4 @@
-"""The results of parts in a file, so that a second call goes on where the first one ended."""
+"""The results of parts in a file, so that a second call continues them."""
 
 import json
 from dataclasses import dataclass, field

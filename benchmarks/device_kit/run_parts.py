@@ -41,6 +41,7 @@ def run_parts(
             print(f"{heading}: done before", flush=True)
             continue
         seconds = part.estimate(
+            results.fact("machine", "backend", ""),
             results.fact("rates", "rate", DEFAULT_RATES[0]),
             results.fact("rates", "cpu_rate", DEFAULT_RATES[1]),
         )
@@ -65,7 +66,7 @@ def find_reason_to_leave_out(
 
     Args:
         seconds: how long it takes, about.
-        left: what is left of the budget, in seconds.
+        left: the rest of the budget, in seconds.
     """
     backend = results.fact("machine", "backend")
     if backend is not None and backend not in part.backends:
