@@ -18,6 +18,7 @@ from .findings import Findings, Options
 from .networks import fill, find_model
 from .timing import (
     measure_copy_rate,
+    measure_once,
     measure_product_rate,
     measure_queued_seconds,
     measure_seconds,
@@ -133,12 +134,14 @@ def _measure(what: str, run: Callable[[], mx.array], work: int, dtype: mx.Dtype)
     """Return a row: the time of `run`, its memory, and the time of its products alone."""
     mx.clear_cache()
     mx.reset_peak_memory()
+    first = measure_once(run)
     seconds = measure_seconds(run)
     peak = mx.get_peak_memory()
     floor = work / measure_product_rate(GPU_MATRIX // 2 if has_gpu() else MATRIX, dtype)
     return {
         "computed": what,
         "time": _format(seconds),
+        "the first time": _format(first),
         "products": f"{work / 1e12:.2f} TFLOP",
         "time of the products": _format(floor),
         "memory of MLX": f"{peak / 1e9:.2f} GB",

@@ -12,6 +12,13 @@ MAX_REPEATS = 7
 MAX_SECONDS = 8.0  # for the repeats of one measurement
 
 
+def measure_once(run: Callable[[], mx.array]) -> float:
+    """Return the time of `run`, evaluated once."""
+    start = time.perf_counter()
+    mx.eval(run())
+    return time.perf_counter() - start
+
+
 def measure_seconds(
     run: Callable[[], mx.array], max_seconds: float = MAX_SECONDS, together: int = 1
 ) -> float:

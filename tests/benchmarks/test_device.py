@@ -291,8 +291,8 @@ def test_a_process_gets_its_variables_and_options(kit, program, tmp_path):
 
 
 def test_the_program_runs_a_part_and_reports(kit, tmp_path, capfd):
-    """Really: a process that asks MLX. The rest does not fit into six seconds."""
-    assert kit.device.main(["--quick", "--minutes", "0.1", "--out", str(tmp_path)]) == 0
+    """Really: a process that asks MLX. The rest does not fit into nine seconds."""
+    assert kit.device.main(["--quick", "--minutes", "0.15", "--out", str(tmp_path)]) == 0
     report = (tmp_path / "device.md").read_text()
     content = json.loads((tmp_path / "device.json").read_text())
     assert content["schema"] == 1 and content["key"]["quick"] is True
