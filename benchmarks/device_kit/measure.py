@@ -3,10 +3,12 @@
 from collections.abc import Callable
 
 import mlx.core as mx
+from operations import count_step
 from real_sizes import MODELS
 from tasks import TIMESTEP, pooled_width, random_normal
 
 from stable_diffusion.denoising import Predict, make_predict
+from stable_diffusion.device import backend
 from stable_diffusion.device.memory import read_peak_memory
 from stable_diffusion.unet import UNetModel
 from stable_diffusion.vae import Autoencoder
@@ -104,8 +106,23 @@ def _measure_step(name: str, n_pixels: int) -> Findings:
     row = _measure(what, lambda: step(x), work, dtype)
     if has_gpu():  # a CPU computes at once: nothing is queued
         row["next step queued"] = _format(measure_queued_seconds(step, x, QUEUED_STEPS))
+        if n_pixels == MODELS[name].size:
+            row |= _describe_launches(name)
     findings.measure(row)
     return findings
+
+
+def _describe_launches(name: str) -> dict[str, str]:
+    """Return what a step launches and writes, by MLX's graph, and how long the writing takes.
+
+    Reading takes at least as long, so the time is that of copying.
+    """
+    launched, n_bytes = count_step(name, backend.find_backend(), guidance=True)
+    return {
+        "launched": f"{launched:,}",
+        "written": f"{n_bytes / 1e9:.2f} GB",
+        "time of copying it": _format(2 * n_bytes / measure_copy_rate(GPU_COPIED)),
+    }
 
 
 def _make_predict(unet: UNetModel, n_pixels: int, dtype: mx.Dtype) -> Predict:
