@@ -178,7 +178,7 @@ def main() -> None:
     if whole:
         report += ["", *measure_memory(folder)]
     if not args.only:
-        report += ["", *count_operations(folder)]
+        report += ["", *count_operations()]
     (args.out / "bench.md").write_text("\n".join(report) + "\n")
     print("\n".join(report))
     plot(rows, rate, args.out / "bench.png")
@@ -227,27 +227,11 @@ def measure_memory(folder: Path) -> list[str]:
     return lines
 
 
-def count_operations(folder: Path) -> list[str]:
-    """Return a Markdown table of the operations that a GPU launches for a picture of 512×512."""
-    sys.path.insert(0, str(ROOT))
-    from operations import Count, count_unet_step, count_vae_decode
+def count_operations() -> list[str]:
+    """Return a Markdown table of the operations that a GPU launches for real models."""
+    from operations import make_table
 
-    lines = [
-        "| on a GPU | operations launched | bytes written, nothing fused |",
-        "|---|---|---|",
-    ]
-
-    def add(title: str, count: Count) -> None:
-        lines.append(f"| {title} | {count.launched:,} | {count.bytes_unfused / 1e9:.2f} GB |")
-
-    written = [model for model in NAMES if (folder / model).exists()]
-    for model in written:
-        step, at = f"UNet step, {NAMES[model]}, float16", folder / model
-        add(f"{step}, as written", count_unet_step(at, hoisted=False, compiled=False))
-        add(f"{step}, text projected before", count_unet_step(at, hoisted=True, compiled=False))
-        add(f"{step}, and compiled: as it runs", count_unet_step(at, hoisted=True, compiled=True))
-    add("VAE decode, float32", count_vae_decode(folder / written[0]))  # the same in both
-    return lines
+    return make_table()
 
 
 def plot(rows: list[Row], rate: float, file: Path) -> None:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
+from .attention import Attention
 from .config.networks import CLIPTextConfig
 from .device.cpu_kernels import compute_dtype
-from .layers import ACTIVATIONS, Attention, Linear
+from .layers import ACTIVATIONS, Linear
 
 
 @dataclass

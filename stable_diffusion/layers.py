@@ -17,10 +17,9 @@ from typing import Any, Protocol
 import mlx.core as mx
 import mlx.nn as nn
 
-from .device import cpu_kernels
+from .device import cpu_kernels, winograd
 
 Activation = Callable[[mx.array], mx.array]
-KeysValues = tuple[mx.array, mx.array]  # [B, M, D] each
 Norm = nn.LayerNorm | nn.GroupNorm
 
 
@@ -173,6 +172,13 @@ def _normalize(norm: Norm | None, x: mx.array) -> mx.array:
     return x if norm is None else norm(x)
 
 
+def _shift(x: mx.array, shifts: Sequence[mx.array]) -> mx.array:
+    """Return x [B, ..., C] plus shifts [C] or [B or 1, C]."""
+    for shift in shifts:
+        x = x + shift.reshape(-1, *[1] * (x.ndim - 2), x.shape[-1])
+    return x
+
+
 def _add(residual: mx.array | None, y: mx.array) -> mx.array:
     """Return residual + y, or y if there is no residual."""
     return y if residual is None else residual + y
@@ -184,11 +190,37 @@ class GroupNorm(nn.GroupNorm):
     def __init__(self, groups: int, channels: int, eps: float):
         super().__init__(groups, channels, eps=eps, pytorch_compatible=True)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        plain = super().__call__
-        return cpu_kernels.try_kernels(
-            x, lambda: cpu_kernels.normalize(x, _compute_statistics(self, x)), lambda: plain(x)
-        )
+    def __call__(
+        self, x: mx.array, activation: Activation | None = None, shifts: Sequence[mx.array] = ()
+    ) -> mx.array:
+        """Return activation(norm(x + shifts)) for x [B, ..., C] and shifts [C] or [B or 1, C]."""
+
+        def kernel() -> mx.array:
+            y = _shift(x, shifts)
+            y = cpu_kernels.normalize(y, _compute_statistics(self, y))
+            return y if activation is None else activation(y)
+
+        plain = partial(self._normalize_by_mlx, x, activation, shifts)
+        return cpu_kernels.try_kernels(x, kernel, plain)
+
+    def _normalize_by_mlx(
+        self, x: mx.array, activation: Activation | None, shifts: Sequence[mx.array]
+    ) -> mx.array:
+        """Return the same by MLX's operations.
+
+        What is computed for each number is computed in the transposed view, so that a compiled GPU
+        does it in the two passes that transpose: before the statistics, and back.
+        """
+        groups = (self.num_groups, x.shape[-1] // self.num_groups)
+        y = x.reshape(len(x), -1, *groups).swapaxes(1, 2)  # [B, G, N, C / G]
+        for shift in shifts:
+            y = y + shift.reshape(-1, groups[0], 1, groups[1])
+        # Its sums are in float32, also of half precision; those of `mx.mean` are not.
+        normalized = mx.fast.layer_norm(y.flatten(2), None, None, self.eps)
+        y = normalized.reshape(y.shape).swapaxes(1, 2)  # [B, N, G, C / G]
+        y = self.weight.reshape(groups) * y + self.bias.reshape(groups)
+        y = y if activation is None else activation(y)
+        return y.reshape(x.shape)
 
 
 class Conv3x3(nn.Conv2d):
@@ -208,26 +240,25 @@ class Conv3x3(nn.Conv2d):
         *,
         norm: GroupNorm | None = None,
         activation: Activation | None = None,
+        shifts: Sequence[mx.array] = (),
         bias: mx.array | None = None,
         residual: mx.array | None = None,
     ) -> mx.array:
-        """Return residual + conv(activation(norm(x))) + bias.
+        """Return residual + conv(activation(norm(x + shifts))) + bias.
 
         Args:
+            shifts: [C] or [B or 1, C].
             bias: [B or 1, O], one for each picture, in addition to the layer's own.
             residual: [B, h, w, O].
         """
-        convolve = super().__call__
-        if activation is not None and (norm is None or activation is not silu):
-            # The kernels apply SiLU only, and only after a norm.
-            x, norm, activation = activation(_normalize(norm, x)), None, None
+        if norm is None:
+            x = _shift(x, shifts)
+            x, activation = x if activation is None else activation(x), None
+        elif shifts or activation not in (None, silu):  # the kernels apply SiLU only
+            x, norm, activation = norm(x, activation, shifts), None, None
 
         def plain() -> mx.array:
-            y = _normalize(norm, x)
-            y = y if activation is None else activation(y)
-            if not self.padding[0]:
-                y = mx.pad(y, [(0, 0), (0, 1), (0, 1), (0, 0)])
-            y = convolve(y)
+            y = self._convolve_by_mlx(x if norm is None else norm(x, activation)) + self.bias
             return _add(residual, y if bias is None else y + bias[:, None, None, :])
 
         def kernel() -> mx.array:
@@ -239,13 +270,44 @@ class Conv3x3(nn.Conv2d):
 
         return cpu_kernels.try_kernels(x, kernel, plain)
 
-    def convolve_upsampled(self, x: mx.array) -> mx.array:
-        """Return the convolution of `upsample_nearest(x)`: [B, 2H, 2W, O]."""
-        return cpu_kernels.try_kernels(
-            x,
-            lambda: cpu_kernels.conv3x3(x, self.weight, self.bias, upsample=True),
-            lambda: self(upsample_nearest(x)),
-        )
+    def convolve_before_norm(
+        self, x: mx.array, *, norm: GroupNorm, activation: Activation, bias: mx.array | None
+    ) -> tuple[mx.array, Sequence[mx.array]]:
+        """Return conv(activation(norm(x))) + bias in two parts, for the next norm to add.
+
+        The second part are its `shifts`. The kernels add them at once, so that it is empty.
+        """
+        if cpu_kernels.supports(x):
+            return self(x, norm=norm, activation=activation, bias=bias), ()
+        shifts = [self.bias] if bias is None else [self.bias, bias]
+        return self._convolve_by_mlx(norm(x, activation)), shifts
+
+    def _convolve_by_mlx(self, x: mx.array) -> mx.array:
+        """Return the convolution without the bias."""
+        if not self.padding[0]:
+            x = mx.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)])
+        return mx.conv2d(x, self.weight, self.stride, self.padding)
+
+    def convolve_upsampled(self, x: mx.array, size: tuple[int, int] | None = None) -> mx.array:
+        """Return the convolution of `upsample_nearest(x)`: [B, 2H, 2W, O].
+
+        Args:
+            size: height and width to cut the doubled pixels to, before they are convolved.
+        """
+        doubled = 2 * x.shape[1], 2 * x.shape[2]
+        height, width = doubled if size is None else size
+
+        def plain() -> mx.array:
+            scale = winograd.choose_input_scale(x.dtype)
+            y = upsample_nearest(x if scale == 1 else x / scale)[:, :height, :width]
+            if scale == 1:
+                return self(y)
+            return self._convolve_by_mlx(y) * scale + self.bias
+
+        if (height, width) != doubled:
+            return plain()
+        kernel = partial(cpu_kernels.conv3x3, x, self.weight, self.bias, upsample=True)
+        return cpu_kernels.try_kernels(x, kernel, plain)
 
 
 def upsample_nearest(x: mx.array) -> mx.array:
@@ -253,73 +315,6 @@ def upsample_nearest(x: mx.array) -> mx.array:
     b, h, w, c = x.shape
     x = mx.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
     return x.reshape(b, 2 * h, 2 * w, c)
-
-
-def attend(
-    queries: mx.array, keys: mx.array, values: mx.array, num_heads: int, causal: bool = False
-) -> mx.array:
-    """Return the scaled dot-product attention of [B, L, D] to [B, M, D] and [B, M, D]: [B, L, D].
-
-    D is split evenly between the heads. If causal, position i attends to positions 0 … i.
-    """
-    inputs = queries, keys, values
-    scale = (queries.shape[-1] // num_heads) ** -0.5
-
-    def plain() -> mx.array:
-        heads = (mx.unflatten(x, -1, (num_heads, -1)).swapaxes(1, 2) for x in inputs)
-        mask = "causal" if causal else None
-        attended = mx.fast.scaled_dot_product_attention(*heads, scale=scale, mask=mask)
-        return attended.swapaxes(1, 2).flatten(2)
-
-    kernel = partial(cpu_kernels.attention, *inputs, num_heads, scale, causal)
-    return cpu_kernels.try_kernels(queries, kernel, plain)
-
-
-class Attention(nn.Module):
-    """Multi-head attention of `x` [B, L, D] to itself, or to a `memory` [B, M, E].
-
-    Args:
-        dims: the width D of `x` and of the output; each head has D / num_heads of it.
-        memory_dims: the width E of the memory; None if it is D.
-        bias: whether the projections of query, key and value have a bias; the output always has.
-    """
-
-    def __init__(
-        self, dims: int, num_heads: int, memory_dims: int | None = None, bias: bool = True
-    ):
-        super().__init__()
-        memory_dims = dims if memory_dims is None else memory_dims
-        self.num_heads = num_heads
-        self.query_proj = Linear(dims, dims, bias=bias)
-        self.key_proj = Linear(memory_dims, dims, bias=bias)
-        self.value_proj = Linear(memory_dims, dims, bias=bias)
-        self.out_proj = Linear(dims, dims)
-
-    def __call__(
-        self,
-        x: mx.array,
-        memory: mx.array | KeysValues | None = None,
-        *,
-        causal: bool = False,
-        norm: Norm | None = None,
-        residual: mx.array | None = None,
-    ) -> mx.array:
-        """Return residual + the attention of norm(x) to the memory, or to itself without a memory.
-
-        A memory that is used more than once can be given as the result of `project_memory`.
-        """
-        if memory is None:
-            projections = [self.query_proj, self.key_proj, self.value_proj]
-            queries, keys, values = apply_each(projections, x, norm)
-        else:
-            keys, values = memory if isinstance(memory, tuple) else self.project_memory(memory)
-            queries = self.query_proj(x, norm=norm)
-        attended = attend(queries, keys, values, self.num_heads, causal)
-        return self.out_proj(attended, residual=residual)
-
-    def project_memory(self, memory: mx.array) -> KeysValues:
-        """Return the keys and values [B, M, D] of a memory [B, M, E]."""
-        return self.key_proj(memory), self.value_proj(memory)
 
 
 class ResnetBlock2D(nn.Module):
@@ -355,6 +350,7 @@ class ResnetBlock2D(nn.Module):
         `temb` [B or 1, temb_channels] is the time embedding, after its activation.
         """
         time = None if temb is None else self.time_emb_proj(temb)
-        h = self.conv1(x, norm=self.norm1, activation=self.activation, bias=time)
+        act = self.activation
+        h, shifts = self.conv1.convolve_before_norm(x, norm=self.norm1, activation=act, bias=time)
         skip = self.conv_shortcut(x) if "conv_shortcut" in self else x
-        return self.conv2(h, norm=self.norm2, activation=self.activation, residual=skip)
+        return self.conv2(h, norm=self.norm2, activation=act, shifts=shifts, residual=skip)

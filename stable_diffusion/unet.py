@@ -10,18 +10,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from .attention import Attention, KeysValues
 from .config.networks import UNetConfig
-from .layers import (
-    ACTIVATIONS,
-    Attention,
-    Conv3x3,
-    GroupNorm,
-    KeysValues,
-    Linear,
-    ResnetBlock2D,
-    geglu,
-    upsample_nearest,
-)
+from .layers import ACTIVATIONS, Conv3x3, GroupNorm, Linear, ResnetBlock2D, geglu
 
 Text = Iterator[KeysValues]  # of the text, for each attention to it in turn
 
@@ -128,10 +119,7 @@ class Upsample(nn.Module):
         self.conv = Conv3x3(channels, channels)
 
     def __call__(self, x: mx.array, size: tuple[int, int]) -> mx.array:
-        height, width = size
-        if (height, width) == (2 * x.shape[1], 2 * x.shape[2]):
-            return self.conv.convolve_upsampled(x)
-        return self.conv(upsample_nearest(x)[:, :height, :width])  # an odd size, one less
+        return self.conv.convolve_upsampled(x, size)
 
 
 class DownBlock(nn.Module):

@@ -5,8 +5,9 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
+from .attention import Attention
 from .config.networks import AutoencoderConfig
-from .layers import Attention, Conv3x3, GroupNorm, Linear, ResnetBlock2D, silu
+from .layers import Conv3x3, GroupNorm, Linear, ResnetBlock2D, silu
 
 NORM_EPS = 1e-6  # diffusers' value for every norm of the VAE; it is in no config
 

@@ -12,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils import logging
+from transformers import CLIPTokenizer
 
 warnings.filterwarnings("ignore", module="diffusers|transformers|torch")
 # The networks are too small for threads to help. On a busy machine, threads that wait for each
@@ -64,8 +65,22 @@ def channels_first(x: np.ndarray, dtype: torch.dtype = torch.float64) -> torch.T
     return torch.from_numpy(np.array(x)).permute(0, 3, 1, 2).to(dtype)
 
 
+_tokenizers: dict[tuple[bytes, ...], CLIPTokenizer] = {}  # by the contents of their files
+
+
+def _read_tokenizer(folder: Path) -> CLIPTokenizer:
+    """Return the tokenizer of a folder, which is not to be changed.
+
+    Tokenizers with the same files are read once, because that takes as long as a picture.
+    """
+    contents = tuple(file.read_bytes() for file in sorted(folder.iterdir()))
+    if contents not in _tokenizers:
+        _tokenizers[contents] = CLIPTokenizer.from_pretrained(folder)
+    return _tokenizers[contents]
+
+
 class Oracle:
-    """One checkpoint in diffusers."""
+    """One checkpoint in diffusers. Its tokenizers are not to be changed."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -83,7 +98,8 @@ class Oracle:
     @cached_property
     def _unchanged(self) -> DiffusionPipeline:
         """Return the pipeline as it was read. Copying its networks is faster than reading again."""
-        return self._read()
+        folders = self.folder.glob("tokenizer*")
+        return self._read(**{folder.name: _read_tokenizer(folder) for folder in folders})
 
     def _load(self) -> DiffusionPipeline:
         """Return a new pipeline in float32, whose networks may be changed."""

@@ -300,7 +300,7 @@ def test_pictures_equal_diffusers(models, oracle, kind):
 def test_scripts(checkpoint, tmp_path, capsys):
     """The options reach the library from both scripts, also with --low-memory."""
     output = str(tmp_path / "o.png")
-    usual = ["--model", str(checkpoint("sd-1")), "--steps=2", "--n_images=1", "--seed=1"]
+    usual = ["--model", str(checkpoint("sd-1")), "--steps=1", "--n_images=1", "--seed=1"]
     usual += ["--output", output]
     wanted = ["--long-prompt", "--prompt-weights", "--clip_skip=1", "-q", "--low-memory"]
     seen = {}

@@ -4,13 +4,17 @@ from collections.abc import Callable
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
+from gpu import as_on
 from oracle import relative_l2
 from parity import POOLED_WIDTH, TIME_IDS, random_normal
 
 from stable_diffusion.adapters.lora_layers import LoRAConv3x3, LoRALinear
+from stable_diffusion.attention import Attention
 from stable_diffusion.device import cpu_kernels
-from stable_diffusion.layers import Attention, Conv3x3, GroupNorm, Linear, silu, upsample_nearest
+from stable_diffusion.device.backend import Backend
+from stable_diffusion.layers import Conv3x3, GroupNorm, Linear, silu, upsample_nearest
 from stable_diffusion.model_io.loaders import load_autoencoder, load_unet
 
 WIDTH = 64
@@ -87,9 +91,92 @@ def test_convolutions(name, activation):
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_upsampled_convolutions(name):
+@pytest.mark.parametrize("activation", [silu, nn.mish])
+def test_a_convolution_before_a_norm(name, activation):
+    """What it leaves for the next norm to add is added there, and also without a norm."""
+    conv, norm = CONVOLUTIONS[name](), shift_norm(GroupNorm(4, WIDTH, eps=1e-5))
+    x, bias = random_array(2, 6, 7, WIDTH), random_array(2, WIDTH)
+    h, shifts = conv.convolve_before_norm(x, norm=norm, activation=activation, bias=bias)
+    whole = conv(x, norm=norm, activation=activation, bias=bias)
+    ours = conv(h, norm=norm, activation=activation, shifts=shifts)
+    assert relative_l2(ours, conv(whole, norm=norm, activation=activation)) <= MAX_ERROR
+    assert relative_l2(conv(h, shifts=shifts), conv(whole)) <= MAX_ERROR
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize("size", [None, (10, 12), (9, 11)])
+def test_upsampled_convolutions(name, size):
     conv, x = CONVOLUTIONS[name](), random_array(2, 5, 6, WIDTH)
-    assert relative_l2(conv.convolve_upsampled(x), conv(upsample_nearest(x))) <= MAX_ERROR
+    height, width = size or (10, 12)
+    plain = conv(upsample_nearest(x)[:, :height, :width])
+    assert relative_l2(conv.convolve_upsampled(x, size), plain) <= MAX_ERROR
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.float32])
+@pytest.mark.parametrize("kind", [Backend.METAL, Backend.CUDA])
+def test_metal_convolves_small_numbers_after_upsampling(kind, dtype, monkeypatch):
+    """In float16, because of Winograd's method; powers of two, so that the result is the same."""
+    largest: list[float] = []
+    convolve = mx.conv2d
+
+    def record(x: mx.array, *arguments: object) -> mx.array:
+        largest.append(mx.abs(x).max().item())
+        return convolve(x, *arguments)
+
+    conv, x = Conv3x3(WIDTH, WIDTH), 1000 * random_array(1, 3, 4, WIDTH).astype(dtype)
+    conv.bias = 1000 * random_array(WIDTH)
+    conv.set_dtype(dtype)
+    monkeypatch.setattr(mx, "conv2d", record)
+    with as_on(kind):
+        ours, plain = conv.convolve_upsampled(x), conv(upsample_nearest(x))
+    scale = 16 if (kind, dtype) == (Backend.METAL, mx.float16) else 1
+    assert largest[1] == scale * largest[0] > 1300
+    assert mx.array_equal(ours, plain)
+
+
+GROUP_NORMS = {  # the shape, and the number of groups
+    "a picture": ((2, 3, 5, 24), 4),
+    "rows": ((2, 15, 24), 4),
+    "odd groups": ((1, 4, 4, 21), 7),
+    "one channel a group": ((2, 4, 4, 8), 8),
+    "one pixel": ((2, 1, 1, 24), 4),
+}
+
+
+@pytest.mark.parametrize("activation", [None, silu])
+@pytest.mark.parametrize("name", GROUP_NORMS)
+def test_group_norm(name, activation):
+    """By the formula, and its gradient by MLX's own layer."""
+    shape, groups = GROUP_NORMS[name]
+    norm = GroupNorm(groups, shape[-1], eps=1e-5)
+    norm.weight, norm.bias = 1 + random_array(shape[-1]) / 4, random_array(shape[-1])
+    x, shift = random_array(*shape) + 1, random_array(shape[0], shape[-1])
+    shifted = np.array(x) + np.array(shift).reshape(shape[0], *[1] * (len(shape) - 2), -1)
+    grouped = shifted.astype(np.float64).reshape(shape[0], -1, groups, shape[-1] // groups)
+    deviations = grouped - grouped.mean(axis=(1, 3), keepdims=True)
+    variances = np.square(deviations).mean(axis=(1, 3), keepdims=True)
+    theirs = (deviations / np.sqrt(variances + 1e-5)).reshape(shape) * norm.weight + norm.bias
+    theirs = theirs if activation is None else theirs / (1 + np.exp(-theirs))
+    assert relative_l2(norm(x, activation, [shift]), theirs) <= MAX_ERROR
+
+    def differentiate(normalize: Callable[[mx.array], mx.array]) -> mx.array:
+        return mx.grad(lambda x: normalize(x).square().sum())(mx.array(shifted))
+
+    base = super(GroupNorm, norm).__call__
+    expected = differentiate(lambda x: base(x) if activation is None else activation(base(x)))
+    assert relative_l2(differentiate(lambda x: norm(x, activation)), expected) <= 10 * MAX_ERROR
+
+
+def test_statistics_of_half_precision():
+    """Sums of a million numbers, whose squares are beyond float16, are not in float16."""
+    x = (300 + 30 * random_array(1, 64, 64, WIDTH)).astype(mx.float16)
+    norm = GroupNorm(1, WIDTH, eps=1e-5)
+    norm.set_dtype(mx.float16)
+    with as_on(Backend.METAL):
+        ours = norm(x)
+    exact = np.array(x.astype(mx.float32), np.float64)
+    assert ours.dtype == mx.float16
+    assert relative_l2(ours.astype(mx.float32), (exact - exact.mean()) / exact.std()) <= 1e-3
 
 
 def test_lora_changes_a_convolution():

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "stable_diffusion"
 # The parts of the package, which are folders and files in it, and the parts that each may import.
 # `cli` is below; only the entries import it.
 LOWER = {"config", "device", "sampler", "tokenizer", "utils"}
-NETWORKS = {"clip", "layers", "unet", "vae"}
+NETWORKS = {"attention", "clip", "layers", "unet", "vae"}
 BELOW_PIPELINE = {
     *(LOWER | NETWORKS),
     *("adapters", "check_arguments", "conditioning", "denoising", "generation", "model_io"),
@@ -31,9 +31,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "images": {"utils"},
     "sampler": {"config", "utils"},
     "layers": {"device"},
-    "clip": {"config", "device", "layers"},
-    "unet": {"config", "device", "layers"},
-    "vae": {"config", "device", "layers"},
+    "attention": {"device", "layers"},
+    "clip": {"attention", "config", "device", "layers"},
+    "unet": {"attention", "config", "device", "layers"},
+    "vae": {"attention", "config", "device", "layers"},
     "quantize": {"config", "device", "layers"},
     "latent_preview": {"images"},
     "vae_strips": {"device", "layers", "vae"},
@@ -52,7 +53,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # Inside `cli`, from the bottom up: each may import those before it, and itself.
 CLI = (
-    *({"settings", "terminal"}, {"job", "ranks"}, {"recipe"}, {"arguments", "output"}),
+    *({"mlx_errors", "settings", "terminal"}, {"job", "ranks"}, {"recipe"}),
+    {"arguments", "output"},
     *({"plan"}, {"generate"}, {"main"}, {"convert"}),
 )
 # Packages outside of the standard library, and who may import them.

@@ -14,11 +14,13 @@ from .main import report_errors
 from .terminal.console import run_with_safe_streams, say
 from .terminal.progress import ByteBars
 
+LESS_MEMORY = "end other programs, or convert the model on a machine with more memory"
+
 
 def main(argv: list[str] | None = None) -> int:
     """Convert a model as the command line says, and return the exit status."""
     return run_with_safe_streams(
-        lambda: report_errors(lambda: _convert(convert_parser().parse_args(argv)))
+        lambda: report_errors(lambda: _convert(convert_parser().parse_args(argv)), LESS_MEMORY)
     )
 
 

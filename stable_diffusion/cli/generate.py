@@ -32,7 +32,7 @@ from .output.file_names import check_sizes
 from .output.picture_writer import PictureWriter
 from .output.preview import Preview
 from .plan import Plan, make_batches, make_plan
-from .ranks import Ranks
+from .ranks import RankError, Ranks
 from .recipe.record import Record
 from .settings import Settings
 from .terminal.console import say
@@ -45,6 +45,8 @@ NETWORKS = {  # attributes of a pipeline, in the order in which they are needed
     "unet": "UNet",
     "autoencoder": "VAE",
 }
+# Pictures that are finished are kept: others need not end so.
+ENDINGS = (KeyboardInterrupt, RuntimeError, MemoryError, overflow.FaultyResultError, RankError)
 TEXT_ENCODERS = ("text_encoder", "text_encoder_1", "text_encoder_2")
 
 
@@ -114,25 +116,31 @@ def generate(settings: Settings, ranks: Ranks) -> None:
             writer.finish()
         return
 
-    with _explain_interruption(settings, plan, writer):
+    with _keep_finished(settings, plan, writer):
         progress = Progress(settings.verbose)
         _make_pictures(settings, plan, writer, ranks, progress)
         say(progress.summarize(len(plan.jobs)))
 
 
 @contextmanager
-def _explain_interruption(
-    settings: Settings, plan: Plan, writer: PictureWriter | None
-) -> Iterator[None]:
-    """Keep the finished pictures if the block is interrupted, and say how to make the rest."""
+def _keep_finished(settings: Settings, plan: Plan, writer: PictureWriter | None) -> Iterator[None]:
+    """Keep the finished pictures if the block fails, and say how to make the rest.
+
+    What is said becomes the argument of an interruption, and a note of an error of memory or of the
+    GPU.
+    """
     try:
         yield
-    except KeyboardInterrupt as interruption:
+    except ENDINGS as error:
         if writer is not None and plan.names is not None:
-            with suppress(ValueError, OSError):  # the interruption is what matters
+            with suppress(ValueError, OSError):  # the error is what matters
                 writer.finish()
-            names, n_finished = plan.names, writer.n_finished
-            interruption.args = (explain_continuation(settings, names, plan.jobs, n_finished),)
+            n_finished = writer.n_finished
+            explanation = explain_continuation(settings, plan.names, plan.jobs, n_finished)
+            if isinstance(error, KeyboardInterrupt):
+                error.args = (explanation,)
+            elif n_finished:
+                error.add_note(explanation)
         raise
 
 

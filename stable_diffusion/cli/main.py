@@ -13,6 +13,7 @@ from ..utils.wording import PromptWarning, describe_error
 from .arguments import parse
 from .generate import generate
 from .job import UsageError
+from .mlx_errors import LESS_MEMORY, explain_error
 from .ranks import RankError, find_ranks
 from .settings import Settings
 from .terminal.console import FAILED, SUCCEEDED, WRONG_USAGE, run_with_safe_streams, warn
@@ -20,19 +21,6 @@ from .terminal.signals import handle_signals, interrupted_status
 
 # The scripts, by the names of the commands that do the same; see pyproject.toml.
 COMMANDS = {"mlx-txt2image": "txt2image.py", "mlx-image2image": "image2image.py"}
-
-TOO_LITTLE_MEMORY = (
-    "there is too little memory: try -q, --low-memory, fewer pictures or smaller ones"
-)
-
-# What to say instead of an error of MLX, by a part of it.
-MLX_ERRORS = {
-    "[read]": "a weight file changed while it was read: get it again",
-    "malloc": TOO_LITTLE_MEMORY,
-    "Cannot allocate memory": TOO_LITTLE_MEMORY,
-    "Resource temporarily unavailable": TOO_LITTLE_MEMORY,  # for another thread
-    "start new thread": TOO_LITTLE_MEMORY,
-}
 
 # What to try if a result is faulty, though no weight is damaged.
 FAULT_ADVICE = {
@@ -73,10 +61,13 @@ def run_program(read_settings: Callable[[], Settings]) -> int:
     return run_with_safe_streams(lambda: ranks.run_together(work))
 
 
-def report_errors(work: Callable[[], None]) -> int:
+def report_errors(work: Callable[[], None], less_memory: str = LESS_MEMORY) -> int:
     """Do the work of a program, and return its exit status.
 
     Warnings and known errors become lines on standard error.
+
+    Args:
+        less_memory: what to try if there is too little memory.
     """
     try:
         with _print_warnings(), handle_signals():
@@ -84,18 +75,16 @@ def report_errors(work: Callable[[], None]) -> int:
     except UsageError as error:
         return _fail(error, WRONG_USAGE)
     except FaultyResultError as error:
-        return _fail(_add_advice(error), FAILED)
+        return _fail(_add_notes(_add_advice(error), error), FAILED)
     except (ValueError, OSError) as error:
         return _fail(describe_error(error), FAILED)
     except RankError as error:
         return error.status  # that rank prints the error
-    except MemoryError:
-        return _fail(TOO_LITTLE_MEMORY, FAILED)
-    except RuntimeError as error:
-        explained = [why for part, why in MLX_ERRORS.items() if part in str(error)]
-        if not explained:
+    except (MemoryError, RuntimeError) as error:
+        explanation = explain_error(error, less_memory)
+        if explanation is None:
             raise
-        return _fail(explained[0], FAILED)
+        return _fail(_add_notes(explanation, error), FAILED)
     except KeyboardInterrupt as interruption:
         status = interrupted_status(interruption)
         return _fail(": ".join(["interrupted", *interruption.args]), status)
@@ -144,6 +133,11 @@ def _print_warnings() -> Iterator[None]:
 def _add_advice(error: FaultyResultError) -> str:
     """Return what the error says, and which options may help."""
     return str(error) if error.damaged else f"{error}: {FAULT_ADVICE[error.fault]}"
+
+
+def _add_notes(message: str, error: Exception) -> str:
+    """Return a message and the notes of an error, such as which pictures are finished."""
+    return "; ".join([message, *getattr(error, "__notes__", [])])
 
 
 def _fail(error: object, status: int) -> int:

@@ -15,6 +15,9 @@ STEP_SHARE = 1 / 8  # of the memory, for the pictures that are denoised together
 CPU_PIXELS = 512 * 512  # enough to keep a CPU busy
 MIN_BYTES_PER_WEIGHT = 0.5  # 4 bits
 
+SCORE_SHARE = 1 / 32  # of the memory, for the scores of attention that are stored at once
+CPU_SCORE_BYTES = 2**27
+
 CACHE_SHARE = 1 / 16  # of the memory, for buffers that MLX keeps for the next step
 
 
@@ -44,6 +47,13 @@ def choose_batch_pixels() -> int:
     if backend.is_gpu():
         return int(read_total_memory() * STEP_SHARE / STEP_BYTES)
     return CPU_PIXELS
+
+
+def choose_score_bytes() -> int:
+    """Return how many bytes of the scores of an attention may be stored at once."""
+    if backend.is_gpu():
+        return int(read_total_memory() * SCORE_SHARE)
+    return CPU_SCORE_BYTES
 
 
 def require_room(n_weights: int, where: str) -> None:

@@ -21,6 +21,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .fold_name import fold_name
+
 MAX_ATTEMPTS = 20  # another program may remove a file as abandoned before it is locked
 TOKEN_BYTES = 8  # of a random name: enough that nobody can guess it
 UNLOCKED = "unlocked-"  # prefix of the token if the file system has no locks
@@ -85,7 +87,8 @@ def remove_abandoned(paths: Iterable[Path]) -> None:
     Those that are still being written stay, and those that cannot be locked or removed, such as
     another user's.
     """
-    paths = set(paths)
+    paths = list(paths)
+    folded = {fold_name(path) for path in paths}
     for parent in {path.parent for path in paths}:
         try:
             names = os.listdir(parent)
@@ -94,7 +97,7 @@ def remove_abandoned(paths: Iterable[Path]) -> None:
         for name in names:
             for pattern in (FILE, FOLDER):
                 match = pattern.fullmatch(name)
-                if match is not None and parent / match["name"] in paths:
+                if match is not None and fold_name(parent / match["name"]) in folded:
                     with suppress(OSError):
                         _remove_if_abandoned(parent / name, is_folder=pattern is FOLDER)
 

@@ -203,6 +203,15 @@ def use_lora(pipeline: DiffusionPipeline, *files: Path) -> Iterator[None]:
     pipeline.unload_lora_weights()
 
 
+def add_to_weights(pipeline: DiffusionPipeline, changes: Changes, scale: float) -> None:
+    """Add changes to the weights of a pipeline, which is much faster than `use_lora`."""
+    for name, (down, up, alpha) in changes.items():
+        component, _, layer = name.partition(".")
+        weight = getattr(pipeline, component).get_submodule(layer).weight
+        product = up.flatten(1).double() @ down.flatten(1).double()
+        weight.data += scale * alpha / len(down) * product.reshape(weight.shape).to(weight.dtype)
+
+
 def count(pipeline: DiffusionPipeline, adapter: str = "0") -> int:
     """Return the number of layers that have an adapter."""
     layers = (
@@ -325,7 +334,7 @@ def test_scales_and_stacks(model, oracle, tmp_path, kind, write):
     weights, outputs = list_parameters(sd), run_ours(sd)
     with use_lora(pipeline, *files):
         assert count(pipeline) == len(changes)
-        for scales in ((0.0, 0.0), (0.7, 0.0), (1.0, 0.0), (1.0, 0.7)):
+        for scales in ((0.0, 0.0), (0.7, 0.0), (1.0, 0.7)):
             for file, scale in zip(files, scales, strict=True):
                 sd.load_lora(file, scale)
             pipeline.set_adapters(["0", "1"], [*scales])
@@ -352,7 +361,8 @@ def test_quantized(checkpoint, tmp_path, kind):
     """LoRA work on quantized weights; diffusers gets the same weights in float32."""
     pipeline = Oracle(checkpoint(kind)).exact
     file = tmp_path / "lora.safetensors"
-    write_diffusers(file, random_changes(pipeline, seed=1, rank=4, alpha=4.0))
+    changes = random_changes(pipeline, seed=1, rank=4, alpha=4.0)
+    write_diffusers(file, changes)
     sd = load(checkpoint(kind))
     sd.quantize()
     for component, network in sd._networks.items():
@@ -369,9 +379,9 @@ def test_quantized(checkpoint, tmp_path, kind):
     assert are_identical(run_ours(sd), outputs)
     sd.load_lora(file, 0.7)
     assert {*weights.values()} <= {*list_parameters(sd).values()}  # the same arrays, not copies
-    with use_lora(pipeline, file):
-        pipeline.set_adapters("0", 0.7)
-        assert_equal(run_ours(sd), run_diffusers(pipeline))
+    pipeline.to(torch.float64)
+    add_to_weights(pipeline, changes, 0.7)
+    assert_equal(run_ours(sd), run_diffusers(pipeline))
     sd.unload_lora()
     assert are_identical(list_parameters(sd), weights) and are_identical(run_ours(sd), outputs)
 
@@ -394,11 +404,7 @@ def test_each_layer_has_its_own_rank_and_alpha(model, checkpoint, tmp_path):
     changes = {name: two_kinds[i % 2][name] for i, name in enumerate(two_kinds[0])}
     file = tmp_path / "lora.safetensors"
     write_kohya(file, changes)
-    for name, (down, up, alpha) in changes.items():
-        component, _, layer = name.partition(".")
-        weight = getattr(pipeline, component).get_submodule(layer).weight
-        product = up.flatten(1).double() @ down.flatten(1).double()
-        weight.data += 0.7 * alpha / len(down) * product.reshape(weight.shape)
+    add_to_weights(pipeline, changes, 0.7)
     sd = model("sdxl")
     sd.load_lora(file, 0.7)
     assert_equal(run_ours(sd), run_diffusers(pipeline))
@@ -516,10 +522,10 @@ def test_the_option(checkpoint, oracle, tmp_path):
     """Two LoRA, one of them with a scale, change the script's picture as in diffusers."""
     bare, theirs = oracle("sd-1").exact, Oracle(checkpoint("sd-1"))
     files = [tmp_path / "a.safetensors", tmp_path / "b:1.safetensors"]
-    for i, file in enumerate(files):
-        write_diffusers(file, random_changes(bare, seed=i, rank=4, alpha=4.0, only="attn"))
-        theirs.single.load_lora_weights(file, adapter_name=str(i))
-    theirs.single.set_adapters(["0", "1"], [0.4, 1.0])
+    for i, (file, scale) in enumerate(zip(files, (0.4, 1.0), strict=True)):
+        changes = random_changes(bare, seed=i, rank=4, alpha=4.0, only="attn")
+        write_diffusers(file, changes)
+        add_to_weights(theirs.single, changes, scale)
     expected = theirs.pictures("a photo", seeds=[7], num_inference_steps=2, guidance_scale=3.0)
     options = ["--model", checkpoint("sd-1"), "--seed=7", "--steps=2", "--cfg=3", "--n_images=1"]
     options += ["--output", tmp_path / "o.png", "--lora", f"{files[0]}:0.4", "--lora", files[1]]

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from stable_diffusion.model_io import loaders
-
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 LATENTS = (16, 16, 4)  # instead of 64×64, to be fast
 
@@ -72,16 +70,3 @@ def test_workers_are_processes(bench, folder):
     assert row.error == 0
     for side in (row.ours, row.peer):
         assert side.run > 0 and side.resident > side.mlx > 0
-
-
-def test_operations_are_fewer_hoisted_and_compiled(bench, folder):
-    from operations import count_unet_step
-
-    written = count_unet_step(folder / "sd", hoisted=False, compiled=False)
-    hoisted = count_unet_step(folder / "sd", hoisted=True, compiled=False)
-    compiled = count_unet_step(folder / "sd", hoisted=True, compiled=True)
-    modules = loaders.load_unet(folder / "sd").named_modules()
-    n_attentions = 2 * sum(path.endswith("attn2") for path, _ in modules)  # keys and values
-    assert written.launched - hoisted.launched == n_attentions
-    assert compiled.launched < hoisted.launched
-    assert written.bytes_unfused > hoisted.bytes_unfused

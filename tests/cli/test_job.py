@@ -11,10 +11,12 @@ from PIL import Image
 
 import image2image
 import txt2image
+from stable_diffusion.cli import job
 from stable_diffusion.cli.arguments import parse
 from stable_diffusion.cli.job import CompleteJob, UsageError, check_start_size, warn_of_no_guidance
 from stable_diffusion.cli.settings import StartPicture
 from stable_diffusion.cli.terminal import progress
+from stable_diffusion.images import arrays
 from stable_diffusion.utils.size import Size
 
 NO_PIXELS = np.zeros((0, 0, 3), np.float32)
@@ -62,12 +64,14 @@ def run_from_picture(path: Path, size: tuple[int, int], *options: str) -> int:
     [
         ((1600, 1200), "--width 64 --height 48"),
         ((1200, 1600), "--width 48 --height 64"),
-        ((5000, 5000), "--width 64 --height 64"),  # more than is started from with any model
+        ((2500, 2500), "--width 64 --height 64"),  # more than is started from with any model
     ],
 )
 def test_a_picture_that_is_too_large_for_the_model(tmp_path, capsys, monkeypatch, size, fitting):
     """The error comes before weights are read, and suggests options that work."""
     monkeypatch.setattr(progress, "read_weights", None)
+    for module in (arrays, job, parse):  # of a picture that is started from
+        monkeypatch.setattr(module, "MAX_PIXELS", 2000 * 2000)
     assert run_from_picture(tmp_path, size) == 2
     *_, line = capsys.readouterr().err.splitlines()
     about = f"error: {tmp_path / 'start.png'} has {size[0]}x{size[1]} pixels, about "

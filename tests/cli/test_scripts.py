@@ -22,7 +22,7 @@ def read(path: Path) -> np.ndarray:
 
 def run_txt2image(folder: Path, output: Path, *options: str, prompt: str = "a photo") -> int:
     """Run the script with a checkpoint, and return its exit status."""
-    arguments = ["--model", folder, "--seed=7", "--steps=4", "--output", output, *options]
+    arguments = ["--model", folder, "--seed=7", "--steps=3", "--output", output, *options]
     return txt2image.main([prompt, *map(str, arguments)])
 
 
@@ -35,7 +35,7 @@ def test_txt2image_equals_diffusers(checkpoint, oracle, kind, tmp_path):
     theirs = oracle(kind).pictures(
         "a photo",
         seeds=[7, 8],
-        num_inference_steps=4,
+        num_inference_steps=3,
         guidance_scale=guidance,
         width=96,
         height=56,
@@ -106,7 +106,7 @@ def test_zero_means_zero(checkpoint, oracle, tmp_path):
     """`--seed 0` and `--cfg 0` are values, not the absence of one."""
     options = ["--cfg", "0", "--seed", "0", "--n_images", "1"]
     assert run_txt2image(checkpoint("sd-2"), tmp_path / "o.png", *options) == 0
-    theirs = oracle("sd-2").pictures("a photo", seeds=[0], num_inference_steps=4, guidance_scale=0)
+    theirs = oracle("sd-2").pictures("a photo", seeds=[0], num_inference_steps=3, guidance_scale=0)
     assert psnr(read(tmp_path / "o.png"), theirs[0]) >= SAME
 
 

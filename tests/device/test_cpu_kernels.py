@@ -13,13 +13,13 @@ import pytest
 import torch
 from ours import python
 
+from stable_diffusion.attention import attend
 from stable_diffusion.device import compile_kernels, compiler, cpu_kernels, kernel_calls
 from stable_diffusion.layers import (
     Conv3x3,
     GroupNorm,
     Linear,
     QuantizedLinear,
-    attend,
     geglu,
     gelu,
     quick_gelu,

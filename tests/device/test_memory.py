@@ -9,7 +9,6 @@ from PIL import Image
 
 import txt2image
 from stable_diffusion import StableDiffusion, vae_strips
-from stable_diffusion.cli import main
 from stable_diffusion.device import memory
 
 
@@ -71,20 +70,3 @@ def test_weights_are_read_one_by_one():
     largest = sd.text_encoder.token_embedding.weight.nbytes
     assert kept > largest
     assert peak < kept + 1.5 * largest
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError("std::bad_alloc"),
-        RuntimeError("[malloc_or_wait] Unable to allocate 9 bytes."),
-        RuntimeError("[metal::malloc] Attempting to allocate 9 bytes"),
-        RuntimeError("Resource temporarily unavailable"),
-    ],
-)
-def test_too_little_is_one_line(capsys, error):
-    def work() -> None:
-        raise error
-
-    assert main.report_errors(work) == main.FAILED
-    assert capsys.readouterr().err == f"error: {main.TOO_LITTLE_MEMORY}\n"

@@ -150,7 +150,7 @@ def test_tensors_that_are_not_finite(tmp_path):
 
 def test_very_many_tensors(tmp_path):
     """They are refused in a short line."""
-    n = 50_000
+    n = 10_000
     header = {f"t{i}": {"dtype": "U8", "shape": [1], "data_offsets": [i, i + 1]} for i in range(n)}
     file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
     file.parent.mkdir()
@@ -163,15 +163,16 @@ def test_very_many_tensors(tmp_path):
 
 
 def test_counting_keys_is_limited(tmp_path):
-    """Counting is fast for 40,000 keys, and stops at what a config may ask for."""
-    keys = [f"{start}.{i}.x" for start in ("a", "a.b", "ab") for i in range(13_000)]
+    """Counting is fast for 12,000 keys, and stops at what a config may ask for."""
+    n = 4000
+    keys = [f"{start}.{i}.x" for start in ("a", "a.b", "ab") for i in range(n)]
     header = {key: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for key in keys}
     file = tmp_path / "a.safetensors"
     file.write_bytes(file_of(header, b""))
     header = Header("a", file)
     start = process_time()
-    assert all(header.has(f"a.b.{i}.") for i in range(13_000))
-    assert process_time() - start < 5  # looking at all keys each time takes minutes
-    assert header.has("ab") and header.has("a.b.1299") and header.has("")
-    assert not any(header.has(no) for no in ("a.c", "a.b.13000", "abc", "zz"))
+    assert all(header.has(f"a.b.{i}.") for i in range(n))
+    assert process_time() - start < 1  # looking at all keys each time takes several seconds
+    assert header.has("ab") and header.has("a.b.399") and header.has("")
+    assert not any(header.has(no) for no in ("a.c", f"a.b.{n}", "abc", "zz"))
     assert header.count("a.{}.x") == MAX_COUNTED and header.count("c.{}") == 0

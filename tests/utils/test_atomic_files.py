@@ -276,6 +276,16 @@ def test_abandoned_files_are_removed(tmp_path):
     assert sorted(os.listdir(tmp_path)) == sorted([*kept, link, pipe, odd])
 
 
+@pytest.mark.parametrize(("platform", "n_left"), [("darwin", 0), ("linux", 1)])
+def test_an_abandoned_file_may_have_another_form_of_unicode(
+    tmp_path, monkeypatch, platform, n_left
+):
+    monkeypatch.setattr("sys.platform", platform)
+    (tmp_path / f".caf\xe9.png.{TOKEN}.partial").touch()
+    remove_abandoned([tmp_path / "cafe\u0301.png"])
+    assert len(os.listdir(tmp_path)) == n_left
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF])
 def test_without_locks_nothing_is_removed(tmp_path, monkeypatch, number):
     """A program that has locks does not remove it later either."""

@@ -6,13 +6,14 @@ or deleted here.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 
 from ...images.arrays import compute_grid_size
 from ...images.writing import FORMATS, check_folder, check_name, check_output, check_size
+from ...utils.fold_name import fold_name
 from ...utils.size import Size
 from ...utils.wording import describe_error
 from ..job import CompleteJob, Job, UsageError
@@ -173,15 +174,14 @@ def _check_inside(job: Job, file: str) -> str:
 
 
 def _check_distinct(jobs: Sequence[Job], paths: Mapping[int, Path]) -> None:
-    """Check that no two pictures have the same name, also on file systems that ignore case.
+    """Check that no two pictures have the same name.
 
     Raises:
         ValueError: if two have.
     """
-    taken: dict[str, int] = {}  # index by name
-    for job in jobs:
-        path = paths[job.index]
-        other = taken.setdefault(str(path).casefold(), job.index)
+    taken: dict[str, int] = {}  # index by the key of the name
+    for job, key in zip(jobs, _make_keys(paths[job.index] for job in jobs), strict=True):
+        other, path = taken.setdefault(key, job.index), paths[job.index]
         if other != job.index:
             raise ValueError(
                 f"{job.where}pictures {other} and {job.index} have the same name, {path}: put "
@@ -228,28 +228,37 @@ def _check_grid(names: FileNames, n_pictures: int, n_rows: int) -> None:
     check_output(names.grid)
     if n_pictures % n_rows:
         raise ValueError(f"--n_rows {n_rows} does not divide {n_pictures} pictures")
-    if names.grid in names.pictures.values():
+    grid, *pictures = _make_keys([names.grid, *names.pictures.values()])
+    if grid in pictures:
         raise ValueError(f"--grid {names.grid} is also the file of a picture")
 
 
 def _check_inputs(names: FileNames, settings: Settings) -> None:
-    """Check that pictures that are read are not overwritten without --force.
+    """Check that files that are read are not overwritten without --force.
 
     Raises:
         ValueError: if one would be. The preview may not overwrite one even with --force.
     """
-    inputs = {
-        "the picture to start from": None if settings.start is None else settings.start.file,
-        "the picture that --from-image reads": settings.from_image,
-    }
-    for what, file in inputs.items():
-        if file is None:
-            continue
+    for what, file in _list_inputs(settings):
         for path in () if settings.force else names.all_files:
             if _is_same_file(path, file):
                 raise ValueError(f"{path} is {what}: choose another --output, or use --force")
         if settings.preview is not None and _is_same_file(names.preview, file):
             raise ValueError(f"the --preview would be written over {file}, which is {what}")
+
+
+def _list_inputs(settings: Settings) -> Iterator[tuple[str, str | Path]]:
+    """Yield what each file is that a run reads beside the model, and its name."""
+    if settings.start is not None:
+        yield "the picture to start from", settings.start.file
+    if settings.from_image is not None:
+        yield "the picture that --from-image reads", settings.from_image
+    if settings.prompts_file is not None:
+        yield "the prompts file", settings.prompts_file
+    for file, _ in settings.lora:
+        yield "a LoRA", file
+    for _, file in settings.embedding:
+        yield "a textual inversion", file
 
 
 def _check_preview(names: FileNames, settings: Settings) -> None:
@@ -258,13 +267,26 @@ def _check_preview(names: FileNames, settings: Settings) -> None:
     Raises:
         ValueError: if it is.
     """
-    taken = {str(path).casefold() for path in names.all_files}
-    if settings.preview is not None and str(names.preview).casefold() in taken:
+    if settings.preview is None:
+        return
+    preview, *others = _make_keys([names.preview, *names.all_files])
+    if preview in others:
         raise ValueError(
             f"{names.preview} is the file of the --preview: choose another name for the picture"
         )
 
 
-def _is_same_file(path: Path, file: str) -> bool:
-    """Return whether a path exists and is the same file as another."""
-    return path.exists() and path.samefile(file)
+def _is_same_file(path: Path, file: str | Path) -> bool:
+    """Return whether both files exist and are the same one."""
+    return path.exists() and os.path.exists(file) and path.samefile(file)
+
+
+def _make_keys(paths: Iterable[Path]) -> list[str]:
+    """Return a key for each path; names of one file, which need not exist, have the same key.
+
+    Upper and lower case count as the same on every system, because network folders and memory cards
+    ignore them too.
+    """
+    paths = list(paths)
+    folders = {folder: os.path.realpath(folder) for folder in {path.parent for path in paths}}
+    return [fold_name(os.path.join(folders[p.parent], p.name)).casefold() for p in paths]

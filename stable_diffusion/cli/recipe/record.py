@@ -9,6 +9,7 @@ from typing import Any
 from ...config.known_models import MODELS
 from ...images.text_chunks import PARAMETERS, RECIPE, read_texts
 from ...model_io.model import Model
+from ...utils.fold_name import fold_name
 from ...version import __version__
 from ..job import Job
 from ..settings import Settings
@@ -86,7 +87,7 @@ class RecipeComparison:
         if not _list_model_names(recipe.vae) & self._vaes:
             return True
         wanted = _collect_job_values(job) | self._wanted
-        return any(getattr(recipe, name) != value for name, value in wanted.items())
+        return any(_fold(getattr(recipe, name)) != _fold(value) for name, value in wanted.items())
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,12 @@ def _list_model_names(model: str | None) -> set[str | None]:
         return {None}
     repos = MODELS[model].repos if model in MODELS else ()
     name = os.path.normpath(_hide_home(model))  # m, ./m and m/ are one folder
-    return {name, name.partition("@")[0], *repos}
+    return {fold_name(each) for each in (name, name.partition("@")[0], *repos)}
+
+
+def _fold(value: Any) -> Any:
+    """Return what is the same for two values of a recipe that differ only as names of one file."""
+    return tuple(map(fold_name, value)) if isinstance(value, tuple) else value
 
 
 def _make_common_recipe(settings: Settings, model: Model, float16: bool) -> Recipe:

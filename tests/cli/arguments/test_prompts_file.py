@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from stable_diffusion.cli.arguments import parse
+from stable_diffusion.cli.arguments import parse, prompts_file
 
 
 def read_requests(tmp_path, content: str | bytes, *options: str, script: str = "txt2image"):
@@ -218,17 +218,24 @@ def test_a_file_that_never_ends(capsys):
 @pytest.mark.parametrize(
     ("content", "where"),
     [
-        ("a\n" * 100_001, "line 100001"),
         ('{"prompt": "a", "n_images": 60000}\n' * 9, "line 2"),
         ('{"prompt": "a", "n_images": 100000}\n' * 100_000, "line 2"),  # 10 billion
     ],
-    ids=["lines", "pictures", "both"],
+    ids=["pictures", "both"],
 )
 def test_too_many_pictures(tmp_path, capsys, content, where):
     """They are refused before a list of all of them is made."""
     with pytest.raises(SystemExit):
         read_requests(tmp_path, content)
     assert f"{where}: more than 100000 pictures are asked for" in capsys.readouterr().err
+
+
+def test_too_many_lines(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(prompts_file, "MAX_PICTURES", 1000)
+    assert len(read_requests(tmp_path, "a\n" * 1000)) == 1000
+    with pytest.raises(SystemExit):
+        read_requests(tmp_path, "a\n" * 1001)
+    assert "line 1001: more than 1000 pictures are asked for" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

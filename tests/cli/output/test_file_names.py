@@ -1,6 +1,7 @@
 """Names of files: what the user asks for, what exists already, and what may be overwritten."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -151,9 +152,51 @@ def test_wrong_names(tmp_path, monkeypatch, output, n, options, message):
     assert list_files(tmp_path) == ["file"]
 
 
-def test_the_grid_cannot_be_the_file_of_a_picture(tmp_path):
+@pytest.mark.parametrize("grid", ["0001.png", "../d/0001.png", "../link/0001.PNG"])
+def test_the_grid_cannot_be_the_file_of_a_picture(tmp_path, monkeypatch, grid):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "link").symlink_to("d")
+    monkeypatch.chdir(tmp_path / "d")
     with pytest.raises(UsageError, match="is also the file of a picture"):
-        name_in_run(tmp_path / "{index}.png", make_jobs(1), grid=str(tmp_path / "0001.png"))
+        name_in_run(tmp_path / "d" / "{index}.png", make_jobs(1), grid=grid)
+
+
+@pytest.mark.parametrize("platform", ["darwin", "linux"])
+def test_names_that_a_mac_takes_for_one(tmp_path, monkeypatch, platform):
+    """On other systems names in two forms of Unicode are two files."""
+    monkeypatch.setattr("sys.platform", platform)
+    composed, decomposed = "caf\xe9", "cafe\u0301"
+    jobs = [
+        Job("a", seed=i, index=i, file=f"{name}/{name}.png")
+        for i, name in enumerate((composed, decomposed), 1)
+    ]
+    grid = {"grid": str(tmp_path / f"{decomposed}.png")}
+    preview = {"preview": 1}
+    runs = [  # output, jobs, options
+        (tmp_path, jobs, {"prompts_file": "p"}),
+        (tmp_path / f"{composed}.png{{index}}.png", [Job("a", seed=1, index=1)], {}),
+        (tmp_path, [replace(jobs[0], file=f"{composed}.png")], grid | {"prompts_file": "p"}),
+        (
+            tmp_path / composed,
+            [Job("a", seed=1, index=1)],
+            {"grid": str(tmp_path / decomposed / "now.preview.png")} | preview,
+        ),
+    ]
+    (tmp_path / composed).mkdir()
+    (tmp_path / decomposed).mkdir()
+    messages = []
+    for output, run_jobs, options in runs:
+        try:
+            name_in_run(output, run_jobs, **options)
+        except UsageError as error:
+            messages.append(str(error))
+    if platform == "linux":
+        assert messages == []
+    else:
+        same, is_grid, is_preview = messages
+        assert "pictures 1 and 2 have the same name" in same
+        assert "is also the file of a picture" in is_grid
+        assert "is the file of the --preview" in is_preview
 
 
 @pytest.mark.parametrize(
@@ -173,6 +216,8 @@ def test_the_grid_cannot_be_the_file_of_a_picture(tmp_path):
             "--preview would be written ove",
         ),
         (".", {"from_image": "now.preview.png", "preview": 1}, "--preview would be written over"),
+        ("in.png", {"lora": ((Path("in.png"), 1.0),)}, "in.png is a LoRA: choose another"),
+        ("in.png", {"embedding": (("<a>", Path("in.png")),)}, "in.png is a textual inversion: ch"),
         (".", {"grid": "now.preview.png", "preview": 1}, "is the file of the --preview: choose"),
         (
             ".",

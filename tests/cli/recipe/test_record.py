@@ -123,6 +123,21 @@ def test_pictures_that_differ(tmp_path, monkeypatch, options, differs):
         assert RecipeComparison(parse_settings(*usual, *options)).differs(Path("made.png"), JOB)
 
 
+@pytest.mark.parametrize(("platform", "differs"), [("darwin", False), ("linux", True)])
+def test_names_that_a_mac_takes_for_one(tmp_path, monkeypatch, platform, differs):
+    monkeypatch.setattr("sys.platform", platform)
+    monkeypatch.chdir(tmp_path)
+    composed, decomposed = "caf\xe9.safetensors", "Cafe\u0301.safetensors"
+    for name in (composed, decomposed):  # the same file on a Mac
+        Path(name).write_bytes(b"a")
+    model = Model(Source("a model", Path()))
+    for option in ("--model={}", "--lora={}:0.5", "--vae={}"):
+        texts = make_record(model, option.format(composed)).describe(JOB)
+        save_image("made.png", np.zeros((64, 64, 3), np.uint8), texts)
+        comparison = RecipeComparison(parse_settings(option.format(decomposed)))
+        assert comparison.differs(Path("made.png"), JOB) is differs
+
+
 def test_files_are_read_once_for_their_checksum(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("a.safetensors").write_bytes(b"a")

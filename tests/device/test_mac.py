@@ -1,0 +1,74 @@
+"""What is asked of a Mac: with Metal, and without it, as in a virtual machine."""
+
+import os
+import resource
+from types import SimpleNamespace
+
+import mlx.core as mx
+import pytest
+from gpu import as_on
+
+from stable_diffusion.cli import generate
+from stable_diffusion.cli.arguments.parse import parse, txt2image_parser
+from stable_diffusion.device import backend, compile_kernels, cpu_cores, cpu_kernels, memory
+
+
+@pytest.fixture(autouse=True)
+def limits(monkeypatch) -> list[int]:
+    """Make this a Mac of 16 GB, and return the limits of the cache that are set."""
+    known = {"SC_PAGE_SIZE": 16384, "SC_PHYS_PAGES": 2**20}  # 16 KB each
+    set_limits: list[int] = []
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr(os, "sysconf", known.__getitem__)
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(mx, "set_cache_limit", set_limits.append)
+    monkeypatch.setattr(mx, "device_info", lambda: {"architecture": "applegpu_g13g"})
+    return set_limits
+
+
+def choose_precision(*options: str) -> bool:
+    return generate._choose_precision(parse(txt2image_parser(), ["a cat", *options]))
+
+
+def test_a_mac_without_metal(monkeypatch, limits, capsys):
+    """The default device is the CPU. Nothing of Linux or of Metal is used."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("[metal::load_device] No Metal device available.")
+
+    for name in ("device_info", "set_wired_limit", "set_cache_limit", "set_memory_limit"):
+        monkeypatch.setattr(mx, name, fail)
+    monkeypatch.setattr(mx.metal, "is_available", lambda: False)
+    monkeypatch.setattr(compile_kernels, "find_compiler", fail)
+    assert backend.find_backend() is backend.Backend.CPU and not backend.is_gpu()
+    assert not cpu_kernels.is_used() and not cpu_kernels.needs_compiling()
+    assert cpu_cores.count_cores() == 1
+    assert memory.read_total_memory() == 2**34 and not memory.is_memory_short()
+    assert memory.choose_batch_pixels() == memory.CPU_PIXELS
+    memory.limit_cache()
+    assert limits == []
+    assert not choose_precision() and "fastest on a CPU" in capsys.readouterr().out
+
+
+def test_a_mac_with_metal(monkeypatch, limits):
+    monkeypatch.setattr(mx, "device_info", lambda: {"memory_size": 2**33})
+    with as_on(backend.Backend.METAL):
+        assert not cpu_kernels.is_used()
+        assert memory.read_total_memory() == 2**33 and memory.is_memory_short()
+        memory.limit_cache()
+        assert limits == [2**33 * memory.CACHE_SHARE]
+        assert choose_precision() and not choose_precision("--no-float16")
+
+
+def test_a_gpu_that_does_not_say_its_memory():
+    """Then the memory of the machine counts, which is the same on a Mac."""
+    with as_on(backend.Backend.METAL):
+        assert memory.read_total_memory() == 2**34
+
+
+@pytest.mark.parametrize(("platform", "n_bytes"), [("darwin", 5000), ("linux", 5000 * 1024)])
+def test_the_peak_memory_is_in_bytes(monkeypatch, platform, n_bytes):
+    """macOS counts it in bytes, Linux in kilobytes."""
+    monkeypatch.setattr("sys.platform", platform)
+    monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=5000))
+    assert memory.read_peak_memory() == n_bytes
