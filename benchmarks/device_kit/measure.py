@@ -28,7 +28,7 @@ from .timing import (
 
 GUIDANCE = 7.5
 SIGMA = 0.1  # the share of a prediction that a step takes, so that latents stay about 1
-QUEUED_STEPS = 5
+QUEUED_STEPS = 3
 MATRIX, GPU_MATRIX = 2048, 8192  # sides
 COPIED, GPU_COPIED = 2**27, 2**30  # bytes
 

@@ -54,7 +54,7 @@ class Part:
 
 _quick = partial(Part, is_quick=True)
 _choices = partial(Part, seconds_on_cpu=60, memory=6)
-_networks = partial(Part, device=2, cpu=1)
+_networks = partial(Part, device=0.8, cpu=0.4)
 _convolutions = partial(Part, seconds=10, device=12, cpu=1.2, seconds_on_cpu=3, memory=3)
 
 PLANNING = ("machine", "rates")  # parts that the others are planned by
@@ -83,13 +83,15 @@ PARTS = (
         environment=check_convolutions.TF32,
     ),
     _networks("sd-1.5", "Networks of SD 1.5", check_networks.check_sd_1, 20, memory=5),
-    Part("decode-512", "Decoding 512×512", measure.measure_decode_512, 12, device=6, memory=4),
-    Part("step-sd-1.5", "A step of SD 1.5", measure.measure_sd_1, 25, device=8, memory=4),
-    Part("step-sd-2.1", "A step of SD 2.1", measure.measure_sd_2, 25, device=8, memory=4),
-    Part("step-sdxl", "A step of SDXL", measure.measure_sdxl, 45, device=50, memory=9),
-    Part("decode-1024", "Decoding 1024×1024", measure.measure_decode_1024, 12, device=22, memory=6),
-    Part("step-768", "A step of SD 2.1, 768×768", measure.measure_768, 25, device=20, memory=5),
+    Part("decode-512", "Decoding 512×512", measure.measure_decode_512, 12, device=8, memory=4),
+    Part("step-sd-1.5", "A step of SD 1.5", measure.measure_sd_1, 25, device=11, memory=4),
+    Part("step-sd-2.1", "A step of SD 2.1", measure.measure_sd_2, 25, device=11, memory=4),
+    Part("step-sdxl", "A step of SDXL", measure.measure_sdxl, 45, device=84, memory=9),
+    Part("decode-1024", "Decoding 1024×1024", measure.measure_decode_1024, 12, device=32, memory=6),
+    Part("step-768", "A step of SD 2.1, 768×768", measure.measure_768, 25, device=30, memory=5),
     _networks("sd-2.1", "Networks of SD 2.1", check_networks.check_sd_2, 20, memory=5),
-    _networks("sd-1.5-512", "SD 1.5 at 512×512", check_networks.check_512, 15, memory=6),
+    _networks(
+        "sd-1.5-512", "SD 1.5 at 512×512", check_networks.check_512, 15, device=2, cpu=1, memory=6
+    ),
     _networks("sdxl", "Networks of SDXL", check_networks.check_sdxl, 50, memory=13),
 )
