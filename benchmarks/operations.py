@@ -27,6 +27,7 @@ from mlx.utils import tree_map
 from real_sizes import MODELS
 from tasks import pooled_width
 
+from stable_diffusion.denoising import predict_with_guidance
 from stable_diffusion.device import backend, fused_attention, memory
 from stable_diffusion.device.backend import Backend
 from stable_diffusion.unet import UNetModel
@@ -126,16 +127,12 @@ def count_step(model: str, kind: Backend, *, guidance: bool) -> Count:
             added = _zeros(batch, pooled_width(unet.config)), mx.zeros((batch, 6))
         ready = [(_zeros(*keys.shape), _zeros(*values.shape)) for keys, values in text]
 
-        def step(x: mx.array, timestep: mx.array) -> mx.array:
-            x = mx.concatenate([x.astype(DTYPE)] * batch)
-            prediction = unet(x, timestep, ready, added).astype(mx.float32)
-            if not guidance:
-                return prediction
-            conditional, unconditional = prediction.split(2)
-            return unconditional + 7.5 * (conditional - unconditional)
+        def step(x: mx.array, timestep: mx.array, *weight: mx.array) -> mx.array:
+            return predict_with_guidance(unet, x, timestep, ready, added, weight)
 
         side = MODELS[model].size // MODELS[model].autoencoder.factor
-        return count(step, [mx.zeros((1, side, side, unet.config.in_channels)), mx.array(1.0)])
+        numbers = [mx.array(1.0)] * batch  # the time, and the weight if there is guidance
+        return count(step, [_zeros(1, side, side, unet.config.in_channels), *numbers])
 
 
 def count_decode(model: str, kind: Backend) -> Count:

@@ -1,12 +1,15 @@
 """Denoising: the UNet's prediction with guidance, and the steps down a noise schedule."""
 
 import copy
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from .device import cpu_kernels
+from . import compiled
+from .attention import KeysValues
+from .device import backend
+from .merged_layers import MergedLayers
 from .sampler.noise import NoiseStream, draw_latents
 from .sampler.sampler import Sampler
 from .sampler.schedule import Schedule
@@ -14,6 +17,7 @@ from .sampler.steps import Estimate
 from .unet import UNetModel
 
 Predict = Callable[[mx.array, mx.array], mx.array]  # latents, timestep
+TextTime = tuple[mx.array, mx.array]  # pooled embeddings and time ids, for SDXL's UNet
 
 
 class StepOutput(NamedTuple):
@@ -25,6 +29,20 @@ class StepOutput(NamedTuple):
 
 
 Steps = Generator[StepOutput, None, None]
+
+
+class BegunStep(NamedTuple):
+    """A step whose arrays may not be evaluated yet."""
+
+    output: StepOutput
+    is_finite: mx.array  # whether all latents are
+
+
+class EvaluatedStep(NamedTuple):
+    """A step that is evaluated."""
+
+    x_t: mx.array
+    is_finite: bool  # whether all latents are
 
 
 class Denoising(Generator[mx.array, None, None]):
@@ -53,6 +71,7 @@ class Denoising(Generator[mx.array, None, None]):
     ):
         self._start = start
         self._steps = start()
+        self._begun: BegunStep | None = None  # the next step, if it is under way already
         self._num_steps = num_steps
         self.inputs = inputs
         self.seed = seed
@@ -64,23 +83,49 @@ class Denoising(Generator[mx.array, None, None]):
         return self._num_steps
 
     def __next__(self) -> mx.array:
-        return self._keep(next(self._steps))
+        begun, self._begun = self._begun, None
+        return self._keep(next(self._steps) if begun is None else begun.output)
 
     def send(self, value: None) -> mx.array:
         """Return the next latents, as `next` does."""
-        return self._keep(self._steps.send(value))
+        return next(self)
 
     def throw(self, *error: Any) -> mx.array:
         """Raise an error in the steps, as `Generator.throw` does; that ends them."""
+        self._begun = None
         return self._keep(self._steps.throw(*error))
 
     def close(self) -> None:
         """End the steps; `restart` begins them again."""
+        self._begun = None
         self._steps.close()
 
     def restart(self) -> None:
         """Begin again, from the same latents and noise, with the present UNet."""
+        self._begun = None
         self._steps = self._start()
+
+    def evaluate(self) -> Iterator[EvaluatedStep]:
+        """Evaluate the steps that are left, and yield each of them.
+
+        A GPU begins the next step before this one is yielded, so it does not wait for what is done
+        with this one. `estimate` and `prediction` are those of the step that is yielded.
+        """
+        while (begun := self._begun or self._begin_step()) is not None:
+            self._begun = self._begin_step() if backend.is_gpu() else None
+            x_t = self._keep(begun.output)
+            mx.eval(x_t, begun.is_finite)
+            yield EvaluatedStep(x_t, bool(begun.is_finite.item()))
+
+    def _begin_step(self) -> BegunStep | None:
+        """Take the next step, if there is one; a GPU begins to compute it."""
+        output = next(self._steps, None)
+        if output is None:
+            return None
+        begun = BegunStep(output, mx.isfinite(output.x_t).all())
+        if backend.is_gpu():
+            mx.async_eval(output.x_t, begun.is_finite)
+        return begun
 
     def _keep(self, output: StepOutput) -> mx.array:
         self.estimate, self.prediction = output.estimate, output.prediction
@@ -90,7 +135,7 @@ class Denoising(Generator[mx.array, None, None]):
 def make_predict(
     unet: UNetModel,
     embeddings: mx.array,
-    text_time: tuple[mx.array, mx.array] | None,
+    text_time: TextTime | None,
     cfg_weight: float,
     guidance_rescale: float,
     dtype: mx.Dtype,
@@ -107,30 +152,51 @@ def make_predict(
         guidance_rescale: how much of the contrast that guidance adds is removed, in [0, 1].
         dtype: the type that the UNet computes in.
     """
-    # These are the same at all steps. `mx.compile` takes lists, not tuples.
-    text, added = unet.project_text(embeddings.astype(dtype)), list(text_time or ())
+    text = unet.project_text(embeddings.astype(dtype))  # the same at all steps
+    numbers: list[Any] = [cfg_weight, guidance_rescale] if guidance_rescale else [cfg_weight]
+    if backend.is_gpu():
+        numbers = [mx.array(number) for number in numbers]  # not constants of a compiled function
+    merged_layers = MergedLayers()
 
     def predict(x: mx.array, timestep: mx.array) -> mx.array:
-        n_images = len(x)
-        x = x.astype(dtype)
-        if len(embeddings) > n_images:
-            x = mx.concatenate([x, x])
-        prediction = unet(x, timestep, text, (added[0], added[1]) if added else None).astype(
-            mx.float32
-        )
-        if len(embeddings) > n_images:
-            conditional, unconditional = prediction.split(2)
-            prediction = unconditional + cfg_weight * (conditional - unconditional)
-            if guidance_rescale:
-                prediction = rescale_guidance(prediction, conditional, guidance_rescale)
-        return prediction
+        guidance = numbers if len(embeddings) > len(x) else []
+        arguments = x.astype(dtype), timestep, text, text_time, guidance
+        network = merged_layers.put_into(unet)
+        return compiled.run(predict_with_guidance, network, *arguments, owner=unet)
 
-    if cpu_kernels.is_used():
-        return predict  # not compiled: the kernels of a CPU compute at once
-    return mx.compile(predict, inputs=[unet.state, text, added])
+    return predict
 
 
-def rescale_guidance(prediction: mx.array, conditional: mx.array, amount: float) -> mx.array:
+def predict_with_guidance(
+    unet: UNetModel,
+    x: mx.array,
+    timestep: mx.array,
+    text: Sequence[KeysValues],
+    text_time: TextTime | None,
+    guidance: Sequence[Any],
+) -> mx.array:
+    """Return the prediction of noise, velocity or x_0, in float32 [B, h, w, C].
+
+    Args:
+        x: latents [B, h, w, C].
+        text: the keys and values of the text, with 2B rows if there is guidance.
+        guidance: its weight, and the amount of rescaling unless that is 0; nothing without
+            guidance.
+    """
+    if not guidance:
+        return unet(x, timestep, text, text_time).astype(mx.float32)
+    prediction = unet(mx.concatenate([x, x]), timestep, text, text_time).astype(mx.float32)
+    conditional, unconditional = prediction.split(2)
+    weight, *amounts = guidance
+    prediction = unconditional + weight * (conditional - unconditional)
+    for amount in amounts:
+        prediction = rescale_guidance(prediction, conditional, amount)
+    return prediction
+
+
+def rescale_guidance(
+    prediction: mx.array, conditional: mx.array, amount: float | mx.array
+) -> mx.array:
     """Return predictions whose contrast is closer to the contrast of the conditional ones.
 
     See arXiv:2305.08891, section 3.4.

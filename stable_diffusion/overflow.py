@@ -12,77 +12,18 @@ wrong, a phase costs one check of its result: the weights are not searched.
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from enum import StrEnum
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
 from .denoising import Denoising
+from .faults import Fault, FaultyResultError, RecomputeWarning
 from .model_io.loaders import find_damaged_weights
 from .model_io.safetensors_file import find_not_finite
 from .pipeline import StableDiffusion
-from .utils.wording import join_names
 
 EMBEDDINGS = "embeddings of text and picture"
-
-
-class Fault(StrEnum):
-    """What is wrong with a result."""
-
-    NOT_FINITE = "not finite numbers"
-    CONSTANT = "constant"
-
-
-class RecomputeWarning(UserWarning):
-    """A faulty result is computed again.
-
-    Attributes:
-        what: the result, such as "latents".
-        fault: what is wrong with it.
-        gives_up_float16: whether the model is loaded again to compute in float32; then
-            `StableDiffusion(..., float16=False)` from the start saves time.
-    """
-
-    def __init__(self, what: str, fault: Fault, gives_up_float16: bool):
-        if gives_up_float16:
-            how = " in half precision: computing them again in float32"
-        else:
-            how = ": computing them again"
-        super().__init__(f"the {what} are {fault}{how}")
-        self.what = what
-        self.fault = fault
-        self.gives_up_float16 = gives_up_float16
-
-
-class FaultyResultError(ValueError):
-    """A result is faulty, even when computed again.
-
-    Attributes:
-        what: the result, such as "latents".
-        fault: what is wrong with it. If it is constant, there may be too little memory: smaller or
-            fewer pictures or a quantized model need less.
-        damaged: the weights that are not finite, as "FILE: KEY". If there are none, the model
-            overflows even in float32: less guidance, a smaller scale of LoRAs or another sampler
-            may help.
-    """
-
-    def __init__(self, what: str, fault: Fault, damaged: Sequence[str] = ()):
-        if fault is Fault.CONSTANT:
-            message = f"the {what} are constant, even when computed again"
-        elif damaged:
-            message = (
-                f"the {what} are not finite numbers, because these weights are not: "
-                f"{join_names(damaged)}; get the file again"
-            )
-        else:
-            message = (
-                f"the {what} are not finite numbers, though all weights are: the model overflows"
-            )
-        super().__init__(message)
-        self.what = what
-        self.fault = fault
-        self.damaged = tuple(damaged)
 
 
 def make_pictures(
@@ -143,6 +84,13 @@ def start_checked(
         FaultyResultError: if the inputs are not finite, or constant, even when computed again.
     """
     latents = start()
+    if sd.vae_float16:
+        fault = _find_fault(
+            _list_latents(latents), lambda: not is_flat and _has_constant_latents(latents)
+        )
+        if fault is not None:
+            _use_float32_vae(sd, "latents of the picture to start from", fault)
+            latents = start()
     # Evaluated one by one, so that the VAE and the text encoders are not in memory together.
     fault = _find_fault(latents.inputs, lambda: _has_constant_input(sd, latents, is_flat))
     if fault is not None and (sd.float16 or fault is Fault.CONSTANT):
@@ -158,10 +106,10 @@ def start_checked(
 
 def evaluate_steps(latents: Denoising) -> mx.array:
     """Evaluate all steps, or those up to the first that is not finite; return the last latents."""
-    for x_t in latents:
-        if not is_finite(x_t):
+    for step in latents.evaluate():
+        if not step.is_finite:
             break
-    return x_t
+    return step.x_t
 
 
 def denoise_checked(
@@ -210,7 +158,8 @@ def decode_checked(
 ) -> mx.array:
     """Return the pictures [B, H, W, 3] in [0, 1] of latents; decode in strips if they are faulty.
 
-    A picture that is all white or all black because it was clipped at 1 or 0 is not faulty.
+    A VAE in half precision is loaded again in float32 if that does not help. A picture that is all
+    white or all black because it was clipped at 1 or 0 is not faulty.
 
     Args:
         sd, tiled, is_flat: as in `make_pictures`.
@@ -219,16 +168,14 @@ def decode_checked(
     Raises:
         FaultyResultError: if pictures are not finite, or constant before they are clipped.
     """
-    pictures = sd.decode(x_0, tiled)
+    pictures, fault = _decode(sd, x_0, tiled, is_flat)
+    if fault is not None and sd.vae_float16:
+        _use_float32_vae(sd, "pictures", fault)
+        pictures, fault = _decode(sd, x_0, tiled, is_flat)
     _require_finite([pictures], "pictures", sd, ["vae"])
-    if is_flat or not is_constant(pictures).any().item():
-        return pictures
-    mx.clear_cache()
-    unclipped = sd.decode_unclipped(x_0, tiled=True)
-    _require_finite([unclipped], "pictures", sd, ["vae"])
-    if is_constant(unclipped).any().item():
-        raise FaultyResultError("pictures", Fault.CONSTANT)
-    return mx.clip(unclipped, 0, 1)
+    if fault is not None:
+        raise FaultyResultError("pictures", fault)
+    return pictures
 
 
 def is_finite(*arrays: mx.array) -> bool:
@@ -265,12 +212,12 @@ def _find_fault(results: Sequence[mx.array], has_constant: Callable[[], bool]) -
 
 def _has_constant_input(sd: StableDiffusion, latents: Denoising, is_flat: bool) -> bool:
     """Return whether latents, or the embeddings of a text by one text encoder, are constant."""
+    if not is_flat and _has_constant_latents(latents):
+        return True
     has_zeros = sd.config.pipeline.force_zeros_for_empty_prompt
     n_images = len(latents.inputs[0])
     for x in latents.inputs:
         if x.ndim == 4:  # latents
-            if not is_flat and is_constant(x).any().item():
-                return True
             continue
         widths = [each.hidden_size for each in sd.config.text_encoders] if x.ndim == 3 else []
         for part in mx.split(x, np.cumsum(widths)[:-1].tolist(), axis=-1) if widths else [x]:
@@ -281,6 +228,31 @@ def _has_constant_input(sd: StableDiffusion, latents: Denoising, is_flat: bool) 
             if found.any().item():
                 return True
     return False
+
+
+def _list_latents(latents: Denoising) -> list[mx.array]:
+    """Return the inputs that are latents: the first ones, and those of an encoded picture."""
+    return [x for x in latents.inputs if x.ndim == 4]
+
+
+def _has_constant_latents(latents: Denoising) -> bool:
+    """Return whether an input that is latents is constant."""
+    return any(is_constant(x).any().item() for x in _list_latents(latents))
+
+
+def _decode(
+    sd: StableDiffusion, x_0: mx.array, tiled: bool | None, is_flat: bool
+) -> tuple[mx.array, Fault | None]:
+    """Return the pictures of latents, decoded in strips if they are constant, and their fault."""
+    pictures = sd.decode(x_0, tiled)
+    if not is_finite(pictures):
+        return pictures, Fault.NOT_FINITE
+    if is_flat or not is_constant(pictures).any().item():
+        return pictures, None
+    mx.clear_cache()
+    unclipped = sd.decode_unclipped(x_0, tiled=True)
+    fault = _find_fault([unclipped], lambda: bool(is_constant(unclipped).any().item()))
+    return (unclipped if fault is Fault.NOT_FINITE else mx.clip(unclipped, 0, 1)), fault
 
 
 def _require_finite(
@@ -317,3 +289,10 @@ def _prepare_again(
         sd.use_float32()
         for latents in others:
             latents.restart()
+
+
+def _use_float32_vae(sd: StableDiffusion, what: str, fault: Fault) -> None:
+    """Warn that a result of the VAE is computed again, and load the VAE in float32."""
+    mx.clear_cache()
+    warnings.warn(RecomputeWarning(what, fault, gives_up_vae_float16=True), stacklevel=3)
+    sd.use_float32_vae()

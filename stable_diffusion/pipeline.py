@@ -5,7 +5,6 @@ text encoders can be freed once `Denoising.inputs` are evaluated, and the UNet a
 """
 
 import os
-import warnings
 from collections.abc import Sequence
 from typing import Unpack
 
@@ -14,7 +13,7 @@ import mlx.nn as nn
 import numpy as np
 
 from . import check_arguments
-from .adapters.lora import copy_lora, load_lora, unload_lora
+from .adapters.lora import load_lora, unload_lora
 from .adapters.textual_inversion import load_embedding
 from .clip import CLIPTextModel
 from .conditioning import (
@@ -41,13 +40,13 @@ from .model_io.loaders import (
     load_unet,
     open_model,
 )
-from .model_io.model import Model
 from .model_io.weights import read_weights
-from .quantize import is_quantized, quantize_text_encoder, quantize_unet
+from .precision import load_in_float32
+from .quantize import quantize_networks
 from .sampler.noise import draw_latents
 from .sampler.sampler import Sampler
 from .sampler.schedule import Schedule, ensure_one_step
-from .vae_strips import decode
+from .vae_strips import decode, encode
 
 UNET = ("unet", "unet")  # attribute, and folder in the model
 
@@ -59,16 +58,19 @@ class StableDiffusion:
         model: a known name (`config.MODELS`), a folder in the layout of diffusers, a safetensors
             file in the original layout, or a Hub repository, `org/name` or `org/name@revision`.
         float16: compute the text encoders and the UNet in half precision; on a Linux CPU only
-            their weights are stored in it. The VAE always computes in float32.
+            their weights are stored in it.
         sampler: one of `sampler.sampler.SAMPLERS`; the model's own if None.
         schedule: one of the sampler's schedules: the spacing of the timesteps, or "karras"; the
             model's own if None.
         vae: where to take another VAE from: a model, a VAE's folder or repository, or a file.
         prediction_type: "epsilon", "v_prediction" or "sample", if the model's files do not say.
+        vae_float16: compute the VAE in half precision, too, which the VAE of an SDXL model must be
+            made for. Pictures may then differ visibly from those in float32.
 
     Raises:
         OSError: if the model or one of its files cannot be found.
-        ValueError: if the model is not supported or is broken, or if it needs the other class.
+        ValueError: if the model is not supported or is broken, or if it needs the other class; if
+            its VAE overflows half precision and `vae_float16` is set.
     """
 
     # The attributes of the text encoders and tokenizers, each with its folder in the model.
@@ -84,16 +86,15 @@ class StableDiffusion:
         schedule: str | None = None,
         vae: Key | None = None,
         prediction_type: str | None = None,
+        vae_float16: bool = False,
     ):
         check_arguments.check_model(model, vae, sampler, schedule, prediction_type)
         if cpu_kernels.is_used():
             cpu_kernels.keep_freed_memory()
         self.model = opened = open_model(model, vae=vae, prediction_type=prediction_type)
-        self.float16 = float16
+        self.float16, self.vae_float16 = float16, vae_float16
         self.config = opened.config
-        if isinstance(self, StableDiffusionXL) is not self.config.is_xl:
-            needed = pipeline_class(self.config).__name__
-            raise ValueError(f"{opened.name} is a {needed} model: use the class {needed}")
+        _require_suitable(self)
         self.dtype = cpu_kernels.compute_dtype(mx.float16 if float16 else mx.float32)
         self.diffusion_config = self.config.diffusion
         self.sampler = Sampler.for_model(self.diffusion_config, sampler, schedule)
@@ -104,7 +105,7 @@ class StableDiffusion:
         for reader in self._readers:
             require_fit(*reader, opened.name)
         self.unet = load_unet(opened, float16)
-        self.autoencoder = load_autoencoder(opened, float16)
+        self.autoencoder = load_autoencoder(opened, float16, vae_float16=vae_float16)
 
     def ensure_models_are_loaded(self) -> None:
         """Read all weights now."""
@@ -116,25 +117,26 @@ class StableDiffusion:
 
         The UNet's other weights are kept in float16. Quantized networks stay so, with a warning.
         """
-        networks: list[nn.Module] = [self.unet, *self._text_encoders]
-        if any(map(is_quantized, networks)):
-            name = self.config.name
-            warnings.warn(f"{name} is quantized already, and stays as it is", stacklevel=2)
-        for network in networks:
-            if not is_quantized(network):
-                (quantize_unet if network is self.unet else quantize_text_encoder)(network)
+        quantize_networks(self.unet, self._text_encoders, self.config.name)
 
     def use_float32(self) -> None:
-        """Load the UNet and the text encoders again, to compute in float32.
+        """Load the networks again, to compute in float32.
 
         This is for numbers that half precision cannot hold. Networks that have been freed stay
         freed. A `Denoising` that has begun needs a `restart`.
         """
+        self.use_float32_vae()
         self.float16, self.dtype = False, mx.float32
         for attribute, name in (*self._TEXT_ENCODERS, UNET):
             if hasattr(self, attribute):
-                network = _load_in_float32(self.model, name, getattr(self, attribute))
+                network = load_in_float32(self.model, name, getattr(self, attribute))
                 setattr(self, attribute, network)
+
+    def use_float32_vae(self) -> None:
+        """Load the VAE again, to compute in float32, if it computes in half precision."""
+        if self.vae_float16 and hasattr(self, "autoencoder"):
+            self.autoencoder = load_autoencoder(self.model, self.float16)
+        self.vae_float16 = False
 
     def load_lora(self, path: str | os.PathLike[str], scale: float = 1.0) -> None:
         """Add the LoRA of a file to the UNet and the text encoders; see `adapters.lora`."""
@@ -219,7 +221,7 @@ class StableDiffusion:
         arguments = Arguments(text, n_images, num_steps, cfg_weight, negative_text, seed, options)
         generation = check_generation(arguments, self.config, self.sampler)
         strength = check_arguments.check_number("strength", strength, 0, 1)
-        mean, _ = self.autoencoder.encode(image[None])  # the most likely latents, without noise
+        mean, _ = encode(self.autoencoder, image[None])  # the most likely latents, without noise
         x = mx.repeat(mean, len(generation.texts), axis=0)
         if strength == 0:
             return Denoising(lambda: yield_unchanged(x), 1, [x], generation.seed)
@@ -234,7 +236,7 @@ class StableDiffusion:
         """Return pictures [B, f·h, f·w, 3] in [0, 1] of latents [B, h, w, C].
 
         f is the VAE's factor. If `tiled`, they are decoded in strips, which takes less memory, and
-        computed now, not lazily. If it is None, pictures above 768×768 pixels are.
+        computed now, not lazily. If it is None, pictures that are large for the memory are.
         """
         x = self.decode_unclipped(x_t, tiled)
         # An infinite number must not become white or black.
@@ -290,9 +292,16 @@ class StableDiffusionXL(StableDiffusion):
         schedule: str | None = None,
         vae: Key | None = None,
         prediction_type: str | None = None,
+        vae_float16: bool = False,
     ):
         super().__init__(
-            model, float16, sampler, schedule=schedule, vae=vae, prediction_type=prediction_type
+            model,
+            float16,
+            sampler,
+            schedule=schedule,
+            vae=vae,
+            prediction_type=prediction_type,
+            vae_float16=vae_float16,
         )
 
     def _embed_text(
@@ -305,6 +314,19 @@ class StableDiffusionXL(StableDiffusion):
 def pipeline_class(config: ModelConfig) -> type[StableDiffusion]:
     """Return the class that runs a model."""
     return StableDiffusionXL if config.is_xl else StableDiffusion
+
+
+def _require_suitable(sd: StableDiffusion) -> None:
+    """Check that a model needs the class of `sd`, and that its VAE can compute as `sd` is asked to.
+
+    Raises:
+        ValueError: if one of these is wrong.
+    """
+    if isinstance(sd, StableDiffusionXL) is not sd.config.is_xl:
+        needed = pipeline_class(sd.config).__name__
+        raise ValueError(f"{sd.config.name} is a {needed} model: use the class {needed}")
+    if sd.vae_float16:
+        sd.config.require_vae_float16()
 
 
 def _denoise(
@@ -327,27 +349,3 @@ def _denoise(
         return denoise(x, schedule, generation.sampler, predict, generation.streams)
 
     return Denoising(start, len(schedule), inputs, generation.seed)
-
-
-def _load_in_float32(model: Model, component: str, old: nn.Module) -> nn.Module:
-    """Load a network again, from the same files, to compute in float32.
-
-    Args:
-        component: "unet", or the folder of a text encoder.
-        old: the network in half precision. The new one is quantized like it, and gets its LoRAs
-            and learned words.
-
-    Raises:
-        OSError, ValueError: see `load_unet`.
-    """
-    if component == "unet":
-        new: nn.Module = load_unet(model, True, widened=True)
-    else:
-        new = load_text_encoder(model, True, component, widened=True)
-        table = new.token_embedding
-        learned = old.token_embedding.weight[len(table.weight) :].astype(mx.float32)
-        table.weight = mx.concatenate([table.weight, learned])
-    if is_quantized(old) and not is_quantized(new):
-        (quantize_unet if component == "unet" else quantize_text_encoder)(new)
-    copy_lora(old, new, mx.float32)
-    return new

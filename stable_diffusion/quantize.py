@@ -3,6 +3,9 @@
 Everything is lazy: the float32 weights of a layer exist only while it is read and quantized.
 """
 
+import warnings
+from collections.abc import Sequence
+
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map_with_path
@@ -15,6 +18,21 @@ def quantize_text_encoder(
 ) -> Quantization:
     """Quantize the linear layers of a text encoder, in place; see `quantize_linear`."""
     return quantize_linear(network, bits, 64 if group_size is None else group_size)
+
+
+def quantize_networks(unet: nn.Module, text_encoders: Sequence[nn.Module], name: str) -> None:
+    """Quantize the networks of a model, in place, except those that are quantized already.
+
+    Args:
+        name: of the model, for the warning that a network stays as it is.
+    """
+    networks = [unet, *text_encoders]
+    if any(map(is_quantized, networks)):
+        # Seen from the caller of the pipeline's method.
+        warnings.warn(f"{name} is quantized already, and stays as it is", stacklevel=3)
+    for network in networks:
+        if not is_quantized(network):
+            (quantize_unet if network is unet else quantize_text_encoder)(network)
 
 
 def quantize_unet(network: nn.Module, bits: int = 8, group_size: int | None = None) -> Quantization:

@@ -7,6 +7,7 @@ import mlx.nn as nn
 
 from .attention import Attention
 from .config.networks import AutoencoderConfig
+from .device import cpu_kernels
 from .layers import Conv3x3, GroupNorm, Linear, ResnetBlock2D, silu
 
 NORM_EPS = 1e-6  # diffusers' value for every norm of the VAE; it is in no config
@@ -168,6 +169,8 @@ class Autoencoder(nn.Module):
     """The networks between pictures and scaled latents, which have about unit variance.
 
     f is the number of pixels per latent along each side: `config.factor`, 8 in the real models.
+    They compute in the type of their weights, except that a Linux CPU computes in float32; what
+    they are given is converted to that type. Their results are float32.
     """
 
     def __init__(self, config: AutoencoderConfig):
@@ -186,28 +189,41 @@ class Autoencoder(nn.Module):
         """Return the number C of channels of the latents."""
         return self.config.latent_channels
 
+    @property
+    def dtype(self) -> mx.Dtype:
+        """Return the type that the networks compute in."""
+        return cpu_kernels.compute_dtype(self.decoder.conv_in.weight.dtype)
+
     def encode(self, x: mx.array) -> tuple[mx.array, mx.array]:
         """Return mean and log variance of the scaled latents, [B, H / f, W / f, C] each.
 
         Args:
             x: pictures [B, H, W, 3] in [-1, 1], whose sides are multiples of f.
         """
-        x = self.encoder(x)
+        return self.scale(self.encoder(x.astype(self.dtype)))
+
+    def decode(self, z: mx.array) -> mx.array:
+        """Return pictures [B, f·h, f·w, 3], about in [-1, 1], for scaled latents [B, h, w, C]."""
+        return self.decoder(self.unscale(z)).astype(mx.float32)
+
+    def scale(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        """Return mean and log variance of the scaled latents for what the encoder returns.
+
+        Args:
+            x: [B, h, w, 2C].
+        """
         if "quant_conv" in self:
             x = self.quant_conv(x)
-        mean, logvar = x.split(2, axis=-1)
+        mean, logvar = x.astype(mx.float32).split(2, axis=-1)
         scale = self.config.scaling_factor
         mean = mean * scale
         logvar = mx.clip(logvar, MIN_LOGVAR, MAX_LOGVAR) + 2 * math.log(abs(scale))
         return mean, logvar
 
-    def decode(self, z: mx.array) -> mx.array:
-        """Return pictures [B, f·h, f·w, 3], about in [-1, 1], for scaled latents [B, h, w, C]."""
-        return self.decoder(self.unscale(z))
-
     def unscale(self, z: mx.array) -> mx.array:
         """Return the input of the decoder for scaled latents, of the same shape."""
-        z = z / self.config.scaling_factor
+        # Divided in float32: a small factor could exceed half precision.
+        z = (z.astype(mx.float32) / self.config.scaling_factor).astype(self.dtype)
         return self.post_quant_conv(z) if "post_quant_conv" in self else z
 
     def __call__(self, x: mx.array) -> mx.array:

@@ -1,9 +1,9 @@
-"""The VAE's decoder in strips, for pictures that would need too much memory if decoded at once.
+"""The VAE in strips, for pictures that would need too much memory if computed at once.
 
 A strip is some rows of a picture over its whole width. The picture goes through the layers as a
 list of strips. Each convolution gets a strip together with the rows next to it, each norm uses the
-statistics of the whole picture, and a result replaces the strip that it was made from. The picture
-is the same as if it were decoded at once, except for rounding.
+statistics of the whole picture, and a result replaces the strip that it was made from. The result
+is the same as if it were computed at once, except for rounding.
 """
 
 import math
@@ -13,13 +13,10 @@ from contextlib import suppress
 import mlx.core as mx
 import mlx.nn as nn
 
-from .device import cpu_kernels, kernel_calls
+from . import compiled
+from .device import backend, cpu_kernels, kernel_calls, memory
 from .layers import ResnetBlock2D, silu
-from .vae import AttentionBlock, Autoencoder, Decoder
-
-MAX_WHOLE_PIXELS = 768 * 768  # of a picture: larger ones are decoded in strips
-MAX_STRIP_PIXELS = 2**15  # 32 MB in float32 at the 256 channels of the widest layer
-MAX_SCORES = 2**25  # attention scores held at once: 128 MB
+from .vae import Autoencoder, Decoder, Encoder
 
 Strips = list[mx.array]  # from top to bottom, [1, rows, W, C] each
 Function = Callable[[mx.array], mx.array]
@@ -29,70 +26,129 @@ def decode(autoencoder: Autoencoder, z: mx.array, tiled: bool | None = None) -> 
     """Return `autoencoder.decode(z)`, decoded in strips if `tiled`.
 
     Strips need little more memory than the largest layer of one picture, which in the real models
-    takes 1 kB for each pixel, 1 GB for 1024×1024. They are computed now, not lazily.
+    takes 1 kB for each pixel, 1 GB for 1024×1024, or half of it in half precision. They are
+    computed now, not lazily.
 
     Args:
         z: scaled latents [B, h, w, C].
-        tiled: whether to decode in strips; if None, only large pictures are.
+        tiled: whether to decode in strips; if None, only what is too large for the memory is.
 
     Returns:
         Pictures [B, f·h, f·w, 3], about in [-1, 1].
     """
     if tiled is None:
         n_pixels = math.prod(z.shape[1:3]) * autoencoder.config.factor**2
-        # On a Linux CPU MLX's own convolution copies its input nine times.
-        is_large = n_pixels > MAX_WHOLE_PIXELS or (
-            cpu_kernels.is_used() and not cpu_kernels.supports(z)
-        )
-        # A transformation keeps all intermediate results: strips would save nothing.
-        tiled = is_large and not kernel_calls.is_traced(z)
+        tiled = _needs_strips(z, n_pixels, memory.choose_whole_pixels(autoencoder.dtype.size))
     if not tiled:
-        return autoencoder.decode(z)
+        return compiled.run(type(autoencoder).decode, autoencoder, z)
     z = autoencoder.unscale(z)
-    return mx.concatenate([_decode_picture(autoencoder.decoder, picture[None]) for picture in z])
+    pictures = [_decode_picture(autoencoder.decoder, picture[None]) for picture in z]
+    return mx.concatenate(pictures).astype(mx.float32)
+
+
+def encode(
+    autoencoder: Autoencoder, x: mx.array, tiled: bool | None = None
+) -> tuple[mx.array, mx.array]:
+    """Return `autoencoder.encode(x)`, encoded in strips if `tiled`; see `decode`.
+
+    Args:
+        x: pictures [B, H, W, 3] in [-1, 1], whose sides are multiples of f.
+        tiled: whether to encode in strips; if None, only what is too large for the memory is.
+
+    Returns:
+        Mean and log variance of the scaled latents, [B, H / f, W / f, C] each.
+    """
+    if tiled is None:
+        # The encoder's largest layer is half as large as the decoder's.
+        max_pixels = 2 * memory.choose_whole_pixels(autoencoder.dtype.size)
+        tiled = _needs_strips(x, math.prod(x.shape[1:3]), max_pixels)
+    if not tiled:
+        return compiled.run(type(autoencoder).encode, autoencoder, x)
+    x = x.astype(autoencoder.dtype)
+    encoded = [_encode_picture(autoencoder.encoder, picture[None]) for picture in x]
+    return autoencoder.scale(mx.concatenate(encoded))
+
+
+def _needs_strips(x: mx.array, n_pixels: int, max_pixels: int) -> bool:
+    """Return whether the pictures or latents `x` are too large to be computed at once.
+
+    Args:
+        n_pixels: of each picture.
+        max_pixels: see `memory.choose_whole_pixels`.
+    """
+    if backend.is_gpu():
+        n_pixels *= len(x)
+    # On a Linux CPU MLX's own convolution copies its input nine times.
+    is_large = n_pixels > max_pixels or (cpu_kernels.is_used() and not cpu_kernels.supports(x))
+    # A transformation keeps all intermediate results: strips would save nothing.
+    return is_large and not kernel_calls.is_traced(x)
 
 
 def _decode_picture(decoder: Decoder, z: mx.array) -> mx.array:
     """Decode one picture in strips: [1, h, w, C] → [1, f·h, f·w, 3]."""
-    # At the size of the latents everything is small, except the scores of the attention.
-    x = decoder.mid_block.resnets[0](decoder.conv_in(z))
-    for attention in decoder.mid_block.attentions:
-        x = _attend(attention, x)
-    strips = _split(decoder.mid_block.resnets[1](x), MAX_STRIP_PIXELS)
+    x = decoder.mid_block(decoder.conv_in(z))  # at the size of the latents everything is small
+    n_pixels = memory.choose_strip_pixels(z.dtype.size)
+    strips = _split(x, n_pixels)
     for block in decoder.up_blocks:
         for resnet in block.resnets:
             strips = _apply_resnet(resnet, strips)
         if "upsample" in block:
             # A strip will have four times as many pixels, so it starts with a quarter of them.
-            strips = [part for strip in strips for part in _split(strip, MAX_STRIP_PIXELS // 4)]
-            strips = [strip for strip, _ in _convolve(strips, block.upsample, scale=2)]
+            strips = [part for strip in strips for part in _split(strip, n_pixels // 4)]
+            strips = _compute(_convolve(strips, block.upsample, scale=2))
     norm = _make_norm(decoder.conv_norm_out, strips)
-    pixels = _convolve(strips, lambda x: decoder.conv_out(silu(norm(x))))
-    return mx.concatenate([strip for strip, _ in pixels], axis=1)
+    pixels = _compute(_convolve(strips, lambda x: decoder.conv_out(silu(norm(x)))))
+    return mx.concatenate(pixels, axis=1)
 
 
-def _evaluate(x: mx.array) -> None:
-    """Compute `x` now, unless MLX is tracing it for a transformation, which computes later."""
+def _encode_picture(encoder: Encoder, x: mx.array) -> mx.array:
+    """Encode one picture in strips: [1, H, W, 3] → [1, H / f, W / f, 2C]."""
+    strips = _split(x, memory.choose_strip_pixels(x.dtype.size), multiple=2)
+    strips = _compute(_convolve(strips, encoder.conv_in))
+    for block in encoder.down_blocks:
+        for resnet in block.resnets:
+            strips = _apply_resnet(resnet, strips)
+        if "downsample" in block:
+            strips = _join(_compute(_downsample(strips, block.downsample)))
+    x = encoder.mid_block(mx.concatenate(strips, axis=1))
+    return encoder.conv_out(x, norm=encoder.conv_norm_out, activation=silu)
+
+
+def _evaluate(*arrays: mx.array, waits: bool = True) -> None:
+    """Compute arrays now, unless MLX is tracing them for a transformation, which computes later.
+
+    Args:
+        waits: whether to wait for the results.
+    """
     with suppress(ValueError):
-        mx.eval(x)
+        (mx.eval if waits else mx.async_eval)(arrays)
 
 
-def _split(x: mx.array, n_pixels: int) -> Strips:
-    """Split [1, H, W, C] into strips of at most `n_pixels` pixels, but at least one row."""
+def _split(x: mx.array, n_pixels: int, multiple: int = 1) -> Strips:
+    """Split [1, H, W, C] into strips of at most `n_pixels` pixels.
+
+    All strips, except the last one, have a multiple of `multiple` rows, and at least so many.
+    """
     _evaluate(x)
-    rows = max(1, n_pixels // x.shape[2])
+    rows = max(1, n_pixels // (x.shape[2] * multiple)) * multiple
     return [x[:, top : top + rows] for top in range(0, x.shape[1], rows)]
 
 
-def _attend(block: AttentionBlock, x: mx.array) -> mx.array:
-    """Return x + attention(norm(x)) for x [1, H, W, C], computed for some queries at a time."""
-    h = block.group_norm(x).flatten(1, 2)  # [1, HW, C]
-    n_queries = max(1, MAX_SCORES // h.shape[1])
-    parts = []
-    for start in range(0, h.shape[1], n_queries):
-        parts.append(block(h[:, start : start + n_queries], memory=h))
-        _evaluate(parts[-1])
-    return x + mx.concatenate(parts, axis=1).reshape(x.shape)
+def _compute(results: Iterator[tuple[mx.array, mx.array]]) -> Strips:
+    """Return the results of `_convolve` or `_downsample`, each computed before the next one."""
+    computed = []
+    for strip, _ in results:
+        _evaluate(strip)
+        computed.append(strip)
+    return computed
+
+
+def _join(strips: Strips) -> Strips:
+    """Return each four strips as one, because they have a quarter of the pixels of a strip."""
+    groups = [strips[i : i + 4] for i in range(0, len(strips), 4)]
+    joined = [mx.concatenate(group, axis=1) for group in groups]
+    _evaluate(*joined)
+    return joined
 
 
 def _apply_resnet(block: ResnetBlock2D, strips: Strips) -> Strips:
@@ -102,7 +158,7 @@ def _apply_resnet(block: ResnetBlock2D, strips: Strips) -> Strips:
     for strip, x in _convolve(strips, lambda x: block.conv1(block.activation(norm1(x)))):
         h.append(strip)
         skips.append(block.conv_shortcut(x) if "conv_shortcut" in block else x)
-        _evaluate(skips[-1])
+        _evaluate(h[-1], skips[-1])
     norm2 = _make_norm(block.norm2, h)
     for strip, _ in _convolve(h, lambda x: block.conv2(block.activation(norm2(x)))):
         result.append(skips.pop(0) + strip)
@@ -116,7 +172,7 @@ def _convolve(
     """Yield each strip of a 3×3 convolution's result, and the strip that it was made from.
 
     The convolution makes `scale` rows of each row. Strips are taken out of the list one by one, so
-    that their memory can be freed.
+    that their memory can be freed; evaluate a result before the next one is taken.
     """
     above = strips[0][:, :0]  # the convolution itself pads the edges of the picture
     while strips:
@@ -124,23 +180,40 @@ def _convolve(
         below = strips[0][:, :1] if strips else strip[:, :0]
         x = convolution(mx.concatenate([above, strip, below], axis=1))
         # A copy, so that the rows of the neighbours can be freed.
-        x = mx.contiguous(x[:, scale * above.shape[1] :][:, : scale * strip.shape[1]])
-        _evaluate(x)
-        yield x, strip
+        yield mx.contiguous(x[:, scale * above.shape[1] :][:, : scale * strip.shape[1]]), strip
         above = strip[:, -1:]
 
 
+def _downsample(strips: Strips, convolution: Function) -> Iterator[tuple[mx.array, mx.array]]:
+    """Yield the results of a `Downsample`, as `_convolve` does.
+
+    All strips, except the last one, have an even number of rows. A row of the result is made of
+    three rows: it begins at an even row and ends at the next one.
+    """
+    while strips:
+        strip = strips.pop(0)
+        if strip.shape[1] == 1:  # the last row of an odd height, which the strip above has used
+            return
+        below = strips[0][:, :1] if strips else strip[:, :0]
+        yield convolution(mx.concatenate([strip, below], axis=1)), strip
+
+
 def _make_norm(norm: nn.GroupNorm, strips: Strips) -> Function:
-    """Return the group norm (Wu & He 2018, arXiv:1803.08494) with the statistics of all strips."""
+    """Return the group norm (Wu & He 2018, arXiv:1803.08494) with the statistics of all strips.
+
+    The statistics are float32, as is the norm before its result gets the type of its input.
+    """
 
     def average(function: Function) -> mx.array:
         """Return the mean of function(x) over all pixels and each channel's group: [C]."""
         total, n_pixels = mx.zeros(strips[0].shape[-1]), 0
         for strip in strips:
             # Sums of sums: adding a million terms one by one would lose digits.
-            total = total + function(strip).sum(axis=2).sum(axis=(0, 1))
+            total = total + function(strip.astype(mx.float32)).sum(axis=2).sum(axis=(0, 1))
             n_pixels += strip.shape[1] * strip.shape[2]
-            _evaluate(total)
+            # One after another, or MLX might compute `function` of all strips first. Only a CPU
+            # needs no time to wait for each.
+            _evaluate(total, waits=not backend.is_gpu())
         means = (total / n_pixels).reshape(norm.num_groups, -1).mean(axis=1)
         return mx.repeat(means, len(total) // norm.num_groups)
 
@@ -148,4 +221,5 @@ def _make_norm(norm: nn.GroupNorm, strips: Strips) -> Function:
     variances = average(lambda x: (x - means).square())
     gain = norm.weight * mx.rsqrt(variances + norm.eps)
     offset = norm.bias - means * gain
-    return lambda x: x * gain + offset
+    _evaluate(gain, offset)
+    return lambda x: (x * gain + offset).astype(x.dtype)

@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from gpu import as_on
 from kinds import KINDS
 from oracle import psnr, relative_l2
 from ours import pictures
@@ -15,7 +16,7 @@ from PIL import Image
 
 from stable_diffusion import StableDiffusion, StableDiffusionXL
 from stable_diffusion.denoising import rescale_guidance
-from stable_diffusion.device import cpu_kernels
+from stable_diffusion.device.backend import Backend
 from stable_diffusion.images.arrays import to_uint8
 from stable_diffusion.model_io.loaders import load_model_config
 from stable_diffusion.pipeline import pipeline_class
@@ -152,15 +153,16 @@ def test_compiled_steps(model, kind, monkeypatch):
     sd = model(kind)
     options = {"n_images": 2, "cfg_weight": 3.0, "latent_size": (1, 1)}
     usual = generate(sd, **options)
-    monkeypatch.setattr(cpu_kernels, "is_used", lambda: False)
-    monkeypatch.setattr(cpu_kernels, "supports", lambda x: False)
     compiled = []
     compile_ = mx.compile
     monkeypatch.setattr(
         mx, "compile", lambda *args, **kwargs: compiled.append(1) or compile_(*args, **kwargs)
     )
-    assert psnr(generate(sd, **options), usual) >= SAME
-    assert compiled
+    with as_on(Backend.METAL):
+        for x_t in sd.generate_latents(PROMPT, num_steps=4, seed=7, **options):
+            mx.eval(x_t)
+    assert compiled == [1]  # not once a step
+    assert psnr(to_uint8(np.array(sd.decode(x_t))), usual) >= SAME
 
 
 def test_prompt_embeddings_equal_diffusers(model, oracle, kind):

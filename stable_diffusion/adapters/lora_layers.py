@@ -64,7 +64,7 @@ class LoRAConv3x3(nn.Module):
         residual: mx.array | None = None,
     ) -> mx.array:
         """Return residual + conv(activation(norm(x + shifts))) + bias, as `Conv3x3` does."""
-        return self._merge()(
+        return self.merge()(
             x, norm=norm, activation=activation, shifts=shifts, bias=bias, residual=residual
         )
 
@@ -72,14 +72,14 @@ class LoRAConv3x3(nn.Module):
         self, x: mx.array, *, norm: GroupNorm, activation: Activation, bias: mx.array | None
     ) -> tuple[mx.array, Sequence[mx.array]]:
         """Return a convolution for the next norm to complete, as `Conv3x3` does."""
-        return self._merge().convolve_before_norm(x, norm=norm, activation=activation, bias=bias)
+        return self.merge().convolve_before_norm(x, norm=norm, activation=activation, bias=bias)
 
     def convolve_upsampled(self, x: mx.array, size: tuple[int, int] | None = None) -> mx.array:
         """Return the convolution of `upsample_nearest(x)`, as `Conv3x3` does."""
-        return self._merge().convolve_upsampled(x, size)
+        return self.merge().convolve_upsampled(x, size)
 
-    def _merge(self) -> Conv3x3:
-        """Return the layer with the changed weight, for one use: keeping it would take memory."""
+    def merge(self) -> Conv3x3:
+        """Return a layer with the changed weight, which computes the same; see `merged_layers`."""
         layer = copy.copy(self.base)
         change = self.up @ self.down.flatten(1)  # [out, 3 · 3 · in]
         layer.weight = layer.weight + change.reshape(layer.weight.shape)

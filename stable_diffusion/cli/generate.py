@@ -24,7 +24,9 @@ from ..latent_preview import LinearDecoder
 from ..model_io.loaders import open_model
 from ..model_io.model import Model, describe_downloads
 from ..model_io.weight_files import STEMS
+from ..model_io.weights import flatten_parameters
 from ..pipeline import StableDiffusion, pipeline_class
+from ..step_memory import count_fitting
 from ..utils.atomic_files import remove_abandoned
 from .job import Batch, CompleteJob, check_start_size, warn_of_no_guidance, warn_of_prompts
 from .output.continuation import explain_continuation
@@ -159,7 +161,12 @@ def _make_pictures(
     run = _prepare_run(settings, plan, progress)
     if writer is not None:
         writer.record = run.record
-    batches = make_batches(run.jobs, plan.count_at_once, ranks.size)
+
+    def count_at_once(job: CompleteJob) -> int:
+        # The ranks, whose memory may differ, come here with the same jobs in the same order.
+        return plan.count_at_once(ranks.share_smallest(_count_fitting(run.sd, job)))
+
+    batches = make_batches(run.jobs, count_at_once, ranks.size)
     started = _start_batches(run, batches[ranks.rank :: ranks.size])
     preview = None if plan.names is None else _prepare_preview(run, plan.names.preview)
     if started:
@@ -224,7 +231,7 @@ def _complete_jobs(settings: Settings, plan: Plan, config: ModelConfig) -> list[
 
 def _load(settings: Settings, model: Model, float16: bool) -> StableDiffusion:
     """Return the model with the LoRAs and textual inversions of the settings."""
-    sd = pipeline_class(model.config)(model, float16)
+    sd = pipeline_class(model.config)(model, float16, vae_float16=settings.vae_float16)
     if settings.quantize:
         sd.quantize()
     for file, scale in settings.lora:
@@ -232,6 +239,14 @@ def _load(settings: Settings, model: Model, float16: bool) -> StableDiffusion:
     for name, file in settings.embedding:
         sd.load_embedding(name, file)
     return sd
+
+
+def _count_fitting(sd: StableDiffusion, job: CompleteJob) -> int:
+    """Return how many pictures like this one fit into the memory of this machine."""
+    weight_bytes = sum(weight.nbytes for weight in flatten_parameters(sd.unet).values())
+    factor = sd.config.autoencoder.factor
+    latent_size = job.height // factor, job.width // factor
+    return count_fitting(sd.config.unet, latent_size, job.cfg > 1, sd.dtype, weight_bytes)
 
 
 def _start_batches(run: Run, batches: Sequence[Batch]) -> deque[StartedBatch]:
@@ -305,12 +320,12 @@ def _make_next_batch(
 
 def _run_steps(run: Run, latents: Denoising, n_pictures: int, preview: Preview | None) -> mx.array:
     """Run the steps of a batch, show previews of it, and return the last latents."""
-    for step, x_t in enumerate(run.progress.run_steps(latents, n_pictures), 1):
-        if not overflow.is_finite(x_t):
+    for number, step in enumerate(run.progress.run_steps(latents, n_pictures), 1):
+        if not step.is_finite:
             break  # later steps would not be finite either
         if preview is not None:
-            preview.show(step, len(latents), latents.estimate)
-    return x_t
+            preview.show(number, len(latents), latents.estimate)
+    return step.x_t
 
 
 def _decode(run: Run, x_0: mx.array) -> Iterator[np.ndarray]:

@@ -31,6 +31,7 @@ FAULT_ADVICE = {
     ),
 }
 FLOAT16_ADVICE = "--no-float16 avoids this"
+VAE_FLOAT16_ADVICE = "--no-vae-float16 avoids this"
 
 
 def txt2image(argv: list[str] | None = None) -> int:
@@ -122,6 +123,8 @@ def _print_warnings() -> Iterator[None]:
         advice = ""
         if isinstance(message, RecomputeWarning) and message.gives_up_float16:
             advice = f" ({FLOAT16_ADVICE})"
+        elif isinstance(message, RecomputeWarning) and message.gives_up_vae_float16:
+            advice = f" ({VAE_FLOAT16_ADVICE})"
         warn(f"warning: {message}{advice}")
 
     with warnings.catch_warnings():

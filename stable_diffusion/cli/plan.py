@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ..device import memory
 from .job import Batch, CompleteJob, Job, make_jobs
 from .output.file_names import FileNames, name_files
 from .ranks import Ranks
@@ -27,20 +26,22 @@ class Plan:
         drawn_seed: the seed of the first picture; None if the user gave it.
         names: the files of all pictures; only the first rank has them.
         batch_size: how many pictures to denoise at once; None if memory decides.
-        pixels_at_once: see `memory.choose_batch_pixels`; the smallest of all ranks.
     """
 
     jobs: Sequence[Job]
     drawn_seed: int | None
     names: FileNames | None
     batch_size: int | None
-    pixels_at_once: int
 
-    def count_at_once(self, job: CompleteJob) -> int:
-        """Return how many pictures like this one to denoise at once."""
+    def count_at_once(self, n_fitting: int) -> int:
+        """Return how many pictures of one kind to denoise at once.
+
+        Args:
+            n_fitting: how many fit into the memory of every rank.
+        """
         if self.batch_size is not None:
             return self.batch_size
-        return min(max(self.pixels_at_once // (job.width * job.height), 1), MAX_AT_ONCE)
+        return min(max(n_fitting, 1), MAX_AT_ONCE)
 
 
 def make_plan(settings: Settings, ranks: Ranks) -> Plan:
@@ -73,7 +74,6 @@ def make_plan(settings: Settings, ranks: Ranks) -> Plan:
         drawn_seed=seed if is_drawn else None,
         names=names,
         batch_size=batch_size or None,
-        pixels_at_once=ranks.share_smallest(memory.choose_batch_pixels()),
     )
 
 

@@ -84,6 +84,7 @@ class Settings:
 
     quantize: bool = False
     float16: bool | None = None  # None: depends on the device
+    vae_float16: bool = False
     batch_size: int | None = None
     decoding_batch_size: int = 1
     tiled: bool = False

@@ -84,6 +84,19 @@ class ModelConfig:
         """Return whether this is an SDXL model, by how its UNet is conditioned."""
         return self.unet.addition_embed_type == "text_time"
 
+    def require_vae_float16(self) -> None:
+        """Check that the VAE can compute in half precision.
+
+        Raises:
+            ValueError: if it is a VAE of SDXL whose config does not rule out that it overflows.
+        """
+        if self.is_xl and self.autoencoder.force_upcast:
+            raise ValueError(
+                f"{self.name}: this VAE overflows half precision, as its config.json does not say "
+                "`force_upcast: false`: compute it in float32, or take a VAE of SDXL that was "
+                "made for half precision"
+            )
+
     @property
     def text_encoder_names(self) -> tuple[str, ...]:
         """Return the folders of the text encoders in the model, in their order."""

@@ -193,12 +193,11 @@ class AutoencoderConfig(Config):
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
+    force_upcast: bool = True  # half precision overflows; it means nothing outside SDXL
 
     CLASS_NAMES = ("AutoencoderKL",)
     FIXED = MappingProxyType({"shift_factor": 0})  # diffusers' pipelines of SD ignore it
-    # `sample_size` limits diffusers' tiles; this VAE always computes in float32, which is what
-    # `force_upcast` asks for.
-    IGNORED = frozenset({"sample_size", "force_upcast"})
+    IGNORED = frozenset({"sample_size"})  # limits diffusers' tiles
 
     def __post_init__(self) -> None:
         n_blocks = len(self.block_out_channels)

@@ -10,9 +10,19 @@ from . import backend
 
 SHORT_MEMORY = 12e9  # bytes: with less, as on Macs of 8 GB, memory is saved by default
 
-STEP_BYTES = 3_000  # per pixel, of a UNet step with guidance in half precision, without weights
-STEP_SHARE = 1 / 8  # of the memory, for the pictures that are denoised together
-CPU_PIXELS = 512 * 512  # enough to keep a CPU busy
+STEP_SHARE = 1 / 3  # of the memory, for the UNet and the pictures that are denoised together
+
+CPU_WHOLE_PIXELS = 768 * 768  # of a picture: larger ones are decoded in strips
+CPU_STRIP_PIXELS = 2**15  # 32 MB in float32 at the 256 channels of the widest layer
+
+# Numbers in memory for each pixel that the VAE of the real models decodes. Measured without
+# convolutions: 3,200, because MLX begins about ten operations ahead. Metal's convolution stores up
+# to 2.25 numbers for each number of its input and output, 1,150 in the widest layer.
+WHOLE_NUMBERS = 5_600
+WHOLE_SHARE = 1 / 2  # of the memory, for pictures that are decoded at once
+STRIP_NUMBERS = 2_500  # for each pixel of a strip: ten results of the widest layer
+STRIP_SHARE = 1 / 16
+
 MIN_BYTES_PER_WEIGHT = 0.5  # 4 bits
 
 SCORE_SHARE = 1 / 32  # of the memory, for the scores of attention that are stored at once
@@ -42,11 +52,31 @@ def is_memory_short() -> bool:
     return read_total_memory() < SHORT_MEMORY
 
 
-def choose_batch_pixels() -> int:
-    """Return how many pixels to denoise together, over all pictures of a batch."""
+def choose_step_bytes() -> int:
+    """Return how many bytes a step of a batch may take, with the weights of the UNet."""
+    return int(read_total_memory() * STEP_SHARE)
+
+
+def choose_whole_pixels(itemsize: int) -> int:
+    """Return how many pixels the VAE may decode at once: of a picture, or on a GPU of a batch.
+
+    Args:
+        itemsize: bytes of a number.
+    """
     if backend.is_gpu():
-        return int(read_total_memory() * STEP_SHARE / STEP_BYTES)
-    return CPU_PIXELS
+        return int(read_total_memory() * WHOLE_SHARE / (WHOLE_NUMBERS * itemsize))
+    return CPU_WHOLE_PIXELS
+
+
+def choose_strip_pixels(itemsize: int) -> int:
+    """Return how many pixels of a larger picture the VAE decodes or encodes at once.
+
+    Args:
+        itemsize: bytes of a number.
+    """
+    if backend.is_gpu():
+        return int(read_total_memory() * STRIP_SHARE / (STRIP_NUMBERS * itemsize))
+    return CPU_STRIP_PIXELS
 
 
 def choose_score_bytes() -> int:

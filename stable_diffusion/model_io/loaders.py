@@ -133,17 +133,21 @@ def load_text_encoder(
     return _load(CLIPTextModel(config), model, model_key, float16, dtype, config.quantization)
 
 
-def load_autoencoder(key: Key = DEFAULT_MODEL, float16: bool = False) -> Autoencoder:
-    """Load the VAE, which always computes in float32.
+def load_autoencoder(
+    key: Key = DEFAULT_MODEL, float16: bool = False, *, vae_float16: bool = False
+) -> Autoencoder:
+    """Load the VAE.
 
     Args:
         float16: take the fp16 variant of the files, if there is one, which is smaller.
+        vae_float16: half precision instead of float32. `ModelConfig.require_vae_float16` checks
+            that the VAE can compute in it.
 
     Raises:
         OSError, ValueError: as `load_unet` does.
     """
     model = open_model(key)
-    return _load(Autoencoder(model.autoencoder_config), model, "vae", float16, mx.float32)
+    return _load(Autoencoder(model.autoencoder_config), model, "vae", float16, _dtype(vae_float16))
 
 
 def load_tokenizer(

@@ -228,10 +228,18 @@ MEMORY_AND_SPEED = (
     ),
     Option(
         "--float16",
-        "half precision; the VAE always computes in float32",
+        "half precision, except in the VAE",
         kind="switch",
         default_text="on a GPU",
         opposite="float32",
+        in_recipe=True,
+    ),
+    Option(
+        "--vae-float16",
+        "half precision in the VAE, too, which may be seen; SDXL needs a VAE made for it",
+        kind="switch",
+        default=False,
+        opposite="float32 in the VAE",
         in_recipe=True,
     ),
     Option(
@@ -253,7 +261,7 @@ MEMORY_AND_SPEED = (
         "decode in strips, which takes less memory and looks the same",
         kind="switch",
         default=False,
-        default_text="above 768x768",
+        default_text="by size and memory",
     ),
     Option(
         "--low-memory",
@@ -262,12 +270,7 @@ MEMORY_AND_SPEED = (
         default_text="below 12 GB",
         opposite="save time, not memory",
     ),
-    Option(
-        "--preload-models",
-        "read all weights before the first step",
-        kind="switch",
-        default=False,
-    ),
+    Option("--preload-models", "read all weights before any step", kind="switch", default=False),
 )
 OUTPUT = (
     Option(

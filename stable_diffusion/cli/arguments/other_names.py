@@ -55,6 +55,8 @@ SAME = {
     "--quantize": "quant bits type int8 q8 q4",
     "--float16": "fp16 half half-precision",
     "--no-float16": "no-half precision full-precision fp32 float32 force-fp32 upcast-sampling",
+    "--no-vae-float16": "no-half-vae fp32-vae upcast-vae vae-fp32",
+    "--vae-float16": "fp16-vae vae-fp16 half-vae",
     "--tiled": (
         "vae-tiling tiling-vae tile-vae enable-vae-tiling vae-slicing vae-tile-size tiled-vae"
     ),
@@ -113,7 +115,7 @@ ABSENT = {
         "opt-split-attention use-pytorch-cross-attention use-split-cross-attention flash-attention "
         "enable-xformers-memory-efficient-attention enable-attention-slicing compile torch-compile"
     ),
-    "the VAE always computes in float32": "no-half-vae fp16-vae fp32-vae cpu-vae vae-fp16",
+    "the VAE computes where the other networks do": "cpu-vae",
     NOISE: "rng fixed-code subseed subseed-strength variation variation-seed variation-amount",
     "recipes are written into the pictures": "metadata save-metadata",
     "config files come with the model": "config original-config model-config",

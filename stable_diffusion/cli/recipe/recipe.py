@@ -46,6 +46,7 @@ class Recipe(Config):
     prompt_weights: bool | None = None
     quantize: bool | None = None
     float16: bool | None = None
+    vae_float16: bool | None = None  # True or None
     strength: float | None = None  # this and the next three: if it starts from a picture
     fit: str | None = None
     image: str | None = None  # the name of its file, without the folder

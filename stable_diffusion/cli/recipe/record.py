@@ -100,6 +100,7 @@ class _Choices:
     embedding: tuple[str, ...]
     embedding_sha256: tuple[str, ...]
     quantize: bool
+    vae_float16: bool | None  # True or None, as in recipes that are older than the option
     fit: str | None
     image_sha256: str | None
 
@@ -114,6 +115,7 @@ class _Choices:
             embedding=tuple(f"{name}={_hide_home(file)}" for name, file in settings.embedding),
             embedding_sha256=tuple(sha256(file) for _, file in settings.embedding),
             quantize=settings.quantize,
+            vae_float16=settings.vae_float16 or None,
             fit=None if start is None else start.fit,
             image_sha256=None if start is None else sha256(start.file),
         )

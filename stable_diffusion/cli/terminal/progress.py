@@ -17,7 +17,7 @@ import mlx.nn as nn
 from mlx.utils import tree_reduce
 from tqdm import tqdm
 
-from ...denoising import Denoising
+from ...denoising import Denoising, EvaluatedStep
 from ...device.memory import read_peak_memory
 from ...model_io.weights import read_weights
 from ...utils.wording import format_bytes
@@ -106,8 +106,8 @@ class Progress:
             took = tqdm.format_interval(_now() - self._work_start)
             warn(f"Decoded {self._n_decoded}/{self._n_pictures}: 100% in {took}")
 
-    def run_steps(self, latents: Denoising, n_pictures: int) -> Iterator[mx.array]:
-        """Evaluate the steps of a batch and yield the latents after each, x_t [B, h, w, C].
+    def run_steps(self, latents: Denoising, n_pictures: int) -> Iterator[EvaluatedStep]:
+        """Evaluate the steps of a batch and yield each of them.
 
         If the generator is closed before its end, none of its steps counts as done.
         """
@@ -119,12 +119,11 @@ class Progress:
         self._show(f"{self._batch_name}step 0/{len(latents)}", 0)
         start, done_before = _now(), self._work_done
         try:
-            for i, x_t in enumerate(latents, 1):
-                mx.eval(x_t)
+            for i, step in enumerate(latents.evaluate(), 1):
                 self._seconds += _now() - start
                 self._steps += n_pictures
                 self._show(f"{self._batch_name}step {i}/{len(latents)}", n_pictures)
-                yield x_t
+                yield step
                 start = _now()
         except GeneratorExit:
             self._bar.update(done_before - self._work_done)

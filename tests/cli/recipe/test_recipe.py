@@ -33,6 +33,7 @@ WHOLE = Recipe(
     prompt_weights=False,
     quantize=True,
     float16=False,
+    vae_float16=True,
     strength=1 / 3,
     fit="crop",
     image="start.png",
