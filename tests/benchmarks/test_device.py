@@ -213,6 +213,48 @@ def test_products_of_a_network_are_counted_on_a_mac_too(kit):
     assert on_a_mac >= count() > 1e7  # without kernels the products of constants count, too
 
 
+@pytest.fixture
+def as_with_a_gpu(kit, sizes, monkeypatch):
+    """Run what only runs with a GPU, with small networks, on this CPU."""
+    tiny = kit.networks.find_model("tiny")
+    model = SimpleNamespace(
+        title="small", unet=kit.networks.SMALL_SD, autoencoder=tiny.autoencoder, size=32
+    )
+    for module in (kit.measure, kit.check_convolutions, kit.check_choices):
+        monkeypatch.setattr(module, "has_gpu", lambda: True)
+        monkeypatch.setattr(module, "find_model", lambda _: model)
+    monkeypatch.setattr(kit.measure, "MODELS", {"sd-1.5": model})
+    monkeypatch.setattr(kit.measure, "count_step", mock.Mock(return_value=(700, 2**20)))
+    for name, value in {"GPU_MATRIX": 64, "MATRIX": 64, "GPU_COPIED": 2**12}.items():
+        monkeypatch.setattr(kit.measure, name, value)
+    monkeypatch.setattr(kit.check_convolutions, "SIZES", kit.check_convolutions.QUICK_SIZES[:1])
+    monkeypatch.setattr(kit.check_convolutions, "DECODE_SIDE", 4)
+    monkeypatch.setattr(kit.check_choices, "_choose_real_sizes", lambda: sizes)
+    few = (kit.check_choices.group_norm,)  # the others are tested above
+    monkeypatch.setattr(kit.check_choices, "CHOICES", few)
+    monkeypatch.setattr(kit.check_choices, "CHOICES_BY_TYPE", {mx.float32: (), mx.float16: few})
+    monkeypatch.setattr(kit.timing, "MAX_REPEATS", 1)
+    enable = mx.enable_compile
+    monkeypatch.setattr(mx, "enable_compile", lambda: None)  # the C++ compiler takes a minute
+    mx.disable_compile()
+    with as_on(Backend.METAL):
+        yield
+    enable()
+
+
+def test_what_only_a_gpu_runs(kit, as_with_a_gpu):
+    options = kit.findings.Options()
+    rates = kit.measure.measure_rates(options)
+    assert {*rates.facts} == {"rate", "cpu_rate"} and len(rates.figures) == 5
+    (step,) = kit.measure._measure_step("sd-1.5", 32).figures
+    assert step["launched"] == "700" and "next step queued" in step
+    assert kit.measure._measure_decode(64).figures[0]["products"] == "0.00 TFLOP"
+    convolutions = kit.check_convolutions.check_with_tf32(options)
+    assert len(convolutions.checks) == 4 and all(check.is_passed for check in convolutions.checks)
+    choices = kit.check_choices.check_real(options)
+    assert len(choices.figures) == len(choices.checks) == 3
+
+
 # --- parts ----------------------------------------------------------------------------------------
 
 
