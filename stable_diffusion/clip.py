@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
+from .activations import ACTIVATIONS
 from .attention import Attention
 from .config.networks import CLIPTextConfig
 from .device.cpu_kernels import compute_dtype
-from .layers import ACTIVATIONS, Linear
+from .layers import Linear
 
 
 @dataclass

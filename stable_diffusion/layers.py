@@ -10,47 +10,17 @@ attention(x, norm=norm, residual=x). The kernels are those of `device.cpu_kernel
 CPU; on other devices MLX's operations compute the same.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from .activations import ACTIVATIONS, Activation, gelu, silu
 from .device import cpu_kernels, winograd
 
-Activation = Callable[[mx.array], mx.array]
 Norm = nn.LayerNorm | nn.GroupNorm
-
-
-def silu(x: mx.array) -> mx.array:
-    """Return x times the logistic function of x."""
-    return _activate(x, cpu_kernels.Activation.SILU, nn.silu)
-
-
-def gelu(x: mx.array) -> mx.array:
-    """Return x times the normal distribution function of x."""
-    return _activate(x, cpu_kernels.Activation.GELU, nn.gelu)
-
-
-def quick_gelu(x: mx.array) -> mx.array:
-    """Return CLIP's approximation of `gelu`."""
-    return _activate(x, cpu_kernels.Activation.QUICK_GELU, nn.gelu_fast_approx)
-
-
-def _activate(x: mx.array, activation: cpu_kernels.Activation, plain: Activation) -> mx.array:
-    return cpu_kernels.try_kernels(x, lambda: cpu_kernels.activate(x, activation), lambda: plain(x))
-
-
-# Keyed by the names in config files; `config.ACTIVATIONS` lists the same names.
-ACTIVATIONS: dict[str, Activation] = {
-    "silu": silu,
-    "swish": silu,
-    "mish": nn.mish,
-    "gelu": gelu,
-    "relu": nn.relu,
-    "quick_gelu": quick_gelu,
-}
 
 
 class LinearLayer(Protocol):

@@ -10,9 +10,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from .activations import ACTIVATIONS
 from .attention import Attention, KeysValues
 from .config.networks import UNetConfig
-from .layers import ACTIVATIONS, Conv3x3, GroupNorm, Linear, ResnetBlock2D, geglu
+from .layers import Conv3x3, GroupNorm, Linear, ResnetBlock2D, geglu
 
 Text = Iterator[KeysValues]  # of the text, for each attention to it in turn
 

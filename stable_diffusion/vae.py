@@ -5,10 +5,11 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
+from .activations import silu
 from .attention import Attention
 from .config.networks import AutoencoderConfig
 from .device import cpu_kernels
-from .layers import Conv3x3, GroupNorm, Linear, ResnetBlock2D, silu
+from .layers import Conv3x3, GroupNorm, Linear, ResnetBlock2D
 
 NORM_EPS = 1e-6  # diffusers' value for every norm of the VAE; it is in no config
 

@@ -14,8 +14,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from . import compiled
+from .activations import silu
 from .device import backend, cpu_kernels, kernel_calls, memory
-from .layers import ResnetBlock2D, silu
+from .layers import ResnetBlock2D
 from .vae import Autoencoder, Decoder, Encoder
 
 Strips = list[mx.array]  # from top to bottom, [1, rows, W, C] each

@@ -27,8 +27,10 @@ def without_fusing() -> Iterator[None]:
 
     A CPU compiles every fused kernel with a C++ compiler for more than a second, and a UNet has
     dozens of them. What tracing can break is broken without fusing, too: values that are captured
-    or read while a function is traced, and evaluation inside of it.
+    or read while a function is traced, and evaluation inside of it. A function that was traced
+    inside the block stays unfused.
     """
+    # C++ has a function for this that Python lacks, `mlx::core::set_compile_mode`.
     (file,) = Path(mx.__file__).with_name("lib").glob("libmlx.[ds]*")
     set_mode = ctypes.CDLL(str(file))._ZN3mlx4core16set_compile_modeENS0_11CompileModeE
     set_mode.argtypes, set_mode.restype = [ctypes.c_int], None

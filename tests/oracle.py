@@ -133,19 +133,22 @@ class Oracle:
     @torch.no_grad()
     def pictures(
         self,
-        prompt: str,
+        prompt: str | list[str],
         *,
         seeds: list[int],
         sampler: str | None = None,
         schedule: str | None = None,
         **options,
     ) -> np.ndarray:
-        """Return diffusers' pictures, uint8 [B, H, W, 3], one for each seed."""
+        """Return diffusers' pictures, uint8 [B, H, W, 3], one for each seed.
+
+        `prompt` is one for all of them, or one for each.
+        """
         pipeline = self.single
         pipeline.scheduler = self.scheduler(sampler, schedule)
         images = pipeline(
             prompt,
-            num_images_per_prompt=len(seeds),
+            num_images_per_prompt=len(seeds) if isinstance(prompt, str) else 1,
             generator=_generators(seeds),
             output_type="np",
             **options,

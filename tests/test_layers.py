@@ -10,11 +10,12 @@ from gpu import as_on
 from oracle import relative_l2
 from parity import POOLED_WIDTH, TIME_IDS, random_normal
 
+from stable_diffusion.activations import silu
 from stable_diffusion.adapters.lora_layers import LoRAConv3x3, LoRALinear
 from stable_diffusion.attention import Attention
 from stable_diffusion.device import cpu_kernels
 from stable_diffusion.device.backend import Backend
-from stable_diffusion.layers import Conv3x3, GroupNorm, Linear, silu, upsample_nearest
+from stable_diffusion.layers import Conv3x3, GroupNorm, Linear, upsample_nearest
 from stable_diffusion.model_io.loaders import load_autoencoder, load_unet
 
 WIDTH = 64

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "stable_diffusion"
 # The parts of the package, which are folders and files in it, and the parts that each may import.
 # `cli` is below; only the entries import it.
 LOWER = {"config", "device", "sampler", "tokenizer", "utils"}
-NETWORKS = {"attention", "clip", "layers", "unet", "vae"}
+NETWORKS = {"activations", "attention", "clip", "layers", "unet", "vae"}
 BELOW_PIPELINE = {
     *(LOWER | NETWORKS),
     *("adapters", "check_arguments", "compiled", "conditioning", "denoising", "generation"),
@@ -30,14 +30,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tokenizer": {"utils"},
     "images": {"utils"},
     "sampler": {"config", "utils"},
-    "layers": {"device"},
+    "activations": {"device"},
+    "layers": {"activations", "device"},
     "attention": {"device", "layers"},
-    "clip": {"attention", "config", "device", "layers"},
-    "unet": {"attention", "config", "device", "layers"},
-    "vae": {"attention", "config", "device", "layers"},
+    "clip": {"activations", "attention", "config", "device", "layers"},
+    "unet": {"activations", "attention", "config", "device", "layers"},
+    "vae": {"activations", "attention", "config", "device", "layers"},
     "quantize": {"config", "device", "layers"},
     "latent_preview": {"images"},
-    "vae_strips": {"compiled", "device", "layers", "vae"},
+    "vae_strips": {"activations", "compiled", "device", "layers", "vae"},
     "conditioning": {"clip", "config", "tokenizer", "utils"},
     "compiled": {"device"},
     "merged_layers": {"compiled", "device"},

@@ -8,7 +8,6 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from gpu import as_on
 from kinds import KINDS
 from oracle import psnr, relative_l2
 from ours import pictures
@@ -16,7 +15,6 @@ from PIL import Image
 
 from stable_diffusion import StableDiffusion, StableDiffusionXL
 from stable_diffusion.denoising import rescale_guidance
-from stable_diffusion.device.backend import Backend
 from stable_diffusion.images.arrays import to_uint8
 from stable_diffusion.model_io.loaders import load_model_config
 from stable_diffusion.pipeline import pipeline_class
@@ -142,27 +140,6 @@ def test_mistakes_show(model, oracle, kind, monkeypatch):
         later = lambda unet, x, t, *rest, by=shift: predict(unet, x, t + by, *rest)  # noqa: E731
         monkeypatch.setattr(UNetModel, "__call__", later)
         assert psnr(generate(sd, **right), theirs) < at_most
-
-
-@pytest.mark.parametrize("kind", ["sd-1", "sdxl"])  # without and with pooled embeddings
-def test_compiled_steps(model, kind, monkeypatch):
-    """A GPU runs the step compiled, without the kernels of the CPU: the picture is the same.
-
-    A CPU compiles every norm of another size for a second or two, hence the smallest latents.
-    """
-    sd = model(kind)
-    options = {"n_images": 2, "cfg_weight": 3.0, "latent_size": (1, 1)}
-    usual = generate(sd, **options)
-    compiled = []
-    compile_ = mx.compile
-    monkeypatch.setattr(
-        mx, "compile", lambda *args, **kwargs: compiled.append(1) or compile_(*args, **kwargs)
-    )
-    with as_on(Backend.METAL):
-        for x_t in sd.generate_latents(PROMPT, num_steps=4, seed=7, **options):
-            mx.eval(x_t)
-    assert compiled == [1]  # not once a step
-    assert psnr(to_uint8(np.array(sd.decode(x_t))), usual) >= SAME
 
 
 def test_prompt_embeddings_equal_diffusers(model, oracle, kind):

@@ -11,7 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from ..layers import Activation, Conv3x3, GroupNorm, Linear, Norm, QuantizedLinear, multiply
+from ..activations import Activation
+from ..layers import Conv3x3, GroupNorm, Linear, Norm, QuantizedLinear, multiply
 
 
 class LoRALinear(nn.Module):

@@ -8,6 +8,7 @@ import mlx.core as mx
 import pytest
 from gpu import as_on
 
+from stable_diffusion import activations
 from stable_diffusion.cli import generate
 from stable_diffusion.cli.arguments.parse import parse, txt2image_parser
 from stable_diffusion.device import backend, compile_kernels, cpu_cores, cpu_kernels, memory
@@ -44,7 +45,7 @@ def test_a_mac_without_metal(monkeypatch, limits, capsys):
     assert not cpu_kernels.is_used() and not cpu_kernels.needs_compiling()
     assert cpu_cores.count_cores() == 1
     assert memory.read_total_memory() == 2**34 and not memory.is_memory_short()
-    assert memory.choose_batch_pixels() == memory.CPU_PIXELS
+    assert memory.choose_whole_pixels(4) == memory.CPU_WHOLE_PIXELS
     memory.limit_cache()
     assert limits == []
     assert not choose_precision() and "fastest on a CPU" in capsys.readouterr().out
@@ -72,3 +73,14 @@ def test_the_peak_memory_is_in_bytes(monkeypatch, platform, n_bytes):
     monkeypatch.setattr("sys.platform", platform)
     monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=5000))
     assert memory.read_peak_memory() == n_bytes
+
+
+@pytest.mark.parametrize("name", activations.ACTIVATIONS)
+def test_activations_need_no_compiler(monkeypatch, name):
+    """Without Metal, MLX's own activations do, because `mx.compile` made them."""
+    x = mx.linspace(-6, 6, 50)
+    with as_on(backend.Backend.METAL):
+        expected = activations.ACTIVATIONS[name](x)
+    for compiled in ("silu", "gelu", "gelu_fast_approx", "mish", "relu"):
+        monkeypatch.setattr(activations.nn, compiled, None)
+    assert mx.allclose(activations.ACTIVATIONS[name](x), expected, rtol=1e-5, atol=1e-6).item()
