@@ -64,7 +64,7 @@ PARTS = (
     _quick("small", "Narrow networks", check_networks.check_small, 8),
     _quick("pictures", "Pictures of `tiny`", check_pictures.check_pictures, 25),
     _quick("small-choices", "Choices by device, small", check_choices.check_small, 15),
-    _quick("step-small", "A small step", measure.measure_small, 20, memory=5, is_full=False),
+    _quick("step-small", "A small step", measure.measure_small, 40, memory=5, is_full=False),
     _choices("choices", "Choices by device", check_choices.check_real, 40, device=60),
     _choices("compiled", "A compiled step", check_choices.check_compiled, 40, device=10),
     _convolutions("convolutions", "Convolutions", check_convolutions.check),
