@@ -10,11 +10,11 @@ from typing import NamedTuple, TypeVar
 from unittest import mock
 
 import mlx.core as mx
-from stable_diffusion.attention import attend
 from tasks import TIMESTEP, random_normal
 
 from stable_diffusion import attention, vae_strips
 from stable_diffusion.adapters.lora_layers import LoRAConv3x3
+from stable_diffusion.attention import attend
 from stable_diffusion.config.networks import AutoencoderConfig, UNetConfig
 from stable_diffusion.denoising import make_predict
 from stable_diffusion.device import memory
