@@ -13,6 +13,7 @@ import pytest
 import torch
 from ours import python
 
+from stable_diffusion.activations import gelu, quick_gelu, silu
 from stable_diffusion.attention import attend
 from stable_diffusion.device import (
     check_kernels,
@@ -27,9 +28,6 @@ from stable_diffusion.layers import (
     Linear,
     QuantizedLinear,
     geglu,
-    gelu,
-    quick_gelu,
-    silu,
 )
 from stable_diffusion.model_io import loaders
 
