@@ -13,12 +13,13 @@ import mlx.core as mx
 from tasks import TIMESTEP, random_normal
 
 from stable_diffusion import attention, vae_strips
+from stable_diffusion.activations import silu
 from stable_diffusion.adapters.lora_layers import LoRAConv3x3
 from stable_diffusion.attention import attend
 from stable_diffusion.config.networks import AutoencoderConfig, UNetConfig
 from stable_diffusion.denoising import make_predict
 from stable_diffusion.device import memory
-from stable_diffusion.layers import Conv3x3, GroupNorm, silu, upsample_nearest
+from stable_diffusion.layers import Conv3x3, GroupNorm, upsample_nearest
 from stable_diffusion.unet import UNetModel
 from stable_diffusion.vae import Autoencoder
 
