@@ -121,7 +121,7 @@ def test_a_picture_is_encoded_again_in_float32(copy):
 
 
 def test_constant_pictures_are_decoded_again_in_float32(checkpoint, monkeypatch):
-    """A number that is too small for half precision is zero there."""
+    """A number that is too small for half precision becomes zero."""
     sd = StableDiffusion(checkpoint("sd-1"), vae_float16=True)
     z = mx.array(random_normal(1, 8, 8, sd.config.autoencoder.latent_channels))
     conv = sd.autoencoder.decoder.conv_out

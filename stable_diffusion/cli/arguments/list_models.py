@@ -18,7 +18,8 @@ WIDTH, INDENT = 80, 12  # columns
 
 def describe_version() -> str:
     """Return the versions of this program and of MLX, and what computes, on one line."""
-    return f"Stable Diffusion for MLX {__version__} (MLX {version('mlx')}, {backend.find_backend()})"
+    kind = backend.find_backend()
+    return f"Stable Diffusion for MLX {__version__} (MLX {version('mlx')}, {kind})"
 
 
 def describe_models() -> str:
