@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 
 TOO_LITTLE_MEMORY = "there is too little memory"
-LESS_MEMORY = "try -q, --low-memory, fewer pictures or smaller ones"
+LESS_MEMORY = "try -q, --low-memory, --batch-size 1 or smaller pictures"
 
 GPU_IS_INTERRUPTED = (
     "the system has stopped the GPU, because its work took too long: make smaller pictures, or "
