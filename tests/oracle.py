@@ -88,22 +88,20 @@ class Oracle:
     @cached_property
     def exact(self) -> DiffusionPipeline:
         """Return the pipeline in float64."""
-        return self._load().to(torch.float64)
+        return self.make_copy().to(torch.float64)
 
     @cached_property
     def single(self) -> DiffusionPipeline:
         """Return the pipeline in float32, as users run it."""
-        return self._load()
-
-    @cached_property
-    def _unchanged(self) -> DiffusionPipeline:
-        """Return the pipeline as it was read. Copying its networks is faster than reading again."""
         folders = self.folder.glob("tokenizer*")
         return self._read(**{folder.name: _read_tokenizer(folder) for folder in folders})
 
-    def _load(self) -> DiffusionPipeline:
-        """Return a new pipeline in float32, whose networks may be changed."""
-        parts = self._unchanged.components
+    def make_copy(self) -> DiffusionPipeline:
+        """Return a new pipeline in float32, whose networks may be changed.
+
+        Copying the networks is faster than reading them again.
+        """
+        parts = self.single.components
         networks = {
             name: copy.deepcopy(part)
             for name, part in parts.items()
