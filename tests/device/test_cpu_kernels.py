@@ -13,17 +13,21 @@ import pytest
 import torch
 from ours import python
 
+from stable_diffusion.activations import gelu, quick_gelu, silu
 from stable_diffusion.attention import attend
-from stable_diffusion.device import compile_kernels, compiler, cpu_kernels, kernel_calls
+from stable_diffusion.device import (
+    check_kernels,
+    compile_kernels,
+    compiler,
+    cpu_kernels,
+    kernel_calls,
+)
 from stable_diffusion.layers import (
     Conv3x3,
     GroupNorm,
     Linear,
     QuantizedLinear,
     geglu,
-    gelu,
-    quick_gelu,
-    silu,
 )
 from stable_diffusion.model_io import loaders
 
@@ -344,6 +348,16 @@ def test_an_mlx_whose_tracing_is_not_noticed(monkeypatch):
     monkeypatch.setattr(mx, "async_eval", lambda *_: None)
     with pytest.warns(UserWarning, match="are not used"):
         assert not cpu_kernels.supports(mx.zeros(1))
+
+
+def test_kernels_are_used_if_compiling_is_disabled():
+    """Then `mx.compile` traces nothing, which is not a fault."""
+    mx.disable_compile()
+    try:
+        assert check_kernels.sees_tracing()
+    finally:
+        mx.enable_compile()
+    assert check_kernels.sees_tracing()
 
 
 POOL = """

@@ -31,7 +31,15 @@ OWN_OPTIONS = [page for page in PAGES if page.name != "compared.md"]
 CODE = [page for page in PAGES if read_blocks(page, "python") and page.name != "library.md"]
 OTHER_OPTIONS = {  # the exceptions
     *("--hosts", "--python", "--over", "--output-hostfile", "--hostfile"),  # mlx.launch
-    *("--quick", "--only", "--rounds", "--out", "--work"),  # benchmarks and tools
+    *(
+        "--quick",
+        "--only",
+        "--rounds",
+        "--out",
+        "--work",
+        "--minutes",
+        "--fresh",
+    ),  # benchmarks and tools
     *("--sanitizer",),  # tests
 }
 
