@@ -146,7 +146,7 @@ class Oracle:
         pipeline.scheduler = self.scheduler(sampler, schedule)
         images = pipeline(
             prompt,
-            num_images_per_prompt=len(seeds) if isinstance(prompt, str) else 1,
+            num_images_per_prompt=1 if isinstance(prompt, list) else len(seeds),
             generator=_generators(seeds),
             output_type="np",
             **options,
