@@ -93,8 +93,16 @@ class Oracle:
     @cached_property
     def single(self) -> DiffusionPipeline:
         """Return the pipeline in float32, as users run it."""
+        return self._read(**self._read_tokenizers())
+
+    def read_text_parts(self) -> DiffusionPipeline:
+        """Return a new pipeline in float32 that can only embed text, and may be changed."""
+        copies = {name: copy.deepcopy(part) for name, part in self._read_tokenizers().items()}
+        return self._read(unet=None, vae=None, **copies)
+
+    def _read_tokenizers(self) -> dict[str, CLIPTokenizer]:
         folders = self.folder.glob("tokenizer*")
-        return self._read(**{folder.name: _read_tokenizer(folder) for folder in folders})
+        return {folder.name: _read_tokenizer(folder) for folder in folders}
 
     def make_copy(self) -> DiffusionPipeline:
         """Return a new pipeline in float32, whose networks may be changed.
