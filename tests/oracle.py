@@ -88,22 +88,28 @@ class Oracle:
     @cached_property
     def exact(self) -> DiffusionPipeline:
         """Return the pipeline in float64."""
-        return self._load().to(torch.float64)
+        return self.make_copy().to(torch.float64)
 
     @cached_property
     def single(self) -> DiffusionPipeline:
         """Return the pipeline in float32, as users run it."""
-        return self._load()
+        return self._read(**self._read_tokenizers())
 
-    @cached_property
-    def _unchanged(self) -> DiffusionPipeline:
-        """Return the pipeline as it was read. Copying its networks is faster than reading again."""
+    def read_text_parts(self) -> DiffusionPipeline:
+        """Return a new pipeline in float32 that can only embed text, and may be changed."""
+        copies = {name: copy.deepcopy(part) for name, part in self._read_tokenizers().items()}
+        return self._read(unet=None, vae=None, **copies)
+
+    def _read_tokenizers(self) -> dict[str, CLIPTokenizer]:
         folders = self.folder.glob("tokenizer*")
-        return self._read(**{folder.name: _read_tokenizer(folder) for folder in folders})
+        return {folder.name: _read_tokenizer(folder) for folder in folders}
 
-    def _load(self) -> DiffusionPipeline:
-        """Return a new pipeline in float32, whose networks may be changed."""
-        parts = self._unchanged.components
+    def make_copy(self) -> DiffusionPipeline:
+        """Return a new pipeline in float32, whose networks may be changed.
+
+        Copying the networks is faster than reading them again.
+        """
+        parts = self.single.components
         networks = {
             name: copy.deepcopy(part)
             for name, part in parts.items()
@@ -148,7 +154,7 @@ class Oracle:
         pipeline.scheduler = self.scheduler(sampler, schedule)
         images = pipeline(
             prompt,
-            num_images_per_prompt=len(seeds) if isinstance(prompt, str) else 1,
+            num_images_per_prompt=1 if isinstance(prompt, list) else len(seeds),
             generator=_generators(seeds),
             output_type="np",
             **options,

@@ -31,7 +31,6 @@ from stable_diffusion.adapters.lora import load_lora
 from stable_diffusion.adapters.lora_keys import COMPONENTS
 from stable_diffusion.cli.arguments import value_types
 from stable_diffusion.device import cpu_kernels
-from stable_diffusion.model_io import loaders
 
 ERROR = 2e-5
 MIN_CHANGE = 0.05  # of every network's output by the LoRA of these tests
@@ -357,9 +356,9 @@ def widen_weight(layer: nn.Module) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["sd-1", "sdxl"])
-def test_quantized(checkpoint, tmp_path, kind):
+def test_quantized(checkpoint, oracle, tmp_path, kind):
     """LoRA work on quantized weights; diffusers gets the same weights in float32."""
-    pipeline = Oracle(checkpoint(kind)).exact
+    pipeline = oracle(kind).make_copy()
     file = tmp_path / "lora.safetensors"
     changes = random_changes(pipeline, seed=1, rank=4, alpha=4.0)
     write_diffusers(file, changes)
@@ -397,9 +396,9 @@ def test_quantizing_can_come_later(checkpoint, oracle, tmp_path):
     assert are_identical(run_ours(before), run_ours(after))
 
 
-def test_each_layer_has_its_own_rank_and_alpha(model, checkpoint, tmp_path):
+def test_each_layer_has_its_own_rank_and_alpha(model, oracle, tmp_path):
     """diffusers takes the most frequent alpha for some layers, so it gets changed weights."""
-    pipeline = Oracle(checkpoint("sdxl")).exact
+    pipeline = oracle("sdxl").make_copy().to(torch.float64)
     two_kinds = [random_changes(pipeline, i, rank=i, alpha=2.5 / i) for i in (1, 3)]
     changes = {name: two_kinds[i % 2][name] for i, name in enumerate(two_kinds[0])}
     file = tmp_path / "lora.safetensors"
@@ -491,12 +490,12 @@ DOWN, UP = torch.ones(4, 64), torch.ones(64, 4)
         ({"lora_unet_x.lora_mid.weight": UP}, {}, "Tucker form, which is not supported"),
     ],
 )
-def test_files_that_do_not_fit(checkpoint, tmp_path, tensors, metadata, message):
+def test_files_that_do_not_fit(model, tmp_path, tensors, metadata, message):
     """One line names the file and the keys, and the model stays as it is."""
     file = tmp_path / "lora.safetensors"
     tensors = {key: tensor.clone() for key, tensor in tensors.items()}
     save_file(tensors, file, metadata={"lora_adapter_metadata": json.dumps(metadata)})
-    networks = {"unet": loaders.load_unet(checkpoint("sd-1"))}
+    networks = {"unet": model("sd-1").unet}
     before = dict(tree_flatten(networks["unet"].parameters()))
     with pytest.raises(ValueError, match=message) as caught:
         load_lora(networks, file, 1.0, mx.float32)

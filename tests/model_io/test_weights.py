@@ -101,7 +101,7 @@ def test_sharded_files(oracle, checkpoint, tmp_path):
 
 def test_fp16_variant(oracle, checkpoint, tmp_path):
     oracle("sd-2").single.save_pretrained(tmp_path)
-    half = oracle("sd-2")._load().to(torch.float16)
+    half = oracle("sd-2").make_copy().to(torch.float16)
     half.save_pretrained(tmp_path, variant="fp16")
     edit(tmp_path / UNET_FILE, lambda tensors: tensors.clear())  # reading it would fail
     unet = loaders.load_unet(tmp_path, float16=True)
@@ -111,7 +111,7 @@ def test_fp16_variant(oracle, checkpoint, tmp_path):
 
 def test_half_precision_files_stay_half(oracle, tmp_path):
     """Loading in float16 needs about the memory of the weights in float16."""
-    oracle("sdxl")._load().to(torch.float16).unet.save_pretrained(tmp_path / "unet")
+    oracle("sdxl").make_copy().to(torch.float16).unet.save_pretrained(tmp_path / "unet")
     size = (tmp_path / UNET_FILE).stat().st_size
     mx.clear_cache()
     mx.reset_peak_memory()

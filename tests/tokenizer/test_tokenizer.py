@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from clip_vocabulary import BOS, EOS, vocabulary, write_tokenizer
+from clip_vocabulary import BOS, EOS, Layout, vocabulary, write_tokenizer
 from transformers import CLIPTokenizer
 
 from stable_diffusion.tokenizer.files import read_tokenizer, read_tokenizer_json
@@ -112,24 +112,71 @@ def load(folder: Path) -> Tokenizer:
     return read_tokenizer(folder / "vocab.json", folder / "merges.txt", *beside)
 
 
+# Our tokenizer of a folder, and transformers'.
+Pair = tuple[Tokenizer, CLIPTokenizer]
+
+
+def load_both(folder: Path) -> Pair:
+    """Read the tokenizer of a folder by this port and by transformers."""
+    return load(folder), CLIPTokenizer.from_pretrained(folder)
+
+
 @pytest.fixture(scope="module", params=LAYOUTS, ids=lambda case: f"{case[0]}-{case[1]}")
-def folder(request, tmp_path_factory) -> Path:
+def pair(request, tmp_path_factory) -> Pair:
+    """Return both tokenizers with the whole vocabulary, of each layout."""
     layout, pad_token = request.param
     folder = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(folder, pad_token, layout)
+    return load_both(folder)
+
+
+@pytest.fixture(scope="module")
+def slow_folder(tmp_path_factory) -> Path:
+    """Return a folder with the whole vocabulary; not to be changed."""
+    folder = tmp_path_factory.mktemp("slow")
+    write_tokenizer(folder, "!", "slow")
     return folder
 
 
+@pytest.fixture(scope="module")
+def slow_pair(slow_folder) -> Pair:
+    """Return both tokenizers of `slow_folder`."""
+    return load_both(slow_folder)
+
+
 @pytest.fixture
-def slow(tmp_path) -> Path:
-    write_tokenizer(tmp_path, "!", "slow")
-    return tmp_path
+def slow(slow_folder, tmp_path) -> Path:
+    """Return a copy of `slow_folder`, which may be changed."""
+    return shutil.copytree(slow_folder, tmp_path, dirs_exist_ok=True)
 
 
-def assert_equal_ids(folder: Path, texts: list[str]) -> None:
-    """Check that our tokenizer of a folder gives the ids of transformers' one."""
-    ours = load(folder)
-    theirs = CLIPTokenizer.from_pretrained(folder)
+@pytest.fixture(scope="module")
+def small_folder(tmp_path_factory) -> Callable[[Layout, str], Path]:
+    """Return a function that gives a folder with a small vocabulary; not to be changed."""
+
+    @cache
+    def write(layout: Layout, pad_token: str) -> Path:
+        folder = tmp_path_factory.mktemp("small")
+        write_tokenizer(folder, pad_token, layout)
+        shrink(folder)
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def small(small_folder, tmp_path) -> Callable[..., Path]:
+    """Return a function that gives such a folder, which may be changed."""
+
+    def copy(layout: Layout = "slow", pad_token: str = EOS) -> Path:
+        return shutil.copytree(small_folder(layout, pad_token), tmp_path, dirs_exist_ok=True)
+
+    return copy
+
+
+def assert_equal_ids(tokenizers: Path | Pair, texts: list[str]) -> None:
+    """Check that our tokenizer, of a folder or a pair, gives the ids of transformers' one."""
+    ours, theirs = load_both(tokenizers) if isinstance(tokenizers, Path) else tokenizers
     assert (ours.pad_id, ours.bos_id, ours.eos_id) == (
         *(theirs.pad_token_id, theirs.bos_token_id, theirs.eos_token_id),
     )
@@ -140,47 +187,46 @@ def assert_equal_ids(folder: Path, texts: list[str]) -> None:
     assert not wrong, f"{len(wrong)} of {len(texts)} differ, such as {wrong[:5]!r}"
 
 
-def test_random_strings(folder):
-    assert_equal_ids(folder, draw_texts()[:1000])
+def test_random_strings(pair):
+    assert_equal_ids(pair, draw_texts()[:1000])
 
 
-def test_ten_thousand_random_strings(slow):
-    assert_equal_ids(slow, draw_texts())
+def test_ten_thousand_random_strings(slow_pair):
+    assert_equal_ids(slow_pair, draw_texts())
 
 
-def test_nasty_strings(folder):
-    assert_equal_ids(folder, NASTY)
+def test_nasty_strings(pair):
+    assert_equal_ids(pair, NASTY)
 
 
-def test_every_assigned_code_point_of_the_first_plane(slow):
+def test_every_assigned_code_point_of_the_first_plane(slow_pair):
     characters = [
         c for c in map(chr, range(0x10000)) if unicodedata.category(c) not in ("Cn", "Cs")
     ]
     lines = ["".join(f"a{c}1" for c in characters[i : i + 8]) for i in range(0, len(characters), 8)]
-    assert_equal_ids(slow, lines)
+    assert_equal_ids(slow_pair, lines)
 
 
-def test_combining_marks_in_every_order(slow):
+def test_combining_marks_in_every_order(slow_pair):
     """Transformers' NFC does not change characters that are newer than its Unicode."""
     marks = [c for c in map(chr, range(0x110000)) if unicodedata.combining(c)]
     texts = [f"a\u0345{c}\u0316\u0301 e{c}\u0301\u0323" for c in marks]
-    assert_equal_ids(slow, [*texts, "\U00011935\U00011930", "\U00011938"])
+    assert_equal_ids(slow_pair, [*texts, "\U00011935\U00011930", "\U00011938"])
 
 
 @pytest.mark.parametrize("eos", [EOS, True, False])
 @pytest.mark.parametrize("unk", [EOS, True, False])
 @pytest.mark.parametrize("pad", [EOS, True, False])
-def test_flags_of_a_token_with_several_entries(tmp_path, eos, unk, pad):
+def test_flags_of_a_token_with_several_entries(small, eos, unk, pad):
     """Last entries decide: for example, whether `<|ENDOFTEXT|>` is special."""
-    write_tokenizer(tmp_path)
-    shrink(tmp_path)
+    folder = small()
     named = {"eos_token": eos, "unk_token": unk, "pad_token": pad}
     entries = {
         key: {"content": EOS, "normalized": n} if isinstance(n, bool) else n
         for key, n in named.items()
     }
-    (tmp_path / "special_tokens_map.json").write_text(json.dumps(entries))
-    assert_equal_ids(tmp_path, [EOS.upper(), f"{EOS}\u0338"])
+    (folder / "special_tokens_map.json").write_text(json.dumps(entries))
+    assert_equal_ids(folder, [EOS.upper(), f"{EOS}\u0338"])
 
 
 @pytest.mark.parametrize(
@@ -188,12 +234,11 @@ def test_flags_of_a_token_with_several_entries(tmp_path, eos, unk, pad):
     [{}, *({flag: True} for flag in ("normalized", "lstrip", "rstrip", "single_word"))],
     ids=str,
 )
-def test_flags_of_added_tokens(tmp_path, flags):
-    write_tokenizer(tmp_path, "!", "decoder")
-    shrink(tmp_path)
-    edit(tmp_path / "tokenizer_config.json", added_tokens=[{"content": "<Cat>", **flags}])
+def test_flags_of_added_tokens(small, flags):
+    folder = small("decoder", "!")
+    edit(folder / "tokenizer_config.json", added_tokens=[{"content": "<Cat>", **flags}])
     assert_equal_ids(
-        tmp_path,
+        folder,
         [
             "a <Cat> b",
             "a <cat> b",
@@ -206,12 +251,11 @@ def test_flags_of_added_tokens(tmp_path, flags):
     )
 
 
-def test_the_longest_added_token_is_found(tmp_path):
-    write_tokenizer(tmp_path, "!", "decoder")
-    shrink(tmp_path)
+def test_the_longest_added_token_is_found(small):
+    folder = small("decoder", "!")
     tokens = [{"content": content} for content in ("<a", "<a>", "<a>>", "a>b")]
-    edit(tmp_path / "tokenizer_config.json", added_tokens=tokens)
-    assert_equal_ids(tmp_path, ["<a", "<a>", "<a>>", "<a>b", "a>b", "<aa>b"])
+    edit(folder / "tokenizer_config.json", added_tokens=tokens)
+    assert_equal_ids(folder, ["<a", "<a>", "<a>>", "<a>b", "a>b", "<aa>b"])
 
 
 def edit(config_file: Path, added_tokens: list[dict] = (), **changes) -> None:
@@ -237,45 +281,31 @@ def shrink(folder: Path) -> None:
         (folder / "merges.txt").write_text("#version: 0.2\n")
 
 
-@pytest.fixture(scope="module")
-def small_folder(tmp_path_factory) -> Callable[[str], Path]:
-    """Return a function that gives a folder of each layout with a small vocabulary, to copy."""
-
-    @cache
-    def write(layout: str) -> Path:
-        folder = tmp_path_factory.mktemp("small")
-        write_tokenizer(folder, EOS, layout)
-        shrink(folder)
-        return folder
-
-    return write
-
-
 PADS = [None, "!", EOS, {"content": "!", "normalized": True}, "<pad>"]
 
 
 @pytest.mark.parametrize("layout", ["slow", "decoder", "json"])
 @pytest.mark.parametrize("in_config", PADS, ids=str)
 @pytest.mark.parametrize("in_map", [*PADS[:3], "no file"], ids=str)
-def test_precedence_of_the_pad_token(tmp_path, small_folder, layout, in_config, in_map):
-    shutil.copytree(small_folder(layout), tmp_path, dirs_exist_ok=True)
+def test_precedence_of_the_pad_token(small, layout, in_config, in_map):
+    folder = small(layout)
     if isinstance(in_config, dict):
         in_config = in_config | {"__type": "AddedToken"}
-    edit(tmp_path / "tokenizer_config.json", pad_token=in_config)
-    special = tmp_path / "special_tokens_map.json"
+    edit(folder / "tokenizer_config.json", pad_token=in_config)
+    special = folder / "special_tokens_map.json"
     special.write_text(json.dumps({} if in_map is None else {"pad_token": in_map}))
     if in_map == "no file":
         special.unlink()
-    assert_equal_ids(tmp_path, ["a! b", "", "<pad>a"])
+    assert_equal_ids(folder, ["a! b", "", "<pad>a"])
 
 
 @pytest.mark.parametrize("layout", ["slow", "json"])
-def test_without_the_small_files(tmp_path, layout):
-    write_tokenizer(tmp_path, "!", layout)
-    (tmp_path / "tokenizer_config.json").unlink()
-    (tmp_path / "special_tokens_map.json").unlink(missing_ok=True)
-    assert_equal_ids(tmp_path, ["a! b", f"a{EOS}", EOS.upper()])
-    assert load(tmp_path).max_length == 77
+def test_without_the_small_files(small, layout):
+    folder = small(layout, "!")
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    assert_equal_ids(folder, ["a! b", f"a{EOS}", EOS.upper()])
+    assert load(folder).max_length == 77
 
 
 def test_merges_written_as_strings(tmp_path):
@@ -297,21 +327,21 @@ def test_vocabulary_without_some_bytes(tmp_path):
 @pytest.mark.parametrize(
     ("written", "length"), [(10**30, 77), (None, 77), (64, 64), (77, 77), (1e30, 77)]
 )
-def test_max_length(slow, written, length):
-    shrink(slow)
-    edit(slow / "tokenizer_config.json", model_max_length=written)
-    tokenizer = load(slow)
+def test_max_length(small, written, length):
+    folder = small("slow", "!")
+    edit(folder / "tokenizer_config.json", model_max_length=written)
+    tokenizer = load(folder)
     assert tokenizer.max_length == length == len(tokenizer.encode("a cat"))
 
 
-def test_tokenize_does_not_pad(slow):
-    tokenizer = load(slow)
+def test_tokenize_does_not_pad(slow_pair):
+    tokenizer, _ = slow_pair
     assert tokenizer.tokenize("a cat!") == [49406, 320, 2368, 0, 49407]
     assert tokenizer.pad([49406, 320, 49407]) == [49406, 320, 49407, *[0] * 74]
 
 
-def test_cutting_warns_and_quotes_what_is_dropped(slow):
-    tokenizer = load(slow)
+def test_cutting_warns_and_quotes_what_is_dropped(slow_pair):
+    tokenizer, _ = slow_pair
     fits = " ".join(["cat"] * 75)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -325,14 +355,14 @@ def test_cutting_warns_and_quotes_what_is_dropped(slow):
     assert len(str(caught[0].message)) < 300
 
 
-def test_lone_surrogates_count_as_question_marks(slow):
-    tokenizer = load(slow)
+def test_lone_surrogates_count_as_question_marks(slow_pair):
+    tokenizer, _ = slow_pair
     assert tokenizer.encode("a\ud800b \udfff") == tokenizer.encode("a?b ?")
 
 
-def test_very_long_prompts(slow):
+def test_very_long_prompts(slow_pair):
     """Linear time: seconds, where quadratic time would be hours."""
-    tokenizer = load(slow)
+    tokenizer, _ = slow_pair
     for text in ("a" * 200_000, "!" * 1_000_000, "cat " * 300_000):
         with pytest.warns(UserWarning):
             assert len(tokenizer.encode(text)) == 77
@@ -375,10 +405,11 @@ def test_errors_name_tokenizer_json(tmp_path, content, reason):
         load(tmp_path)
 
 
-def test_a_length_with_no_room(slow):
-    edit(slow / "tokenizer_config.json", model_max_length=1)
+def test_a_length_with_no_room(small):
+    folder = small()
+    edit(folder / "tokenizer_config.json", model_max_length=1)
     with pytest.raises(ValueError, match="max_length must be at least 2, got 1"):
-        load(slow)
+        load(folder)
 
 
 def test_tokens_given_directly():
