@@ -7,6 +7,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -210,6 +211,53 @@ def test_another_thread_uses_a_network_that_is_being_traced():
     thread.join()
     assert len(results) == 3
     assert all(np.allclose(result, expected, atol=1e-6) for result in results)
+
+
+def put_between(network: Network) -> None:
+    network.layers.insert(0, nn.Linear(3, 3))
+
+
+def keep_number_of_arrays(network: Network) -> None:
+    network.layers = [nn.Linear(3, 3, bias=False), network.layers[1], nn.LayerNorm(3, bias=False)]
+
+
+@pytest.mark.parametrize("change", [put_between, keep_number_of_arrays, replace_layer])
+@pytest.mark.parametrize("n_calls", [1, 2])
+def test_another_thread_changes_a_network_before_it_is_traced(monkeypatch, change, n_calls):
+    """The result is that of the network before the change, or after it."""
+    network, collect, counted = Network(), compiled.collect, []
+    before = np.array(network(X))
+
+    def collect_then_change(part: nn.Module) -> compiled.Content:
+        content = collect(part)
+        counted.append(part)
+        if len(counted) == n_calls:
+            change(network)
+        return content
+
+    monkeypatch.setattr(compiled, "collect", collect_then_change)
+    result = run(network, X)
+    after = np.array(network(X))
+    assert len(counted) >= n_calls and not np.allclose(before, after)
+    assert any(np.allclose(result, each, atol=1e-6) for each in (before, after))
+    check(network)
+
+
+class Pair(NamedTuple):
+    """Two layers."""
+
+    first: nn.Module
+    second: nn.Module
+
+
+def test_named_tuples_of_layers():
+    network = Network()
+    network.layers[1].pair = Pair(nn.Linear(3, 3), Scale(2.0))
+    network.layers[1].__class__ = type("Both", (Scale,), {"__call__": lambda x, y: x.pair.first(y)})
+    before = run(network, X)
+    network.layers[1].pair = Pair(nn.Linear(3, 3), Scale(2.0))
+    check(network)
+    assert len(calls) == 1 and not np.allclose(run(network, X), before)
 
 
 def test_transformations():
