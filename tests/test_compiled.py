@@ -32,7 +32,17 @@ class Scale(nn.Module):
         self.factor = factor
 
     def __call__(self, x: mx.array) -> mx.array:
+        return self.scale(x)
+
+    def scale(self, x: mx.array) -> mx.array:
         return x * self.factor
+
+
+class NegativeScale(Scale):
+    """A layer whose class has the same `__call__`, but does something else."""
+
+    def scale(self, x: mx.array) -> mx.array:
+        return -x * self.factor
 
 
 class Network(nn.Module):
@@ -117,6 +127,10 @@ def replace_class(network: Network) -> None:
     network.layers[1] = nn.Identity()
 
 
+def replace_class_by_subclass(network: Network) -> None:
+    network.layers[1] = NegativeScale(2.0)
+
+
 def add_layer(network: Network) -> None:
     network.layers.append(Scale(3.0))
 
@@ -126,7 +140,9 @@ def quantize(network: Network) -> None:
     network.layers.insert(0, nn.Linear(3, 32))
 
 
-CHANGES_OF_STRUCTURE = [change_number, replace_class, add_layer, quantize]
+CHANGES_OF_STRUCTURE = [
+    *(change_number, replace_class, replace_class_by_subclass, add_layer, quantize)
+]
 
 
 @pytest.mark.parametrize("change", CHANGES_OF_ARRAYS + CHANGES_OF_STRUCTURE)
