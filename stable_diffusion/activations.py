@@ -34,7 +34,7 @@ def mish(x: mx.array) -> mx.array:
 
 
 def relu(x: mx.array) -> mx.array:
-    """Return x where it is positive, elsewhere 0."""
+    """Return x, with negative numbers replaced by 0."""
     return mx.maximum(x, 0)
 
 

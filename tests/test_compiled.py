@@ -51,13 +51,17 @@ class Network(nn.Module):
     def __init__(self, width: int = 3):
         super().__init__()
         self.layers = [nn.Linear(width, width), Scale(2.0)]
+        self.last_layers: list[nn.Module] = []
         self._offset = mx.ones(width)
         mx.eval(self.state)
 
     def __call__(self, x: mx.array) -> mx.array:
         for layer in self.layers:
             x = layer(x)
-        return mx.sin(x) + self._offset
+        x = mx.sin(x)
+        for layer in self.last_layers:
+            x = layer(x)
+        return x + self._offset
 
 
 calls: list[tuple[int, ...]] = []  # the shapes that `apply` was called with
@@ -123,6 +127,18 @@ def change_number(network: Network) -> None:
     network.layers[1].factor = 5.0
 
 
+def change_to_numpy(network: Network) -> None:
+    network.layers[1].factor = np.array([5.0, 6.0, 7.0], np.float32)
+
+
+def rename_array(network: Network) -> None:
+    network.layers[0].unused = network.layers[0].pop("bias")
+
+
+def move_layer(network: Network) -> None:
+    network.last_layers.append(network.layers.pop())
+
+
 def replace_class(network: Network) -> None:
     network.layers[1] = nn.Identity()
 
@@ -141,7 +157,16 @@ def quantize(network: Network) -> None:
 
 
 CHANGES_OF_STRUCTURE = [
-    *(change_number, replace_class, replace_class_by_subclass, add_layer, quantize)
+    *(
+        change_number,
+        change_to_numpy,
+        rename_array,
+        move_layer,
+        replace_class,
+        replace_class_by_subclass,
+        add_layer,
+        quantize,
+    )
 ]
 
 
@@ -154,6 +179,12 @@ def test_every_change_is_seen(change: Callable[[Network], None]):
     check(network)
     assert not np.allclose(run(network, X), before)
     assert len(calls) == (2 if change in CHANGES_OF_STRUCTURE else 1)
+
+
+def test_places_of_arrays_are_part_of_the_structure():
+    first, second = (compiled.collect({"parts": parts}) for parts in ([X, []], [[], X]))
+    assert first.arrays[0] is second.arrays[0]
+    assert not compiled.has_same_structure(first.structure, second.structure)
 
 
 def test_a_replaced_method_is_seen(monkeypatch):
