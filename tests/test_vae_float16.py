@@ -61,8 +61,9 @@ def test_half_precision_is_close_to_float32(checkpoint, kind, monkeypatch):
         theirs = full.decode(z)
         monkeypatch.setattr(mx, "conv2d", record)
         ours, encoded = half.decode(z), half.autoencoder.encode(mx.array(IMAGE)[None])
+        in_strips = half.decode(z, tiled=True)
     assert types == {mx.float16}
-    assert ours.dtype == encoded[0].dtype == encoded[1].dtype == mx.float32
+    assert in_strips.dtype == ours.dtype == encoded[0].dtype == encoded[1].dtype == mx.float32
     assert 45 < psnr(np.array(ours) * 255, np.array(theirs) * 255) < 100  # not in float32
 
 
