@@ -34,7 +34,7 @@ def mish(x: mx.array) -> mx.array:
 
 
 def relu(x: mx.array) -> mx.array:
-    """Return the larger one of x and 0."""
+    """Return x, with negative numbers replaced by 0."""
     return mx.maximum(x, 0)
 
 

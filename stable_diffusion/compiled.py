@@ -2,17 +2,17 @@
 
 For `mx.compile` an array that a function does not get as an argument is a constant: a weight that
 is replaced later would change nothing. So the compiled function gets all arrays of the network as
-an argument. While it is traced it puts them into a copy of the network, so the network itself never
-holds anything but its own arrays, also if an error ends the tracing, or another thread uses it.
+an argument, in each call. While it is traced it puts them into a copy of the network. The network
+itself never holds the arrays of a trace, whatever happens meanwhile: an error, or another thread
+that uses or changes it.
 
 Everything else of a network (classes, numbers, activations) is a constant of the trace. It is
 compared before each call, and if it differs the network is traced again.
 """
 
 import copy
-import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -42,7 +42,7 @@ class Compiled(NamedTuple):
     Attributes:
         function: takes the arrays of the network and the other arguments.
         structure: the structure of the network.
-        traced: the functions that were traced: the same one, once for each shape.
+        traced: grows by one function at each trace.
     """
 
     function: Callable[..., Any]
@@ -52,9 +52,9 @@ class Compiled(NamedTuple):
 
 MAX_TRACES = 16  # kept of a function: a trace of SDXL's UNet takes 6 MB
 
-# By the id of a network, and by the function. The entries of a network are removed with it.
+# By the id of a network, and by the function: the last structure only. The entries of a network are
+# removed with it.
 _compiled: dict[int, dict[Function, Compiled]] = {}
-_called = threading.local()  # .network: the network of the call that this thread is in
 
 
 def run(function: Function, network: nn.Module, *arguments: Any, owner: Any = None) -> Any:
@@ -77,13 +77,15 @@ def run(function: Function, network: nn.Module, *arguments: Any, owner: Any = No
     if not backend.is_gpu():  # there `mx.compile` needs a C++ compiler, and gains nothing
         return function(network, *arguments)
     arrays, structure = collect(network)
-    compiled = _get_compiled(function, network if owner is None else owner, structure)
-    outer = getattr(_called, "network", None)
-    _called.network = network
-    try:
-        return compiled(arrays, *arguments)
-    finally:
-        _called.network = outer
+    kept = _get_kept(network if owner is None else owner)
+    compiled = kept.get(function)
+    if compiled is None or not _can_run(compiled, structure):
+        # What is traced and what it is compared with must be the same, and other threads may be
+        # changing the network: both are taken from one copy.
+        network = _map_arrays(network, lambda array: array)
+        arrays, structure = collect(network)
+        compiled = kept[function] = _compile(function, network, structure)
+    return compiled.function(arrays, *arguments)
 
 
 def collect(network: nn.Module) -> Content:
@@ -105,7 +107,7 @@ def _collect(value: Any, content: Content) -> None:
     elif isinstance(value, dict):  # a module is one, too
         structure.append(type(value))
         if isinstance(value, nn.Module):
-            structure.append(type(value).__call__)  # a test may replace it
+            structure.append(type(value).__call__)  # which token merging, for example, replaces
             structure.extend(vars(value).values())
         structure.extend(value)
         for each in value.values():
@@ -118,34 +120,35 @@ def _collect(value: Any, content: Content) -> None:
         structure.append(value)
 
 
-def _fill(value: Any, arrays: Iterator[mx.array]) -> Any:
-    """Return a copy of a part of a network with other arrays, in the order of `collect`."""
+def _map_arrays(value: Any, function: Callable[[mx.array], mx.array]) -> Any:
+    """Return a copy of a part of a network with function(array) for each array.
+
+    The function is called in the order of `collect`.
+    """
     if isinstance(value, mx.array):
-        return next(arrays)
+        return function(value)
     if isinstance(value, dict):
-        filled = copy.copy(value)
-        for key, each in value.items():
-            filled[key] = _fill(each, arrays)
-        return filled
+        copied = copy.copy(value)
+        for key, each in copied.items():
+            copied[key] = _map_arrays(each, function)
+        return copied
     if isinstance(value, list | tuple):
-        return type(value)([_fill(each, arrays) for each in value])
+        make = getattr(type(value), "_make", type(value))  # named tuples have `_make`
+        return make([_map_arrays(each, function) for each in value])
     return value
 
 
-def _get_compiled(function: Function, owner: nn.Module, structure: list[Any]) -> Callable[..., Any]:
-    """Return the compiled function that is kept for a network, a new one if its structure is new.
-
-    Only the traces of the last structure are kept, and of at most `MAX_TRACES` shapes, so that
-    their number stays small.
-    """
+def _get_kept(owner: nn.Module) -> dict[Function, Compiled]:
+    """Return the compiled functions that are kept for a network, as long as it lives."""
     if id(owner) not in _compiled:
         _compiled[id(owner)] = {}
         weakref.finalize(owner, _compiled.pop, id(owner), None).atexit = False
-    kept = _compiled[id(owner)].get(function)
-    is_full = kept is not None and len(kept.traced) >= MAX_TRACES
-    if kept is None or is_full or not has_same_structure(kept.structure, structure):
-        kept = _compiled[id(owner)][function] = _compile(function, structure)
-    return kept.function
+    return _compiled[id(owner)]
+
+
+def _can_run(compiled: Compiled, structure: list[Any]) -> bool:
+    """Return whether a compiled function is right for a structure, and has not too many traces."""
+    return len(compiled.traced) < MAX_TRACES and has_same_structure(compiled.structure, structure)
 
 
 def has_same_structure(first: list[Any], second: list[Any]) -> bool:
@@ -155,12 +158,15 @@ def has_same_structure(first: list[Any], second: list[Any]) -> bool:
     return False
 
 
-def _compile(function: Function, structure: list[Any]) -> Compiled:
-    """Return the function, compiled for networks of a structure."""
+def _compile(function: Function, network: nn.Module, structure: list[Any]) -> Compiled:
+    """Return the function, compiled for networks of the same structure as `network`."""
     traced: list[Function] = []
+    placeholder = mx.array(0)
+    empty = _map_arrays(network, lambda array: placeholder)  # the arrays themselves can be freed
 
     def call(arrays: list[mx.array], *arguments: Any) -> Any:
         traced.append(function)
-        return function(_fill(_called.network, iter(arrays)), *arguments)
+        remaining = iter(arrays)
+        return function(_map_arrays(empty, lambda array: next(remaining)), *arguments)
 
     return Compiled(mx.compile(call), structure, traced)

@@ -142,13 +142,6 @@ def _normalize(norm: Norm | None, x: mx.array) -> mx.array:
     return x if norm is None else norm(x)
 
 
-def _shift(x: mx.array, shifts: Sequence[mx.array]) -> mx.array:
-    """Return x [B, ..., C] plus shifts [C] or [B or 1, C]."""
-    for shift in shifts:
-        x = x + shift.reshape(-1, *[1] * (x.ndim - 2), x.shape[-1])
-    return x
-
-
 def _add(residual: mx.array | None, y: mx.array) -> mx.array:
     """Return residual + y, or y if there is no residual."""
     return y if residual is None else residual + y
@@ -166,12 +159,11 @@ class GroupNorm(nn.GroupNorm):
         """Return activation(norm(x + shifts)) for x [B, ..., C] and shifts [C] or [B or 1, C]."""
 
         def kernel() -> mx.array:
-            y = _shift(x, shifts)
-            y = cpu_kernels.normalize(y, _compute_statistics(self, y))
+            y = cpu_kernels.normalize(x, _compute_statistics(self, x))
             return y if activation is None else activation(y)
 
         plain = partial(self._normalize_by_mlx, x, activation, shifts)
-        return cpu_kernels.try_kernels(x, kernel, plain)
+        return plain() if shifts else cpu_kernels.try_kernels(x, kernel, plain)
 
     def _normalize_by_mlx(
         self, x: mx.array, activation: Activation | None, shifts: Sequence[mx.array]
@@ -210,25 +202,22 @@ class Conv3x3(nn.Conv2d):
         *,
         norm: GroupNorm | None = None,
         activation: Activation | None = None,
-        shifts: Sequence[mx.array] = (),
         bias: mx.array | None = None,
         residual: mx.array | None = None,
     ) -> mx.array:
-        """Return residual + conv(activation(norm(x + shifts))) + bias.
+        """Return residual + conv(activation(norm(x))) + bias.
 
         Args:
-            shifts: [C] or [B or 1, C].
             bias: [B or 1, O], one for each picture, in addition to the layer's own.
             residual: [B, h, w, O].
         """
         if norm is None:
-            x = _shift(x, shifts)
             x, activation = x if activation is None else activation(x), None
-        elif shifts or activation not in (None, silu):  # the kernels apply SiLU only
-            x, norm, activation = norm(x, activation, shifts), None, None
+        elif activation not in (None, silu):  # the kernels apply SiLU only
+            x, norm, activation = norm(x, activation), None, None
 
         def plain() -> mx.array:
-            y = self._convolve_by_mlx(x if norm is None else norm(x, activation)) + self.bias
+            y = self.convolve_without_bias(x if norm is None else norm(x, activation)) + self.bias
             return _add(residual, y if bias is None else y + bias[:, None, None, :])
 
         def kernel() -> mx.array:
@@ -240,21 +229,8 @@ class Conv3x3(nn.Conv2d):
 
         return cpu_kernels.try_kernels(x, kernel, plain)
 
-    def convolve_before_norm(
-        self, x: mx.array, *, norm: GroupNorm, activation: Activation, bias: mx.array | None
-    ) -> tuple[mx.array, Sequence[mx.array]]:
-        """Return conv(activation(norm(x))) + bias in two parts, for the next norm to add.
-
-        The second part is the `shifts` of that norm: what is not added yet. It is empty if the
-        kernels compute, which add everything at once.
-        """
-        if cpu_kernels.supports(x):
-            return self(x, norm=norm, activation=activation, bias=bias), ()
-        shifts = [self.bias] if bias is None else [self.bias, bias]
-        return self._convolve_by_mlx(norm(x, activation)), shifts
-
-    def _convolve_by_mlx(self, x: mx.array) -> mx.array:
-        """Return the convolution without the bias."""
+    def convolve_without_bias(self, x: mx.array) -> mx.array:
+        """Return the convolution by MLX's operations, before the bias is added."""
         if not self.padding[0]:
             x = mx.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)])
         return mx.conv2d(x, self.weight, self.stride, self.padding)
@@ -273,7 +249,7 @@ class Conv3x3(nn.Conv2d):
             y = upsample_nearest(x if scale == 1 else x / scale)[:, :height, :width]
             if scale == 1:
                 return self(y)
-            return self._convolve_by_mlx(y) * scale + self.bias
+            return self.convolve_without_bias(y) * scale + self.bias
 
         if (height, width) != doubled:
             return plain()
@@ -322,6 +298,15 @@ class ResnetBlock2D(nn.Module):
         """
         time = None if temb is None else self.time_emb_proj(temb)
         act = self.activation
-        h, shifts = self.conv1.convolve_before_norm(x, norm=self.norm1, activation=act, bias=time)
-        skip = self.conv_shortcut(x) if "conv_shortcut" in self else x
-        return self.conv2(h, norm=self.norm2, activation=act, shifts=shifts, residual=skip)
+        if cpu_kernels.supports(x):
+            h = self.conv1(x, norm=self.norm1, activation=act, bias=time)
+            return self.conv2(h, norm=self.norm2, activation=act, residual=self._skip(x))
+        # Adding bias and time to the result of the convolution would be one more pass over it. The
+        # next norm adds them in its first pass.
+        shifts = [self.conv1.bias] if time is None else [self.conv1.bias, time]
+        h = self.conv1.convolve_without_bias(self.norm1(x, act))
+        return self.conv2(self.norm2(h, act, shifts), residual=self._skip(x))
+
+    def _skip(self, x: mx.array) -> mx.array:
+        """Return x with the channels of the output."""
+        return self.conv_shortcut(x) if "conv_shortcut" in self else x

@@ -1,8 +1,9 @@
-"""Layers that compute their weight from several arrays, such as a convolution with a LoRA.
+"""Merge convolutions with a LoRA once for all steps of a batch, not again in each step.
 
-Such a layer has a method `merge`, which returns a layer that computes the same with one weight.
-Called on its own it merges at each call, so that every call is right, whatever has changed. While
-the steps of one batch are run the merged layers are kept, which takes the memory of their weights.
+Such a layer has a method `merge`, which computes one weight from several arrays and returns a plain
+layer with it. When the layer is called it merges first, so that every call is right, whatever has
+changed. `MergedLayers` puts plain layers into a copy of the network instead, and keeps them until
+one of the arrays is replaced, which takes the memory of their weights.
 """
 
 import copy
@@ -36,7 +37,7 @@ class MergedLayers:
         self._used: dict[int, Merged] = {}  # those of this call
 
     def put_into(self, network: nn.Module) -> nn.Module:
-        """Return a copy of the network that has the merged layers, or the network if it has none.
+        """Return a copy of the network with merged layers, or the network if it has none to merge.
 
         The copy shares everything else with the network. The merged weights are computed now,
         unless MLX is tracing them for a transformation.

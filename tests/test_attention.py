@@ -98,6 +98,18 @@ def test_queries_go_in_chunks(kind, monkeypatch):
     assert relative_l2(ours, attend_in_float64(inputs, 2)) <= MAX_ERROR
 
 
+def test_scores_are_counted_in_their_type():
+    """Scores in half precision are whole within half of the bytes."""
+    inputs = random_inputs(1, 50, 37, WIDTH, mx.float16)
+    score_bytes = 50 * 37 * 2
+    for limit, is_whole in ((score_bytes, True), (score_bytes - 1, False)):
+        with as_on(Backend.METAL), spy(limit) as shapes:
+            ours = attend(*inputs, 1)
+        assert (len(shapes) == 1) is is_whole
+        error = relative_l2(ours.astype(mx.float32), attend_in_float64(inputs, 1))
+        assert ours.dtype == mx.float16 and error <= MAX_HALF_ERROR
+
+
 def test_fused_and_causal_attention_is_not_in_chunks():
     for width, causal in ((64, False), (WIDTH, True)):
         inputs = random_inputs(1, 20, 20, width)

@@ -7,6 +7,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -31,7 +32,17 @@ class Scale(nn.Module):
         self.factor = factor
 
     def __call__(self, x: mx.array) -> mx.array:
+        return self.scale(x)
+
+    def scale(self, x: mx.array) -> mx.array:
         return x * self.factor
+
+
+class NegativeScale(Scale):
+    """A layer whose class has the same `__call__`, but does something else."""
+
+    def scale(self, x: mx.array) -> mx.array:
+        return -x * self.factor
 
 
 class Network(nn.Module):
@@ -40,13 +51,17 @@ class Network(nn.Module):
     def __init__(self, width: int = 3):
         super().__init__()
         self.layers = [nn.Linear(width, width), Scale(2.0)]
+        self.last_layers: list[nn.Module] = []
         self._offset = mx.ones(width)
         mx.eval(self.state)
 
     def __call__(self, x: mx.array) -> mx.array:
         for layer in self.layers:
             x = layer(x)
-        return mx.sin(x) + self._offset
+        x = mx.sin(x)
+        for layer in self.last_layers:
+            x = layer(x)
+        return x + self._offset
 
 
 calls: list[tuple[int, ...]] = []  # the shapes that `apply` was called with
@@ -112,8 +127,24 @@ def change_number(network: Network) -> None:
     network.layers[1].factor = 5.0
 
 
+def change_to_numpy(network: Network) -> None:
+    network.layers[1].factor = np.array([5.0, 6.0, 7.0], np.float32)
+
+
+def rename_array(network: Network) -> None:
+    network.layers[0].unused = network.layers[0].pop("bias")
+
+
+def move_layer(network: Network) -> None:
+    network.last_layers.append(network.layers.pop())
+
+
 def replace_class(network: Network) -> None:
     network.layers[1] = nn.Identity()
+
+
+def replace_class_by_subclass(network: Network) -> None:
+    network.layers[1] = NegativeScale(2.0)
 
 
 def add_layer(network: Network) -> None:
@@ -125,7 +156,18 @@ def quantize(network: Network) -> None:
     network.layers.insert(0, nn.Linear(3, 32))
 
 
-CHANGES_OF_STRUCTURE = [change_number, replace_class, add_layer, quantize]
+CHANGES_OF_STRUCTURE = [
+    *(
+        change_number,
+        change_to_numpy,
+        rename_array,
+        move_layer,
+        replace_class,
+        replace_class_by_subclass,
+        add_layer,
+        quantize,
+    )
+]
 
 
 @pytest.mark.parametrize("change", CHANGES_OF_ARRAYS + CHANGES_OF_STRUCTURE)
@@ -137,6 +179,12 @@ def test_every_change_is_seen(change: Callable[[Network], None]):
     check(network)
     assert not np.allclose(run(network, X), before)
     assert len(calls) == (2 if change in CHANGES_OF_STRUCTURE else 1)
+
+
+def test_places_of_arrays_are_part_of_the_structure():
+    first, second = (compiled.collect({"parts": parts}) for parts in ([X, []], [[], X]))
+    assert first.arrays[0] is second.arrays[0]
+    assert not compiled.has_same_structure(first.structure, second.structure)
 
 
 def test_a_replaced_method_is_seen(monkeypatch):
@@ -210,6 +258,53 @@ def test_another_thread_uses_a_network_that_is_being_traced():
     thread.join()
     assert len(results) == 3
     assert all(np.allclose(result, expected, atol=1e-6) for result in results)
+
+
+def put_between(network: Network) -> None:
+    network.layers.insert(0, nn.Linear(3, 3))
+
+
+def keep_number_of_arrays(network: Network) -> None:
+    network.layers = [nn.Linear(3, 3, bias=False), network.layers[1], nn.LayerNorm(3, bias=False)]
+
+
+@pytest.mark.parametrize("change", [put_between, keep_number_of_arrays, replace_layer])
+@pytest.mark.parametrize("n_calls", [1, 2])
+def test_another_thread_changes_a_network_before_it_is_traced(monkeypatch, change, n_calls):
+    """The result is that of the network before the change, or after it."""
+    network, collect, counted = Network(), compiled.collect, []
+    before = np.array(network(X))
+
+    def collect_then_change(part: nn.Module) -> compiled.Content:
+        content = collect(part)
+        counted.append(part)
+        if len(counted) == n_calls:
+            change(network)
+        return content
+
+    monkeypatch.setattr(compiled, "collect", collect_then_change)
+    result = run(network, X)
+    after = np.array(network(X))
+    assert len(counted) >= n_calls and not np.allclose(before, after)
+    assert any(np.allclose(result, each, atol=1e-6) for each in (before, after))
+    check(network)
+
+
+class Pair(NamedTuple):
+    """Two layers."""
+
+    first: nn.Module
+    second: nn.Module
+
+
+def test_named_tuples_of_layers():
+    network = Network()
+    network.layers[1].pair = Pair(nn.Linear(3, 3), Scale(2.0))
+    network.layers[1].__class__ = type("Both", (Scale,), {"__call__": lambda x, y: x.pair.first(y)})
+    before = run(network, X)
+    network.layers[1].pair = Pair(nn.Linear(3, 3), Scale(2.0))
+    check(network)
+    assert len(calls) == 1 and not np.allclose(run(network, X), before)
 
 
 def test_transformations():

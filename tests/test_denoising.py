@@ -136,3 +136,13 @@ def test_the_latents_are_the_same(options, sampler):
             latents.restart()
             next(latents.evaluate())
             latents.restart()
+
+
+@pytest.mark.parametrize("kind", [Backend.CPU, Backend.METAL])
+def test_the_latents_decide_whether_a_step_is_finite(kind):
+    """The estimate of x_0 may be infinite in a step from which the next one recovers."""
+    finite, infinite = mx.ones((1, 2, 2, 1)), mx.full((1, 2, 2, 1), mx.inf)
+    outputs = StepOutput(finite, infinite, infinite), StepOutput(infinite, finite, finite)
+    with as_on(kind):
+        latents = Denoising(lambda: iter(outputs), 2, [], seed=0)
+        assert [step.is_finite for step in latents.evaluate()] == [True, False]

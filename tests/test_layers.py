@@ -10,12 +10,12 @@ from gpu import as_on
 from oracle import relative_l2
 from parity import POOLED_WIDTH, TIME_IDS, random_normal
 
-from stable_diffusion.activations import silu
+from stable_diffusion.activations import ACTIVATIONS, silu
 from stable_diffusion.adapters.lora_layers import LoRAConv3x3, LoRALinear
 from stable_diffusion.attention import Attention
 from stable_diffusion.device import cpu_kernels
 from stable_diffusion.device.backend import Backend
-from stable_diffusion.layers import Conv3x3, GroupNorm, Linear, upsample_nearest
+from stable_diffusion.layers import Conv3x3, GroupNorm, Linear, ResnetBlock2D, upsample_nearest
 from stable_diffusion.model_io.loaders import load_autoencoder, load_unet
 
 WIDTH = 64
@@ -92,16 +92,28 @@ def test_convolutions(name, activation):
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-@pytest.mark.parametrize("activation", [silu, nn.mish])
-def test_a_convolution_before_a_norm(name, activation):
-    """Its biases are added by the next norm, or before the convolution if there is no norm."""
-    conv, norm = CONVOLUTIONS[name](), shift_norm(GroupNorm(4, WIDTH, eps=1e-5))
-    x, bias = random_array(2, 6, 7, WIDTH), random_array(2, WIDTH)
-    h, shifts = conv.convolve_before_norm(x, norm=norm, activation=activation, bias=bias)
-    whole = conv(x, norm=norm, activation=activation, bias=bias)
-    ours = conv(h, norm=norm, activation=activation, shifts=shifts)
-    assert relative_l2(ours, conv(whole, norm=norm, activation=activation)) <= MAX_ERROR
-    assert relative_l2(conv(h, shifts=shifts), conv(whole)) <= MAX_ERROR
+@pytest.mark.parametrize("activation", ["silu", "mish"])
+@pytest.mark.parametrize("has_time", [True, False])
+def test_residual_blocks(name, activation, has_time):
+    """As they are written in papers: a GPU adds bias and time in the second norm."""
+    temb = random_array(2, 5) if has_time else None
+    block = ResnetBlock2D(
+        WIDTH,
+        WIDTH,
+        groups=4,
+        eps=1e-5,
+        activation=activation,
+        temb_channels=5 if has_time else None,
+    )
+    block.conv1, block.conv2 = CONVOLUTIONS[name](), CONVOLUTIONS[name]()
+    for conv in (block.conv1, block.conv2):
+        getattr(conv, "base", conv).bias = random_array(WIDTH)
+    shift_norm(block.norm1), shift_norm(block.norm2)
+    x, activate = random_array(2, 6, 7, WIDTH), ACTIVATIONS[activation]
+    h = block.conv1(activate(block.norm1(x)))
+    h = h if temb is None else h + block.time_emb_proj(temb)[:, None, None]
+    plain = x + block.conv2(activate(block.norm2(h)))
+    assert relative_l2(block(x, temb), plain) <= MAX_ERROR
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)

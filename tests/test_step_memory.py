@@ -68,6 +68,14 @@ def test_scores_that_are_stored(kind, dtype, heads, n_stored):
         assert count_score_numbers(unet, (64, 64), dtype) == n_stored
 
 
+def test_the_middle_block_stores_scores():
+    """It attends also if the last level does not: here 8×8 latents, with 8 heads of 160."""
+    blocks = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D", "DownBlock2D")
+    unet = replace(SD_1, down_block_types=blocks)
+    with as_on(Backend.METAL):
+        assert count_score_numbers(unet, (64, 64), mx.float16) == 8 * (8 * 8) ** 2
+
+
 def test_kernels_store_no_scores():
     if cpu_kernels.is_used():
         assert count_score_numbers(SD_1, (64, 64), mx.float32) == 0

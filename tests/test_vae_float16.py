@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from checkpoints import edit
-from gpu import as_on
+from gpu import as_on, without_fusing
 from oracle import psnr
 from parity import random_normal
 from PIL import Image
@@ -45,16 +45,25 @@ def set_force_upcast(folder: Path, value: bool | None) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["sd-1", "sd-2"])
-def test_half_precision_is_close_to_float32(checkpoint, kind):
+def test_half_precision_is_close_to_float32(checkpoint, kind, monkeypatch):
     half, full = (StableDiffusion(checkpoint(kind), vae_float16=half) for half in (True, False))
     assert half.autoencoder.decoder.conv_in.weight.dtype == mx.float16
     assert half.unet.conv_in.weight.dtype == mx.float32
     z = mx.array(random_normal(1, 4, 5, half.config.autoencoder.latent_channels))
-    with as_on(Backend.METAL):
+    types, convolve = set(), mx.conv2d
+
+    def record(x: mx.array, *arguments: object) -> mx.array:
+        types.add(x.dtype)
+        return convolve(x, *arguments)
+
+    with as_on(Backend.METAL), without_fusing():
         assert half.autoencoder.dtype == mx.float16
-        ours, theirs = half.decode(z), full.decode(z)
-        encoded = half.autoencoder.encode(mx.array(IMAGE)[None])
-    assert ours.dtype == encoded[0].dtype == encoded[1].dtype == mx.float32
+        theirs = full.decode(z)
+        monkeypatch.setattr(mx, "conv2d", record)
+        ours, encoded = half.decode(z), half.autoencoder.encode(mx.array(IMAGE)[None])
+        in_strips = half.decode(z, tiled=True)
+    assert types == {mx.float16}
+    assert in_strips.dtype == ours.dtype == encoded[0].dtype == encoded[1].dtype == mx.float32
     assert 45 < psnr(np.array(ours) * 255, np.array(theirs) * 255) < 100  # not in float32
 
 

@@ -5,7 +5,7 @@ memory, and after removing it the network is as it was before, to the bit.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -60,20 +60,20 @@ class LoRAConv3x3(nn.Module):
         *,
         norm: GroupNorm | None = None,
         activation: Activation | None = None,
-        shifts: Sequence[mx.array] = (),
         bias: mx.array | None = None,
         residual: mx.array | None = None,
     ) -> mx.array:
-        """Return residual + conv(activation(norm(x + shifts))) + bias, as `Conv3x3` does."""
-        return self.merge()(
-            x, norm=norm, activation=activation, shifts=shifts, bias=bias, residual=residual
-        )
+        """Return residual + conv(activation(norm(x))) + bias, as `Conv3x3` does."""
+        return self.merge()(x, norm=norm, activation=activation, bias=bias, residual=residual)
 
-    def convolve_before_norm(
-        self, x: mx.array, *, norm: GroupNorm, activation: Activation, bias: mx.array | None
-    ) -> tuple[mx.array, Sequence[mx.array]]:
-        """Return a convolution for the next norm to complete, as `Conv3x3` does."""
-        return self.merge().convolve_before_norm(x, norm=norm, activation=activation, bias=bias)
+    @property
+    def bias(self) -> mx.array:
+        """Return the bias [out], which has no change."""
+        return self.base.bias
+
+    def convolve_without_bias(self, x: mx.array) -> mx.array:
+        """Return the convolution before the bias is added, as `Conv3x3` does."""
+        return self.merge().convolve_without_bias(x)
 
     def convolve_upsampled(self, x: mx.array, size: tuple[int, int] | None = None) -> mx.array:
         """Return the convolution of `upsample_nearest(x)`, as `Conv3x3` does."""

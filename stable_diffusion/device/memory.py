@@ -16,8 +16,9 @@ CPU_WHOLE_PIXELS = 768 * 768  # of a picture: larger ones are decoded in strips
 CPU_STRIP_PIXELS = 2**15  # 32 MB in float32 at the 256 channels of the widest layer
 
 # Numbers in memory for each pixel that the VAE of the real models decodes. Measured without
-# convolutions: 3,200, because MLX begins about ten operations ahead. Metal's convolution stores up
-# to 2.25 numbers for each number of its input and output, 1,150 in the widest layer.
+# convolutions: 3,200, and 3,800 with fused operations, because MLX begins about ten operations
+# ahead, however large. Metal's convolution stores up to 2.25 numbers for each number of its input
+# and output, 1,150 in the widest layer.
 WHOLE_NUMBERS = 5_600
 WHOLE_SHARE = 1 / 2  # of the memory, for pictures that are decoded at once
 STRIP_NUMBERS = 2_500  # for each pixel of a strip: ten results of the widest layer
