@@ -8,10 +8,10 @@ next, and all end.
 import io
 import os
 import sys
-import threading
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 
 import mlx.core as mx
@@ -44,7 +44,8 @@ class Ranks:
         self.rank = rank
         self.size = size
         self._has_ended = False
-        self._is_stuck = False  # a thread waits for the other ranks, and cannot be ended
+        self._thread = ThreadPoolExecutor(max_workers=1)  # waits for the other ranks
+        self._is_stuck = False  # it waits, and cannot be ended
 
     @property
     def is_first(self) -> bool:
@@ -178,23 +179,18 @@ class Ranks:
         """
         if self.size == 1:
             return x[None]
-        gathered: list[np.ndarray] = []
 
-        def wait() -> None:
-            with suppress(RuntimeError):
-                gathered.append(np.array(mx.distributed.all_gather(mx.array(x)[None])))
+        def gather() -> np.ndarray:
+            return np.array(mx.distributed.all_gather(mx.array(x)[None]))
 
-        thread = threading.Thread(target=wait, daemon=True)
-        thread.start()
         try:
-            thread.join()
+            return self._thread.submit(gather).result()
         except KeyboardInterrupt:
             self._has_ended = self._is_stuck = True
             raise
-        if not gathered:
+        except RuntimeError:
             self._has_ended = True
-            raise ConnectionError("the connection to another rank is lost")
-        return gathered[0]
+            raise ConnectionError("the connection to another rank is lost") from None
 
 
 @cache
