@@ -37,7 +37,7 @@ DTYPE = mx.float16
 N_TOKENS = 77
 MEMORY = 2**34  # bytes, of the machine: with less, more scores of attention are in chunks
 
-# Primitives that launch nothing, and how they look at their input: the arguments are MLX's.
+# Primitives that launch nothing, and the view that each makes of its input, for MLX's arguments.
 VIEWS: dict[str, Callable[..., np.ndarray]] = {
     "AsStrided": lambda x, *_: x,
     "Broadcast": lambda x, shape: np.broadcast_to(x, shape),
@@ -226,7 +226,7 @@ def fuse(operations: list[Operation], results: set[str]) -> list[list[Operation]
 
 
 def _view(operation: Operation, strides: dict[str, np.ndarray]) -> bool:
-    """Return whether an operation only looks at its input in another way.
+    """Return whether the result of an operation is only a view of its input.
 
     Args:
         strides: a stand-in for each array, with its strides. Those of a view are added.
@@ -243,7 +243,7 @@ def _view(operation: Operation, strides: dict[str, np.ndarray]) -> bool:
     elif source is not None:
         source = VIEWS[name](source, *arguments)
     for array in outputs:
-        # Inputs and constants are contiguous, and so are views of them that nobody looked at.
+        # Inputs and constants are contiguous, and so are views of them that are not in `strides`.
         strides[array.name] = _lay_out(array) if source is None else source
     return True
 

@@ -34,7 +34,7 @@ def mish(x: mx.array) -> mx.array:
 
 
 def relu(x: mx.array) -> mx.array:
-    """Return x where it is positive, elsewhere 0."""
+    """Return the larger one of x and 0."""
     return mx.maximum(x, 0)
 
 
@@ -46,7 +46,7 @@ def _activate(
     Args:
         kind: what the kernels for a Linux CPU call it.
         compiled: computes it by `mx.compile`, which needs a C++ compiler on a CPU.
-        plain: computes it without.
+        plain: computes it without `mx.compile`.
     """
     by_mlx = compiled if backend.is_gpu() else plain
     return cpu_kernels.try_kernels(x, lambda: cpu_kernels.activate(x, kind), lambda: by_mlx(x))

@@ -82,7 +82,7 @@ def _split_queries(queries: mx.array, keys: mx.array) -> Iterator[mx.array]:
 
 
 def _wait_for(previous: mx.array, x: mx.array) -> mx.array:
-    """Return x, which will not be computed with before `previous` is known.
+    """Return x in a form that MLX computes only after `previous`.
 
     Otherwise MLX computes the scores of some twenty chunks before it completes the first.
     `mx.depends` is for this, but cannot be mapped and has no forward derivative (MLX 0.32).

@@ -66,8 +66,8 @@ def run(function: Function, network: nn.Module, *arguments: Any, owner: Any = No
     Args:
         function: a function that is the same object in every call. It is called to trace it, with a
             copy of the network, so it must return the same for the same arguments.
-        arguments: trees of arrays. Numbers in them are constants: each other number is traced
-            again.
+        arguments: trees of arrays. Numbers in them are constants: the function is traced again
+            for each new number.
         owner: the network that the compiled function is kept for, as long as it lives, if `network`
             is a copy of it.
 
@@ -135,8 +135,8 @@ def _fill(value: Any, arrays: Iterator[mx.array]) -> Any:
 def _get_compiled(function: Function, owner: nn.Module, structure: list[Any]) -> Callable[..., Any]:
     """Return the compiled function that is kept for a network, a new one if its structure is new.
 
-    Traces are kept of the last structure only, and of some shapes, so that they do not become ever
-    more.
+    Only the traces of the last structure are kept, and of at most `MAX_TRACES` shapes, so that
+    their number stays small.
     """
     if id(owner) not in _compiled:
         _compiled[id(owner)] = {}
@@ -150,7 +150,7 @@ def _get_compiled(function: Function, owner: nn.Module, structure: list[Any]) ->
 
 def has_same_structure(first: list[Any], second: list[Any]) -> bool:
     """Return whether two results of `collect` have the same structure."""
-    with suppress(ValueError):  # of arrays that are no `mx.array`, whose comparison is an array
+    with suppress(ValueError):  # arrays of NumPy, whose comparison is an array
         return first == second
     return False
 

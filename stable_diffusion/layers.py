@@ -245,7 +245,8 @@ class Conv3x3(nn.Conv2d):
     ) -> tuple[mx.array, Sequence[mx.array]]:
         """Return conv(activation(norm(x))) + bias in two parts, for the next norm to add.
 
-        The second part are its `shifts`. The kernels add them at once, so that it is empty.
+        The second part is the `shifts` of that norm: what is not added yet. It is empty if the
+        kernels compute, which add everything at once.
         """
         if cpu_kernels.supports(x):
             return self(x, norm=norm, activation=activation, bias=bias), ()

@@ -64,13 +64,13 @@ class StableDiffusion:
             model's own if None.
         vae: where to take another VAE from: a model, a VAE's folder or repository, or a file.
         prediction_type: "epsilon", "v_prediction" or "sample", if the model's files do not say.
-        vae_float16: compute the VAE in half precision, too, which the VAE of an SDXL model must be
-            made for. Pictures may then differ visibly from those in float32.
+        vae_float16: compute the VAE in half precision, too. The VAE of an SDXL model must be made
+            for it. Pictures may differ visibly from those in float32.
 
     Raises:
         OSError: if the model or one of its files cannot be found.
         ValueError: if the model is not supported or is broken, or if it needs the other class; if
-            its VAE overflows half precision and `vae_float16` is set.
+            its VAE is not made for half precision and `vae_float16` is set.
     """
 
     # The attributes of the text encoders and tokenizers, each with its folder in the model.

@@ -28,7 +28,7 @@ def quantize_networks(unet: nn.Module, text_encoders: Sequence[nn.Module], name:
     """
     networks = [unet, *text_encoders]
     if any(map(is_quantized, networks)):
-        # Seen from the caller of the pipeline's method.
+        # The line that is named is the one that calls the pipeline's method.
         warnings.warn(f"{name} is quantized already, and stays as it is", stacklevel=3)
     for network in networks:
         if not is_quantized(network):

@@ -60,5 +60,6 @@ def count_score_numbers(config: UNetConfig, latent_size: tuple[int, int], dtype:
 
 
 def _count_layer_numbers(config: UNetConfig, latent_size: tuple[int, int]) -> int:
+    """Return how many numbers the layers hold at the peak of a step, for one row of a batch."""
     height, width = latent_size
     return STEP_NUMBERS * config.block_out_channels[0] * height * width

@@ -212,8 +212,8 @@ def _make_norm(norm: nn.GroupNorm, strips: Strips) -> Function:
             # Sums of sums: adding a million terms one by one would lose digits.
             total = total + function(strip.astype(mx.float32)).sum(axis=2).sum(axis=(0, 1))
             n_pixels += strip.shape[1] * strip.shape[2]
-            # One after another, or MLX might compute `function` of all strips first. Only a CPU
-            # needs no time to wait for each.
+            # One after another, or MLX might compute `function` of all strips first. Waiting for
+            # each of them would cost time on a GPU only.
             _evaluate(total, waits=not backend.is_gpu())
         means = (total / n_pixels).reshape(norm.num_groups, -1).mean(axis=1)
         return mx.repeat(means, len(total) // norm.num_groups)

@@ -16,7 +16,7 @@ NO_FUSE, ENABLED = 2, 3
 
 @contextmanager
 def as_on(kind: backend.Backend) -> Iterator[None]:
-    """Choose everything that is chosen by the device as on that backend, inside the block."""
+    """Make all choices that depend on the device as on that backend, inside the block."""
     with mock.patch.object(backend, "find_backend", lambda: kind):
         yield
 

@@ -73,7 +73,7 @@ def test_heads_are_padded_on_metal(width, padded, causal):
     [(Backend.METAL, 77, 40), (Backend.METAL, 257, 64), (Backend.CUDA, 300, 40)],
 )
 def test_heads_are_padded_only_where_it_helps(kind, n_keys, width):
-    """Not for the few keys of a text, and not on CUDA, which fuses heads of 40 by itself."""
+    """They are not for the few keys of a text, nor on CUDA, which fuses heads of 40 itself."""
     inputs = random_inputs(1, 9, n_keys, 80, mx.float16)
     with as_on(kind), spy() as shapes:
         ours = attend(*inputs, 2)
@@ -123,7 +123,7 @@ TRANSFORMATIONS: dict[str, Callable[..., list[mx.array]]] = {
 @pytest.mark.parametrize("width", [40, WIDTH])
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
 def test_transformations(name, width, monkeypatch):
-    """Of padded heads, and of chunks, against those of MLX's attention alone."""
+    """Padded heads and chunks give the same as MLX's attention alone."""
     inputs = random_inputs(2, 260, 260, width)
     transform = TRANSFORMATIONS[name]
     with as_on(Backend.CUDA):  # in float32, it neither pads nor fuses
@@ -137,7 +137,7 @@ def test_transformations(name, width, monkeypatch):
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_the_peak_of_stored_scores(compiled):
-    """Beyond the limit there are only the result, and the chunks that it is put together from."""
+    """Above the limit, memory has only the result and the chunks that it is made from."""
     inputs = random_inputs(1, 2048, 2048, WIDTH)
     whole, limit = 2048 * 2048 * 4, 2**22
     function = partial(attend, num_heads=1)

@@ -130,7 +130,7 @@ CHANGES_OF_STRUCTURE = [change_number, replace_class, add_layer, quantize]
 
 @pytest.mark.parametrize("change", CHANGES_OF_ARRAYS + CHANGES_OF_STRUCTURE)
 def test_every_change_is_seen(change: Callable[[Network], None]):
-    """Another structure is traced anew, other arrays are not."""
+    """A new structure is traced again; new arrays are not."""
     network = Network()
     before = run(network, X)
     change(network)
@@ -147,7 +147,7 @@ def test_a_replaced_method_is_seen(monkeypatch):
 
 
 def test_a_network_is_freed_at_once():
-    """Without a collection of garbage, as it would come too late."""
+    """Its memory must not wait for Python's garbage collector."""
     gc.disable()
     try:
         network = Network(1000)
@@ -189,7 +189,7 @@ def test_an_error_while_it_is_traced(error):
 
 
 def test_another_thread_uses_a_network_that_is_being_traced():
-    """It never sees the arrays of the trace, and traces the network for itself."""
+    """It never sees the arrays of the other trace, and traces the network itself."""
     network = Network()
     expected = np.array(network(X))
     is_tracing, go_on = threading.Event(), threading.Event()
@@ -249,7 +249,7 @@ def make_pictures(sd: StableDiffusion, **options: object) -> np.ndarray:
 
 
 def test_a_pipeline_is_traced_once(monkeypatch):
-    """The step for all batches of a shape, whatever the guidance; so are decode and encode."""
+    """The step is traced once for a shape, whatever the guidance; so are decode and encode."""
     sd = StableDiffusion("tiny")
     image = mx.zeros((64, 64, 3))
     for weight, rescale in ((3.0, 0.2), (5.0, 0.7)):
@@ -264,7 +264,7 @@ def test_a_pipeline_is_traced_once(monkeypatch):
 
 @pytest.mark.parametrize("platform", ["linux", "darwin"])
 def test_a_cpu_compiles_nothing(monkeypatch, platform):
-    """A Mac without Metal, such as a virtual machine, has no kernels either."""
+    """This includes a Mac without Metal, such as a virtual machine, which has no kernels."""
     expected = make_pictures(StableDiffusion("tiny"))
 
     def fail(*arguments: object) -> None:

@@ -51,7 +51,7 @@ def make_denoising(n_steps: int, events: list[str] | None = None, step: Steps = 
 
 @pytest.mark.parametrize("kind", [Backend.METAL, Backend.CUDA])
 def test_a_gpu_begins_the_next_step_first(events, kind):
-    """Nothing is computed after the last step."""
+    """After the last step nothing is begun."""
     with as_on(kind):
         for step in make_denoising(3, events).evaluate():
             events.append(f"check {step.x_t[0, 0, 0, 0].item():g}")
@@ -86,7 +86,7 @@ def test_estimate_and_prediction_are_those_of_the_step(kind):
 
 @pytest.mark.parametrize("kind", list(Backend))
 def test_other_ways_to_take_steps_lose_none(kind):
-    """A step that is under way is the next one, unless the steps begin again or end."""
+    """A step that has begun is the next one, unless the steps begin again or end."""
     latents = make_denoising(5)
     with as_on(kind):
         next(latents.evaluate())
@@ -113,7 +113,7 @@ def test_other_ways_to_take_steps_lose_none(kind):
 
 @pytest.mark.parametrize(("kind", "n_made"), [(Backend.CPU, 2), (Backend.METAL, 3)])
 def test_steps_end_at_the_first_that_is_not_finite(kind, n_made):
-    """At most one step more has begun."""
+    """At most one more step has begun."""
     events: list[str] = []
     infinite = lambda number: count(number) / (2 - number)  # noqa: E731
     latents = make_denoising(5, events, infinite)
@@ -125,7 +125,7 @@ def test_steps_end_at_the_first_that_is_not_finite(kind, n_made):
 @pytest.mark.parametrize("options", [{}, {"guidance_rescale": 0.5}], ids=["plain", "rescale"])
 @pytest.mark.parametrize("sampler", ["euler-a", "dpm++2m"])
 def test_the_latents_are_the_same(options, sampler):
-    """With fresh noise at each step, and with steps that use the one before."""
+    """Check samplers with new noise in each step, and those that use the step before."""
     sd = StableDiffusion("tiny", sampler=sampler)
     begin = lambda: sd.generate_latents("a ring", num_steps=3, seed=2, **options)  # noqa: E731
     expected = evaluate_steps(begin())

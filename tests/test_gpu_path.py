@@ -99,7 +99,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.kind)
 def test_text_to_picture(load, oracle, case):
-    """Of the published kinds the CPU's pictures equal diffusers', see `test_single_file.py`."""
+    """`test_single_file.py` compares the CPU's pictures of the published kinds with diffusers."""
     sd = load(case.kind, case.backend)
     ours = draw(sd, case.backend, case.start)
     factor = sd.config.autoencoder.factor
@@ -154,7 +154,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_ways_to_make_pictures(load, way):
-    """The pictures equal those of the CPU, which other tests compare with diffusers'."""
+    """The pictures equal those of the CPU, which other tests compare with diffusers."""
     kind, options = WAYS[way]
     start = lambda sd: begin(sd, **options)  # noqa: E731
     expected = draw(load(kind, Backend.CPU), Backend.CPU, start)
@@ -199,7 +199,7 @@ def test_half_precision_is_for_the_networks_alone(load, monkeypatch):
 
 
 def test_guidance_exceeds_half_precision(load, monkeypatch):
-    """The difference of the two predictions does, and so does the result."""
+    """The difference of the two predictions exceeds it, and so does the result."""
     sd = load("sd-1", METAL, float16=True)
 
     def predict(unet: UNetModel, x: mx.array, *_) -> mx.array:
@@ -214,7 +214,7 @@ def test_guidance_exceeds_half_precision(load, monkeypatch):
 
 
 def test_a_fused_step(checkpoint):
-    """`mx.compile` with all of its work gives the same numbers, to the bit, in half precision.
+    """`mx.compile` with fusing gives the same numbers, to the bit, in half precision.
 
     A CPU compiles 15 fused kernels for a UNet of one block whose norms are of two sizes, and more
     than twice as many for a UNet of the other tests.

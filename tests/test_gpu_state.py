@@ -1,4 +1,4 @@
-"""What a GPU keeps between steps and batches never makes a wrong picture, nor holds memory."""
+"""What a GPU keeps between steps and batches makes no wrong picture and is freed."""
 
 import copy
 import gc
@@ -74,7 +74,7 @@ Change = Callable[[StableDiffusion], object]
 
 
 def list_changes(folder: Path) -> dict[str, Change]:
-    """Return all that can change the weights of a pipeline, by name, to be made in this order."""
+    """Return the ways to change the weights of a pipeline, by name, in the order to do them."""
     first, second = (write_lora(folder / f"{seed}.safetensors", seed) for seed in (1, 2))
 
     def assign(sd: StableDiffusion) -> None:
@@ -153,7 +153,7 @@ def model(checkpoint) -> Callable[..., StableDiffusion]:
 
 @pytest.mark.usefixtures("metal")
 def test_batches_at_the_same_time(model):
-    """Each has its own text, size, guidance and noise; two models have their own weights."""
+    """Each batch has its own text, size, guidance and noise; two models have their own weights."""
     starts = [
         lambda: begin(model("sd-1"), 1),
         lambda: begin(model("sd-1"), 2, "a house", cfg_weight=6.0),
@@ -173,7 +173,7 @@ def test_batches_at_the_same_time(model):
 @pytest.mark.usefixtures("metal")
 @pytest.mark.parametrize("n_steps", [0, 1, 3])
 def test_a_restart_makes_the_same_picture(model, n_steps):
-    """It does after no step, in the middle and at the end, with noise in every step."""
+    """Restart before the first step, in the middle and at the end, with new noise in every step."""
     options = {"num_steps": 3, "sampler": "euler-a"}
     expected = finish(begin(model(), **options))
     latents = begin(model(), **options)
@@ -256,7 +256,7 @@ def test_a_copy_of_a_network_has_its_own_weights(checkpoint):
 @pytest.mark.usefixtures("metal")
 @pytest.mark.parametrize("ended", ["finished", "closed", "left"])
 def test_networks_are_freed_at_once(checkpoint, ended):
-    """They are when the last reference ends, without a search for cycles."""
+    """They are freed with the last reference, without Python's garbage collector."""
     sd = StableDiffusion(checkpoint("sd-1"))
     latents = begin(sd)
     x_t = next(latents)

@@ -94,7 +94,7 @@ def test_convolutions(name, activation):
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 @pytest.mark.parametrize("activation", [silu, nn.mish])
 def test_a_convolution_before_a_norm(name, activation):
-    """What it leaves for the next norm to add is added there, and also without a norm."""
+    """Its biases are added by the next norm, or before the convolution if there is no norm."""
     conv, norm = CONVOLUTIONS[name](), shift_norm(GroupNorm(4, WIDTH, eps=1e-5))
     x, bias = random_array(2, 6, 7, WIDTH), random_array(2, WIDTH)
     h, shifts = conv.convolve_before_norm(x, norm=norm, activation=activation, bias=bias)
@@ -116,7 +116,7 @@ def test_upsampled_convolutions(name, size):
 @pytest.mark.parametrize("dtype", [mx.float16, mx.float32])
 @pytest.mark.parametrize("kind", [Backend.METAL, Backend.CUDA])
 def test_metal_convolves_small_numbers_after_upsampling(kind, dtype, monkeypatch):
-    """In float16, because of Winograd's method; powers of two, so that the result is the same."""
+    """Numbers in float16 are divided by a power of two, which leaves the result the same."""
     largest: list[float] = []
     convolve = mx.conv2d
 
@@ -147,7 +147,7 @@ GROUP_NORMS = {  # the shape, and the number of groups
 @pytest.mark.parametrize("activation", [None, silu])
 @pytest.mark.parametrize("name", GROUP_NORMS)
 def test_group_norm(name, activation):
-    """By the formula, and its gradient by MLX's own layer."""
+    """Compare with the formula, and the gradient with that of MLX's layer."""
     shape, groups = GROUP_NORMS[name]
     norm = GroupNorm(groups, shape[-1], eps=1e-5)
     norm.weight, norm.bias = 1 + random_array(shape[-1]) / 4, random_array(shape[-1])
@@ -169,7 +169,7 @@ def test_group_norm(name, activation):
 
 
 def test_statistics_of_half_precision():
-    """Sums of a million numbers, whose squares are beyond float16, are not in float16."""
+    """Sums of a million numbers, whose squares exceed float16, are computed in float32."""
     x = (300 + 30 * random_array(1, 64, 64, WIDTH)).astype(mx.float16)
     norm = GroupNorm(1, WIDTH, eps=1e-5)
     norm.set_dtype(mx.float16)

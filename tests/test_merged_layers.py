@@ -75,7 +75,7 @@ def denoise(sd: StableDiffusion, n_steps: int = 3) -> mx.array:
 
 @pytest.mark.usefixtures("device")
 def test_a_layer_is_merged_once_for_a_batch(merges):
-    """The latents are those of layers that are merged at each call, and of merged weights."""
+    """The latents equal those of layers that are merged at each call, and of merged weights."""
     sd = StableDiffusion("tiny")
     before, layers = denoise(sd), change_pipeline(sd)
     ours = denoise(sd)
@@ -169,7 +169,7 @@ def test_layers_that_are_gone_are_not_kept():
 
 
 def test_gradients_reach_the_lora():
-    """What MLX traces is not kept: the numbers after it are right, and so are the gradients."""
+    """A layer that was merged while MLX traced is not kept: later results are right, too."""
     network, kept = make_network(), MergedLayers()
     layer, x = network.blocks[0], mx.random.normal((1, 4, 4, WIDTH))
     kept.put_into(network)

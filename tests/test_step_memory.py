@@ -31,14 +31,14 @@ def count(
 
 
 def test_a_cpu_counts_latents(monkeypatch):
-    """It is busy with one large picture, whatever the memory is."""
+    """One large picture keeps a CPU busy, whatever the memory."""
     for size in (8e9, 64e9):
         monkeypatch.setattr(memory, "read_total_memory", lambda size=size: size)
         assert [count(SD_1, side) for side in (32, 64, 128)] == [4, 1, 0]
 
 
 def test_what_a_gpu_counts(monkeypatch):
-    """Less memory, more weights, guidance, wider numbers and larger pictures leave fewer."""
+    """Less memory, more weights, guidance, wider numbers and larger pictures let fewer fit."""
     monkeypatch.setattr(memory, "read_total_memory", lambda: 16e9)
     with as_on(Backend.METAL):
         usual = count(NARROW, 64)

@@ -39,7 +39,7 @@ def autoencoder(request, checkpoint) -> Autoencoder:
 @pytest.mark.parametrize("strip", [1, 500, 3000])
 @pytest.mark.parametrize("size", [(8, 8), (5, 9)])
 def test_strips_do_not_show(autoencoder, monkeypatch, strip, size):
-    """They do not, with strips of one row and odd sizes."""
+    """Strips of one row and odd sizes give the same picture."""
     monkeypatch.setattr(memory, "choose_strip_pixels", lambda _: strip)
     z = random_latents(autoencoder, 2, *size)
     whole = vae_strips.decode(autoencoder, z, tiled=False)
@@ -59,7 +59,7 @@ def test_strips_do_not_show(autoencoder, monkeypatch, strip, size):
     ],
 )
 def test_strips_of_the_encoder_do_not_show(autoencoder, monkeypatch, strip, size, device):
-    """They do not, with strips of two rows, odd sizes, and on a GPU attention in many parts."""
+    """Strips of two rows, odd sizes, and attention in many parts give the same latents."""
     monkeypatch.setattr(memory, "choose_strip_pixels", lambda _: strip)
     monkeypatch.setattr(attention, "choose_score_bytes", lambda: 5000)
     x = mx.array(random_normal(2, *size, 3).clip(-1, 1))

@@ -47,7 +47,7 @@ NETWORKS = {  # attributes of a pipeline, in the order in which they are needed
     "unet": "UNet",
     "autoencoder": "VAE",
 }
-# Pictures that are finished are kept: others need not end so.
+# Errors after which the finished pictures are written, and a command that makes the rest is named.
 ENDINGS = (KeyboardInterrupt, RuntimeError, MemoryError, overflow.FaultyResultError, RankError)
 TEXT_ENCODERS = ("text_encoder", "text_encoder_1", "text_encoder_2")
 

@@ -2,15 +2,15 @@
 
 MLX raises a RuntimeError whose message has a text of the system: what Metal says of a command
 buffer (`NSError.localizedDescription`), what CUDA, cuDNN and cuBLAS say of a status
-(`cudaGetErrorString` and others), or what the allocators of MLX say. A GPU works behind the
-program, so an error may be raised by a later operation than the one that failed.
+(`cudaGetErrorString` and others), or what the allocators of MLX say. A GPU computes
+asynchronously, so a later operation than the one that failed may raise the error.
 """
 
 import re
 from collections.abc import Mapping
 
 TOO_LITTLE_MEMORY = "there is too little memory"
-LESS_MEMORY = "try -q, --low-memory, fewer pictures or smaller ones"
+LESS_MEMORY = "try -q, --low-memory, --batch-size 1 or smaller pictures"
 
 GPU_IS_INTERRUPTED = (
     "the system has stopped the GPU, because its work took too long: make smaller pictures, or "
@@ -34,7 +34,7 @@ DRIVER_IS_UNSUITABLE = (
     "version of CUDA"
 )
 
-# Parts of messages, as regular expressions. The first that is found counts.
+# Parts of messages, as regular expressions. The first one that is found counts.
 EXPLANATIONS: Mapping[str, tuple[str, ...]] = {
     "a weight file changed while it was read: get it again": (r"\[read\]",),
     GPU_IS_INTERRUPTED: (

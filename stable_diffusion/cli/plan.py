@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from ..device import backend
 from .job import Batch, CompleteJob, Job, make_jobs
 from .output.file_names import FileNames, name_files
 from .ranks import Ranks
@@ -47,7 +48,8 @@ class Plan:
 def make_plan(settings: Settings, ranks: Ranks) -> Plan:
     """Return the plan for a command line. All ranks skip the files that the first one finds.
 
-    The pictures of a small grid are made in one batch, which needs the least memory.
+    On a CPU the pictures of a small grid are made in one batch, so that the UNet is freed before
+    any is decoded. On a GPU, where each picture of a batch takes much memory, memory decides.
 
     Raises:
         UsageError: see `name_files`.
@@ -61,7 +63,8 @@ def make_plan(settings: Settings, ranks: Ranks) -> Plan:
 
     are_missing = [names is None or not names.exists(job) for job in jobs]
     batch_size = settings.batch_size or 0  # 0 for None: ranks can share only integers
-    if names is not None and not names.pictures and settings.batch_size is None:
+    is_grid_alone = names is not None and not names.pictures
+    if is_grid_alone and settings.batch_size is None and not backend.is_gpu():
         batch_size = min(len(jobs), MAX_AT_ONCE)
     batch_size, *shared = ranks.share([batch_size, *are_missing])
     missing = [job for job, is_missing in zip(jobs, shared, strict=True) if is_missing]

@@ -170,7 +170,7 @@ class Ranks:
     def _gather(self, x: np.ndarray) -> np.ndarray:
         """Return `x` of all ranks, [ranks, …]; it has the same shape on each.
 
-        MLX may wait without end for a rank that has disappeared, and Python handles no signal
+        MLX may wait forever for a rank that has disappeared, and Python handles no signal
         meanwhile. So another thread waits for MLX: a signal interrupts this one.
 
         Raises:

@@ -92,9 +92,9 @@ class ModelConfig:
         """
         if self.is_xl and self.autoencoder.force_upcast:
             raise ValueError(
-                f"{self.name}: this VAE overflows half precision, as its config.json does not say "
-                "`force_upcast: false`: compute it in float32, or take a VAE of SDXL that was "
-                "made for half precision"
+                f"{self.name}: the VAE of this SDXL model is not made for half precision (its "
+                "config.json does not say `force_upcast: false`): compute it in float32 (without "
+                "--vae-float16), or give another VAE (--vae)"
             )
 
     @property

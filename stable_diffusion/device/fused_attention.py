@@ -1,4 +1,4 @@
-"""Which attention each backend computes without storing the scores, all keys for each query.
+"""Which attention each backend computes without storing its scores, one for each query and key.
 
 This is what `use_fallback` says in MLX's `scaled_dot_product_attention.cpp`, for Metal and for
 CUDA. Other attention is a product, a softmax and a product, whose scores are stored.

@@ -14,6 +14,6 @@ INPUT_SCALE = 16
 
 
 def choose_input_scale(dtype: mx.Dtype) -> int:
-    """Return what to divide the input of a convolution by that no norm has made small."""
+    """Return the number to divide the input by, if no norm comes before the convolution."""
     is_metal = backend.find_backend() is backend.Backend.METAL
     return INPUT_SCALE if is_metal and dtype == mx.float16 else 1

@@ -54,7 +54,7 @@ def compile_names(function: operations.Function, inputs: list[mx.array]) -> Coun
 
 
 def test_operations_are_fused_as_by_mlx(monkeypatch):
-    """In a whole UNet, and in the decoder."""
+    """Check `fuse` with a whole UNet and with the decoder."""
     checked = []
 
     def compare(function: operations.Function, inputs: list[mx.array]) -> operations.Count:
@@ -97,7 +97,7 @@ def test_attention_counts_by_what_the_backend_fuses(kind, width, written):
 
 
 def test_a_norm_takes_three_passes():
-    """To transpose, to normalize, and for everything on the way back."""
+    """They transpose, normalize, and do everything on the way back."""
     norm = GroupNorm(4, 64, eps=1e-5)
     norm.set_dtype(mx.float16)
     mx.eval(norm.parameters())
@@ -108,7 +108,7 @@ def test_a_norm_takes_three_passes():
 
 
 def test_a_residual_block_takes_ten_passes():
-    """Three for a norm, two convolutions, their sum with the residual; the time is one product."""
+    """Three for each norm, two convolutions, the sum with the residual, and one for the time."""
     block = ResnetBlock2D(64, 64, groups=4, eps=1e-5, activation="silu", temb_channels=64)
     block.set_dtype(mx.float16)
     mx.eval(block.parameters())
@@ -118,7 +118,7 @@ def test_a_residual_block_takes_ten_passes():
 
 
 def test_the_real_models_launch_and_write_little():
-    """The goals: before, a step of SD 1.5 wrote 4.05 GB, and SD 2.1 launched 730, a decode 202."""
+    """Before, a step of SD 1.5 wrote 4.05 GB; SD 2.1 launched 730 operations, a decode 202."""
     step = operations.count_step("sd-1.5", Backend.METAL, guidance=False)
     assert step.bytes_written <= 0.5 * 4.05e9
     assert operations.count_step("sd-2.1", Backend.METAL, guidance=False).launched <= 700

@@ -2,8 +2,14 @@
 
 from dataclasses import replace
 
+import pytest
+from gpu import as_on
+
+from stable_diffusion.cli.arguments.parse import parse, txt2image_parser
 from stable_diffusion.cli.job import CompleteJob
-from stable_diffusion.cli.plan import Plan, make_batches
+from stable_diffusion.cli.plan import Plan, make_batches, make_plan
+from stable_diffusion.cli.ranks import Ranks
+from stable_diffusion.device.backend import Backend
 
 JOB = CompleteJob("a", seed=1, width=64, height=64, steps=4, cfg=7.5, sampler="euler")
 
@@ -34,3 +40,13 @@ def test_memory_decides_how_many_at_once():
     plan = Plan([], None, None, batch_size=None)
     assert [plan.count_at_once(n) for n in (0, 1, 3, 9)] == [1, 1, 3, 8]
     assert replace(plan, batch_size=5).count_at_once(1) == 5
+
+
+@pytest.mark.parametrize(("kind", "batch_size"), [(Backend.CPU, 4), (Backend.METAL, None)])
+def test_a_grid_is_one_batch_on_a_cpu(kind, batch_size, tmp_path):
+    """On a GPU memory decides, as for pictures that have files."""
+    options = ["a cat", "--n_images=4", f"--output={tmp_path / 'grid.png'}"]
+    with as_on(kind):
+        plan = make_plan(parse(txt2image_parser(), options), Ranks())
+        wanted = make_plan(parse(txt2image_parser(), [*options, "--batch-size=3"]), Ranks())
+    assert plan.batch_size == batch_size and wanted.batch_size == 3

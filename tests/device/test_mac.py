@@ -1,4 +1,4 @@
-"""What is asked of a Mac: with Metal, and without it, as in a virtual machine."""
+"""A Mac with Metal, and one without it, as in a virtual machine."""
 
 import os
 import resource
@@ -32,7 +32,7 @@ def choose_precision(*options: str) -> bool:
 
 
 def test_a_mac_without_metal(monkeypatch, limits, capsys):
-    """The default device is the CPU. Nothing of Linux or of Metal is used."""
+    """The CPU is the default device. What is only for Linux or for Metal is not used."""
 
     def fail(*_: object) -> None:
         raise RuntimeError("[metal::load_device] No Metal device available.")
@@ -62,7 +62,7 @@ def test_a_mac_with_metal(monkeypatch, limits):
 
 
 def test_a_gpu_that_does_not_say_its_memory():
-    """Then the memory of the machine counts, which is the same on a Mac."""
+    """The memory of the machine is used then, which is the same on a Mac."""
     with as_on(backend.Backend.METAL):
         assert memory.read_total_memory() == 2**34
 
@@ -77,7 +77,7 @@ def test_the_peak_memory_is_in_bytes(monkeypatch, platform, n_bytes):
 
 @pytest.mark.parametrize("name", activations.ACTIVATIONS)
 def test_activations_need_no_compiler(monkeypatch, name):
-    """Without Metal, MLX's own activations do, because `mx.compile` made them."""
+    """MLX's own activations need one on a CPU, because they are compiled by `mx.compile`."""
     x = mx.linspace(-6, 6, 50)
     with as_on(backend.Backend.METAL):
         expected = activations.ACTIVATIONS[name](x)

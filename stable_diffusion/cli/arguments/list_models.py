@@ -4,9 +4,8 @@ from importlib.metadata import version
 from pathlib import Path
 from textwrap import wrap
 
-import mlx.core as mx
-
 from ...config.known_models import MODELS, PACKAGE, ModelSpec
+from ...device import backend
 from ...model_io import hub_cache
 from ...model_io.sources import CACHE_MARKER, INDEX, Source
 from ...model_io.unsupported import refuse_pipeline
@@ -18,9 +17,9 @@ WIDTH, INDENT = 80, 12  # columns
 
 
 def describe_version() -> str:
-    """Return the versions of this program and of MLX, and the device, on one line."""
-    device = mx.default_device().type.name
-    return f"Stable Diffusion for MLX {__version__} (MLX {version('mlx')}, {device})"
+    """Return the versions of this program and of MLX, and what computes, on one line."""
+    kind = backend.find_backend()
+    return f"Stable Diffusion for MLX {__version__} (MLX {version('mlx')}, {kind})"
 
 
 def describe_models() -> str:

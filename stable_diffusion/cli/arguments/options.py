@@ -236,7 +236,8 @@ MEMORY_AND_SPEED = (
     ),
     Option(
         "--vae-float16",
-        "half precision in the VAE, too, which may be seen; SDXL needs a VAE made for it",
+        "half precision in the VAE, too: saves memory, but the pictures may differ visibly; SDXL "
+        "needs a VAE made for it",
         kind="switch",
         default=False,
         opposite="float32 in the VAE",
@@ -333,7 +334,7 @@ REPORTS = (
     ),
     Option(
         "--version",
-        "print the versions of this program and of MLX, and the device",
+        "print the versions of this program and of MLX, and what computes: cpu, metal or cuda",
         kind="print",
         show=list_models.describe_version,
     ),

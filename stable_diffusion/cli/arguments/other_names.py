@@ -23,7 +23,7 @@ SAME = {
     "--sampler": "plms sampler-name sampling-method sample-method sampler-type",
     "--schedule": "scheduler scheduler-name schedule-type timestep-spacing",
     "--seed": "s seeds rng-seed manual-seed generator",
-    "--width": "W w",
+    "--width": "W w size resolution image-size",
     "--height": "H",
     "--strength": (
         "denoise denoising denoising-strength denoise-strength image-strength img-strength "
@@ -73,6 +73,9 @@ SAME = {
 
 # What to say before the name of our option, if the two do not mean quite the same.
 EXPLANATIONS = {
+    "size": "give it with --height and",
+    "resolution": "give it with --height and",
+    "image-size": "give it with --height and",
     "scheduler": "choose the sampler with --sampler, and the spacing of timesteps with",
     "scheduler-name": "choose the sampler with --sampler, and the spacing of timesteps with",
     "v-prediction": "v_prediction is a value of",
@@ -115,7 +118,7 @@ ABSENT = {
         "opt-split-attention use-pytorch-cross-attention use-split-cross-attention flash-attention "
         "enable-xformers-memory-efficient-attention enable-attention-slicing compile torch-compile"
     ),
-    "the VAE computes where the other networks do": "cpu-vae",
+    "the VAE runs on the same device as the other networks": "cpu-vae",
     NOISE: "rng fixed-code subseed subseed-strength variation variation-seed variation-amount",
     "recipes are written into the pictures": "metadata save-metadata",
     "config files come with the model": "config original-config model-config",

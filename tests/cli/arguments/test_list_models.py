@@ -6,11 +6,13 @@ from pathlib import Path
 import huggingface_hub.constants
 import mlx.core as mx
 import pytest
+from gpu import as_on
 from hub_server import Files, cache, write
 
 import txt2image
 from stable_diffusion import __version__
 from stable_diffusion.config.known_models import MODELS
+from stable_diffusion.device.backend import Backend
 from stable_diffusion.model_io import hub_cache
 
 MEGABYTE = bytes(10**6)
@@ -54,10 +56,11 @@ def find_entry(text: str, title: str) -> str:
     return " ".join(found.split()[1:])
 
 
-def test_version(capsys):
-    line = get_output(capsys, "--version")
-    device = mx.default_device().type.name
-    assert line == f"Stable Diffusion for MLX {__version__} (MLX {mx.__version__}, {device})\n"
+@pytest.mark.parametrize("kind", Backend)
+def test_version(capsys, kind):
+    with as_on(kind):
+        line = get_output(capsys, "--version")
+    assert line == f"Stable Diffusion for MLX {__version__} (MLX {mx.__version__}, {kind.value})\n"
 
 
 def test_without_a_cache(folder, capsys):

@@ -68,6 +68,7 @@ def test_what_other_programs_call_the_options(script, capsys):
         (["--prompt", "a cat"], "there is no such option: write the prompt alone, in quotes"),
         (["-n", "blurry"], "use --negative_prompt"),
         (["-W512"], "use --width"),
+        (["--size", "512x512"], "give it with --height and --width"),
         (["-H", "64"], "use --height"),
         (["-s42"], "use --seed"),
         (["--Num_Inference-Steps=4"], "use --steps"),

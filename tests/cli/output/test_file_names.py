@@ -163,7 +163,7 @@ def test_the_grid_cannot_be_the_file_of_a_picture(tmp_path, monkeypatch, grid):
 
 @pytest.mark.parametrize("platform", ["darwin", "linux"])
 def test_names_that_a_mac_takes_for_one(tmp_path, monkeypatch, platform):
-    """On other systems names in two forms of Unicode are two files."""
+    """On other systems, names in two forms of Unicode are two files."""
     monkeypatch.setattr("sys.platform", platform)
     composed, decomposed = "caf\xe9", "cafe\u0301"
     jobs = [
