@@ -9,6 +9,7 @@ from gpu import as_on, without_fusing
 
 from stable_diffusion import StableDiffusion, compiled
 from stable_diffusion.adapters.lora_layers import LoRAConv3x3
+from stable_diffusion.denoising import Denoising
 from stable_diffusion.device import backend
 from stable_diffusion.device.backend import Backend
 from stable_diffusion.layers import Conv3x3
@@ -62,8 +63,14 @@ def change_pipeline(sd: StableDiffusion) -> list[LoRAConv3x3]:
     return [unet.conv_in, resnet.conv1]
 
 
+def begin(sd: StableDiffusion, n_steps: int = 3) -> Denoising:
+    """Begin a small picture."""
+    options = {"cfg_weight": 1.0, "latent_size": (4, 4), "seed": 1}
+    return sd.generate_latents("a red ring", num_steps=n_steps, **options)
+
+
 def denoise(sd: StableDiffusion, n_steps: int = 3) -> mx.array:
-    return evaluate_steps(sd.generate_latents("a red ring", num_steps=n_steps, seed=1))
+    return evaluate_steps(begin(sd, n_steps))
 
 
 @pytest.mark.usefixtures("device")
@@ -73,7 +80,7 @@ def test_a_layer_is_merged_once_for_a_batch(merges):
     before, layers = denoise(sd), change_pipeline(sd)
     ours = denoise(sd)
     assert merges == layers
-    latents = sd.generate_latents("a red ring", num_steps=3, seed=1)
+    latents = begin(sd)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MergedLayers, "put_into", lambda _, network: network)
         each_call = evaluate_steps(latents)
@@ -94,7 +101,7 @@ def test_changes_between_steps_are_seen(merges):
     first, second = change_pipeline(sd)
     with_both = denoise(sd)
     merges.clear()
-    latents = sd.generate_latents("a red ring", num_steps=3, seed=1)
+    latents = begin(sd)
     mx.eval(next(latents))
     first.up = first.up * 2
     mx.eval(next(latents))
