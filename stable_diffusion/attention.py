@@ -72,11 +72,11 @@ def _split_queries(queries: mx.array, keys: mx.array) -> Iterator[mx.array]:
     """
     batch, num_heads, length, width = queries.shape
     row_bytes = batch * num_heads * keys.shape[2] * queries.dtype.size
-    n_queries = length
-    if not fused_attention.is_fused(width, queries.dtype):
-        limit = choose_score_bytes()
-        if length * row_bytes > limit:
-            n_queries = max(1, limit // (MAX_CHUNKS_ALIVE * row_bytes))
+    limit = choose_score_bytes()
+    if fused_attention.is_fused(width, queries.dtype) or length * row_bytes <= limit:
+        yield queries
+        return
+    n_queries = max(1, limit // (MAX_CHUNKS_ALIVE * row_bytes))
     for start in range(0, length, n_queries):
         yield queries[:, :, start : start + n_queries]
 
