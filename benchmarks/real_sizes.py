@@ -97,18 +97,3 @@ MODELS = {
         size=1024,
     ),
 }
-
-
-def unet_config(model: str) -> UNetConfig:
-    """Return the config of the UNet of one of `MODELS`."""
-    return MODELS[model].unet
-
-
-def autoencoder_config(model: str) -> AutoencoderConfig:
-    """Return the config of the autoencoder of one of `MODELS`."""
-    return MODELS[model].autoencoder
-
-
-def text_encoder_configs(model: str) -> tuple[CLIPTextConfig, ...]:
-    """Return the configs of the text encoders of one of `MODELS`, in the pipeline's order."""
-    return MODELS[model].text_encoders

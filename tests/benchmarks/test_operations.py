@@ -38,9 +38,9 @@ def count_weights(network: nn.Module) -> int:
     ],
 )
 def test_real_models_have_their_sizes(model, unet, text_encoders):
-    assert count_weights(UNetModel(real_sizes.unet_config(model))) == unet
-    assert count_weights(Autoencoder(real_sizes.autoencoder_config(model))) == 83_653_863
-    configs = real_sizes.text_encoder_configs(model)
+    assert count_weights(UNetModel(real_sizes.MODELS[model].unet)) == unet
+    assert count_weights(Autoencoder(real_sizes.MODELS[model].autoencoder)) == 83_653_863
+    configs = real_sizes.MODELS[model].text_encoders
     assert [count_weights(CLIPTextModel(config)) for config in configs] == text_encoders
 
 
