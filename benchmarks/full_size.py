@@ -28,31 +28,22 @@ from transformers import (
     CLIPTokenizer,
 )
 
+sys.path.append(str(Path(__file__).parents[1]))
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from checkpoints import BETAS
 from clip_vocabulary import write_tokenizer
+from real_sizes import (
+    AUTOENCODER,
+    CLIP_BIG_G,
+    CLIP_H,
+    CLIP_L,
+    SD_2_UNET,
+    SDXL_SCALING_FACTOR,
+    SDXL_UNET,
+)
 
 Component = torch.nn.Module | PNDMScheduler | EulerAncestralDiscreteScheduler
-VAE = {
-    "block_out_channels": [128, 256, 512, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "layers_per_block": 2,
-    "sample_size": 512,
-}
-SDXL_UNET = {
-    "sample_size": 64,
-    "block_out_channels": [320, 640, 1280],
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "transformer_layers_per_block": [1, 2, 10],
-    "attention_head_dim": [5, 10, 20],
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
+SIDE = 512  # pixels of the pictures
 
 
 def write_sd(folder: Path) -> None:
@@ -62,23 +53,9 @@ def write_sd(folder: Path) -> None:
         folder,
         "StableDiffusionPipeline",
         {
-            "text_encoder": lambda: CLIPTextModel(
-                CLIPTextConfig(
-                    hidden_size=1024,
-                    intermediate_size=4096,
-                    num_hidden_layers=23,
-                    num_attention_heads=16,
-                    hidden_act="gelu",
-                    projection_dim=512,
-                )
-            ),
-            "unet": lambda: UNet2DConditionModel(
-                sample_size=64,
-                attention_head_dim=[5, 10, 20, 20],
-                cross_attention_dim=1024,
-                use_linear_projection=True,
-            ),
-            "vae": lambda: AutoencoderKL(**VAE),
+            "text_encoder": lambda: CLIPTextModel(CLIPTextConfig(**CLIP_H, projection_dim=512)),
+            "unet": lambda: UNet2DConditionModel(**SD_2_UNET),
+            "vae": lambda: AutoencoderKL(**AUTOENCODER, sample_size=SIDE),
             "scheduler": lambda: PNDMScheduler(**BETAS, steps_offset=1, skip_prk_steps=True),
         },
     )
@@ -92,27 +69,12 @@ def write_sdxl(folder: Path) -> None:
         folder,
         "StableDiffusionXLPipeline",
         {
-            "text_encoder": lambda: CLIPTextModel(
-                CLIPTextConfig(
-                    hidden_size=768,
-                    intermediate_size=3072,
-                    num_hidden_layers=12,
-                    num_attention_heads=12,
-                    projection_dim=768,
-                )
+            "text_encoder": lambda: CLIPTextModel(CLIPTextConfig(**CLIP_L)),
+            "text_encoder_2": lambda: CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_BIG_G)),
+            "unet": lambda: UNet2DConditionModel(**SDXL_UNET, sample_size=SIDE // 8),
+            "vae": lambda: AutoencoderKL(
+                **AUTOENCODER, scaling_factor=SDXL_SCALING_FACTOR, sample_size=SIDE
             ),
-            "text_encoder_2": lambda: CLIPTextModelWithProjection(
-                CLIPTextConfig(
-                    hidden_size=1280,
-                    intermediate_size=5120,
-                    num_hidden_layers=32,
-                    num_attention_heads=20,
-                    hidden_act="gelu",
-                    projection_dim=1280,
-                )
-            ),
-            "unet": lambda: UNet2DConditionModel(**SDXL_UNET),
-            "vae": lambda: AutoencoderKL(**VAE, scaling_factor=0.13025),
             "scheduler": lambda: EulerAncestralDiscreteScheduler(
                 **BETAS, timestep_spacing="trailing"
             ),

@@ -13,14 +13,13 @@ from stable_diffusion.layers import Conv3x3
 
 from .devices import evaluate, has_gpu, on_cpu, on_device
 from .findings import Findings, Limits, Options
-from .networks import cast, decode_case, fill, find_model, set_dtype
+from .networks import PRECISIONS, cast, decode_case, fill, find_model, set_dtype
 from .timing import measure_seconds
 
 DIRECT = {"MLX_CONV_WINOGRAD_WORKING_SET": "1"}
 TF32 = {"MLX_ENABLE_TF32": "1"}
 # One convolution in float32 and float16. With TF32 on, float32 has the digits of float16.
 LIMITS = {"float32": Limits(2e-5, 90), "float16": Limits(2e-2, 45)}
-PRECISIONS = {"float32": mx.float32, "float16": mx.float16}
 
 
 class Size(NamedTuple):

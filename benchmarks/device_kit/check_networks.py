@@ -7,6 +7,7 @@ import mlx.core as mx
 from .devices import evaluate, has_gpu, on_cpu, on_device
 from .findings import LIMITS, Findings, Options
 from .networks import (
+    PRECISIONS,
     SMALL_SD,
     SMALL_SDXL,
     Case,
@@ -18,8 +19,6 @@ from .networks import (
     text_case,
     unet_case,
 )
-
-PRECISIONS = {"float32": mx.float32, "float16": mx.float16}
 
 
 def check_small(options: Options) -> Findings:

@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 import stable_diffusion
-from stable_diffusion.device import backend
+from stable_diffusion.device import backend, memory
 
 from .devices import has_gpu
 from .findings import Findings, Options
@@ -63,8 +63,8 @@ def make_key(is_quick: bool) -> dict[str, Any]:
 def read_usable_memory() -> int:
     """Return how many bytes a process may use on the device."""
     info = mx.device_info()
-    total = info.get("memory_size") or info.get("total_memory") or _read_system_memory()
-    return int(info.get("max_recommended_working_set_size") or USABLE_SHARE * int(total))
+    recommended = info.get("max_recommended_working_set_size")
+    return int(recommended or USABLE_SHARE * memory.read_total_memory())
 
 
 def describe_versions() -> dict[str, str]:

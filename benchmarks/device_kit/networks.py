@@ -19,6 +19,8 @@ from stable_diffusion.vae import Autoencoder
 
 BLOCK = 4_194_301  # numbers that are drawn; a prime, so that no two rows of a matrix are equal
 
+PRECISIONS = {"float32": mx.float32, "float16": mx.float16}
+
 # Narrow networks with the heads and the parts of the real ones, which take no time.
 SMALL_SD = UNetConfig(
     block_out_channels=(80, 160),

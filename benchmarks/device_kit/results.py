@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stable_diffusion.utils.atomic_files import write_atomically
+
 SCHEMA = 1  # of the file; a change of its keys needs another number
 
 DONE, FAILED, LEFT_OUT = "done", "failed", "left out"
@@ -70,9 +72,8 @@ class Results:
             "key": self.key,
             "parts": {name: vars(result) for name, result in self.parts.items()},
         }
-        part = self.file.with_suffix(".part")  # so that an interruption leaves a whole file
-        part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-        part.replace(self.file)
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        write_atomically(self.file, text.encode())
 
     def is_done(self, name: str) -> bool:
         """Return whether a part has findings, so that it need not run again."""

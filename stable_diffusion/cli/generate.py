@@ -162,9 +162,11 @@ def _make_pictures(
     if writer is not None:
         writer.record = run.record
 
+    weight_bytes = sum(weight.nbytes for weight in flatten_parameters(run.sd.unet).values())
+
     def count_at_once(job: CompleteJob) -> int:
         # The ranks, whose memory may differ, come here with the same jobs in the same order.
-        return plan.count_at_once(ranks.share_smallest(_count_fitting(run.sd, job)))
+        return plan.count_at_once(ranks.share_smallest(_count_fitting(run.sd, job, weight_bytes)))
 
     batches = make_batches(run.jobs, count_at_once, ranks.size)
     started = _start_batches(run, batches[ranks.rank :: ranks.size])
@@ -241,9 +243,8 @@ def _load(settings: Settings, model: Model, float16: bool) -> StableDiffusion:
     return sd
 
 
-def _count_fitting(sd: StableDiffusion, job: CompleteJob) -> int:
-    """Return how many pictures like this one fit into the memory of this machine."""
-    weight_bytes = sum(weight.nbytes for weight in flatten_parameters(sd.unet).values())
+def _count_fitting(sd: StableDiffusion, job: CompleteJob, weight_bytes: int) -> int:
+    """Return how many pictures like this one fit into the memory, beside the UNet's weights."""
     factor = sd.config.autoencoder.factor
     latent_size = job.height // factor, job.width // factor
     return count_fitting(sd.config.unet, latent_size, job.cfg > 1, sd.dtype, weight_bytes)
