@@ -67,6 +67,7 @@ def home(tmp_path, sources, monkeypatch) -> Path:
 
 def write_compiler(tmp_path: Path, text: str, interpreter: str = "#!/bin/sh") -> Path:
     script = tmp_path / "bin/g++"
+    script.unlink(missing_ok=True)  # a process that a test killed may still be starting the old one
     script.write_text(f"{interpreter}\n{text}\n")
     script.chmod(0o700)
     return script
