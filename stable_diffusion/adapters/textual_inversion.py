@@ -7,7 +7,8 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..clip import CLIPTextModel
-from ..model_io.safetensors_file import FLOATS, read_safetensors
+from ..model_io.number_types import FLOATS
+from ..model_io.safetensors_file import read_safetensors
 from ..model_io.sources import PICKLES
 from ..tokenizer.tokenizer import Tokenizer
 

@@ -1,5 +1,6 @@
 """The base class of the configs: it checks every key of a file."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType, UnionType
@@ -64,7 +65,7 @@ def _read_value(key: str, value: Any, type_hint: Any, source: str) -> Any:
     """Return a JSON value as the type of its field, or None for null.
 
     Raises:
-        ValueError: if it is of the wrong type.
+        ValueError: if it is of the wrong type, or not a finite number.
     """
     value = _to_tuples(value)
     if isinstance(value, Mapping) and (nested := _find_nested_config(type_hint)) is not None:
@@ -73,6 +74,8 @@ def _read_value(key: str, value: Any, type_hint: Any, source: str) -> Any:
         return None
     if not _is_of_type(value, type_hint):
         raise ValueError(f"{source}: {key} = {value!r} is of the wrong type")
+    if not _is_finite(value):
+        raise ValueError(f"{source}: {key} = {value!r} is not a finite number")
     return _convert(value, type_hint)
 
 
@@ -97,6 +100,13 @@ def _is_of_type(value: Any, type_hint: Any) -> bool:
     if type_hint is float:
         return type(value) in (int, float)
     return type(value) is type_hint  # `isinstance` would take True for an integer
+
+
+def _is_finite(value: Any) -> bool:
+    """Return whether a JSON value has no infinite number and no NaN in it."""
+    if isinstance(value, tuple):
+        return all(_is_finite(v) for v in value)
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _convert(value: Any, type_hint: Any) -> Any:

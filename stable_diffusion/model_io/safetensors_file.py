@@ -19,8 +19,8 @@ import mlx.core as mx
 import numpy as np
 
 from ..utils.strict_json import parse_json, require
-from ..utils.wording import join_names
 from .layouts import Layout
+from .number_types import EIGHT_BITS, NOT_READ, read_numbers, refuse_quantized, widen_floats
 
 MAX_HEADER = 20_000_000  # bytes; the format allows 100 MB, which would take GB as Python objects
 MAX_TENSORS = 50_000  # in a file; those of the models here have a few thousand
@@ -34,8 +34,13 @@ BYTES = {  # of a number, by the format's name for its type
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "C64", "F64"), 8),
 }
-FLOATS = ("F32", "F16", "BF16")  # those that MLX reads
-PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # of PyTorch's files: zipped, and older ones
+# The beginning of files that are something else.
+OTHER_STARTS = {
+    b"PK\x03\x04": "it is a pickle",  # PyTorch's files, zipped
+    b"\x80": "it is a pickle",  # older ones
+    b"GGUF": "it is a GGUF file of llama.cpp or stable-diffusion.cpp: use the model's safetensors "
+    "file",
+}
 LENGTH_BYTES = 8  # at the start of a file: the length of the header that follows
 
 READERS = 4  # threads in which MLX reads files
@@ -53,7 +58,7 @@ class Tensor(NamedTuple):
 
 
 class Header:
-    """The header of a safetensors file: `metadata`, `tensors` by name, and their `shapes`.
+    """The header of a safetensors file: `metadata`, and `tensors`, `shapes` and `kinds` by name.
 
     Args:
         name: the file's name in messages.
@@ -61,7 +66,7 @@ class Header:
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if it is not a safetensors file, is cut short, or has 8-bit floats.
+        ValueError: if it is not a safetensors file, is cut short, or has quantized weights.
     """
 
     def __init__(self, name: str, file: Path):
@@ -70,10 +75,10 @@ class Header:
         require(file.is_file(), f"{name} is not a file")  # opening a pipe would wait forever
         size = file.stat().st_size
         content = self._read(size)
-        data_start = LENGTH_BYTES + len(content)
+        self.data_start = LENGTH_BYTES + len(content)
         try:
             self.metadata, self.tensors = _parse_header(content)
-            data_end = data_start + _check_offsets(self.tensors)
+            data_end = self.data_start + _check_offsets(self.tensors)
         except ValueError as error:
             raise ValueError(self._unreadable(error)) from None
         self._check_size(size, data_end)
@@ -81,12 +86,8 @@ class Header:
         require(over == 0, self._unreadable(f"{over} bytes at its end belong to no tensor"))
         self.shapes = {key: tensor.shape for key, tensor in self.tensors.items()}
         self._sorted_keys = sorted(self.shapes)
-        kinds = {tensor.kind for tensor in self.tensors.values()}
-        if eight_bits := sorted(kind for kind in kinds if kind.startswith("F8")):
-            raise ValueError(
-                f"{name} has 8-bit floats ({eight_bits[0]}), which are not supported: use the "
-                "model's float16 file"
-            )
+        self.kinds = {key: tensor.kind for key, tensor in self.tensors.items()}
+        refuse_quantized(name, self.kinds)
 
     def has(self, start: str) -> bool:
         """Return whether any key begins with `start`."""
@@ -116,8 +117,8 @@ class Header:
             start = opened.read(LENGTH_BYTES)
             length = int.from_bytes(start, "little")
             if len(start) < LENGTH_BYTES or length > MAX_HEADER:
-                is_pickle = start.startswith(PICKLE_STARTS)
-                why = "it is a pickle" if is_pickle else "it does not begin with a header's length"
+                whys = (why for other, why in OTHER_STARTS.items() if start.startswith(other))
+                why = next(whys, "it does not begin with a header's length")
                 raise ValueError(self._unreadable(why))
             self._check_size(size, LENGTH_BYTES + length)
             return opened.read(length)
@@ -184,20 +185,57 @@ def _check_offsets(tensors: Mapping[str, Tensor]) -> int:
     return end
 
 
-def read_safetensors(file: Path) -> tuple[Header, dict[str, mx.array]]:
-    """Return the header of a file, and its tensors, which stay lazy, in the file's order.
+def read_safetensors(
+    file: Path, has: Callable[[str], bool] | None = None
+) -> tuple[Header, dict[str, mx.array]]:
+    """Return the header of a file, and its tensors, in the file's order.
+
+    The tensors stay lazy, unless the file has numbers that MLX does not read. 8-bit floats become
+    float16, or float32 times their scales; see `number_types`.
+
+    Args:
+        has: returns whether to read the tensor of a name; None for all of them.
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it is not a safetensors file, or has numbers that MLX does not read.
+        ValueError: if it is not a safetensors file, or is quantized in a way that is not supported.
         RuntimeError: if there is no memory for the threads in which it is read.
     """
     header = Header(str(file), file)
-    if doubles := [key for key, tensor in header.tensors.items() if tensor.kind == "F64"]:
-        raise ValueError(
-            f"{file} has float64, which is not supported ({join_names(doubles)}): "
-            "save it in float32"
-        )
+    keys = [key for key in header.tensors if has is None or has(key)]
+    kinds = set(header.kinds.values())
+    if kinds.isdisjoint(NOT_READ):
+        tensors = _load(file)
+        wanted = {key: tensors[key] for key in keys}
+    else:
+        wanted = {key: read_tensor(header, key) for key in keys}
+    if not kinds.isdisjoint(EIGHT_BITS):
+        wanted = widen_floats(str(file), header.kinds, wanted)
+    return header, wanted
+
+
+def read_tensor(header: Header, key: str) -> mx.array:
+    """Read one tensor of a file now; float64 becomes float32, 8-bit floats are left as bytes.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it has become shorter.
+    """
+    tensor = header.tensors[key]
+    with header.file.open("rb") as opened:
+        opened.seek(header.data_start + tensor.start)
+        try:
+            return read_numbers(opened, tensor.kind, tensor.shape)
+        except ValueError as error:
+            raise ValueError(f"{header.name} is not a readable file: {error}") from None
+
+
+def _load(file: Path) -> dict[str, mx.array]:
+    """Return the lazy tensors of a file.
+
+    Raises:
+        ValueError, RuntimeError: as `read_safetensors` does.
+    """
     _start_readers()
     try:
         tensors = mx.load(str(file), format="safetensors")
@@ -205,7 +243,7 @@ def read_safetensors(file: Path) -> tuple[Header, dict[str, mx.array]]:
         raise ValueError(f"{file} is not a readable safetensors file: {error}") from None
     if not isinstance(tensors, dict):  # as for files of other formats
         raise ValueError(f"{file} is not a readable safetensors file: it has no names")
-    return header, {key: tensors[key] for key in header.tensors}
+    return tensors
 
 
 @cache
@@ -267,7 +305,8 @@ def find_not_finite(file: Path, dtype: mx.Dtype, layout: Layout | None = None) -
     Raises:
         OSError, ValueError: as `read_safetensors` does.
     """
-    _, tensors = read_safetensors(file)
-    keys = [key for key in tensors if layout is None or layout.has(key)]
+    _, tensors = read_safetensors(file, None if layout is None else layout.has)
     # `pop` so that only one of them is in memory at a time.
-    return [key for key in keys if not mx.isfinite(tensors.pop(key).astype(dtype)).all().item()]
+    return [
+        key for key in list(tensors) if not mx.isfinite(tensors.pop(key).astype(dtype)).all().item()
+    ]

@@ -86,7 +86,8 @@ class Source:
         if path not in self._configs:
             file = self.require(path)
             try:
-                self._configs[path] = read_json(file), str(file)
+                # A number that is not finite is an error only in a key that is used.
+                self._configs[path] = read_json(file, must_be_finite=False), str(file)
             except ValueError as error:
                 raise ValueError(f"{file} is not a JSON file: {error}") from None
         content, name = self._configs[path]

@@ -14,7 +14,8 @@ from mlx.utils import tree_flatten, tree_unflatten
 from ..quantize import is_quantized
 from ..utils.wording import join_names
 from .layouts import Layout
-from .safetensors_file import FLOATS, read_safetensors
+from .number_types import FLOATS
+from .safetensors_file import read_safetensors
 
 
 def flatten_parameters(network: nn.Module) -> dict[str, mx.array]:
@@ -33,10 +34,9 @@ def load_weights(
     """
     incoming = _Incoming(layout, {k: v.shape for k, v in flatten_parameters(network).items()})
     for file in files:
-        header, tensors = read_safetensors(file)
+        header, tensors = read_safetensors(file, layout.has)
         for key, value in tensors.items():
-            if layout.has(key):
-                incoming.add(key, value, header.tensors[key].kind)
+            incoming.add(key, value, header.kinds[key])
     incoming.note_missing()
     incoming.problems.refuse(files[0])
     weights = [(name, value.astype(dtype)) for name, value in incoming.weights.items()]

@@ -10,8 +10,11 @@ MAX_DEPTH = 100  # of nested lists and objects; tokenizers have five
 MAX_NUMBER = 10**36  # less than the largest float32; transformers writes 10**30
 
 
-def read_json(file: Path) -> Any:
+def read_json(file: Path, must_be_finite: bool = True) -> Any:
     """Return the content of a JSON file.
+
+    Args:
+        must_be_finite: as for `parse_json`.
 
     Raises:
         OSError: if it cannot be read.
@@ -19,27 +22,30 @@ def read_json(file: Path) -> Any:
     """
     size = file.stat().st_size
     require(size <= MAX_JSON, f"it has {size} bytes, which is too much for a JSON file")
-    return parse_json(file.read_bytes())
+    return parse_json(file.read_bytes(), must_be_finite=must_be_finite)
 
 
-def parse_json(content: bytes | str, nan_is_null: bool = False) -> Any:
+def parse_json(content: bytes | str, nan_is_null: bool = False, must_be_finite: bool = True) -> Any:
     """Return the content of a JSON text.
 
     Args:
         nan_is_null: whether NaN counts as null: programs for tables write it for a missing value.
+        must_be_finite: whether Infinity, -Infinity, NaN and numbers like 1e999 are errors. JSON
+            does not know them, but Python writes them, and so diffusers does in its configs.
 
     Raises:
         ValueError: if it is not JSON in UTF-8, UTF-16 or UTF-32, is nested too deeply, gives a name
             twice in an object, or has a number that is not finite or too large.
     """
     too_deep = "it is nested too deeply"
+    parse_number = _parse_float if must_be_finite else _parse_any_float
     try:
         value = json.loads(
             content,
             object_pairs_hook=_make_object,
-            parse_float=_parse_float,
+            parse_float=parse_number,
             parse_int=_parse_integer,
-            parse_constant=_parse_nan_as_null if nan_is_null else _parse_float,
+            parse_constant=_parse_nan_as_null if nan_is_null else parse_number,
         )
     except RecursionError:
         raise ValueError(too_deep) from None
@@ -102,6 +108,12 @@ def _parse_float(text: str) -> float:
     require(math.isfinite(value), f"{text[:50]} is not a finite number")
     require(abs(value) <= MAX_NUMBER, f"{text[:50]} is too large a number")
     return value
+
+
+def _parse_any_float(text: str) -> float:
+    """Parse a number that is not finite, or else a finite one of at most `MAX_NUMBER`."""
+    value = float(text)
+    return _parse_float(text) if math.isfinite(value) else value
 
 
 def _parse_nan_as_null(text: str) -> float | None:
