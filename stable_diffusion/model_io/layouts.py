@@ -8,6 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
+# Last segments of keys that are buffers of programs, and weights of no network here: places and
+# masks of tokens, a factor for the training of CLIP, a counter of training steps.
+BUFFERS = frozenset({"position_ids", "attn_mask", "logit_scale", "num_batches_tracked"})
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -17,10 +21,12 @@ class Layout:
     renames: Mapping[str, str]
     old_renames: Mapping[str, str] = field(default_factory=dict)  # older names to today's
     prefix: str = ""  # the start of every key, in some files but not in others
-    ignored: frozenset[str] = frozenset()  # last segments of keys that are not weights
+    buffers: frozenset[str] = frozenset()  # those of `BUFFERS` that the layout itself has
+    optional: frozenset[str] = frozenset()  # parameters that a network may lack
     # The rest is for files that hold several networks: see `single_file.py`.
     root: str = ""  # the start of every key of this network
     unused: tuple[str, ...] = ()  # starts, after the root, of keys that are not needed
+    leftovers: tuple[str, ...] = ()  # the same, of keys that the training has left
     # The end of a renamed path to the ends of the parameters that are stacked in this tensor, one
     # below the other.
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -29,8 +35,15 @@ class Layout:
     def has(self, key: str) -> bool:
         """Return whether the tensor `key` of a file holds weights of this network."""
         path = key.removeprefix(self.root)
-        is_weight = key.rsplit(".", 1)[-1] not in self.ignored
-        return key.startswith(self.root) and is_weight and not path.startswith(self.unused)
+        is_weight = key.rsplit(".", 1)[-1] not in BUFFERS
+        is_needed = not path.startswith((*self.unused, *self.leftovers))
+        return key.startswith(self.root) and is_weight and is_needed
+
+    def is_leftover(self, key: str) -> bool:
+        """Return whether the tensor `key` of this network is left over from a program."""
+        path, end = key.removeprefix(self.root), key.rsplit(".", 1)[-1]
+        is_foreign = path.startswith(self.leftovers) or end in BUFFERS - self.buffers
+        return key.startswith(self.root) and is_foreign
 
     def parameters(self, key: str) -> tuple[str, ...]:
         """Return the paths of the parameters that the tensor `key` of a file holds."""
@@ -92,7 +105,8 @@ TEXT_ENCODER = Layout(
         "mlp.fc2": "linear2",
     },
     prefix="text_model.",  # absent from what transformers 5 writes of a CLIPTextModel
-    ignored=frozenset({"position_ids"}),
+    buffers=frozenset({"position_ids"}),
+    optional=frozenset({"text_projection.weight"}),  # of files with more than the config asks for
 )
 
 # In a folder of diffusers, by component.

@@ -5,14 +5,18 @@ rest.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from .layouts import Layout
+from .layouts import TEXT_ENCODER, Layout
 
 UNET_ROOT, VAE_ROOT = "model.diffusion_model.", "first_stage_model."
-CLIP_ROOT, OPEN_CLIP_ROOT = "cond_stage_model.transformer.", "cond_stage_model.model."
-XL_CLIP_ROOT = "conditioner.embedders.0.transformer."
-XL_OPEN_CLIP_ROOT = "conditioner.embedders.1.model."
+# The starts of the text encoder's keys, and of SDXL's two: as CompVis published SD 1 and 2, as
+# Stability's later programs (SGM) wrote SDXL and SD 2 Turbo, and as ComfyUI names them.
+TEXT_ROOTS = ("cond_stage_model.", "conditioner.embedders.0.", "text_encoders.clip_l.")
+XL_TEXT_ROOTS = (
+    ("conditioner.embedders.0.", "conditioner.embedders.1."),
+    ("text_encoders.clip_l.", "text_encoders.clip_g."),
+)
 
 # The files' names for the parts of a network, and this package's.
 RESNET = {
@@ -46,6 +50,18 @@ VAE_PARTS = {
     "nin_shortcut": "conv_shortcut",
     "norm_out": "conv_norm_out",
 }
+# The attention of a VAE as later programs name it: diffusers of 2023, and before.
+VAE_OLD_PARTS = {
+    f"mid.attn_1.{theirs}": f"mid.attn_1.{ours}"
+    for ours, names in {
+        "norm": ("group_norm",),
+        "q": ("to_q", "query"),
+        "k": ("to_k", "key"),
+        "v": ("to_v", "value"),
+        "proj_out": ("to_out.0", "proj_attn"),
+    }.items()
+    for theirs in names
+}
 OPEN_CLIP = Layout(
     renames={
         "positional_embedding": "position_embedding.weight",
@@ -65,19 +81,30 @@ OPEN_CLIP = Layout(
         for kind in ("weight", "bias")
     },
     transposed=frozenset({"text_projection.weight"}),
-    unused=("logit_scale", "attn_mask"),  # for the training of CLIP
+    buffers=frozenset({"logit_scale", "attn_mask"}),
+    leftovers=("visual.", "transformer.text_model."),  # CLIP's other half, and foreign buffers
+)
+# The same under the names of transformers, which nest the network in `text_model`.
+CLIP = replace(
+    TEXT_ENCODER,
+    renames={
+        f"text_model.{theirs}" if theirs.startswith(("embeddings.", "encoder.")) else theirs: ours
+        for theirs, ours in TEXT_ENCODER.renames.items()
+    }
+    | {"text_model.final_layer_norm": "final_layer_norm"},
+    prefix="",
+    leftovers=("vision_model.", "visual_projection."),
 )
 
 
 @dataclass(frozen=True)
 class TextTower:
-    """A text encoder in the files of a family."""
+    """A text encoder of a family."""
 
-    root: str  # the start of its keys
     hidden_act: str
     pad_token: str  # fills short prompts
-    is_open_clip: bool
     skips_last_layer: bool = False
+    has_projection: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,50 +117,40 @@ class Family:
     sample_size: int  # of the UNet, in latents
     v_sample_size: int  # the same, if it predicts the velocity
     heads: int | None  # of the UNet; None if it depends on the width
-    prediction_type: str | None  # if the file does not say; None: the file or the user must
+    prediction_type: str | None  # if the file does not say; None if its weights have to
     timestep_spacing: str | None  # None for `DiffusionConfig`'s, as the published folders say none
 
 
-FAMILIES = (
-    Family(
-        name="SD 1",
-        text_towers={
-            "text_encoder": TextTower(CLIP_ROOT, "quick_gelu", "<|endoftext|>", is_open_clip=False)
-        },
-        scaling_factor=0.18215,
-        sample_size=64,
-        v_sample_size=64,
-        heads=8,
-        prediction_type="epsilon",
-        timestep_spacing=None,
-    ),
-    Family(
-        name="SD 2",
-        text_towers={
-            "text_encoder": TextTower(
-                OPEN_CLIP_ROOT, "gelu", "!", is_open_clip=True, skips_last_layer=True
-            )
-        },
-        scaling_factor=0.18215,
-        sample_size=64,
-        v_sample_size=96,
-        heads=None,
-        prediction_type=None,
-        timestep_spacing=None,
-    ),
-    Family(
-        name="SDXL",
-        text_towers={
-            "text_encoder": TextTower(
-                XL_CLIP_ROOT, "quick_gelu", "<|endoftext|>", is_open_clip=False
-            ),
-            "text_encoder_2": TextTower(XL_OPEN_CLIP_ROOT, "gelu", "!", is_open_clip=True),
-        },
-        scaling_factor=0.13025,
-        sample_size=128,
-        v_sample_size=128,
-        heads=None,
-        prediction_type="epsilon",
-        timestep_spacing="leading",
-    ),
+SD_1 = Family(
+    name="SD 1",
+    text_towers={"text_encoder": TextTower("quick_gelu", "<|endoftext|>")},
+    scaling_factor=0.18215,
+    sample_size=64,
+    v_sample_size=64,
+    heads=8,
+    prediction_type="epsilon",
+    timestep_spacing=None,
+)
+SD_2 = Family(
+    name="SD 2",
+    text_towers={"text_encoder": TextTower("gelu", "!", skips_last_layer=True)},
+    scaling_factor=0.18215,
+    sample_size=64,
+    v_sample_size=96,
+    heads=None,
+    prediction_type=None,
+    timestep_spacing=None,
+)
+SDXL = Family(
+    name="SDXL",
+    text_towers={
+        "text_encoder": TextTower("quick_gelu", "<|endoftext|>"),
+        "text_encoder_2": TextTower("gelu", "!", has_projection=True),
+    },
+    scaling_factor=0.13025,
+    sample_size=128,
+    v_sample_size=128,
+    heads=None,
+    prediction_type="epsilon",
+    timestep_spacing="leading",
 )

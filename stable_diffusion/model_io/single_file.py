@@ -3,44 +3,26 @@
 Such a file has no configs: they are made from the names and shapes of its tensors.
 """
 
-from collections.abc import Collection, Mapping
+import warnings
+from collections.abc import Collection, Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config.known_models import PACKAGE
 from ..utils.wording import join_names
-from .detect_networks import detect_text_encoder, detect_unet, detect_vae
+from .detect_networks import detect_unet
+from .detect_text_encoder import detect_family, detect_text_encoder
+from .detect_vae import detect_vae
 from .layouts import Layout
-from .original_layout import CLIP_ROOT, FAMILIES, UNET_ROOT, VAE_ROOT, XL_CLIP_ROOT, Family
+from .original_layout import UNET_ROOT, VAE_ROOT, Family
+from .prediction_type import V_MARKER, ZERO_SNR_MARKER, find_prediction_type, has_zero_snr
 from .safetensors_file import Header
 from .sources import PICKLES, Source
 from .unsupported import refuse_keys
 
 TOKENIZER = PACKAGE / "tiny" / "tokenizer"  # CLIP's vocabulary, which is the same for all models
 SUFFIXES = (".safetensors", ".ckpt")  # a name that ends so means a file, even if there is none
-
-# Starts of further keys that such files have and that are not needed: averaged copies of the
-# weights, the noise schedule, the state of the training, and what programs that write such files
-# add to the text encoders.
-LEFTOVERS = (
-    *("model_ema.", "loss.", "denoiser.", "global_step", "logvar", "lvlb_weights", "scale_factor"),
-    *("alphas_cumprod", "betas", "log_one_minus_alphas_cumprod", "posterior_"),
-    *("sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod", "sqrt_recip", "v_pred", "ztsnr"),
-    *("cond_stage_model.logit_scale", f"{CLIP_ROOT}text_projection."),
-    *("conditioner.embedders.0.logit_scale", f"{XL_CLIP_ROOT}text_projection."),
-)
-
-# Metadata that say what the UNet predicts (https://github.com/Stability-AI/ModelSpec).
-PREDICTION_KEY = "modelspec.prediction_type"
-PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
-ARCHITECTURE_KEY = "modelspec.architecture"
-ARCHITECTURES = {
-    "stable-diffusion-v2-512": "epsilon",
-    "stable-diffusion-v2-768-v": "v_prediction",
-}
-# Empty tensors with which SDXL fine-tunes say that they predict the velocity, and that their noise
-# schedule ends in pure noise.
-V_MARKER, ZERO_SNR_MARKER = "v_pred", "ztsnr"
 
 
 class Component(NamedTuple):
@@ -112,40 +94,25 @@ class SingleFile(Source):
             raise FileNotFoundError(f"{self.name} has {hints.get(component, f'no {component}')}")
         return self.components[component]
 
-    def _find_prediction_type(self) -> str | None:
-        """Return what the UNet predicts: what the user says, or the file, or the family."""
-        if self.prediction_type is not None:
-            return self.prediction_type
-        metadata = self.header.metadata
-        if (stated := metadata.get(PREDICTION_KEY)) is not None:
-            if stated not in PREDICTIONS:
-                raise ValueError(f"{self.name}: {PREDICTION_KEY} = {stated!r} is not supported")
-            return PREDICTIONS[stated]
-        if V_MARKER in self.header.shapes:
-            return "v_prediction"
-        architecture = metadata.get(ARCHITECTURE_KEY, "")
-        return ARCHITECTURES.get(architecture, self.family.prediction_type)
+    @cached_property
+    def _own_prediction_type(self) -> str:
+        """Return what the UNet predicts, as the file says; a warning about it comes once."""
+        return find_prediction_type(self.header, self.family)
+
+    def _find_prediction_type(self) -> str:
+        """Return what the UNet predicts: what the user says, or else the file."""
+        return self._own_prediction_type if self.prediction_type is None else self.prediction_type
 
     def _make_scheduler_config(self) -> dict[str, Any]:
-        """Return the noise schedule that all models of Stable Diffusion share.
-
-        Raises:
-            ValueError: if nothing says what the UNet predicts.
-        """
-        if (prediction_type := self._find_prediction_type()) is None:
-            raise ValueError(
-                f"{self.name} does not say what this {self.family.name} model predicts: give the "
-                "prediction type (--prediction-type), v_prediction for models of 768 pixels, "
-                "epsilon for those of 512"
-            )
-        is_zero_snr = ZERO_SNR_MARKER in self.header.shapes
+        """Return the noise schedule that all models of Stable Diffusion share."""
+        is_zero_snr = has_zero_snr(self.header)
         return {
             "_class_name": "EulerDiscreteScheduler",
             "beta_schedule": "scaled_linear",
             "beta_start": 0.00085,
             "beta_end": 0.012,
             "steps_offset": 1,
-            "prediction_type": prediction_type,
+            "prediction_type": self._find_prediction_type(),
             # Trailing spacing begins with pure noise (arXiv:2305.08891, section 3.3).
             "timestep_spacing": "trailing" if is_zero_snr else self.family.timestep_spacing,
             "rescale_betas_zero_snr": is_zero_snr,
@@ -209,9 +176,9 @@ def open_single_file(name: str, file: Path) -> SingleFile:
             why = "it is a VAE (--vae)"
         raise ValueError(f"{name} is not a Stable Diffusion checkpoint in one file: {why}")
 
-    family = _detect_family(header)
+    family, layouts = detect_family(header)
     components = {
-        component: Component(*detect_text_encoder(header, tower))
+        component: Component(*detect_text_encoder(header, tower, layouts[component]))
         for component, tower in family.text_towers.items()
     }
     text_configs = {component: each.config for component, each in components.items()}
@@ -220,10 +187,7 @@ def open_single_file(name: str, file: Path) -> SingleFile:
         config, layout = detect_vae(header, VAE_ROOT)
         config["scaling_factor"] = family.scaling_factor
         components["vae"] = Component(config, layout)
-
-    expected = (*(component.layout.root for component in components.values()), *LEFTOVERS)
-    if strays := [key for key in header.shapes if not key.startswith(expected)]:
-        raise ValueError(f"{name}, recognized as {family.name}: not expected: {join_names(strays)}")
+    _warn_of_leftovers(header, [component.layout for component in components.values()])
     return SingleFile(header, family, components)
 
 
@@ -240,19 +204,23 @@ def open_vae_file(name: str, file: Path) -> Source:
     if not header.has(f"{root}decoder.conv_in."):
         refuse_keys(name, header.shapes)
         raise ValueError(f"{name} holds no VAE")
-    return VaeFile(header, Component(*detect_vae(header, root)))
+    vae = Component(*detect_vae(header, root))
+    _warn_of_leftovers(header, [vae.layout])
+    return VaeFile(header, vae)
 
 
-def _detect_family(header: Header) -> Family:
-    """Return the family of a model, by its text encoders.
-
-    Raises:
-        ValueError: if it has none of a known family.
-    """
-    for family in FAMILIES:
-        if any(header.has(tower.root) for tower in family.text_towers.values()):
-            return family
-    raise ValueError(f"{header.name} has no text encoder of SD 1.x, 2.x or XL")
+def _warn_of_leftovers(header: Header, layouts: Iterable[Layout]) -> None:
+    """Warn of the tensors of a file that belong to no network, which are passed over."""
+    roots = tuple(layout.root for layout in layouts)
+    markers = (V_MARKER, ZERO_SNR_MARKER)
+    leftovers = [key for key in header.shapes if not key.startswith((*roots, *markers))]
+    leftovers += [key for key in header.shapes for layout in layouts if layout.is_leftover(key)]
+    if n := len(leftovers):
+        tensors = "a tensor that belongs" if n == 1 else f"{n} tensors that belong"
+        warnings.warn(
+            f"{header.name} has {tensors} to no network, passed over: {join_names(leftovers)}",
+            stacklevel=3,
+        )
 
 
 def _text_encoder_of(tokenizer: str) -> str:

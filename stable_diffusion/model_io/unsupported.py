@@ -50,7 +50,6 @@ KEYS = {
     "time_stack.": "Stable Video Diffusion",
     "edm_vpred.": "CosXL",
     "edm_mean": "Playground v2.5",
-    "conditioner.embedders.0.model.": REFINER,
     "noise_augmentor.": "Stable unCLIP",
     "joint_blocks.": "Stable Diffusion 3",
     "distilled_guidance_layer.": "Chroma",
@@ -82,10 +81,10 @@ def refuse_pipeline(index: Any, where: str) -> None:
     class_name = str(index.get("_class_name"))
     # The refiner takes an aesthetic score instead of the target size.
     if index.get("requires_aesthetics_score") is True:
-        raise _make_refusal(where, REFINER)
+        raise make_refusal(where, REFINER)
     for part, model in PIPELINES.items():
         if part in class_name:
-            raise _make_refusal(where, model)
+            raise make_refusal(where, model)
 
 
 def refuse_unet(name: str, unet: UNetConfig) -> None:
@@ -95,9 +94,9 @@ def refuse_unet(name: str, unet: UNetConfig) -> None:
         ValueError: as `refuse_pipeline` does.
     """
     if unet.in_channels != unet.out_channels and unet.in_channels in INPUTS:
-        raise _make_refusal(name, INPUTS[unet.in_channels])
+        raise make_refusal(name, INPUTS[unet.in_channels])
     if unet.addition_embed_type is not None and unet.cross_attention_dim == REFINER_CONTEXT:
-        raise _make_refusal(name, REFINER)
+        raise make_refusal(name, REFINER)
 
 
 def refuse_keys(name: str, keys: Collection[str]) -> None:
@@ -108,9 +107,9 @@ def refuse_keys(name: str, keys: Collection[str]) -> None:
     """
     for part, model in KEYS.items():
         if any(part in key for key in keys):
-            raise _make_refusal(name, model)
+            raise make_refusal(name, model)
 
 
-def _make_refusal(where: str, model: str) -> ValueError:
+def make_refusal(where: str, model: str) -> ValueError:
     """Return the error to raise for a model that is not supported."""
     return ValueError(f"{where}: this is {model}; only Stable Diffusion 1.x, 2.x and XL are run")

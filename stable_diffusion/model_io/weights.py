@@ -93,10 +93,10 @@ def read_weights(network: nn.Module, on_read: Callable[[int], object] | None = N
 
 def channels_last(value: mx.array, rank: int) -> mx.array:
     """Return a tensor of a PyTorch file in MLX's layout, for a parameter of `rank` dimensions."""
+    if rank == 2 and value.ndim > 2 and set(value.shape[2:]) == {1}:
+        return value.reshape(value.shape[:2])  # a 1×1 convolution is a linear layer here
     if value.ndim != 4:
         return value
-    if rank == 2 and value.shape[2:] == (1, 1):
-        return value.reshape(value.shape[:2])  # a 1×1 convolution is a linear layer here
     return mx.contiguous(value.transpose(0, 2, 3, 1))  # [out, in, h, w] → [out, h, w, in]
 
 
@@ -145,6 +145,8 @@ class _Incoming:
         """
         names = self.layout.parameters(key)
         if not self.wanted.keys() >= set(names):
+            if self.layout.optional >= set(names):
+                return
             self.problems.unexpected.append(key)
             return
         if any(name in self.weights for name in names):
