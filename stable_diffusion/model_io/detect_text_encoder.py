@@ -18,7 +18,7 @@ from .original_layout import (
     TextTower,
 )
 from .safetensors_file import Header
-from .unsupported import REFINER, make_refusal
+from .unsupported import REFINER, refuse_model
 
 HEAD_WIDTH = 64  # of attention
 # The layers of SD 2's text encoder that are used. The published files have one more; those that
@@ -41,7 +41,7 @@ def detect_family(header: Header) -> tuple[Family, dict[str, Layout]]:
             return SDXL, dict(zip(SDXL.text_towers, found, strict=True))
         if found and header.has(f"{UNET_ROOT}label_emb."):
             if found[0].fused and found[0].root.startswith(roots[0]):
-                raise make_refusal(header.name, REFINER)
+                refuse_model(header.name, REFINER)
             raise ValueError(f"{header.name} has only one of the two text encoders of SDXL")
     for root in TEXT_ROOTS:
         if (layout := _find_layout(header, root)) is not None:

@@ -4,11 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from .layouts import AUTOENCODER, Layout
-from .original_layout import VAE_OLD_PARTS, VAE_PARTS
+from .original_layout import LEFTOVERS, VAE_OLD_PARTS, VAE_PARTS
 from .safetensors_file import Header
-
-# Starts of keys that the training leaves: discriminator, and averaged weights.
-TRAINING_LEFTOVERS = ("loss.", "discriminator.", "model_ema.")
 
 
 def detect_vae(header: Header, root: str) -> tuple[dict[str, Any], Layout]:
@@ -21,13 +18,11 @@ def detect_vae(header: Header, root: str) -> tuple[dict[str, Any], Layout]:
         ValueError: as `detect_text_encoder` does.
     """
     if header.has(f"{root}encoder.down_blocks."):
-        layout = replace(AUTOENCODER, root=root, leftovers=TRAINING_LEFTOVERS)
+        layout = replace(AUTOENCODER, root=root, leftovers=LEFTOVERS)
     else:
         n_levels = header.count(f"{root}decoder.up.{{}}.block.0.norm1.weight")
         ups = {f"up.{i}": f"up_blocks.{n_levels - 1 - i}" for i in range(n_levels)}
-        layout = Layout(
-            {**VAE_PARTS, **ups}, VAE_OLD_PARTS, root=root, leftovers=TRAINING_LEFTOVERS
-        )
+        layout = Layout({**VAE_PARTS, **ups}, VAE_OLD_PARTS, root=root, leftovers=LEFTOVERS)
 
     def count_keys(parameter: str) -> int:
         return header.count(layout.key(parameter))

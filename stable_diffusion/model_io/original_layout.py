@@ -18,6 +18,15 @@ XL_TEXT_ROOTS = (
     ("text_encoders.clip_l.", "text_encoders.clip_g."),
 )
 
+# Starts of keys beside a network that stands alone in a file, under names without a common start:
+# the state of the training, averaged weights, the noise schedule, and markers.
+LEFTOVERS = (
+    *("model_ema.", "ema.", "loss.", "discriminator.", "denoiser.", "embedding_manager."),
+    *("optimizer", "lr_scheduler", "state", "epoch", "iteration", "global_step", "callbacks"),
+    *("alphas_cumprod", "betas", "log_one_minus_alphas_cumprod", "posterior_", "sqrt_", "logvar"),
+    *("lvlb_weights", "scale_factor", "v_pred", "ztsnr"),
+)
+
 # The files' names for the parts of a network, and this package's.
 RESNET = {
     "in_layers.0": "norm1",

@@ -100,7 +100,7 @@ def _guess(header: Header) -> str:
         deviation = np.std(np.array(bias))
         if deviation > MIN_DEVIATION:
             prediction_type, other = VELOCITY, EPSILON
-        why = f"its weights look like it (a deviation of {deviation:.3f}, the limit is {MIN_DEVIATION})"
+        why = f"its weights look like it (deviation {deviation:.3f}, limit {MIN_DEVIATION})"
     warnings.warn(
         f"{header.name} does not say what this SD 2 model predicts, and is taken to predict "
         f"{prediction_type}: {why}; if the pictures are noise, give --prediction-type {other}",

@@ -168,7 +168,7 @@ def open_single_file(name: str, file: Path) -> SingleFile:
         OSError: if the file cannot be read.
         ValueError: if it is a pickle, damaged, or holds something else; the message says what.
     """
-    header = _open_header(name, file)
+    header = open_header(name, file)
     refuse_keys(name, header.shapes)
     if not header.has(UNET_ROOT):
         why = f"no keys begin with {UNET_ROOT} (of a model in diffusers' layout, give the folder)"
@@ -197,7 +197,7 @@ def open_vae_file(name: str, file: Path) -> Source:
     Raises:
         OSError, ValueError: as `open_single_file` does.
     """
-    header = _open_header(name, file)
+    header = open_header(name, file)
     if header.has(UNET_ROOT):
         return open_single_file(name, file)
     root = VAE_ROOT if header.has(VAE_ROOT) else ""
@@ -228,7 +228,7 @@ def _text_encoder_of(tokenizer: str) -> str:
     return tokenizer.replace("tokenizer", "text_encoder")
 
 
-def _open_header(name: str, file: Path) -> Header:
+def open_header(name: str, file: Path) -> Header:
     """Read the header of a file that must not be a pickle."""
     if not file.exists():
         raise FileNotFoundError(f"there is no file {name}")

@@ -3,10 +3,13 @@
 They would not fit the networks here, or worse, would fit and give wrong pictures.
 """
 
+import re
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NoReturn
 
 from ..config.networks import UNetConfig
+from .original_layout import UNET_ROOT
+from .other_files import FAMILIES, PARTS, RELATIVES
 
 REFINER = "the SDXL refiner"
 REFINER_CONTEXT = 1280  # the width of SDXL's second text encoder, the only one that it uses
@@ -39,34 +42,6 @@ INPUTS = {
     9: "an inpainting model",
 }
 
-# By a part of a key that only such files have; the first match counts.
-KEYS = {
-    "lora_": "a LoRA, not a model",
-    "string_to_param": "a textual-inversion embedding, not a model",
-    "emb_params": "a textual-inversion embedding, not a model",
-    "control_model.": "a ControlNet",
-    "controlnet_cond_embedding.": "a ControlNet",
-    "motion_modules.": "a motion module of AnimateDiff",
-    "time_stack.": "Stable Video Diffusion",
-    "edm_vpred.": "CosXL",
-    "edm_mean": "Playground v2.5",
-    "noise_augmentor.": "Stable unCLIP",
-    "joint_blocks.": "Stable Diffusion 3",
-    "distilled_guidance_layer.": "Chroma",
-    "individual_token_refiner.": "HunyuanVideo",
-    "single_stream_modulation.": "FLUX.2",
-    "double_blocks.": "FLUX",
-    "single_transformer_blocks.": "FLUX",
-    "double_layers.": "AuraFlow",
-    "clip_txt_mapper.": "Stable Cascade",
-    ".channelwise.": "Stable Cascade",
-    "patchify_proj.": "LTX-Video",
-    "cap_embedder.": "Lumina 2 or Z-Image",
-    "cross_attn.kv_linear.": "Sana or PixArt",
-    "txt_norm.": "Qwen-Image",
-    "head.modulation": "Wan",
-}
-
 
 def refuse_pipeline(index: Any, where: str) -> None:
     """Refuse a model that is not supported, by the content of its `model_index.json`.
@@ -81,10 +56,10 @@ def refuse_pipeline(index: Any, where: str) -> None:
     class_name = str(index.get("_class_name"))
     # The refiner takes an aesthetic score instead of the target size.
     if index.get("requires_aesthetics_score") is True:
-        raise make_refusal(where, REFINER)
+        raise _make_refusal(where, REFINER)
     for part, model in PIPELINES.items():
         if part in class_name:
-            raise make_refusal(where, model)
+            raise _make_refusal(where, model)
 
 
 def refuse_unet(name: str, unet: UNetConfig) -> None:
@@ -94,22 +69,44 @@ def refuse_unet(name: str, unet: UNetConfig) -> None:
         ValueError: as `refuse_pipeline` does.
     """
     if unet.in_channels != unet.out_channels and unet.in_channels in INPUTS:
-        raise make_refusal(name, INPUTS[unet.in_channels])
+        raise _make_refusal(name, INPUTS[unet.in_channels])
     if unet.addition_embed_type is not None and unet.cross_attention_dim == REFINER_CONTEXT:
-        raise make_refusal(name, REFINER)
+        raise _make_refusal(name, REFINER)
 
 
 def refuse_keys(name: str, keys: Collection[str]) -> None:
-    """Refuse a model that is not supported, by the keys of its single file.
+    """Refuse a file that is no model of a supported kind, by its keys.
+
+    Beside the UNet of a whole model only relatives of Stable Diffusion are refused: its other keys
+    may be left over from anything.
 
     Raises:
-        ValueError: as `refuse_pipeline` does.
+        ValueError: as `refuse_pipeline` does, or with what the file is and what to do with it.
     """
-    for part, model in KEYS.items():
-        if any(part in key for key in keys):
-            raise make_refusal(name, model)
+    lines = "\n".join(keys)
+
+    def has(pattern: str) -> bool:
+        return re.search(pattern, lines, re.MULTILINE) is not None
+
+    is_whole = has(rf"^{re.escape(UNET_ROOT)}input_blocks\.")
+    parts = {} if is_whole else PARTS
+    for pattern, model in (RELATIVES if is_whole else {**RELATIVES, **FAMILIES}).items():
+        if has(pattern):
+            refuse_model(name, model)
+    for pattern, (what, advice) in parts.items():
+        if has(pattern):
+            raise ValueError(f"{name}: this is {what}: {advice}")
 
 
-def make_refusal(where: str, model: str) -> ValueError:
+def refuse_model(where: str, model: str) -> NoReturn:
+    """Refuse a model that is not supported.
+
+    Raises:
+        ValueError: always.
+    """
+    raise _make_refusal(where, model)
+
+
+def _make_refusal(where: str, model: str) -> ValueError:
     """Return the error to raise for a model that is not supported."""
     return ValueError(f"{where}: this is {model}; only Stable Diffusion 1.x, 2.x and XL are run")

@@ -14,9 +14,8 @@ from original_layout import OPEN_CLIP
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from stable_diffusion.model_io import loaders
-from stable_diffusion.model_io.detect_networks import detect_text_encoder
+from stable_diffusion.model_io.detect_text_encoder import detect_family, detect_text_encoder
 from stable_diffusion.model_io.loaders import open_model
-from stable_diffusion.model_io.original_layout import FAMILIES
 from stable_diffusion.model_io.safetensors_file import Header
 
 SDXL = PUBLISHED_KINDS[-1]
@@ -126,8 +125,10 @@ def test_full_text_encoder_of_sd_2(tmp_path, n_layers):
     for i in range(n_layers):
         tensors[f"{OPEN_CLIP}transformer.resblocks.{i}.ln_1.weight"] = np.zeros(64, np.float32)
     file = original_layout.save(tensors, tmp_path / "x.safetensors")
-    tower = FAMILIES[1].text_towers["text_encoder"]
-    config, layout = detect_text_encoder(Header("x", file), tower)
+    header = Header("x", file)
+    family, layouts = detect_family(header)
+    tower = family.text_towers["text_encoder"]
+    config, layout = detect_text_encoder(header, tower, layouts["text_encoder"])
     assert (config["num_hidden_layers"], config["num_attention_heads"]) == (23, 1)
     used = [key for key in tensors if "ln_1" in key and layout.has(key)]
     assert len(used) == 23

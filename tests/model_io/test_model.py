@@ -38,9 +38,9 @@ def reads(monkeypatch) -> Counter[str]:
     counts: Counter[str] = Counter()
     read_json = sources.read_json
 
-    def count(file: Path):
+    def count(file: Path, **options):
         counts[f"{file.parent.name}/{file.name}"] += 1
-        return read_json(file)
+        return read_json(file, **options)
 
     monkeypatch.setattr(sources, "read_json", count)
     return counts

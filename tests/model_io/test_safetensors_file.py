@@ -80,8 +80,8 @@ CASES = {
     "metadata": (file_of({"__metadata__": {"a": 1}, **GOOD}), "its metadata are not texts"),
     "metadata text": (file_of({"__metadata__": "a", **GOOD}), "its metadata are not texts"),
     "tensors": (file_of({str(i): {} for i in range(50_001)}), "50001 tensors, more than"),
-    "float64": (file_of(one(dtype="F64", shape=[1])), "has float64"),
-    "8 bits": (file_of(one(dtype="F8_E5M2", shape=[8])), "8-bit floats"),
+    "GGUF": (b"GGUF\3\0\0\0" + b"\0" * 100, "it is a GGUF file"),
+    "4 bits": (file_of({"w.absmax": GOOD["a"]}), "is quantized to 4 bits by bitsandbytes"),
 }
 
 

@@ -1,19 +1,20 @@
 """One file in the original layout gives diffusers' pictures; errors say what is wrong with it."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import mlx.core as mx
 import numpy as np
 import original_layout
 import pytest
 import torch
+from checkpoints import edit
 from kinds import PUBLISHED_KINDS
 from mlx.utils import tree_flatten
 from oracle import psnr
 from original_layout import OPEN_CLIP, XL_CLIP, XL_OPEN_CLIP, original_tensors, write_single_file
 from ours import same
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch_file
 from ways_in import PREDICTION, PROMPT, drawn, from_single_file
 
@@ -24,6 +25,7 @@ from stable_diffusion.model_io.loaders import load_model_config, open_model
 
 SAME, OTHER = 50, 25  # dB
 SD_1, SD_2, SD_2_V, SDXL = PUBLISHED_KINDS
+NETWORKS = {"model", "first_stage_model", "cond_stage_model"}  # starts of their keys
 
 
 @pytest.fixture(scope="module")
@@ -71,57 +73,9 @@ def test_half_precision_file(checkpoint, tmp_path):
         assert same(full, half)
 
 
-@pytest.mark.parametrize(
-    ("metadata", "predicts", "size"),
-    [
-        ({"modelspec.prediction_type": "v"}, "v_prediction", 768),
-        ({"modelspec.prediction_type": "epsilon"}, "epsilon", 512),
-        ({"modelspec.architecture": "stable-diffusion-v2-768-v"}, "v_prediction", 768),
-        ({"modelspec.architecture": "stable-diffusion-v2-512"}, "epsilon", 512),
-    ],
-)
-def test_prediction_type_by_the_metadata(checkpoint, tmp_path, metadata, predicts, size):
-    file = tmp_path / "x.safetensors"
-    original_layout.save(original_tensors(checkpoint(SD_2)), file, metadata)
-    config = load_model_config(file)
-    assert config.diffusion.prediction_type == predicts
-    assert config.defaults.size == (size, size)
-    other = "epsilon" if predicts == "v_prediction" else "v_prediction"
-    config = load_model_config(open_model(file, prediction_type=other))
-    assert config.diffusion.prediction_type == other
-
-
-def test_prediction_type_that_nothing_says(single):
-    """Networks load without it, but not the schedule, and so not the model."""
-    file = str(single(SD_2))
-    assert loaders.load_unet(file).conv_in.weight.shape[0] == 64
-    with pytest.raises(ValueError, match=r"does not say .* SD 2 .* \(--prediction-type\), v_pred"):
-        StableDiffusion(file)
-    assert StableDiffusion(file, prediction_type="epsilon").config.diffusion.steps_offset == 1
-    with pytest.raises(ValueError, match="prediction_type = 'v' is not supported, only epsilon"):
-        StableDiffusion(file, prediction_type="v")
-
-
 def test_prediction_type_of_a_folder(checkpoint):
     config = load_model_config(open_model(checkpoint(SD_1), prediction_type="v_prediction"))
     assert config.diffusion.prediction_type == "v_prediction"
-
-
-def test_marker_keys_of_velocity(spoil_file):
-    """Some SDXL fine-tunes have an empty tensor that says that they predict the velocity."""
-    file = spoil_file(SDXL, lambda tensors: tensors.update(v_pred=np.zeros(0, np.float32)))
-    config = load_model_config(file)
-    assert config.diffusion.prediction_type == "v_prediction"
-    assert config.defaults.size == (1024, 1024)
-    assert not config.diffusion.rescale_betas_zero_snr
-
-
-def test_marker_key_of_zero_snr(spoil_file):
-    """Zero terminal SNR: the schedule ends in pure noise, where only trailing spacing begins."""
-    file = spoil_file(SDXL, lambda tensors: tensors.update(ztsnr=np.zeros(0, np.float32)))
-    config = load_model_config(file).diffusion
-    assert config.rescale_betas_zero_snr
-    assert config.timestep_spacing == "trailing"
 
 
 def test_wrong_prediction_type_shows(single, theirs):
@@ -136,17 +90,16 @@ def test_text_encoder_of_older_and_other_writers(spoil_file, checkpoint):
     )
     assert same(loaders.load_text_encoder(old), loaders.load_text_encoder(checkpoint(SD_1)))
 
-    def as_linear(tensors):
+    def as_linear(tensors, end):
         key = f"{XL_OPEN_CLIP}text_projection"
-        tensors[f"{key}.weight"] = tensors.pop(key).T
+        tensors[f"{key}{end}"] = tensors.pop(key).T
         tensors[f"{XL_CLIP}text_projection.weight"] = np.eye(64)
         tensors["conditioner.embedders.0.logit_scale"] = np.ones(())
 
-    linear = spoil_file(SDXL, as_linear)
-    one, other = (
-        loaders.load_text_encoder(m, model_key="text_encoder_2") for m in (linear, checkpoint(SDXL))
-    )
-    assert same(one, other)
+    expected = loaders.load_text_encoder(checkpoint(SDXL), model_key="text_encoder_2")
+    for end in (".weight", ".weight.weight"):
+        linear = spoil_file(SDXL, partial(as_linear, end=end))
+        assert same(loaders.load_text_encoder(linear, model_key="text_encoder_2"), expected)
 
 
 def test_all_problems_of_a_network_in_one_message(spoil_file):
@@ -182,10 +135,158 @@ def test_misshapen_projection(spoil_file):
         loaders.load_text_encoder(file, model_key="text_encoder_2")
 
 
-def test_unexpected_keys(spoil_file):
-    file = spoil_file(SD_1, lambda tensors: tensors.update(extra=np.zeros(1), more=np.zeros(1)))
-    with pytest.raises(ValueError, match=r"recognized as SD 1: not expected: extra, more$"):
-        open_model(file)
+def test_leftovers_are_passed_over_and_counted(spoil_file, checkpoint):
+    """One line counts what belongs to no network; what the layout itself has is not mentioned."""
+    left = {
+        "extra": np.zeros(1),
+        "global_step": np.array(875000),
+        "optimizer_states.0.step": np.zeros(1, np.uint8),
+        "embedding_manager.string_to_param.x": np.zeros((1, 8)),
+        "first_stage_model.loss.discriminator.main.0.weight": np.zeros((4, 3, 4, 4)),
+        "first_stage_model.encoder.norm_out.num_batches_tracked": np.array(3),
+        "cond_stage_model.transformer.vision_model.x": np.zeros(2),
+        "cond_stage_model.transformer.text_projection.weight": np.zeros((128, 128)),
+        "lora_unet_x.alpha": np.zeros((), np.float16),
+    }
+    original = {"cond_stage_model.transformer.text_model.embeddings.position_ids": np.arange(77.0)}
+
+    def leave(tensors):
+        own = {k: v for k, v in tensors.items() if k.split(".")[0] in NETWORKS}
+        del own["first_stage_model.loss.logvar"]
+        return {**own, **left, **original}
+
+    with pytest.warns(UserWarning) as caught:
+        model = open_model(spoil_file(SD_1, leave))
+    (line,) = {str(each.message) for each in caught}
+    assert "x.safetensors has 8 tensors that belong to no network, passed over: extra, glo" in line
+    assert "position_ids" not in line and "text_projection" not in line
+    folder = checkpoint(SD_1)
+    assert same(loaders.load_unet(model), loaders.load_unet(folder))
+    assert same(loaders.load_text_encoder(model), loaders.load_text_encoder(folder))
+    assert same(loaders.load_autoencoder(model), loaders.load_autoencoder(folder))
+
+
+def test_file_without_leftovers_has_no_line(checkpoint, tmp_path, recwarn):
+    file = original_layout.save(original_tensors(checkpoint(SD_2)), tmp_path / "x.safetensors")
+    open_model(file)
+    assert not [each for each in recwarn if issubclass(each.category, UserWarning)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [(SD_1, "first_stage_model.encoder.extra.weight"), (SDXL, f"{XL_CLIP}text_model.extra")],
+)
+def test_strays_in_networks_stay_errors(spoil_file, kind, key):
+    file = spoil_file(kind, lambda tensors: tensors.update({key: np.zeros(1)}))
+    load = loaders.load_autoencoder if "first" in key else loaders.load_text_encoder
+    with pytest.raises(ValueError, match=f"not expected: {key}$"):
+        load(file)
+
+
+def test_leftovers_of_folders(copy):
+    """Weight files of diffusers have buffers too, and a projection that the config does not use."""
+    folder = copy("sd-1")
+    buffers = {"logit_scale": np.ones(()), "text_projection.weight": np.ones((32, 32))}
+    edit(folder / "text_encoder/model.safetensors", lambda tensors: tensors | buffers)
+    counter = {"encoder.conv_norm_out.num_batches_tracked": np.array(7)}
+    edit(folder / "vae/diffusion_pytorch_model.safetensors", lambda tensors: tensors | counter)
+    assert loaders.load_text_encoder(folder).token_embedding.weight.shape[1] == 32
+    loaders.load_autoencoder(folder)
+
+
+@pytest.mark.parametrize("kind", [SD_1, SD_2])
+def test_names_of_sgm(spoil_file, checkpoint, kind):
+    """Stability's later programs wrote SD 1 and 2 (SD 2 Turbo) with the names of SDXL's encoders."""
+    file = spoil_file(
+        kind,
+        lambda tensors: {
+            k.replace("cond_stage_model.", "conditioner.embedders.0."): v
+            for k, v in tensors.items()
+        },
+    )
+    model = open_model(file, prediction_type="epsilon")
+    assert model.source.family.name == kind.removesuffix("-published").replace("sd-", "SD ")
+    assert same(loaders.load_text_encoder(model), loaders.load_text_encoder(checkpoint(kind)))
+    assert not model.config.is_xl
+
+
+def test_second_text_encoder_in_the_names_of_transformers(spoil_file, checkpoint):
+    """As in the memory of ComfyUI, whose names for the roots are read too."""
+    theirs = load_file(checkpoint(SDXL) / "text_encoder_2/model.safetensors")
+
+    def rename(tensors):
+        others = {k: v for k, v in tensors.items() if not k.startswith("conditioner.")}
+        first = {
+            k.replace(XL_CLIP, "text_encoders.clip_l.transformer."): v
+            for k, v in tensors.items()
+            if k.startswith(XL_CLIP)
+        }
+        named = {
+            k if "projection" in k else f"text_model.{k.removeprefix('text_model.')}": v
+            for k, v in theirs.items()
+        }
+        return {
+            **others,
+            **first,
+            **{f"text_encoders.clip_g.transformer.{k}": v for k, v in named.items()},
+        }
+
+    model = open_model(spoil_file(SDXL, rename))
+    for name in ("text_encoder", "text_encoder_2"):
+        one, other = (
+            loaders.load_text_encoder(m, model_key=name) for m in (model, checkpoint(SDXL))
+        )
+        assert same(one, other)
+
+
+def test_refiner_and_half_of_sdxl(spoil_file):
+    """The refiner has the second text encoder in the place of the first."""
+
+    def keep(start: str, new: str):
+        def change(tensors):
+            other = f"conditioner.embedders.{0 if start[-2] == '1' else 1}."
+            return {k.replace(start, new): v for k, v in tensors.items() if other not in k}
+
+        return change
+
+    refiner = keep("conditioner.embedders.1.", "conditioner.embedders.0.")
+    with pytest.raises(ValueError, match="this is the SDXL refiner; only Stable Diffusion"):
+        open_model(spoil_file(SDXL, refiner))
+    half = keep("conditioner.embedders.0.", "conditioner.embedders.0.")
+    with pytest.raises(ValueError, match="has only one of the two text encoders of SDXL"):
+        open_model(spoil_file(SDXL, half))
+
+
+VAE_NAMES = {
+    "diffusers of 2023": {"q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"},
+    "older": {
+        "q": "query",
+        "k": "key",
+        "v": "value",
+        "proj_out": "proj_attn",
+        "norm": "group_norm",
+    },
+}
+
+
+@pytest.mark.parametrize("names", VAE_NAMES)
+@pytest.mark.parametrize("ends", [(), (1,), (1, 1)])
+def test_other_names_of_the_attention_of_a_vae(checkpoint, tmp_path, names, ends):
+    """In a model, or alone; in both halves or one; as linear layers or as convolutions."""
+    tensors = original_tensors(checkpoint(SD_1))
+    for key in [k for k in tensors if ".mid.attn_1." in k and (ends or "decoder" in k)]:
+        value = tensors.pop(key)
+        if value.ndim == 4:
+            value = value.reshape(value.shape[:2] + ends)
+        start, _, end = key.partition(".attn_1.")
+        name, _, parameter = end.rpartition(".")
+        tensors[f"{start}.attn_1.{VAE_NAMES[names].get(name, name)}.{parameter}"] = value
+    expected = loaders.load_autoencoder(checkpoint(SD_1))
+    file = original_layout.save(tensors, tmp_path / "x.safetensors")
+    assert same(loaders.load_autoencoder(file), expected)
+    alone = {k.removeprefix("first_stage_model."): v for k, v in tensors.items() if "first" in k}
+    vae = original_layout.save(alone, tmp_path / "vae.safetensors")
+    assert same(loaders.load_autoencoder(open_model(checkpoint(SD_1), vae=vae)), expected)
 
 
 @pytest.mark.parametrize(
@@ -248,19 +349,37 @@ def test_file_that_is_cut_short(single, tmp_path):
         open_model(file)
 
 
-def test_eight_bit_floats(tmp_path):
-    file = tmp_path / "x.safetensors"
-    save_torch_file({"a": torch.zeros(3).to(torch.float8_e4m3fn)}, file)
-    with pytest.raises(ValueError, match=r"has 8-bit floats \(F8_E4M3\), which are not supported"):
-        open_model(file)
+@pytest.mark.parametrize("kind", ["F8_E4M3", "F8_E5M2", "F64"])
+def test_types_of_numbers(checkpoint, tmp_path, kind):
+    """A file in 8-bit floats or float64 is one with the same numbers in float32."""
+    dtype = {
+        "F8_E4M3": torch.float8_e4m3fn,
+        "F8_E5M2": torch.float8_e5m2,
+        "F64": torch.float64,
+    }[kind]
+    tensors = original_tensors(checkpoint(SD_1))
+    stored = {k: torch.from_numpy(np.array(v)).to(dtype).contiguous() for k, v in tensors.items()}
+    save_torch_file(stored, tmp_path / "x.safetensors")
+    save_torch_file({k: v.float() for k, v in stored.items()}, tmp_path / "y.safetensors")
+    for load in (loaders.load_unet, loaders.load_text_encoder, loaders.load_autoencoder):
+        one, other = load(tmp_path / "x.safetensors"), load(tmp_path / "y.safetensors")
+        assert all(value.dtype == mx.float32 for _, value in tree_flatten(one.parameters()))
+        assert same(one, other)
+    half = loaders.load_unet(tmp_path / "x.safetensors", float16=True)
+    assert same(half, loaders.load_unet(tmp_path / "y.safetensors", float16=True))
 
 
 def test_script_with_a_single_file(single, tmp_path, capsys):
     output = tmp_path / "o.png"
     options = ["--steps", 1, "--width", 64, "--height", 64, "--n_images", 1, "--output", output]
-    assert run(single(SD_2_V), *options) == 1
-    assert "--prediction-type" in capsys.readouterr().err
+    assert run(single(SD_2_V), *options) == 0
+    warned = [x for x in capsys.readouterr().err.splitlines() if x.startswith("warning: ")]
+    assert len(warned) == 2
+    assert "tensors that belong to no network" in warned[0]
+    assert "is taken to predict v_prediction: its weights look like it" in warned[1]
+    options[-1] = tmp_path / "said.png"
     assert run(single(SD_2_V), *options, "--prediction-type", "v_prediction") == 0
+    assert "is taken to predict" not in capsys.readouterr().err
     assert output.exists()
 
 
