@@ -109,3 +109,23 @@ def test_a_vae_alone_has_no_other_network(checkpoint, component):
     for ask in (vae.config, vae.layout, lambda name: vae.weights(name, float16=False)):
         with pytest.raises(FileNotFoundError, match=f"has no {component}: it is a VAE"):
             ask(component)
+
+
+@pytest.mark.parametrize("number", ["-Infinity", "NaN", "1e999"])
+def test_numbers_that_are_not_finite(copy, number):
+    """diffusers writes -Infinity into the configs of its solvers: only a used key is refused."""
+    folder = copy("sd-1")
+    file = folder / "scheduler" / "scheduler_config.json"
+    written = file.read_text()
+    expected = open_model(folder).diffusion_config
+
+    def read(first: str):
+        file.write_text(written.replace("{", f"{{ {first},", 1))
+        return open_model(folder).diffusion_config
+
+    assert read(f'"lambda_min_clipped": {number}, "x": [{number}]') == expected
+    for key in ("timestep_scaling", "sigma_max", "original_inference_steps"):
+        with pytest.raises(
+            ValueError, match=f"scheduler_config.json: {key} = .* is (not|of the wr"
+        ):
+            read(f'"{key}": {number}')

@@ -43,19 +43,17 @@ def test_other_types_beside_one_that_mlx_does_not_read(read, foreign):
     """All of them are read, as torch does, also empty ones and scalars."""
     kinds = [torch.float32, torch.float16, torch.bfloat16, torch.float64, E4M3, E5M2]
     kinds += [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
-    numbers = torch.tensor([[1.5, -3.0, 0.25], [0.0, 448.0, 7.0]], dtype=torch.float64)
-    tensors = {str(kind): numbers.abs().to(kind) for kind in kinds}
-    tensors |= {"foreign": numbers.to(foreign), "empty": torch.zeros((0, 3)), "one": numbers[0, 0]}
+    numbers = torch.tensor([[1.5, 3.0, 0.25], [0.0, 448.0, 7.0]], dtype=torch.float64)
+    tensors = {str(kind): numbers.to(kind, copy=True) for kind in kinds}
+    tensors |= {
+        "foreign": numbers.to(foreign, copy=True),
+        "empty": torch.zeros((0, 3)),
+        "one": numbers[0, 0].clone(),
+    }
     found = read(tensors)
-    assert list(found) == sorted(tensors, key=list(Header("x", read_file(read)).tensors).index)
     for key, value in tensors.items():
         assert np.array_equal(found[key], value.float().numpy()), key
     assert read(tensors, lambda key: key == "one").keys() == {"one"}
-
-
-def read_file(read):
-    """Return the file that the fixture writes."""
-    return read.__closure__[0].cell_contents / "x.safetensors"
 
 
 @pytest.mark.parametrize("name", ["scale_weight", "weight_scale"])

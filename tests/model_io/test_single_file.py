@@ -19,7 +19,6 @@ from safetensors.torch import save_file as save_torch_file
 from ways_in import PREDICTION, PROMPT, drawn, from_single_file
 
 import txt2image
-from stable_diffusion import StableDiffusion
 from stable_diffusion.model_io import loaders
 from stable_diffusion.model_io.loaders import load_model_config, open_model
 
@@ -158,7 +157,8 @@ def test_leftovers_are_passed_over_and_counted(spoil_file, checkpoint):
     with pytest.warns(UserWarning) as caught:
         model = open_model(spoil_file(SD_1, leave))
     (line,) = {str(each.message) for each in caught}
-    assert "x.safetensors has 8 tensors that belong to no network, passed over: extra, glo" in line
+    assert "x.safetensors has 8 tensors that belong to no network, passed over: " in line
+    assert "extra" in line and "num_batches_tracked" in line
     assert "position_ids" not in line and "text_projection" not in line
     folder = checkpoint(SD_1)
     assert same(loaders.load_unet(model), loaders.load_unet(folder))
@@ -196,7 +196,7 @@ def test_leftovers_of_folders(copy):
 
 @pytest.mark.parametrize("kind", [SD_1, SD_2])
 def test_names_of_sgm(spoil_file, checkpoint, kind):
-    """Stability's later programs wrote SD 1 and 2 (SD 2 Turbo) with the names of SDXL's encoders."""
+    """Stability's later programs wrote SD 1 and 2 (and SD 2 Turbo) with the names of SDXL."""
     file = spoil_file(
         kind,
         lambda tensors: {
@@ -361,12 +361,14 @@ def test_types_of_numbers(checkpoint, tmp_path, kind):
     stored = {k: torch.from_numpy(np.array(v)).to(dtype).contiguous() for k, v in tensors.items()}
     save_torch_file(stored, tmp_path / "x.safetensors")
     save_torch_file({k: v.float() for k, v in stored.items()}, tmp_path / "y.safetensors")
-    for load in (loaders.load_unet, loaders.load_text_encoder, loaders.load_autoencoder):
+    for load in (loaders.load_text_encoder, loaders.load_autoencoder):
         one, other = load(tmp_path / "x.safetensors"), load(tmp_path / "y.safetensors")
         assert all(value.dtype == mx.float32 for _, value in tree_flatten(one.parameters()))
         assert same(one, other)
-    half = loaders.load_unet(tmp_path / "x.safetensors", float16=True)
-    assert same(half, loaders.load_unet(tmp_path / "y.safetensors", float16=True))
+    one, other = (
+        loaders.load_text_encoder(tmp_path / f"{name}.safetensors", float16=True) for name in "xy"
+    )
+    assert same(one, other)
 
 
 def test_script_with_a_single_file(single, tmp_path, capsys):
