@@ -43,7 +43,6 @@ FAMILIES = {
     r"attn\.add_[qkv]_proj\.": "Stable Diffusion 3 or another transformer",
 }
 
-_BESIDE = "give it beside a model"
 # Files that are no model by themselves: what they are, and what to do.
 PARTS = {
     r"^lllite_": ("a ControlNet-LLLite", "such files are not supported"),
@@ -62,15 +61,15 @@ PARTS = {
     ),
     r"string_to_param|^emb_params$|^clip_[lg]$": (
         "a textual-inversion embedding",
-        f"{_BESIDE} (--embedding NAME=FILE)",
+        "give it beside a model (--embedding NAME=FILE)",
     ),
     r"(^|[._])(lora|hada|lokr|oft|boft)_|\.lora\.|dora_scale|lora_linear_layer": (
         "a LoRA",
-        f"{_BESIDE} (--lora)",
+        "give it beside a model (--lora)",
     ),
     r"^((model\.)?diffusion_model\.|unet\.)?(time_embedding\.linear_1|input_blocks\.0\.0)\.": (
         "a UNet alone",
-        f"{_BESIDE} (--unet)",
+        "give it beside a model (--unet)",
     ),
     r"^(transformer\.)?text_model\.|^encoder\.layers\.\d+\.self_attn\.|^transformer\.resblocks\.": (
         "a text encoder alone",

@@ -216,9 +216,9 @@ def _warn_of_leftovers(header: Header, layouts: Iterable[Layout]) -> None:
     leftovers = [key for key in header.shapes if not key.startswith((*roots, *markers))]
     leftovers += [key for key in header.shapes for layout in layouts if layout.is_leftover(key)]
     if n := len(leftovers):
-        tensors = "a tensor that belongs" if n == 1 else f"{n} tensors that belong"
         warnings.warn(
-            f"{header.name} has {tensors} to no network, passed over: {join_names(leftovers)}",
+            f"{header.name}: no network needs {n} of its {len(header.shapes)} tensors, "
+            f"passed over: {join_names(leftovers)}",
             stacklevel=3,
         )
 

@@ -126,6 +126,6 @@ def test_numbers_that_are_not_finite(copy, number):
     assert read(f'"lambda_min_clipped": {number}, "x": [{number}]') == expected
     for key in ("timestep_scaling", "sigma_max", "original_inference_steps"):
         with pytest.raises(
-            ValueError, match=f"scheduler_config.json: {key} = .* is (not|of the wr"
+            ValueError, match=f"scheduler_config.json: {key} = .* is (not|of the wrong)"
         ):
             read(f'"{key}": {number}')
