@@ -56,11 +56,12 @@ def refuse_quantized(name: str, kinds: Mapping[str, str]) -> None:
         ValueError: if it is; the message says how.
     """
     ends = tuple(f".{end}" for end in QUANTIZERS)
+    beside_ends = tuple(f".{end}" for end in (*SCALES, FORMAT))
     for key in kinds:
         if key.endswith(ends):
             how = next(how for end, how in QUANTIZERS.items() if key.endswith(f".{end}"))
             raise _make_refusal(name, how, key)
-        if key.endswith(f".{FORMAT}") or key.endswith(tuple(f".{end}" for end in SCALES)):
+        if key.endswith(beside_ends):
             weight = f"{key.rpartition('.')[0]}.weight"
             if kinds.get(weight, "").startswith(("I", "U")):
                 raise _make_refusal(name, f"to {kinds[weight]}", weight)
