@@ -45,7 +45,10 @@ def generate(sd: StableDiffusion, **options) -> np.ndarray:
     return pictures(sd, sd.generate_latents(PROMPT, **options))
 
 
-@pytest.mark.parametrize(("guidance", "is_odd"), [(1.0, False), (6.0, True)])
+@pytest.mark.parametrize(
+    ("kind", "guidance", "is_odd"),
+    [*((kind, 6.0, True) for kind in KINDS), ("sd-1", 1.0, False), ("sdxl", 1.0, False)],
+)
 def test_text_to_picture_equals_diffusers(model, oracle, kind, guidance, is_odd):
     """Two pictures in a batch do, with and without guidance, also at an odd size."""
     sd = model(kind)
@@ -85,7 +88,7 @@ def test_another_sampler_equals_diffusers(model, oracle, kind, checkpoint):
 # What a strength means depends on the schedule, which differs between three of the kinds.
 STRENGTHS = [
     *((kind, 0.7) for kind in KINDS),
-    *((kind, strength) for kind in ("sd-1", "sdxl-turbo", "unusual") for strength in (0.3, 1.0)),
+    *(("sd-1", 0.3), ("sdxl-turbo", 1.0), ("unusual", 0.3), ("unusual", 1.0)),
 ]
 
 
@@ -113,6 +116,7 @@ def make_gradient(height: int, width: int) -> np.ndarray:
     return np.stack([x + 0 * y, y + 0 * x, x * y], axis=-1).astype(np.float32)
 
 
+@pytest.mark.parametrize("kind", ["sd-1", "sdxl"])
 def test_mistakes_show(model, oracle, kind, monkeypatch):
     """The comparisons above can fail: a wrong seed, guidance or time gives another picture.
 
@@ -183,11 +187,12 @@ def test_the_same_seed_gives_the_same_picture(model):
     assert drawn[0] != drawn[1]
 
 
-@pytest.mark.parametrize("guidance", [0, 0.5, 1])
-def test_no_guidance_ignores_the_negative_prompt(model, guidance):
+def test_no_guidance_ignores_the_negative_prompt(model):
     sd = model("sd-2")
-    one = generate(sd, cfg_weight=guidance, negative_text="blue")
-    assert np.array_equal(one, generate(sd, cfg_weight=1))
+    unguided = generate(sd, cfg_weight=1, num_steps=2)
+    for guidance in (0, 0.5, 1):
+        one = generate(sd, cfg_weight=guidance, num_steps=2, negative_text="blue")
+        assert np.array_equal(one, unguided)
 
 
 def test_image_to_image_strength_0_is_the_picture_through_the_vae(model):
@@ -223,6 +228,7 @@ def test_every_step_can_be_decoded(model, monkeypatch):
         assert relative_l2(x_t, x_0 * step.end.alpha) < 1e-6
 
 
+@pytest.mark.parametrize("kind", ["sd-2-v", "sdxl", "unusual"])
 def test_float16(model, checkpoint, kind):
     """Half precision makes nearly the same picture, and the VAE stays in float32."""
     full = model(kind)
@@ -310,7 +316,9 @@ def test_image_arguments_are_checked_when_called(model, image, strength, message
         model("sd-1").generate_latents_from_image(image, PROMPT, strength=strength)
 
 
-@pytest.mark.parametrize(("kind", "guidance"), [*((k, 5) for k in KINDS), ("sd-1", 1), ("sdxl", 1)])
+@pytest.mark.parametrize(
+    ("kind", "guidance"), [("sd-1", 1), ("sd-2", 5), ("sdxl", 1), ("sdxl", 5), ("sdxl-turbo", 5)]
+)
 def test_several_prompts_at_once_give_the_pictures_of_each_alone(model, kind, guidance):
     """They do, also if one has no negative text, for which SDXL-turbo uses zeros."""
     sd, options = model(kind), {"num_steps": 2, "cfg_weight": guidance}

@@ -28,7 +28,7 @@ SECONDS = 10  # of processor time, whatever a header says
 BAD = [np.nan, np.inf, -np.inf, 3e38, -3e38, 1e30, 1e10, 7e4, 1e-44, 0.0]
 
 
-@attack("checkpoints", cases=150, quick=4)
+@attack("checkpoints", cases=150, quick=2)
 def numbers(case: Case) -> None:
     """Use weights that are not finite or too large: a picture, or an error with file and tensor."""
     component = case.rng.choice([*WEIGHTS])
@@ -101,7 +101,7 @@ MANY = [
 KINDS = ["modelspec.prediction_type", "modelspec.architecture", *"abcdef"]
 
 
-@attack("checkpoints", cases=250, quick=4)
+@attack("checkpoints", cases=250, quick=2)
 def single_files(case: Case) -> None:
     """Read a file in the original layout with missing, misshapen, misnamed or extra tensors.
 

@@ -163,7 +163,7 @@ def embeddings(case: Case) -> None:
     mx.clear_cache()
 
 
-@attack("prompts", cases=150, quick=5)
+@attack("prompts", cases=150, quick=3)
 def pictures(case: Case) -> None:
     """Make a picture of any text, by the script in this process."""
     prompt, negative = any_text(case.rng), any_text(case.rng, 30)

@@ -113,7 +113,7 @@ def calls_of_a_run() -> int:
     return at.count
 
 
-@attack("system", cases=600, quick=5)
+@attack("system", cases=600, quick=2)
 def interrupted(case: Case) -> None:
     """Send SIGINT or SIGTERM at any call: the program ends in order and keeps what is finished."""
     options, n = outputs(case)
@@ -150,7 +150,7 @@ ENVIRONMENTS = (
 NAMES = (b"o", "é".encode(), b"a\nb", b"\xff", b"\x1b[31m", "\U0001f600".encode(), b"%s{{", b"-q")
 
 
-@attack("system", cases=150, quick=2)
+@attack("system", cases=150, quick=1)
 def surroundings(case: Case) -> None:
     """Use closed, full or ASCII streams, odd names, and a folder that was deleted."""
     redirection, environment = case.rng.choice(REDIRECTIONS), case.rng.choice(ENVIRONMENTS)
@@ -185,7 +185,7 @@ def surroundings(case: Case) -> None:
 # --- disks ---------------------------------------------------------------------------------------
 
 
-@attack("system", cases=200, quick=5)
+@attack("system", cases=200, quick=2)
 def limited_files(case: Case) -> None:
     """Limit the size of files: as on a full disk, the old file stays or the new is complete."""
     suffix = case.rng.choice(SUFFIXES)

@@ -26,10 +26,12 @@ def run_txt2image(folder: Path, output: Path, *options: str, prompt: str = "a ph
     return txt2image.main([prompt, *map(str, arguments)])
 
 
-def test_txt2image_equals_diffusers(checkpoint, oracle, kind, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "guidance"), [("sd-2", 0.0), ("sd-2-v", 5.0), ("sdxl", 5.0), ("sdxl-turbo", 0.0)]
+)
+def test_txt2image_equals_diffusers(checkpoint, oracle, kind, guidance, tmp_path):
     """The pictures are not square; two kinds of models run without guidance."""
     output = tmp_path / "o.png"
-    guidance = 0.0 if kind in ("sd-2", "sdxl-turbo") else 5.0
     options = ["--cfg", guidance, "--n_images", "2", "--width", "96", "--height", "56"]
     assert run_txt2image(checkpoint(kind), output, *map(str, options)) == 0
     theirs = oracle(kind).pictures(
@@ -49,6 +51,7 @@ def test_txt2image_equals_diffusers(checkpoint, oracle, kind, tmp_path):
         assert picture.std() >= 30
 
 
+@pytest.mark.parametrize("kind", ["sd-1", "sdxl", "unusual"])
 def test_image2image_equals_diffusers(checkpoint, oracle, kind, tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "i.png")
