@@ -5,7 +5,7 @@ A file that fits is never refused: these functions are called if one does not.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import mlx.nn as nn
@@ -18,16 +18,19 @@ from .lora_parts import split_key
 Shapes = Mapping[str, tuple[int, ...]]
 
 SD_1, SD_2, SDXL = "Stable Diffusion 1.x", "Stable Diffusion 2.x", "Stable Diffusion XL"
-KINDS_BY_TEXT = {768: SD_1, 1024: SD_2, 2048: SDXL, 1280: "the SDXL refiner"}
+SD_1_OR_2 = "Stable Diffusion 1.x or 2.x"
+# By the width of the text embeddings.
+KINDS_BY_WIDTH = {768: SD_1, 1024: SD_2, 2048: SDXL, 1280: "the SDXL refiner"}
 
-# Parts of keys that only one kind of model has.
+# Parts of keys that only one kind of model has. SDXL has two text encoders and deep transformers,
+# and no attention at the largest size.
 _XL_KEYS = (
     r"^lora_te2_|^text_encoder_2\.|clip_g\b|label_emb|add_embedding"
-    r"|(transformer_blocks)[._]([2-9]|1\d)[._]"
-    r"|input_blocks[._][78][._]1[._]transformer_blocks[._]1[._]"
-    r"|down_blocks[._][12][._]attentions[._]\d[._]transformer_blocks[._]1[._]"
+    r"|(attentions[._]\d+|[._]1)[._]transformer_blocks[._][1-9]"
 )
-_NOT_XL_KEYS = r"down_blocks[._]0[._]attentions|up_blocks[._]3[._]|input_blocks[._][12][._]1[._]"
+_NOT_XL_KEYS = (
+    r"down_blocks[._]0[._]attentions|up_blocks[._]3[._]|input_blocks[._]([12][._]1|9|1\d)[._]"
+)
 _PROJECTION = re.compile(r"(.*[._])?proj_(in|out)")
 _TEXT_LAYER = re.compile(r".*[._]attn2[._](to_[kv]|processor[._]to_[kv])")
 
@@ -59,35 +62,42 @@ def explain_unfit(file: Path, header: Header, networks: Mapping[str, nn.Module])
         return f"{file} is {kind.what}, not a LoRA of a model: {kind.advice}"
     if (model := identify_model(keys, header.metadata)) is not None:
         return f"{file} is a LoRA for {model}: {FOREIGN}"
-    own = find_kind_of_model(networks)
-    found = find_kind_of_lora(header.shapes, header.metadata)
-    if found is None or own is None or found == own:
-        return None
-    return f"{file} is a LoRA for {found}, and this model is {own}: use it with a model of {found}"
-
-
-def find_kind_of_model(networks: Mapping[str, nn.Module]) -> str | None:
-    """Return which Stable Diffusion the networks are of; None if that cannot be told."""
     if "unet" not in networks:
         return None
     config: UNetConfig = networks["unet"].config
+    own, layers = find_kind_of_model(config), group_by_layer(header.shapes)
+    found = find_kind_of_lora(layers, keys, header.metadata)
+    if found is not None and found != own and not (found == SD_1_OR_2 and own != SDXL):
+        return f"{file} is a LoRA for {found}, and this model is {own}: use a LoRA for {own}"
+    width, own_width = next(find_text_widths(layers), None), config.cross_attention_dim
+    if width is not None and width != own_width:
+        return (
+            f"{file} is a LoRA for another kind of model, whose text embeddings have {width} "
+            f"numbers; those of this model, {own}, have {own_width}"
+        )
+    return None
+
+
+def find_kind_of_model(config: UNetConfig) -> str:
+    """Return which Stable Diffusion a UNet is of."""
     if config.addition_embed_type is not None:
         return SDXL
-    return KINDS_BY_TEXT.get(
-        config.cross_attention_dim, SD_2 if config.use_linear_projection else SD_1
-    )
+    by_shape = SD_2 if config.use_linear_projection else SD_1
+    return KINDS_BY_WIDTH.get(config.cross_attention_dim, by_shape)
 
 
-def find_kind_of_lora(shapes: Shapes, metadata: Mapping[str, str]) -> str | None:
+def find_kind_of_lora(
+    layers: Mapping[str, Shapes], keys: Collection[str], metadata: Mapping[str, str]
+) -> str | None:
     """Return which Stable Diffusion a LoRA is for: by its shapes, its keys, then its metadata."""
-    layers = group_by_layer(shapes)
     for width in find_text_widths(layers):
-        if width in KINDS_BY_TEXT:
-            return KINDS_BY_TEXT[width]
-    keys = shapes.keys()
+        if width in KINDS_BY_WIDTH:
+            return KINDS_BY_WIDTH[width]
     if find(_XL_KEYS, keys):
         return SDXL
-    is_sd_1_or_2 = find(_NOT_XL_KEYS, keys)
+    said = find_kind_in_metadata(metadata)
+    if not find(_NOT_XL_KEYS, keys):
+        return said
     ranks = {
         len(shape)
         for name, parts in layers.items()
@@ -95,10 +105,9 @@ def find_kind_of_lora(shapes: Shapes, metadata: Mapping[str, str]) -> str | None
         for part, shape in parts.items()
         if part in ("lora_down.weight", "diff")
     }
-    if is_sd_1_or_2 and len(ranks) == 1:  # SD 1 has convolutions there, SD 2 linear layers
+    if len(ranks) == 1:  # SD 1 has convolutions there, SD 2 linear layers
         return SD_1 if ranks == {4} else SD_2
-    said = find_kind_in_metadata(metadata)
-    return None if is_sd_1_or_2 and said == SDXL else said
+    return said if said in (SD_1, SD_2) else SD_1_OR_2
 
 
 def find_kind_in_metadata(metadata: Mapping[str, str]) -> str | None:
