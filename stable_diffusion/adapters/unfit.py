@@ -11,11 +11,28 @@ from pathlib import Path
 import mlx.nn as nn
 
 from ..config.networks import UNetConfig
-from ..model_io.safetensors_file import Header
+from ..model_io.safetensors_file import LENGTH_BYTES, Header
 from .foreign_files import FOREIGN, find, identify_adapter, identify_model, identify_weights
 from .lora_parts import split_key
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+MAX_START = 64  # bytes at the start of a file that show its format
+_CONVERT = (
+    "pickles are never loaded; if you trust the file, convert it in PyTorch, "
+    "safetensors.torch.save_file(torch.load(FILE, weights_only=True), NEW_FILE)"
+)
+# By the start of a file, in lower case: what it is, and what to do.
+FORMATS = {
+    b"pk\x03\x04": ("a pickle", _CONVERT),
+    b"\x80\x02": ("a pickle", _CONVERT),
+    b"gguf": ("a GGUF file", "use the safetensors file"),
+    b"sqlite format 3": ("a file of Draw Things", "use the safetensors file"),
+    b"version https://git-lfs": ("a pointer of Git LFS", "run git lfs pull, or download it"),
+    b"<!doctype html": ("a web page", "download the file again; the site may ask for a login"),
+    b"<html": ("a web page", "download the file again; the site may ask for a login"),
+    b'{"error"': ("an error message of a web site", "download the file again"),
+}
 
 SD_1, SD_2, SDXL = "Stable Diffusion 1.x", "Stable Diffusion 2.x", "Stable Diffusion XL"
 SD_1_OR_2 = "Stable Diffusion 1.x or 2.x"
@@ -46,6 +63,22 @@ _METADATA_KEYS = (
     "ss_sd_model_name",
     "base_model",
 )
+
+
+def refuse_other_formats(file: Path) -> None:
+    """Check that a file is not known to be of another format than safetensors.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is; the message says what to do.
+    """
+    with file.open("rb") as opened:
+        start = opened.read(MAX_START)
+    if start[LENGTH_BYTES:].startswith(b"{"):  # a length, and a JSON object
+        return
+    for beginning, (what, advice) in FORMATS.items():
+        if start.lstrip().lower().startswith(beginning):
+            raise ValueError(f"{file} is {what}, not a safetensors file: {advice}")
 
 
 def explain_unfit(file: Path, header: Header, networks: Mapping[str, nn.Module]) -> str | None:
