@@ -139,11 +139,13 @@ def read_lora(file: Path, targets: Mapping[str, Target]) -> LoRAFile:
         has_magnitudes or not options.uses_dora,
         f"{file}: its options have use_dora, but it has no magnitudes of DoRA",
     )
-    finder = Targets(targets).choose_text_encoder(name for name, _ in parts.values())
+    names = {name for name, _ in parts.values()}
+    finder = Targets(targets).choose_text_encoder(names)
+    targets_by_name = {name: finder.find(name) for name in names}
     leftovers = []
     for key, tensor in rest.items():
         name, part = parts.get(key, ("", ""))
-        target = finder.find(name) if part else None
+        target = targets_by_name.get(name)
         if target is not None:
             _add(found, target, name, part, key, tensor, options)
         elif is_leftover(key):
