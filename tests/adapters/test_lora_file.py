@@ -261,8 +261,10 @@ def test_words_in_a_file(checkpoint, tmp_path, kind):
         sd.load_lora(file)
     *left_out, learned = [str(each.message) for each in caught]
     assert learned == f"{file} has words in it, which prompts can use: <my.word>"
-    assert any("its word a is left out: 'a' is a token already" in line for line in left_out)
-    assert any("its word <c> is left out: it" in line for line in left_out)
+    assert any(
+        "its bundled word a is left out: 'a' is a token already" in line for line in left_out
+    )
+    assert any("its bundled word <c> is left out: it" in line for line in left_out)
     assert len(left_out) == 2
 
     vectors = {key.rpartition(".")[2]: words[key] for key in words if "my.word" in key}
@@ -292,7 +294,9 @@ def test_words_are_learned_with_the_lora_or_not_at_all(checkpoint, tmp_path):
         sd.load_lora(write(tmp_path, layer | bundle(sd, "<w>", 1)), 0)
     assert len(sd.text_encoder.token_embedding.weight) == rows
     networks = {"unet": sd.unet}
-    with pytest.warns(UserWarning, match="its word <w> is left out: the text encoders have been"):
+    with pytest.warns(
+        UserWarning, match="its bundled word <w> is left out: the text encoders have been"
+    ):
         load_lora(networks, write(tmp_path, layer | bundle(sd, "<w>", 1)), 1.0, mx.float32)
 
 

@@ -26,7 +26,7 @@ class Recipe(Config):
     revision: str | None = None  # the commit, of a model on the Hub
     vae: str | None = None
     prediction_type: str | None = None
-    lora: tuple[str, ...] = ()  # FILE:SCALE, as `--lora` takes it
+    lora: tuple[str, ...] = ()  # NAME:SCALE, as `--lora` takes it
     lora_sha256: tuple[str, ...] = ()  # of the files, in the same order
     embedding: tuple[str, ...] = ()  # NAME=FILE
     embedding_sha256: tuple[str, ...] = ()
