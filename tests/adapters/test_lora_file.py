@@ -181,6 +181,18 @@ def test_options_that_are_refused(tmp_path, options, message):
     assert "adapter_config.json" in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_plain_weights_and_biases_need_others_of_their_layer(tmp_path):
+    """They are of (IA)³, and of an extraction by LyCORIS, or they are the weights of a network."""
+    one = np.ones(4, np.float32)
+    for part, other in (("weight", "on_input"), ("bias", "lora_down.weight")):
+        file = write(tmp_path, {f"{LAYER}.{part}": one, f"{LAYER}.{other}": one})
+        [change] = read_lora(file, TARGETS).changes.values()
+        assert change.keys == {part: f"{LAYER}.{part}", other: f"{LAYER}.{other}"}
+        assert read_lora(write(tmp_path, {f"{LAYER}.{part}": one}), TARGETS).changes == {}
+    file = write(tmp_path, {f"{LAYER}.weight": one, f"{LAYER}.alpha": one})
+    assert read_lora(file, TARGETS).unexpected == [f"{LAYER}.weight"]
+
+
 def test_dora_without_its_vectors_is_refused(tmp_path):
     file = write_pair(tmp_path, lora_adapter_metadata='{"unet.use_dora": true}')
     with pytest.raises(ValueError, match="use_dora, but it has no magnitudes"):
