@@ -57,7 +57,9 @@ _KEY = re.compile(rf"(.+)\.({'|'.join(map(re.escape, (*PARTS, *_BARE_ENDS)))})")
 
 def split_key(key: str) -> tuple[str, str] | None:
     """Return the name of the layer, and the part of `PARTS`; None for other keys."""
-    match = _KEY.fullmatch(key) or _KEY.fullmatch(rename(_ADAPTER.sub(r".\1", key), _SPELLINGS))
+    match = _KEY.fullmatch(key)
+    if match is None or match[1].endswith((".weight", ".bias")):  # not kohya's spelling
+        match = _KEY.fullmatch(rename(_ADAPTER.sub(r".\1", key), _SPELLINGS))
     if match is None:
         return None
     name, part = match.groups()
