@@ -139,9 +139,9 @@ class StableDiffusion:
         self.vae_float16 = False
 
     def load_lora(self, path: str | os.PathLike[str], scale: float = 1.0) -> None:
-        """Add the LoRA of a file to the UNet and the text encoders; see `adapters.lora`."""
+        """Add a LoRA, a file or on the Hub, to the UNet and text encoders; see `adapters.lora`."""
         scale = check_arguments.check_lora(path, scale)
-        load_lora(self._networks, path, scale, self.dtype)
+        load_lora(self._networks, path, scale, self.dtype, _list_readers(self))
 
     def unload_lora(self) -> None:
         """Remove every LoRA, so that the networks are as they were before, to the bit."""
@@ -314,6 +314,12 @@ class StableDiffusionXL(StableDiffusion):
 def pipeline_class(config: ModelConfig) -> type[StableDiffusion]:
     """Return the class that runs a model."""
     return StableDiffusionXL if config.is_xl else StableDiffusion
+
+
+def _list_readers(sd: StableDiffusion) -> list[Reader]:
+    """Return each tokenizer with its text encoder; none if the text encoders have been freed."""
+    are_there = all(hasattr(sd, attribute) for attribute, _ in sd._TEXT_ENCODERS)
+    return sd._readers if are_there else []
 
 
 def _require_suitable(sd: StableDiffusion) -> None:

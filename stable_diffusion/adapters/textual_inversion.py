@@ -11,6 +11,9 @@ from ..model_io.number_types import FLOATS
 from ..model_io.safetensors_file import read_safetensors
 from ..model_io.sources import PICKLES
 from ..tokenizer.tokenizer import Tokenizer
+from .lora_parts import split_key
+
+Reader = tuple[Tokenizer, CLIPTextModel]  # a tokenizer with its text encoder
 
 XL_KEYS = ("clip_l", "clip_g")  # in the order of SDXL's text encoders
 
@@ -25,7 +28,7 @@ KINDS = {
 def load_embedding(
     name: str,
     path: str | os.PathLike[str],
-    readers: Sequence[tuple[Tokenizer, CLIPTextModel]],
+    readers: Sequence[Reader],
 ) -> None:
     """Make `name` in a prompt stand for the vectors of a file, with one token for each vector.
 
@@ -45,7 +48,13 @@ def load_embedding(
     vectors = _read(file, tuple(embedding.weight.shape[1] for embedding in embeddings))
     for tokenizer, _ in readers:
         tokenizer.check_new(name)
-    for (tokenizer, _), embedding, rows in zip(readers, embeddings, vectors, strict=True):
+    add_word(name, vectors, readers)
+
+
+def add_word(name: str, vectors: Sequence[mx.array], readers: Sequence[Reader]) -> None:
+    """Make a word that has been checked stand for vectors [n, D] of each text encoder."""
+    for (tokenizer, text_encoder), rows in zip(readers, vectors, strict=True):
+        embedding = text_encoder.token_embedding
         first, dtype = len(embedding.weight), embedding.weight.dtype
         embedding.weight = mx.concatenate([embedding.weight, rows.astype(dtype)])
         tokenizer.add(name, range(first, first + len(rows)))
@@ -67,6 +76,8 @@ def _read(file: Path, widths: tuple[int, ...]) -> list[mx.array]:
             "string_to_param, save_file(e, NEW_FILE)"
         )
     header, tensors = read_safetensors(file)
+    if any(split_key(key) is not None for key in header.shapes):
+        raise ValueError(f"{file} is a LoRA, not a textual inversion: give it with --lora")
     keys = _find_keys(file, tuple(header.shapes))
     shapes = _check_shapes(file, {key: header.shapes[key] for key in keys}, widths)
     kinds = [header.tensors[key].kind for key in keys]

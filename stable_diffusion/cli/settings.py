@@ -1,5 +1,6 @@
 """The settings of a run, as `cli.arguments` reads them. They do not change afterwards."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +80,8 @@ class Settings:
     model: str = "sdxl"
     vae: str | None = None
     prediction_type: str | None = None
-    lora: tuple[tuple[Path, float], ...] = ()  # files and scales
+    # Files, or their names on the Hub before `main` has found them, and scales.
+    lora: tuple[tuple[str | os.PathLike[str], float], ...] = ()
     embedding: tuple[tuple[str, Path], ...] = ()  # names and files
 
     quantize: bool = False
