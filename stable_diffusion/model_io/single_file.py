@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from ..config.known_models import PACKAGE
 from ..utils.wording import join_names
-from .detect_networks import detect_text_encoder, detect_unet, detect_vae
+from .detect_networks import detect_text_encoder, detect_vae
+from .detect_unet import detect_unet
 from .layouts import Layout
 from .original_layout import CLIP_ROOT, FAMILIES, UNET_ROOT, VAE_ROOT, XL_CLIP_ROOT, Family
 from .safetensors_file import Header
