@@ -48,13 +48,17 @@ def compute_error(ours: UNetModel, theirs: torch.nn.Module) -> float:
     if config.time_cond_proj_dim:
         guidance = embed_guidance(GUIDANCE, config.time_cond_proj_dim)
         embedded = compute_sinusoids(1000 * (GUIDANCE - 1), config.time_cond_proj_dim)
-    expected = copy.deepcopy(theirs).double()(
-        channels_first(x),
-        torch.from_numpy(times),
-        torch.from_numpy(text).double(),
-        added_cond_kwargs=added,
-        timestep_cond=embedded,
-    ).sample
+    expected = (
+        copy.deepcopy(theirs)
+        .double()(
+            channels_first(x),
+            torch.from_numpy(times),
+            torch.from_numpy(text).double(),
+            added_cond_kwargs=added,
+            timestep_cond=embedded,
+        )
+        .sample
+    )
     ours = ours(mx.array(x), mx.array(times), mx.array(text), text_time, guidance)
     return relative_l2(ours, channels_last(expected))
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..config.known_models import PACKAGE
 from ..utils.wording import join_names
 from .detect_networks import detect_text_encoder, detect_vae
-from .detect_unet import detect_unet
+from .detect_unet import UNetTraits, detect_unet
 from .layouts import Layout
 from .original_layout import CLIP_ROOT, FAMILIES, UNET_ROOT, VAE_ROOT, XL_CLIP_ROOT, Family
 from .safetensors_file import Header
@@ -215,8 +215,10 @@ def open_single_file(name: str, file: Path) -> SingleFile:
         component: Component(*detect_text_encoder(header, tower))
         for component, tower in family.text_towers.items()
     }
-    text_configs = {component: each.config for component, each in components.items()}
-    components["unet"] = Component(*detect_unet(header, family, text_configs))
+    second = components.get("text_encoder_2")
+    n_pooled = None if second is None else second.config["projection_dim"]
+    traits = UNetTraits(family.sample_size, family.heads, n_pooled)
+    components["unet"] = Component(*detect_unet(header, UNET_ROOT, traits))
     if header.has(VAE_ROOT):
         config, layout = detect_vae(header, VAE_ROOT)
         config["scaling_factor"] = family.scaling_factor
