@@ -43,7 +43,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "conditioning": {"clip", "config", "tokenizer", "utils"},
     "compiled": {"device"},
     "merged_layers": {"compiled", "device"},
-    "denoising": {"attention", "compiled", "config", "device", "merged_layers", "sampler", "unet"},
+    "denoising": {
+        *("attention", "compiled", "config", "device", "merged_layers", "sampler"),
+        *("time_embedding", "unet"),
+    },
     "model_io": LOWER | NETWORKS | {"quantize"},
     "adapters": LOWER | NETWORKS | {"model_io"},
     "precision": {"adapters", "model_io", "quantize"},

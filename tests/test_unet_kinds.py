@@ -1,18 +1,23 @@
 """UNets of distilled models equal diffusers' in float64, from folders, files and files alone."""
 
 import copy
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+import original_layout
 import pytest
 import torch
 from oracle import channels_first, channels_last, relative_l2
+from original_layout import original_unet
 from parity import POOLED_WIDTH, TIME_IDS, random_normal
 from unet_kinds import UNETS, make_unet
 
 from stable_diffusion.config.networks import UNetConfig
-from stable_diffusion.model_io.layouts import UNET
-from stable_diffusion.model_io.weights import load_weights
+from stable_diffusion.model_io.hub_file import ResolvedFile
+from stable_diffusion.model_io.layouts import UNET, Layout
+from stable_diffusion.model_io.unet_file import open_unet_file
+from stable_diffusion.model_io.weights import flatten_parameters, load_weights
 from stable_diffusion.time_embedding import embed_guidance
 from stable_diffusion.unet import UNetModel
 
@@ -68,3 +73,35 @@ def compute_sinusoids(value: float, dims: int) -> torch.Tensor:
     half = dims // 2
     phases = value * 10_000.0 ** (-np.arange(half) / (half - 1))
     return torch.from_numpy(np.concatenate([np.sin(phases), np.cos(phases)]))[None]
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_unet_is_detected_by_names_and_shapes(name, tmp_path):
+    """A file without a config gives the same network, under each way to name its tensors."""
+    tensors = {key: value.numpy() for key, value in make_unet(name).state_dict().items()}
+    wanted = UNetConfig.from_dict(dict(make_unet(name).config), name)
+    expected = make_network(wanted, tensors, UNET, tmp_path)
+    ways = {
+        "input": ({f"diffusion_model.{k}": v for k, v in original_unet(tensors).items()}),
+        "diffusers": tensors,
+    }
+    if not name.startswith(("ssd", "vega", "koala", "lcm-ssd")):  # the script is for SD 1 and 2
+        ways["script"] = original_unet(tensors, has_gaps=True)
+    for way in ways.values():
+        file = original_layout.save(way, tmp_path / "x.safetensors")
+        unet = open_unet_file(ResolvedFile(file, "x.safetensors"), wanted)
+        found = UNetConfig.from_dict(*unet.config("unet/config.json"))
+        assert found.heads == wanted.heads
+        ours = UNetModel(found)
+        load_weights(ours, [file], unet.layout("unet"), mx.float32)
+        ours = flatten_parameters(ours)
+        assert ours.keys() == expected.keys()
+        assert all(mx.array_equal(ours[key], expected[key]) for key in expected)
+
+
+def make_network(config: UNetConfig, tensors: dict, layout: Layout, folder: Path) -> dict:
+    """Return the parameters of a network with these tensors."""
+    file = original_layout.save(tensors, folder / "expected.safetensors")
+    network = UNetModel(config)
+    load_weights(network, [file], layout, mx.float32)
+    return flatten_parameters(network)

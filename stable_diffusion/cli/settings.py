@@ -78,6 +78,7 @@ class Settings:
 
     model: str = "sdxl"
     vae: str | None = None
+    unet: str | None = None
     prediction_type: str | None = None
     lora: tuple[tuple[Path, float], ...] = ()  # files and scales
     embedding: tuple[tuple[str, Path], ...] = ()  # names and files

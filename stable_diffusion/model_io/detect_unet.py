@@ -5,7 +5,6 @@ Their names are the original ones or those of diffusers. The config is made from
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -23,22 +22,6 @@ _PLACE = re.compile(r"(input|output)_blocks\.(\d{1,4})\.")
 _MID = ("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1")
 
 
-@dataclass(frozen=True)
-class UNetTraits:
-    """What the shapes of a UNet's tensors do not show.
-
-    Attributes:
-        sample_size: width and height of the pictures of its training, in latents; None if unknown.
-        heads: the attention heads of each level, or one number for all; None if a head has
-            `HEAD_WIDTH` channels.
-        n_pooled: how many numbers of pooled text SDXL's UNet takes; None if it is another UNet.
-    """
-
-    sample_size: int | None
-    heads: int | tuple[int, ...] | None
-    n_pooled: int | None
-
-
 def find_unet_root(header: Header) -> str | None:
     """Return the start of the keys of the UNet in a file, or None if it has no UNet."""
     return next((root for root in ROOTS if _has_unet(header, root)), None)
@@ -50,15 +33,17 @@ def _has_unet(header: Header, root: str) -> bool:
     return has_output and any(root + layer in header.shapes for layer in FIRST_LAYERS)
 
 
-def detect_unet(header: Header, root: str, traits: UNetTraits) -> tuple[dict[str, Any], Layout]:
+def detect_unet(header: Header, root: str) -> tuple[dict[str, Any], Layout]:
     """Return the config of the UNet, and how the file names its tensors.
+
+    The shapes do not show the heads: here each has `HEAD_WIDTH` channels. What
+    `detect_added_embedding` returns is not in it.
 
     Args:
         root: the start of its keys.
 
     Raises:
-        ValueError: if a tensor that shows the architecture is missing, or if the sizes of SDXL's
-            added embedding do not fit the text encoders.
+        ValueError: if a tensor that shows the architecture is missing.
     """
     layout = _find_layout(header, root)
     tensors = _Tensors(header, layout)
@@ -69,22 +54,39 @@ def detect_unet(header: Header, root: str, traits: UNetTraits) -> tuple[dict[str
     config = {
         "in_channels": tensors.size("conv_in.weight", 1),
         "out_channels": tensors.size("conv_out.weight", 0),
-        "sample_size": traits.sample_size,
         "block_out_channels": channels,
         "layers_per_block": [tensors.count_resnets(f"down_blocks.{level}") for level in levels],
         "down_block_types": [
             "CrossAttnDownBlock2D" if depths else "DownBlock2D" for depths in down
         ],
         "up_block_types": ["CrossAttnUpBlock2D" if depths else "UpBlock2D" for depths in up],
-        "num_attention_heads": traits.heads or [width // HEAD_WIDTH for width in channels],
+        "num_attention_heads": [max(1, width // HEAD_WIDTH) for width in channels],
     }
     config |= _detect_mid_block(tensors) | _describe_depths(tensors, down, up)
     config |= _detect_attention(tensors, channels)
     if tensors.has("time_embedding.cond_proj"):
         config["time_cond_proj_dim"] = tensors.size("time_embedding.cond_proj.weight", 1)
-    if traits.n_pooled is not None:
-        config |= _detect_added_embedding(tensors, traits.n_pooled)
     return config, layout
+
+
+def detect_added_embedding(header: Header, layout: Layout, n_pooled: int) -> dict[str, Any]:
+    """Return the options of SDXL's embedding of the pooled text, of `n_pooled` numbers, and sizes.
+
+    Raises:
+        ValueError: if the layer is missing, or takes a number of inputs that is not possible.
+    """
+    layer = layout.key("add_embedding.linear_1")
+    n_inputs = header.size(f"{layer}.weight", 1)
+    if (n_inputs - n_pooled) % TIME_IDS:
+        raise ValueError(
+            f"{header.name}: {layer} takes {n_inputs} numbers, which are not the {n_pooled} of the "
+            f"text and those of {TIME_IDS} sizes"
+        )
+    return {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": (n_inputs - n_pooled) // TIME_IDS,
+        "projection_class_embeddings_input_dim": n_inputs,
+    }
 
 
 class _Tensors:
@@ -187,26 +189,6 @@ def _first_attention(tensors: _Tensors, level: int, n_levels: int) -> str:
     """Return the first attention of a level with a transformer block, down or up."""
     down = f"down_blocks.{level}.attentions.0"
     return down if tensors.has(down) else f"up_blocks.{n_levels - 1 - level}.attentions.0"
-
-
-def _detect_added_embedding(tensors: _Tensors, n_pooled: int) -> dict[str, Any]:
-    """Return the options of SDXL's embedding of the pooled text, of `n_pooled` numbers, and sizes.
-
-    Raises:
-        ValueError: if the layer takes a number of inputs that is not possible.
-    """
-    layer = "add_embedding.linear_1"
-    n_inputs = tensors.size(f"{layer}.weight", 1)
-    if (n_inputs - n_pooled) % TIME_IDS:
-        raise ValueError(
-            f"{tensors.header.name}: {tensors.layout.key(layer)} takes {n_inputs} numbers, which "
-            f"are not the {n_pooled} of the text and those of {TIME_IDS} sizes"
-        )
-    return {
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": (n_inputs - n_pooled) // TIME_IDS,
-        "projection_class_embeddings_input_dim": n_inputs,
-    }
 
 
 def _find_layout(header: Header, root: str) -> Layout:
