@@ -18,7 +18,7 @@ from ..clip import CLIPTextModel
 from ..config.diffusion import DiffusionConfig
 from ..config.known_models import MODELS
 from ..config.model import ModelConfig
-from ..config.networks import Quantization, UNetConfig
+from ..config.networks import Quantization
 from ..device import memory
 from ..quantize import quantize_as
 from ..tokenizer.files import read_tokenizer, read_tokenizer_json
