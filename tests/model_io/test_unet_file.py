@@ -7,7 +7,7 @@ import pytest
 from hub_files import REPO
 from ours import same
 from safetensors.numpy import load_file
-from unet_kinds import make_unet, to_numpy, write_unet
+from unet_kinds import to_numpy, write_unet
 
 from stable_diffusion.cli.convert import main as convert_main
 from stable_diffusion.model_io.loaders import load_model_config, load_unet, open_model
