@@ -118,12 +118,7 @@ def test_unet_of_a_repository(hub, checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("bk-sdm-tiny", "sd-1-published"),
-        ("sdxs-0.9", "sd-2-published"),
-        ("ssd-1b", "sdxl-published"),
-    ],
+    ("name", "kind"), [("sdxs-0.9", "sd-2-published"), ("ssd-1b", "sdxl-published")]
 )
 def test_whole_models_with_small_unets(checkpoint, tmp_path, name, kind):
     """A single file of such a model is the model with this UNet."""
