@@ -48,8 +48,6 @@ from .sampler.sampler import Sampler
 from .sampler.schedule import Schedule, ensure_one_step
 from .vae_strips import decode, encode
 
-UNET = ("unet", "unet")  # attribute, and folder in the model
-
 
 class StableDiffusion:
     """Stable Diffusion 1.x and 2.x.
@@ -63,6 +61,7 @@ class StableDiffusion:
         schedule: one of the sampler's schedules: the spacing of the timesteps, or "karras"; the
             model's own if None.
         vae: where to take another VAE from: a model, a VAE's folder or repository, or a file.
+        unet: where to take another UNet from, likewise; see `open_model`.
         prediction_type: "epsilon", "v_prediction" or "sample", if the model's files do not say.
         vae_float16: compute the VAE in half precision, too. The VAE of an SDXL model must be made
             for it. Pictures may differ visibly from those in float32.
@@ -73,8 +72,9 @@ class StableDiffusion:
             its VAE is not made for half precision and `vae_float16` is set.
     """
 
-    # The attributes of the text encoders and tokenizers, each with its folder in the model.
+    # The attributes of text encoders, UNet and tokenizers, each with its folder in the model.
     _TEXT_ENCODERS: tuple[tuple[str, str], ...] = (("text_encoder", "text_encoder"),)
+    _UNET = ("unet", "unet")
     _TOKENIZERS: tuple[tuple[str, str], ...] = (("tokenizer", "tokenizer"),)
 
     def __init__(
@@ -85,25 +85,22 @@ class StableDiffusion:
         *,
         schedule: str | None = None,
         vae: Key | None = None,
+        unet: Key | None = None,
         prediction_type: str | None = None,
         vae_float16: bool = False,
     ):
-        check_arguments.check_model(model, vae, sampler, schedule, prediction_type)
+        words = {"sampler": sampler, "schedule": schedule, "prediction_type": prediction_type}
+        check_arguments.check_model(model, {"vae": vae, "unet": unet}, words)
         if cpu_kernels.is_used():
             cpu_kernels.keep_freed_memory()
-        self.model = opened = open_model(model, vae=vae, prediction_type=prediction_type)
+        self.model = opened = open_model(model, vae=vae, unet=unet, prediction_type=prediction_type)
         self.float16, self.vae_float16 = float16, vae_float16
         self.config = opened.config
         _require_suitable(self)
         self.dtype = cpu_kernels.compute_dtype(mx.float16 if float16 else mx.float32)
         self.diffusion_config = self.config.diffusion
         self.sampler = Sampler.for_model(self.diffusion_config, sampler, schedule)
-        for attribute, name in self._TOKENIZERS:
-            setattr(self, attribute, load_tokenizer(opened, f"{name}_vocab", f"{name}_merges"))
-        for attribute, name in self._TEXT_ENCODERS:
-            setattr(self, attribute, load_text_encoder(opened, float16, name))
-        for reader in self._readers:
-            require_fit(*reader, opened.name)
+        _load_readers(self)
         self.unet = load_unet(opened, float16)
         self.autoencoder = load_autoencoder(opened, float16, vae_float16=vae_float16)
 
@@ -127,7 +124,7 @@ class StableDiffusion:
         """
         self.use_float32_vae()
         self.float16, self.dtype = False, mx.float32
-        for attribute, name in (*self._TEXT_ENCODERS, UNET):
+        for attribute, name in (*self._TEXT_ENCODERS, self._UNET):
             if hasattr(self, attribute):
                 network = load_in_float32(self.model, name, getattr(self, attribute))
                 setattr(self, attribute, network)
@@ -263,7 +260,7 @@ class StableDiffusion:
     @property
     def _networks(self) -> dict[str, nn.Module]:
         """Return the UNet and the text encoders by folder, except those that have been freed."""
-        networks = (*self._TEXT_ENCODERS, UNET)
+        networks = (*self._TEXT_ENCODERS, self._UNET)
         return {name: getattr(self, each) for each, name in networks if hasattr(self, each)}
 
     def _embed_text(
@@ -291,6 +288,7 @@ class StableDiffusionXL(StableDiffusion):
         *,
         schedule: str | None = None,
         vae: Key | None = None,
+        unet: Key | None = None,
         prediction_type: str | None = None,
         vae_float16: bool = False,
     ):
@@ -300,6 +298,7 @@ class StableDiffusionXL(StableDiffusion):
             sampler,
             schedule=schedule,
             vae=vae,
+            unet=unet,
             prediction_type=prediction_type,
             vae_float16=vae_float16,
         )
@@ -333,6 +332,16 @@ def _require_suitable(sd: StableDiffusion) -> None:
         raise ValueError(f"{sd.config.name} is a {needed} model: use the class {needed}")
     if sd.vae_float16:
         sd.config.require_vae_float16()
+
+
+def _load_readers(sd: StableDiffusion) -> None:
+    """Load the tokenizers and text encoders of `sd`."""
+    for attribute, name in sd._TOKENIZERS:
+        setattr(sd, attribute, load_tokenizer(sd.model, f"{name}_vocab", f"{name}_merges"))
+    for attribute, name in sd._TEXT_ENCODERS:
+        setattr(sd, attribute, load_text_encoder(sd.model, sd.float16, name))
+    for reader in sd._readers:
+        require_fit(*reader, sd.model.name)
 
 
 def _denoise(

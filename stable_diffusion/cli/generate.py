@@ -188,7 +188,8 @@ def _make_pictures(
 
 def _prepare_run(settings: Settings, plan: Plan, progress: Progress) -> Run:
     """Open the model, check that everything suits it, and load it; weights are read later."""
-    model = open_model(settings.model, vae=settings.vae, prediction_type=settings.prediction_type)
+    options = {name: getattr(settings, name) for name in ("vae", "unet", "prediction_type")}
+    model = open_model(settings.model, **options, on_message=say)
     float16 = _choose_precision(settings)
     for line in describe_downloads(model, STEMS, float16):
         say(line)
@@ -223,7 +224,7 @@ def _complete_jobs(settings: Settings, plan: Plan, config: ModelConfig) -> list[
     jobs = [job.with_defaults(config) for job in plan.jobs]
     if plan.drawn_seed is not None:
         say(f"Seed: {plan.drawn_seed}")
-    warn_of_no_guidance(jobs)
+    warn_of_no_guidance(jobs, config)
     warn_of_prompts(jobs)
     check_start_size(settings.start, config)
     if plan.names is not None:
@@ -273,9 +274,8 @@ def _call_generator(sd: StableDiffusion, settings: Settings, batch: Batch) -> De
     if settings.start is None or batch.strength is None:  # they are given together
         size = batch.latent_size(sd.config.autoencoder.factor)
         return sd.generate_latents(latent_size=size, **batch.options)
-    return sd.generate_latents_from_image(
-        settings.start.pixels, strength=batch.strength, **batch.options
-    )
+    pixels, strength = settings.start.pixels, batch.strength
+    return sd.generate_latents_from_image(pixels, strength=strength, **batch.options)
 
 
 def _prepare_preview(run: Run, path: Path) -> Preview | None:

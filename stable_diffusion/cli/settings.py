@@ -79,6 +79,7 @@ class Settings:
 
     model: str = "sdxl"
     vae: str | None = None
+    unet: str | None = None
     prediction_type: str | None = None
     # Files, or their names on the Hub before `main` has found them, and scales.
     lora: tuple[tuple[str | os.PathLike[str], float], ...] = ()

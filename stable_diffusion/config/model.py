@@ -11,6 +11,7 @@ from .strict_config import Config
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")  # folders in a model; SD has only the first
 TIME_IDS = 6  # numbers that SDXL's UNet takes: original size, corner of the crop, target size
+EMBEDDED_GUIDANCE = 8.5  # of a UNet that embeds it: that of diffusers' pipeline for LCM
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,10 @@ class ModelConfig:
         """Return whether this is an SDXL model, by how its UNet is conditioned."""
         return self.unet.addition_embed_type == "text_time"
 
+    def needs_second_text(self, guidance: float) -> bool:
+        """Return whether guidance takes a prediction for the negative text, too."""
+        return guidance > 1 and not self.unet.embeds_guidance
+
     def require_vae_float16(self) -> None:
         """Check that the VAE can compute in half precision.
 
@@ -127,6 +132,8 @@ class ModelConfig:
     def defaults_with(self, sampler: str) -> Defaults:
         """Return the steps, guidance and size to use if the caller gives only the sampler."""
         size = self._find_size()
+        if self.unet.embeds_guidance:
+            return Defaults(steps=4, guidance=EMBEDDED_GUIDANCE, size=size)
         # A model or a LoRA that is distilled to few steps without guidance (arXiv:2311.05556).
         if "lcm" in (sampler, self.diffusion.sampler):
             return Defaults(steps=4, guidance=0.0, size=size)

@@ -8,8 +8,8 @@ from ..config.diffusion import DiffusionConfig
 from ..config.known_models import find_spec
 from ..config.model import TEXT_ENCODERS, ModelConfig, PipelineConfig
 from ..config.networks import AutoencoderConfig, CLIPTextConfig, UNetConfig
-from .sources import INDEX, SCHEDULER_CONFIG, VAE_CONFIG, Source
-from .unsupported import refuse_pipeline, refuse_unet
+from .sources import INDEX, SCHEDULER_CONFIG, UNET_CONFIG, VAE_CONFIG, Source
+from .unsupported import describe_unet, refuse_other_family, refuse_pipeline, refuse_unet
 from .weight_files import list_weight_files
 
 
@@ -22,11 +22,12 @@ class Model:
 
     Args:
         source: the files of the model.
-        vae: the files of the VAE, if it is not the model's own.
+        vae, unet: the files of the VAE and of the UNet, if they are not the model's own.
     """
 
     source: Source
     vae: Source | None = None
+    unet: Source | None = None
 
     @property
     def name(self) -> str:
@@ -35,7 +36,8 @@ class Model:
 
     def source_of(self, component: str) -> Source:
         """Return the source that has the files of a component."""
-        return self.source if self.vae is None or component != "vae" else self.vae
+        other = {"vae": self.vae, "unet": self.unet}.get(component)
+        return self.source if other is None else other
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -70,8 +72,12 @@ class Model:
     @cached_property
     def unet_config(self) -> UNetConfig:
         """Return the config of the UNet."""
-        config = UNetConfig.from_dict(*self.source.config("unet/config.json"))
-        refuse_unet(self.name, config)
+        source = self.source_of("unet")
+        config = UNetConfig.from_dict(*source.config(UNET_CONFIG))
+        refuse_unet(source.name, config)
+        own = None if self.unet is None else read_unet_config(self.source)
+        if own is not None:
+            refuse_other_family(source.name, describe_unet(config), self.name, describe_unet(own))
         return config
 
     def text_encoder_config(self, component: str) -> CLIPTextConfig:
@@ -108,6 +114,19 @@ class Model:
         return (
             config if prediction_type is None else replace(config, prediction_type=prediction_type)
         )
+
+
+def read_unet_config(source: Source) -> UNetConfig | None:
+    """Return the config of a model's own UNet, whether it can be run or not; None without one.
+
+    Raises:
+        ValueError: if the file is broken, or says something that is not supported.
+    """
+    try:
+        content, name = source.config(UNET_CONFIG)
+    except FileNotFoundError:
+        return None
+    return UNetConfig.from_dict(content, name)
 
 
 def describe_downloads(model: Model, components: Iterable[str], float16: bool) -> list[str]:

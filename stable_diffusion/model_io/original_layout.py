@@ -1,6 +1,6 @@
 """The layout in which CompVis and Stability published Stable Diffusion: one file for all networks.
 
-These are its names, and what the models of a family have in common. `detect_networks` does the
+These are its names, and what the models of a family have in common. The modules `detect_…` do the
 rest.
 """
 

@@ -44,15 +44,27 @@ def find_prediction_type(header: Header, family: Family) -> str:
     Raises:
         ValueError: if the metadata say that it predicts something else.
     """
+    stated = find_stated_prediction(header)
+    if stated is not None:
+        return stated
+    return EPSILON if family is not SD_2 else _guess(header)
+
+
+def find_stated_prediction(header: Header) -> str | None:
+    """Return what a marker or the metadata say that the UNet predicts, or None if none does.
+
+    Raises:
+        ValueError: if the metadata say that it predicts neither noise nor velocity.
+    """
     stated = _read_statements(header)
     if V_MARKER in header.shapes:
         _warn_of_contradictions(header.name, f"its tensor {V_MARKER}", VELOCITY, stated)
         return VELOCITY
-    if stated:
-        key, prediction_type = next(iter(stated.items()))
-        _warn_of_contradictions(header.name, key, prediction_type, stated)
-        return prediction_type
-    return EPSILON if family is not SD_2 else _guess(header)
+    if not stated:
+        return None
+    key, prediction_type = next(iter(stated.items()))
+    _warn_of_contradictions(header.name, key, prediction_type, stated)
+    return prediction_type
 
 
 def has_zero_snr(header: Header) -> bool:

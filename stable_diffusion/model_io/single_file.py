@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from ..config.known_models import PACKAGE
 from ..utils.wording import join_names
-from .detect_networks import detect_unet
 from .detect_text_encoder import detect_family, detect_text_encoder
+from .detect_unet import detect_added_embedding, detect_unet
 from .detect_vae import detect_vae
 from .layouts import Layout
 from .original_layout import UNET_ROOT, VAE_ROOT, Family
@@ -158,6 +158,21 @@ class VaeFile(Source):
             raise FileNotFoundError(f"{self.name} has no {component}: it is a VAE (--vae)")
 
 
+def find_stated_prediction(header: Header) -> str | None:
+    """Return what the UNet predicts, as the metadata or a marker of its file say; else None.
+
+    Raises:
+        ValueError: if they say something that is not supported.
+    """
+    if (stated := header.metadata.get(PREDICTION_KEY)) is not None:
+        if stated not in PREDICTIONS:
+            raise ValueError(f"{header.name}: {PREDICTION_KEY} = {stated!r} is not supported")
+        return PREDICTIONS[stated]
+    if V_MARKER in header.shapes:
+        return "v_prediction"
+    return ARCHITECTURES.get(header.metadata.get(ARCHITECTURE_KEY, ""))
+
+
 def open_single_file(name: str, file: Path) -> SingleFile:
     """Detect the model that a file holds.
 
@@ -181,8 +196,7 @@ def open_single_file(name: str, file: Path) -> SingleFile:
         component: Component(*detect_text_encoder(header, tower, layouts[component]))
         for component, tower in family.text_towers.items()
     }
-    text_configs = {component: each.config for component, each in components.items()}
-    components["unet"] = Component(*detect_unet(header, family, text_configs))
+    components["unet"] = _detect_unet(header, family, components.get("text_encoder_2"))
     if header.has(VAE_ROOT):
         config, layout = detect_vae(header, VAE_ROOT)
         config["scaling_factor"] = family.scaling_factor
@@ -221,6 +235,21 @@ def _warn_of_leftovers(header: Header, layouts: Iterable[Layout]) -> None:
             f"passed over: {join_names(leftovers)}",
             stacklevel=3,
         )
+
+
+def _detect_unet(header: Header, family: Family, second: Component | None) -> Component:
+    """Return the UNet of a model whose second text encoder, if it has one, is `second`.
+
+    Raises:
+        ValueError: as `detect_unet` does.
+    """
+    config, layout = detect_unet(header, UNET_ROOT)
+    config["sample_size"] = family.sample_size
+    if family.heads is not None:
+        config["num_attention_heads"] = family.heads
+    if second is not None:
+        config |= detect_added_embedding(header, layout, second.config["projection_dim"])
+    return Component(config, layout)
 
 
 def _text_encoder_of(tokenizer: str) -> str:

@@ -14,13 +14,13 @@ import txt2image
 from stable_diffusion.cli.arguments import parse
 from stable_diffusion.cli.job import Job
 from stable_diffusion.cli.recipe.recipe import Recipe
-from stable_diffusion.cli.recipe.record import RecipeComparison, Record, Texts
+from stable_diffusion.cli.recipe.record import RecipeComparison, Record, Texts, _list_model_names
 from stable_diffusion.cli.settings import Settings
 from stable_diffusion.images.text_chunks import PARAMETERS, RECIPE
 from stable_diffusion.images.writing import save_image
 from stable_diffusion.model_io.hub import Repository
 from stable_diffusion.model_io.model import Model
-from stable_diffusion.model_io.sources import BareVae, Source
+from stable_diffusion.model_io.sources import BareNetwork, Source
 
 COMMIT = "0123456789abcdef"
 JOB = Job("a cat", seed=3, width=64, height=64, steps=2, cfg=2.0, sampler="ddim")
@@ -43,7 +43,7 @@ def make_repository(repo: str) -> Repository:
 
 
 def test_a_model_on_the_hub_is_pinned_to_its_commit():
-    model = Model(make_repository("org/model"), BareVae(make_repository("org/vae")))
+    model = Model(make_repository("org/model"), BareNetwork(make_repository("org/vae"), "vae"))
     record = make_record(model, "--model", "org/model@main", "--vae", "org/vae")
     recipe = read_recipe(record.describe(JOB))
     assert (recipe.model, recipe.revision) == ("org/model", COMMIT)
@@ -95,6 +95,7 @@ def test_grids():
         (["--model=sd"], True),
         (["--model=./sdxl"], True),
         (["--vae=org/other"], True),
+        (["--unet=org/vae"], True),
         (["--lora=a.safetensors:1"], True),
         (["--lora=a.safetensors:0.5", "--lora=a.safetensors:0.5"], True),
         (["--embedding=<a>=a.safetensors"], True),
@@ -107,7 +108,9 @@ def test_pictures_that_differ(tmp_path, monkeypatch, options, differs):
     """The settings or the job ask for another picture than the one that exists."""
     monkeypatch.chdir(tmp_path)
     Path("a.safetensors").write_bytes(b"a")
-    model = Model(make_repository("stabilityai/sdxl-turbo"), BareVae(make_repository("org/vae")))
+    model = Model(
+        make_repository("stabilityai/sdxl-turbo"), BareNetwork(make_repository("org/vae"), "vae")
+    )
     usual = ["--model=sdxl", "--vae=org/vae", "--lora=a.safetensors:0.5"]
     texts = make_record(model, *usual).describe(JOB)
     save_image("made.png", np.zeros((64, 64, 3), np.uint8), texts)
@@ -121,6 +124,21 @@ def test_pictures_that_differ(tmp_path, monkeypatch, options, differs):
         assert not comparison.differs(Path("made.png"), replace(JOB, steps=None, sampler=None))
         Path("a.safetensors").write_bytes(b"b")  # trained on, under the same name
         assert RecipeComparison(parse_settings(*usual, *options)).differs(Path("made.png"), JOB)
+
+
+def test_unet_of_a_file_on_the_hub():
+    """Its recipe has the commit, and asks for the same picture as its name without one."""
+
+    class HubFile(Source):
+        commit = ("org/name/a.safetensors", COMMIT)
+
+    model = Model(make_repository("org/model"), unet=HubFile("a", Path()))
+    given = "org/name@v1/a.safetensors"
+    recipe = read_recipe(make_record(model, f"--unet={given}").describe(JOB))
+    assert recipe.unet == f"org/name/a.safetensors@{COMMIT}"
+    names = _list_model_names(recipe.unet)
+    assert names & _list_model_names(given)
+    assert not names & _list_model_names("org/name/b.safetensors")
 
 
 @pytest.mark.parametrize(("platform", "differs"), [("darwin", False), ("linux", True)])
