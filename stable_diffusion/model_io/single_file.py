@@ -158,21 +158,6 @@ class VaeFile(Source):
             raise FileNotFoundError(f"{self.name} has no {component}: it is a VAE (--vae)")
 
 
-def find_stated_prediction(header: Header) -> str | None:
-    """Return what the UNet predicts, as the metadata or a marker of its file say; else None.
-
-    Raises:
-        ValueError: if they say something that is not supported.
-    """
-    if (stated := header.metadata.get(PREDICTION_KEY)) is not None:
-        if stated not in PREDICTIONS:
-            raise ValueError(f"{header.name}: {PREDICTION_KEY} = {stated!r} is not supported")
-        return PREDICTIONS[stated]
-    if V_MARKER in header.shapes:
-        return "v_prediction"
-    return ARCHITECTURES.get(header.metadata.get(ARCHITECTURE_KEY, ""))
-
-
 def open_single_file(name: str, file: Path) -> SingleFile:
     """Detect the model that a file holds.
 

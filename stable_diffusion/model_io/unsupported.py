@@ -14,7 +14,7 @@ from .other_files import FAMILIES, PARTS, RELATIVES
 REFINER = "the SDXL refiner"
 REFINER_CONTEXT = 1280  # the width of SDXL's second text encoder, the only one that it uses
 # By the width of the text embeddings that the UNet takes.
-FAMILIES = {768: "SD 1.x", 1024: "SD 2.x"}
+CONTEXTS = {768: "SD 1.x", 1024: "SD 2.x"}
 XL_CONTEXT = 2048
 
 # By a part of the pipeline's class in `model_index.json`; the first match counts.
@@ -96,7 +96,7 @@ def describe_family(has_added_embedding: bool, width: int) -> str:
     """Return the family of the models whose UNet takes text embeddings of a width."""
     if has_added_embedding:
         return "SDXL" if width == XL_CONTEXT else f"SDXL with text embeddings of {width}"
-    return FAMILIES.get(width, f"Stable Diffusion with text embeddings of {width}")
+    return CONTEXTS.get(width, f"Stable Diffusion with text embeddings of {width}")
 
 
 def refuse_other_family(name: str, family: str, model: str, own_family: str) -> None:
