@@ -1,7 +1,8 @@
-"""LoRA: low-rank changes of a model's layers, from files (Hu et al. 2021, arXiv:2106.09685).
+"""LoRA (Hu et al. 2021, arXiv:2106.09685) and its relatives: changes of layers, from files.
 
-`lora_keys` has the names of layers in files, `lora_file` reads a file into one change for each
-layer, and `lora_layers` puts changes into a network.
+`lora_keys` has the names of layers in files, and `lora_file` reads the tensors of each layer.
+`kinds` knows which of them make which change, `changes` has the formulas, and `lora_layers` puts
+changes into a network.
 """
 
 import math
@@ -13,15 +14,16 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..utils.wording import join_names
+from .kinds import IncompleteError, ShapeError, list_unknown, read_changes
 from .lora_file import LoRAFile, read_lora
 from .lora_keys import list_names
 from .lora_layers import (
     Layer,
-    LoRALayer,
-    add_lora,
+    add_changes,
+    find_adapted,
     find_layers,
-    find_lora,
     get_weight_shape,
+    list_changes,
     replace_layers,
 )
 
@@ -34,7 +36,9 @@ def load_lora(
     scale: float,
     dtype: mx.Dtype,
 ) -> None:
-    """Add the LoRA of a file to the layers of `networks`, in addition to any that they have.
+    """Add the LoRA of a file to the layers of `networks`, after any that they have.
+
+    It may be any of `kinds.KINDS`, for each layer another one.
 
     Args:
         networks: the networks, by their names in `COMPONENTS`.
@@ -56,8 +60,7 @@ def load_lora(
         for name, layer_path in list_names(component, network, layers[component]).items()
     }
     file = read_lora(Path(path), targets)
-    _check_fit(file, layers)
-    changed = _change_layers(file, layers, scale, dtype)
+    changed = _read_changes(file, layers, scale, dtype)
     if scale != 0:
         for component, network in networks.items():
             replace_layers(network, changed[component])
@@ -66,57 +69,55 @@ def load_lora(
 def unload_lora(networks: Mapping[str, nn.Module]) -> None:
     """Remove every LoRA from the layers of `networks`."""
     for network in networks.values():
-        replace_layers(network, {path: layer.base for path, layer in find_lora(network).items()})
+        replace_layers(network, {path: layer.base for path, layer in find_adapted(network).items()})
 
 
 def copy_lora(old: nn.Module, new: nn.Module, dtype: mx.Dtype) -> None:
-    """Add the LoRA of a network to the layers of another network of the same model."""
+    """Add the changes of a network's layers to another network of the same model, as `dtype`."""
     layers = find_layers(new)
     replace_layers(
         new,
         {
-            path: add_lora(layers[path], layer.down.astype(dtype), layer.up.astype(dtype))
-            for path, layer in find_lora(old).items()
+            path: add_changes(layers[path], [each.astype(dtype) for each in list_changes(layer)])
+            for path, layer in find_adapted(old).items()
         },
     )
 
 
-def _check_fit(file: LoRAFile, layers: Layers) -> None:
-    """Check that the changes of a file are complete, and fit the layers of the networks.
+def _read_changes(
+    file: LoRAFile, layers: Layers, scale: float, dtype: mx.Dtype
+) -> dict[str, dict[str, Layer]]:
+    """Return the changed layers, by component and path.
 
     Raises:
-        ValueError: if they do not, or if there are none; the message lists the keys.
+        ValueError: if the changes of the file are not complete or do not fit the layers, or if
+            there are none; the message lists the keys. Also if an alpha cannot be used.
     """
     missing: list[str] = []
     misshapen: list[str] = []
+    unknown: list[str] = []
+    changed: dict[str, dict[str, Layer]] = {component: {} for component in layers}
     for (component, path), change in file.changes.items():
-        if not change.is_complete():
+        layer = layers[component][path]
+        unknown += list_unknown(change)
+        try:
+            changes = read_changes(change, get_weight_shape(layer), scale, dtype)
+            changed[component][path] = add_changes(layer, changes)
+        except IncompleteError:
             missing += [f"the counterpart of {key}" for key in change.keys.values()]
-        elif not change.fits(get_weight_shape(layers[component][path])):
+        except ShapeError:
             misshapen += file.describe(change)
-    problems = {"no such layers": file.unexpected, "missing": missing, "wrong shape": misshapen}
+        except ValueError as error:
+            raise ValueError(f"the LoRA {file.path}: {error}") from None
+    problems = {
+        "no such layers": file.unexpected,
+        "not supported": unknown,
+        "missing": missing,
+        "wrong shape": misshapen,
+    }
     if any(problems.values()):
         found = "; ".join(f"{what}: {join_names(keys)}" for what, keys in problems.items() if keys)
         raise ValueError(f"the LoRA {file.path} does not fit {', '.join(layers)}: {found}")
     if not file.changes:
         raise ValueError(f"{file.path} contains no LoRA")
-
-
-def _change_layers(
-    file: LoRAFile, layers: Layers, scale: float, dtype: mx.Dtype
-) -> dict[str, dict[str, LoRALayer]]:
-    """Return the changed layers, by component and path.
-
-    Raises:
-        ValueError: if an alpha of the file, or a pattern of its metadata, cannot be used.
-    """
-    changed: dict[str, dict[str, LoRALayer]] = {component: {} for component in layers}
-    for (component, path), change in file.changes.items():
-        layer = layers[component][path]
-        try:
-            down, up = change.scale_matrices(get_weight_shape(layer), file.config)
-        except ValueError as error:
-            raise ValueError(f"the LoRA {file.path}: {error}") from None
-        up = (scale * up).astype(dtype)
-        changed[component][path] = add_lora(layer, down.astype(dtype), up)
     return changed

@@ -10,72 +10,31 @@ import mlx.core as mx
 import regex
 
 from ..model_io.safetensors_file import Header, read_safetensors
-from ..model_io.weights import channels_last
 from ..utils.strict_json import parse_json, require
-from .lora_keys import ALPHA, COMPONENTS, DOWN, UP, split_key
+from .lora_keys import split_key
 
 MAX_PATTERN_SECONDS = 1.0  # for matching a regular expression, which can take very long
 
 # Kinds of adapters that are not supported, by the beginning of a segment of their keys.
-OTHER_KINDS = {
-    "dora_scale": "DoRA",
-    "lora_magnitude_vector": "DoRA",
-    "lokr_": "LoKr",
-    "hada_": "LoHa",
-    "oft_": "OFT",
-    "lora_mid": "LoCon in Tucker form",
-    "on_input": "(IA)³",
-}
+OTHER_KINDS = {"oft_": "OFT"}
 
 
 @dataclass
 class LayerChange:
-    """The tensors of a file for one layer, and their keys, by `DOWN`, `UP` and `ALPHA`."""
+    """The tensors of a file for one layer, and their keys, by the names of their parts."""
 
     name: str  # of the layer, in the file
+    config: Mapping[str, Any]  # the options of PEFT, see `read_config`
     tensors: dict[str, mx.array] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
 
-    def is_complete(self) -> bool:
-        """Return whether both matrices are there."""
-        return self.tensors.keys() >= {DOWN, UP}
-
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Return whether this can change a weight of `shape`."""
-        down, up = self._get_matrices(shape)
-        is_scalar = ALPHA not in self.tensors or self.tensors[ALPHA].size == 1
-        is_down = down.size > 0 and down.shape[1:] == shape[1:]
-        are_floats = all(mx.issubdtype(x.dtype, mx.floating) for x in (down, up))
-        return are_floats and is_scalar and is_down and up.shape == (shape[0], len(down))
-
-    def scale_matrices(
-        self, shape: tuple[int, ...], config: Mapping[str, Any]
-    ) -> tuple[mx.array, mx.array]:
-        """Return D [rank, ...], and U [out, rank] in float32 times the ratio alpha / rank.
-
-        Args:
-            shape: the shape of the weight that they change.
-            config: the options of PEFT, see `read_config`.
-
-        Raises:
-            ValueError: if the ratio is not a finite number, or one of PEFT's patterns is not a
-                regular expression or takes too long.
-        """
-        down, up = self._get_matrices(shape)
-        ratio = self._compute_ratio(len(down), config)
-        require(math.isfinite(ratio), f"the alpha of {self.name} is not a finite number")
-        return down, up.astype(mx.float32) * ratio
-
-    def _get_matrices(self, shape: tuple[int, ...]) -> tuple[mx.array, mx.array]:
-        down = channels_last(self.tensors[DOWN], len(shape))
-        return down, channels_last(self.tensors[UP], rank=2)
-
-    def _compute_ratio(self, rank: int, config: Mapping[str, Any]) -> float:
-        """Return the factor of the product U D, as the file says: alpha / rank."""
-        if ALPHA in self.tensors:
-            own_alpha: Any = self.tensors[ALPHA].item()
+    def compute_ratio(self, rank: int) -> float:
+        """Return the factor of the change, as the file says: alpha / rank."""
+        if "alpha" in self.tensors:
+            own_alpha: Any = self.tensors["alpha"].item()
             return own_alpha / rank
         component, _, name = self.name.partition(".")
+        config = self.config
         # PEFT's patterns are regular expressions for the end of a layer's name.
         patterns = config.get(f"{component}.alpha_pattern", {}).items()
         own = (alpha for pattern, alpha in patterns if _matches(pattern, name))
@@ -124,7 +83,7 @@ def read_lora(file: Path, targets: Mapping[str, tuple[str, str]]) -> LoRAFile:
         raise FileNotFoundError(f"no such LoRA file: {file}")
     header, tensors = read_safetensors(file)
     config = read_config(file, header.metadata)
-    refuse_other_kinds(file, tensors, config)
+    refuse_other_kinds(file, tensors)
     changes: dict[tuple[str, str], LayerChange] = {}
     unexpected = []
     for key, tensor in tensors.items():
@@ -132,7 +91,7 @@ def read_lora(file: Path, targets: Mapping[str, tuple[str, str]]) -> LoRAFile:
         if name not in targets:
             unexpected.append(key)
             continue
-        change = changes.setdefault(targets[name], LayerChange(name))
+        change = changes.setdefault(targets[name], LayerChange(name, config))
         if part in change.keys:
             raise ValueError(
                 f"{file}: {change.keys[part]} and {key} are the same tensor of one layer"
@@ -163,9 +122,7 @@ def read_config(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     return config
 
 
-def refuse_other_kinds(
-    file: Path, tensors: Mapping[str, mx.array], config: Mapping[str, Any]
-) -> None:
+def refuse_other_kinds(file: Path, tensors: Mapping[str, mx.array]) -> None:
     """Check that the file is not one of the `OTHER_KINDS` of adapters.
 
     Raises:
@@ -176,9 +133,6 @@ def refuse_other_kinds(
             for beginning, kind in OTHER_KINDS.items():
                 if segment.startswith(beginning):
                     raise ValueError(f"{file} is {kind}, which is not supported: it has {key}")
-    for component in COMPONENTS:
-        if config.get(f"{component}.use_dora"):
-            raise ValueError(f"{file} is DoRA, which is not supported: its metadata says so")
 
 
 def _matches(pattern: str, name: str) -> bool:

@@ -28,20 +28,39 @@ COMPONENTS = {
     "text_encoder_2": Component(TEXT_ENCODER, ("lora_te2_",)),
 }
 
-# Other spellings of the part of a key after the layer's name → the spelling of `DOWN` and `UP`.
+# Other spellings of the part of a key after the layer's name → the one of kohya's scripts.
 _SPELLINGS = {
-    "lora_down": "lora.down",  # kohya
-    "lora_up": "lora.up",
-    "lora_A": "lora.down",  # PEFT and newer diffusers
-    "lora_B": "lora.up",
-    "lora_linear_layer": "lora",  # older diffusers, text encoders
-    **{f"processor.to_{name}_lora": f"to_{name}.lora" for name in "qkv"},  # the oldest, attention
-    "processor.to_out_lora": "to_out.0.lora",
-    **{f"self_attn.to_{name}_lora": f"self_attn.{name}_proj.lora" for name in "qkv"},
-    "self_attn.to_out_lora": "self_attn.out_proj.lora",
+    "lora.down": "lora_down",  # diffusers
+    "lora.up": "lora_up",
+    "lora_A": "lora_down",  # PEFT and newer diffusers
+    "lora_B": "lora_up",
+    "lora_magnitude_vector.weight": "dora_scale",
+    "lora_magnitude_vector": "dora_scale",
+    "lora_linear_layer.down": "lora_down",  # older diffusers, text encoders
+    "lora_linear_layer.up": "lora_up",
+    # The oldest, attention.
+    **{
+        f"{where}{old}_lora.{side}": f"{new}.lora_{side}"
+        for side in ("down", "up")
+        for where, names in {
+            "processor.": {**{f"to_{x}": f"to_{x}" for x in "qkv"}, "to_out": "to_out.0"},
+            "self_attn.": {
+                **{f"to_{x}": f"self_attn.{x}_proj" for x in "qkv"},
+                "to_out": "self_attn.out_proj",
+            },
+        }.items()
+        for old, new in names.items()
+    },
 }
-DOWN, UP, ALPHA = "lora.down.weight", "lora.up.weight", "alpha"
-_KEY = re.compile(rf"(.+)\.({DOWN}|{UP}|{ALPHA})")
+_PARTS = (
+    *("lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale", "scalar"),
+    *("lora_down.bias", "lora_up.bias", "bias", "bias_indices", "bias_values", "bias_size"),
+    *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
+    *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+    *("a1.weight", "a2.weight", "b1.weight", "b2.weight", "weight", "on_input"),
+    *("diff", "diff_b", "w_norm", "b_norm"),
+)
+_KEY = re.compile(rf"(.+?)\.({'|'.join(map(re.escape, _PARTS))})")
 
 # Parts of the UNet, and layers of its residual blocks → their names in Stability AI's code.
 _ORIGINAL = {ours: theirs for theirs, ours in (UNET_PARTS | RESNET).items()} | {
@@ -51,7 +70,7 @@ _ORIGINAL = {ours: theirs for theirs, ours in (UNET_PARTS | RESNET).items()} | {
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """Return the name of the layer and the tensor, `DOWN`, `UP` or `ALPHA`; None for other keys."""
+    """Return the name of the layer and its part, one of `_PARTS`; None for other keys."""
     match = _KEY.fullmatch(rename(key, _SPELLINGS))
     return None if match is None else (match[1], match[2])
 
