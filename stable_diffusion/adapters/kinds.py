@@ -1,17 +1,13 @@
 """The kinds of adapters: which tensors of a file are one, and the change of a layer that they make.
 
-The tensors are PyTorch's, so weights and what is multiplied to them are [O, I, h, w], or flattened
-[O, I · h · w]. Layers and `changes` have channels last. O and I are the outputs and inputs of the
-layer. The names are those of kohya's scripts and of LyCORIS (arXiv:2309.14859).
+The names of the tensors are those of kohya's scripts and of LyCORIS (arXiv:2309.14859).
 """
 
-import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import mlx.core as mx
 
-from ..utils.strict_json import require
 from .changes import (
     BiasDifference,
     Change,
@@ -24,27 +20,7 @@ from .changes import (
     ScaleChannels,
     widen,
 )
-
-
-class IncompleteError(ValueError):
-    """A tensor is missing that belongs to others."""
-
-
-class ShapeError(ValueError):
-    """Tensors do not fit each other, or the layer."""
-
-
-class LayerChange(Protocol):
-    """The tensors of a file for one layer, and their keys, by the names that kohya and LyCORIS use.
-
-    `compute_ratio` returns alpha / rank, or what the options of PEFT say instead.
-    """
-
-    name: str
-    tensors: dict[str, mx.array]
-    keys: dict[str, str]
-
-    def compute_ratio(self, rank: int) -> float: ...
+from .layer_parts import IncompleteError, LayerChange, Parts, ShapeError, require_fit
 
 
 def read_changes(
@@ -83,105 +59,6 @@ def list_unknown(change: LayerChange) -> list[str]:
     return [key for part, key in change.keys.items() if part not in known]
 
 
-class Parts:
-    """The tensors of a file for one layer, whose shapes are checked as they are read.
-
-    Args:
-        change: the tensors.
-        shape: of the layer's weight: [O, I], [O, h, w, I], or [C] of a norm.
-        scale: of the changes.
-    """
-
-    def __init__(self, change: LayerChange, shape: tuple[int, ...], scale: float):
-        self.change = change
-        self.shape = shape
-        self.scale = scale
-        self.n_out, *kernel = shape[:-1] or shape
-        self.n_in = shape[-1] if len(shape) > 1 else 1
-        self.kernel = tuple(kernel)  # height and width
-        self.pixels = math.prod(kernel)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.change.tensors
-
-    def amplify(self, x: mx.array, rank: int | None = None) -> mx.array:
-        """Return x in float32 times the scale, and times alpha / rank if a rank is given."""
-        x = widen(x)
-        if rank is not None:
-            self._get_number("alpha")
-            ratio = self.change.compute_ratio(rank) * self._get_number("scalar")
-            name = self.change.name
-            require(math.isfinite(ratio), f"the alpha of {name} is not a finite number")
-            x = x * ratio
-        return self.scale * x
-
-    def get(self, name: str) -> mx.array:
-        """Return a tensor of floats that is not empty."""
-        if name not in self:
-            raise IncompleteError
-        tensor = self.change.tensors[name]
-        _require_fit(tensor.size > 0 and mx.issubdtype(tensor.dtype, mx.floating))
-        return tensor
-
-    def get_matrix(self, name: str) -> mx.array:
-        """Return a matrix, which may be the weight of a 1×1 convolution."""
-        tensor = self.get(name)
-        if tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
-            tensor = tensor.reshape(tensor.shape[:2])
-        _require_fit(tensor.ndim == 2)
-        return tensor
-
-    def get_rows(self, name: str, n_out: int | None = None) -> mx.array:
-        """Return a matrix [O, rank]."""
-        matrix = self.get_matrix(name)
-        _require_fit(len(matrix) == (self.n_out if n_out is None else n_out))
-        return matrix
-
-    def get_columns(self, name: str, n_in: int | None = None) -> mx.array:
-        """Return a tensor [rank, ..., I] of [rank, I, h, w] or [rank, I · h · w]."""
-        tensor = self.get(name)
-        n_in = self.n_in if n_in is None else n_in
-        rank, *others = tensor.shape if tensor.ndim else (0,)
-        fits = others in ([n_in, *self.kernel], [n_in * self.pixels])
-        is_pixel = not self.kernel and others == [n_in, 1, 1]
-        _require_fit(len(self.shape) > 1 and (fits or is_pixel))
-        if not self.kernel:
-            return tensor.reshape(rank, n_in)
-        return mx.contiguous(tensor.reshape(rank, n_in, *self.kernel).transpose(0, 2, 3, 1))
-
-    def get_full(self, name: str) -> mx.array:
-        """Return a tensor with the shape of the layer's weight."""
-        tensor = self.get(name) if len(self.shape) == 1 else self.get_columns(name)
-        _require_fit(tensor.shape == self.shape)
-        return tensor
-
-    def get_vector(self, name: str, n: int) -> mx.array:
-        """Return a vector [n], which may have other axes of the length 1."""
-        tensor = self.get(name)
-        _require_fit(tensor.size == n and max(tensor.shape, default=1) == n)
-        return tensor.flatten()
-
-    def get_convolved(self, core: str, name: str, n_in: int | None = None) -> mx.array:
-        """Return a kernel [r₁, ..., I] in Tucker's form: [r₁, r₂, h, w], after [r₂, I]."""
-        kernel, matrix = self.get(core), self.get_matrix(name)
-        n_in = self.n_in if n_in is None else n_in
-        shapes = [len(matrix), *self.kernel], [len(matrix), *(self.kernel or (1, 1))]
-        _require_fit(kernel.ndim > 1 and [*kernel.shape[1:]] in shapes)
-        _require_fit(len(self.shape) > 1 and matrix.shape[1] == n_in)
-        flat = widen(kernel).reshape(len(kernel), len(matrix), self.pixels)
-        convolved = mx.einsum("ijp,jn->ipn", flat, widen(matrix))
-        return convolved.reshape(len(kernel), *self.kernel, n_in)
-
-    def _get_number(self, name: str) -> float:
-        """Return a number that is 1 if it is not in the file."""
-        tensor = self.change.tensors.get(name)
-        if tensor is None:
-            return 1
-        _require_fit(tensor.size == 1)
-        number: Any = tensor.item()
-        return float(number)
-
-
 def read_lora(parts: Parts) -> list[Change]:
     """Read LoRA (arXiv:2106.09685), U D; with `lora_mid` the kernel D is in Tucker's form."""
     up, down = parts.get_rows("lora_up.weight"), parts.get("lora_down.weight")
@@ -190,12 +67,13 @@ def read_lora(parts: Parts) -> list[Change]:
         down = parts.get_convolved("lora_mid.weight", "lora_down.weight")
     else:
         down = parts.get_columns("lora_down.weight")
-    _require_fit(up.shape[1] == len(down))
-    changes: list[Change] = [LowRank(down, parts.amplify(up, rank))]
+    require_fit(up.shape[1] == len(down))
+    ratio = parts.compute_ratio(rank)
+    changes: list[Change] = [LowRank(down, parts.amplify(up, ratio))]
     if "bias" in parts:  # of LyCORIS's extraction: what U D does not have of the difference
-        changes.append(Difference(parts.amplify(parts.get_full("bias"), rank)))
+        changes.append(Difference(parts.amplify(parts.get_full("bias"), ratio)))
     if not _SPARSE.isdisjoint(parts.change.tensors):
-        changes.append(Difference(parts.amplify(_read_sparse(parts), rank)))
+        changes.append(Difference(parts.amplify(_read_sparse(parts), ratio)))
     return changes
 
 
@@ -203,24 +81,25 @@ def read_loha(parts: Parts) -> list[Change]:
     """Read LoHa (arXiv:2108.06098), the product of each number of two low-rank differences."""
     pairs = [_read_pair(parts, f"hada_w{i}", f"hada_t{i}") for i in (1, 2)]
     (down1, up1), (down2, up2) = pairs
-    return [Hadamard(down1, parts.amplify(up1, len(parts.get("hada_w1_b"))), down2, up2)]
+    ratio = parts.compute_ratio(len(parts.get("hada_w1_b")))
+    return [Hadamard(down1, parts.amplify(up1, ratio), down2, up2)]
 
 
 def read_lokr(parts: Parts) -> list[Change]:
     """Read LoKr (arXiv:2309.14859), A ⊗ B, where either matrix may be a product of two.
 
-    If neither is, alpha has no effect.
+    If neither is, an alpha in the file has no effect; the options of PEFT have one.
     """
-    rank = None
+    rank = None if "alpha" in parts else 1
     if "lokr_w1" in parts:
         first = parts.get_matrix("lokr_w1")
     else:
         left, right = parts.get_matrix("lokr_w1_a"), parts.get_matrix("lokr_w1_b")
         rank = len(right)
-        _require_fit(left.shape[1] == rank)
+        require_fit(left.shape[1] == rank)
         first = widen(left) @ widen(right)
     rows, columns = first.shape
-    _require_fit(parts.n_out % rows == 0 and parts.n_in % columns == 0)
+    require_fit(parts.n_out % rows == 0 and parts.n_in % columns == 0)
     sizes = parts.n_out // rows, parts.n_in // columns
     if "lokr_w2" in parts:
         second = parts.get_columns("lokr_w2", sizes[1])
@@ -228,8 +107,8 @@ def read_lokr(parts: Parts) -> list[Change]:
         down, up = _read_pair(parts, "lokr_w2", "lokr_t2", sizes)
         rank = len(parts.get("lokr_w2_b"))
         second = (up @ widen(down).flatten(1)).reshape(len(up), *down.shape[1:])
-    _require_fit(len(second) == sizes[0])
-    return [Kronecker(parts.amplify(first, rank), second)]
+    require_fit(len(second) == sizes[0])
+    return [Kronecker(parts.amplify(first, parts.compute_ratio(rank)), second)]
 
 
 def read_glora(parts: Parts) -> list[Change]:
@@ -247,8 +126,9 @@ def read_glora(parts: Parts) -> list[Change]:
             continue
         up, down = parts.get_rows(f"b{first}.weight"), parts.get_columns(f"b{second}.weight")
         if up.shape[1] == len(down) == rank:
-            added = LowRank(down, parts.amplify(up, rank))
-            return [InputAndOutput(down_in, parts.amplify(up_in, rank), added)]
+            ratio = parts.compute_ratio(rank)
+            added = LowRank(down, parts.amplify(up, ratio))
+            return [InputAndOutput(down_in, parts.amplify(up_in, ratio), added)]
     raise ShapeError
 
 
@@ -257,7 +137,7 @@ def read_ia3(parts: Parts) -> list[Change]:
     if "on_input" not in parts:
         raise IncompleteError
     flag = parts.change.tensors["on_input"]
-    _require_fit(flag.size == 1 and len(parts.shape) > 1)
+    require_fit(flag.size == 1 and len(parts.shape) > 1)
     on_input = bool(flag.item())
     vector = parts.get_vector("weight", parts.n_in if on_input else parts.n_out)
     return [ScaleChannels(parts.amplify(vector), on_input)]
@@ -311,7 +191,7 @@ def _read_pair(
     else:
         up = parts.get_rows(f"{name}_a", n_out)
         down = parts.get_columns(f"{name}_b", n_in)
-    _require_fit(up.shape == (n_out, len(down)))
+    require_fit(up.shape == (n_out, len(down)))
     return down, widen(up)
 
 
@@ -322,13 +202,13 @@ def _read_sparse(parts: Parts) -> mx.array:
     names = ("bias_indices", "bias_values", "bias_size")
     indices, values, size = (parts.change.tensors[name] for name in names)
     n_columns = parts.n_in * parts.pixels
-    _require_fit(values.ndim == 1 and mx.issubdtype(values.dtype, mx.floating))
-    _require_fit(indices.shape == (2, len(values)) and size.ndim == 1 and len(parts.shape) > 1)
-    _require_fit(all(mx.issubdtype(x.dtype, mx.integer) for x in (indices, size)))
-    _require_fit(size.size == 2 and size.tolist() == [parts.n_out, n_columns])
+    require_fit(values.ndim == 1 and mx.issubdtype(values.dtype, mx.floating))
+    require_fit(indices.shape == (2, len(values)) and size.ndim == 1 and len(parts.shape) > 1)
+    require_fit(all(mx.issubdtype(x.dtype, mx.integer) for x in (indices, size)))
+    require_fit(size.size == 2 and size.tolist() == [parts.n_out, n_columns])
     rows, columns = indices.astype(mx.int64)
     are_inside = (rows >= 0) & (rows < parts.n_out) & (columns >= 0) & (columns < n_columns)
-    _require_fit(bool(are_inside.all().item()))
+    require_fit(bool(are_inside.all().item()))
     flat = mx.zeros(parts.n_out * n_columns).at[rows * n_columns + columns].add(widen(values))
     if not parts.kernel:
         return flat.reshape(parts.shape)
@@ -349,7 +229,7 @@ def _read_biases(parts: Parts) -> list[Change]:
             bias = bias + parts.get_vector("lora_up.bias", parts.n_out)
         if "lora_down.bias" in parts:
             bias = bias + widen(up) @ widen(parts.get_vector("lora_down.bias", up.shape[1]))
-        changes.append(BiasDifference(parts.amplify(bias, rank)))
+        changes.append(BiasDifference(parts.amplify(bias, parts.compute_ratio(rank))))
     return changes
 
 
@@ -359,14 +239,9 @@ def _read_magnitude(parts: Parts) -> tuple[mx.array, bool]:
     LyCORIS writes [O, 1, ...] or [1, I, ...]. PEFT has only rows, and writes [O] or [1, O, 1, 1].
     """
     tensor = parts.get("dora_scale")
-    _require_fit(len(parts.shape) > 1 and tensor.ndim > 0)
+    require_fit(len(parts.shape) > 1 and tensor.ndim > 0)
     is_peft = "lora_magnitude_vector" in parts.change.keys["dora_scale"]
     if tensor.size == parts.n_out and (is_peft or len(tensor) == parts.n_out):
         return tensor.flatten(), False
-    _require_fit(tensor.ndim > 1 and tensor.size == tensor.shape[1] == parts.n_in)
+    require_fit(tensor.ndim > 1 and tensor.size == tensor.shape[1] == parts.n_in)
     return tensor.flatten(), True
-
-
-def _require_fit(fits: bool) -> None:
-    if not fits:
-        raise ShapeError

@@ -1,8 +1,8 @@
 """LoRA (Hu et al. 2021, arXiv:2106.09685) and its relatives: changes of layers, from files.
 
 `lora_keys` has the names of layers in files, and `lora_file` reads the tensors of each layer.
-`kinds` knows which of them make which change, `changes` has the formulas, and `lora_layers` puts
-changes into a network.
+`kinds` knows which of them make which change, and `layer_parts` checks their shapes. `changes` has the
+formulas, and `lora_layers` puts changes into a network.
 """
 
 import math
@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..utils.wording import join_names
-from .kinds import IncompleteError, ShapeError, list_unknown, read_changes
+from .kinds import list_unknown, read_changes
 from .lora_file import LoRAFile, read_lora
 from .lora_keys import list_names
 from .lora_layers import (
@@ -26,6 +26,7 @@ from .lora_layers import (
     list_changes,
     replace_layers,
 )
+from .layer_parts import IncompleteError, ShapeError
 
 Layers = dict[str, dict[str, Layer]]  # by component, and by path in its network
 

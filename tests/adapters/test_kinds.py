@@ -14,17 +14,13 @@ from mlx.utils import tree_flatten
 from oracle import relative_l2
 
 from stable_diffusion.adapters.changes import LowRank
-from stable_diffusion.adapters.kinds import (
-    IncompleteError,
-    ShapeError,
-    list_unknown,
-    read_changes,
-)
+from stable_diffusion.adapters.kinds import list_unknown, read_changes
 from stable_diffusion.adapters.lora_layers import (
     add_changes,
     get_base,
     get_weight_shape,
 )
+from stable_diffusion.adapters.layer_parts import IncompleteError, ShapeError
 from stable_diffusion.layers import Conv3x3, GroupNorm, Linear, QuantizedLinear
 from stable_diffusion.merged_layers import MergedLayers
 
@@ -117,7 +113,7 @@ def get_bias(layer: nn.Module) -> np.ndarray | None:
     return None if bias is None else np.array(bias).astype(np.float64)
 
 
-# --- formulas in float64: from O, I, h, w to tensors, and the change of a weight with the scale s --
+# --- formulas in float64: tensors for O, I, h, w, and the change of a weight with the scale s -----
 
 Sample = tuple[Tensors, Callable[[np.ndarray, float], np.ndarray]]
 
@@ -244,6 +240,11 @@ def sample_scalar(o: int, i: int, *k: int) -> Sample:
     return tensors | {"scalar": np.array(0.5)}, lambda w, s: change(w, 0.5 * s)
 
 
+def sample_lokr_scalar(o: int, i: int, *k: int) -> Sample:
+    tensors, change = sample_lokr(o, i, *k)
+    return tensors | {"scalar": np.array([0.5])}, lambda w, s: change(w, 0.5 * s)
+
+
 def sample_sparse(o: int, i: int, *k: int) -> Sample:
     """A LoRA that was extracted from a model, and its largest differences; one is there twice."""
     tensors, change = sample_lora(o, i, *k)
@@ -285,6 +286,7 @@ SAMPLES: dict[str, Callable[..., Sample]] = {
     "(IA)³ of the input": lambda *shape: sample_ia3(*shape, on_input=True),
     "difference": sample_difference,
     "scalar": sample_scalar,
+    "LoKr with a scalar": sample_lokr_scalar,
     "sparse": sample_sparse,
     "DoRA": sample_dora,
     "DoRA by column": lambda *shape: sample_dora(*shape, on_input=True),
