@@ -25,7 +25,7 @@ from stable_diffusion.layers import Conv3x3, GroupNorm, Linear, QuantizedLinear
 from stable_diffusion.merged_layers import MergedLayers
 
 MAX_ERROR = 2e-6
-MIN_CHANGE = 0.02  # of a layer's output
+MIN_CHANGE = 0.01  # of a layer's output
 RANK, ALPHA = 2, 3.0
 N_IN, N_OUT = 64, 32
 SQUARE = 64  # inputs and outputs of a layer whose rows and columns look the same
@@ -423,13 +423,14 @@ def randomize(parameters: Sequence[torch.nn.Parameter]) -> None:
     generator = torch.Generator().manual_seed(0)
     for parameter in parameters:
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        parameter.data = parameter.data.double() + noise * 0.2
+        parameter.data = parameter.data.double() + noise * 0.3
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv"])
 @pytest.mark.parametrize("name", LYCORIS)
 def test_lycoris(name, kind):
     """A file as lycoris-lora writes it changes a layer as the package's module does."""
+    torch.manual_seed(0)
     layer, (module, options) = make_layer(kind), LYCORIS[name]
     theirs = make_torch_layer(layer)
     arguments = {"lora_dim": RANK, "alpha": ALPHA} | options
@@ -459,6 +460,7 @@ PEFT_PARTS = {"lora_A": "lora_down", "lora_B": "lora_up", "lora_magnitude_vector
 @pytest.mark.parametrize("name", PEFT)
 def test_peft(name, kind):
     """PEFT writes the norms of rows as [1, O, 1, 1] for a convolution."""
+    torch.manual_seed(0)
     layer, config = make_layer(kind), PEFT[name]
     config.target_modules = ["0"]
     theirs = peft.get_peft_model(torch.nn.Sequential(make_torch_layer(layer)), config).double()
