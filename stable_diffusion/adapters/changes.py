@@ -260,10 +260,13 @@ class PreparedDecomposed(Change):
         self.on_input = on_input
 
     def multiply(self, product: Product, x: mx.array) -> mx.array:
-        changed = chain(self.changes, product)
         factors = self.scale * self.factors
-        y = changed(x * factors) if self.on_input else changed(x) * factors
-        return y if self.scale == 1 else y + (1 - self.scale) * product(x)
+        if self.on_input:
+            y = chain(self.changes, product)(x * factors)
+            return y if self.scale == 1 else y + (1 - self.scale) * product(x)
+        plain = product(x)  # which most changes ask for, too
+        y = chain(self.changes, lambda z: plain if z is x else product(z))(x) * factors
+        return y if self.scale == 1 else y + (1 - self.scale) * plain
 
 
 def apply_changes(changes: Sequence[Change], weight: mx.array) -> mx.array:

@@ -1,8 +1,8 @@
 """LoRA (Hu et al. 2021, arXiv:2106.09685) and its relatives: changes of layers, from files.
 
 `lora_keys` has the names of layers in files, and `lora_file` reads the tensors of each layer.
-`kinds` knows which of them make which change, and `layer_parts` checks their shapes. `changes` has the
-formulas, and `lora_layers` puts changes into a network.
+`kinds` knows which of them make which change, and `layer_parts` checks their shapes. `changes` has
+the formulas, and `lora_layers` puts changes into a network.
 """
 
 import math
@@ -15,6 +15,7 @@ import mlx.nn as nn
 
 from ..utils.wording import join_names
 from .kinds import list_unknown, read_changes
+from .layer_parts import IncompleteError, ShapeError
 from .lora_file import LoRAFile, read_lora
 from .lora_keys import list_names
 from .lora_layers import (
@@ -26,7 +27,6 @@ from .lora_layers import (
     list_changes,
     replace_layers,
 )
-from .layer_parts import IncompleteError, ShapeError
 
 Layers = dict[str, dict[str, Layer]]  # by component, and by path in its network
 

@@ -15,12 +15,12 @@ from oracle import relative_l2
 
 from stable_diffusion.adapters.changes import LowRank
 from stable_diffusion.adapters.kinds import list_unknown, read_changes
+from stable_diffusion.adapters.layer_parts import IncompleteError, ShapeError
 from stable_diffusion.adapters.lora_layers import (
     add_changes,
     get_base,
     get_weight_shape,
 )
-from stable_diffusion.adapters.layer_parts import IncompleteError, ShapeError
 from stable_diffusion.layers import Conv3x3, GroupNorm, Linear, QuantizedLinear
 from stable_diffusion.merged_layers import MergedLayers
 

@@ -24,8 +24,8 @@ from test_lora import (
 )
 
 from stable_diffusion.adapters.lora import copy_lora
-from stable_diffusion.adapters.lora_keys import COMPONENTS
 from stable_diffusion.adapters.lora_layers import find_layers
+from stable_diffusion.model_io.layouts import LAYOUTS
 
 SCALE = 0.3
 PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
@@ -73,7 +73,7 @@ def test_all_layers(checkpoint, oracle, tmp_path, is_quantized):
         for component, network in sd._networks.items():
             modules = dict(getattr(pipeline, component).named_modules())
             for path, layer in find_layers(network).items():
-                name = COMPONENTS[component].layout.key(path)
+                name = LAYOUTS[component].key(path)
                 weight = (modules.get(name) or modules["text_model." + name]).weight
                 if weight.ndim > 1:
                     weight.data = torch.from_numpy(widen_weight(layer)).reshape(weight.shape)
