@@ -1,9 +1,10 @@
-"""Merge convolutions with a LoRA once for all steps of a batch, not again in each step.
+"""Merge layers with adapters once for all steps of a batch, not again in each step.
 
 Such a layer has a method `merge`, which computes one weight from several arrays and returns a plain
-layer with it. When the layer is called it merges first, so that every call is right, whatever has
-changed. `MergedLayers` puts plain layers into a copy of the network instead, and keeps them until
-one of the arrays is replaced, which takes the memory of their weights.
+layer with it; for a quantized weight it computes only what else is the same in each step. When the
+layer is called it merges first, so that every call is right, whatever has changed. `MergedLayers`
+puts merged layers into a copy of the network instead, and keeps them until one of the arrays is
+replaced, which takes the memory of their weights.
 """
 
 import copy

@@ -11,7 +11,8 @@ from oracle import relative_l2
 from parity import POOLED_WIDTH, TIME_IDS, random_normal
 
 from stable_diffusion.activations import ACTIVATIONS, silu
-from stable_diffusion.adapters.lora_layers import LoRAConv3x3, LoRALinear
+from stable_diffusion.adapters.changes import LowRank
+from stable_diffusion.adapters.lora_layers import AdaptedConv3x3, LoRALinear
 from stable_diffusion.attention import Attention
 from stable_diffusion.device import cpu_kernels
 from stable_diffusion.device.backend import Backend
@@ -30,10 +31,9 @@ def make_lora_linear(base: nn.Module) -> LoRALinear:
     return LoRALinear(base, random_array(3, WIDTH), random_array(WIDTH, 3))
 
 
-def make_lora_conv() -> LoRAConv3x3:
-    return LoRAConv3x3(
-        Conv3x3(WIDTH, WIDTH), random_array(3, 3, 3, WIDTH) / 24, random_array(WIDTH, 3)
-    )
+def make_lora_conv() -> AdaptedConv3x3:
+    change = LowRank(random_array(3, 3, 3, WIDTH) / 24, random_array(WIDTH, 3))
+    return AdaptedConv3x3(Conv3x3(WIDTH, WIDTH), [change])
 
 
 ON_ROWS: dict[str, Callable[[], nn.Module]] = {
@@ -197,7 +197,8 @@ def test_lora_changes_a_convolution():
     layer = make_lora_conv()
     before = mx.array(layer.base.weight)
     changed = Conv3x3(WIDTH, WIDTH)
-    product = (layer.up @ layer.down.flatten(1)).reshape(before.shape)
+    (change,) = layer.changes
+    product = (change.up @ change.down.flatten(1)).reshape(before.shape)
     changed.weight, changed.bias = before + product, layer.base.bias
     x = random_array(1, 5, 6, WIDTH)
     assert relative_l2(layer(x), changed(x)) <= MAX_ERROR

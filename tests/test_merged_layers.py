@@ -8,7 +8,8 @@ import pytest
 from gpu import as_on, without_fusing
 
 from stable_diffusion import StableDiffusion, compiled
-from stable_diffusion.adapters.lora_layers import LoRAConv3x3
+from stable_diffusion.adapters.changes import LowRank
+from stable_diffusion.adapters.lora_layers import AdaptedConv3x3
 from stable_diffusion.denoising import Denoising
 from stable_diffusion.device import backend
 from stable_diffusion.device.backend import Backend
@@ -26,24 +27,24 @@ def device(request) -> Iterator[None]:
 
 
 @pytest.fixture
-def merges(monkeypatch) -> list[LoRAConv3x3]:
+def merges(monkeypatch) -> list[AdaptedConv3x3]:
     """Record the layers that are merged."""
-    recorded: list[LoRAConv3x3] = []
-    merge = LoRAConv3x3.merge
+    recorded: list[AdaptedConv3x3] = []
+    merge = AdaptedConv3x3.merge
 
-    def record(layer: LoRAConv3x3) -> Conv3x3:
+    def record(layer: AdaptedConv3x3) -> Conv3x3:
         recorded.append(layer)
         return merge(layer)
 
-    monkeypatch.setattr(LoRAConv3x3, "merge", record)
+    monkeypatch.setattr(AdaptedConv3x3, "merge", record)
     return recorded
 
 
-def add_lora(base: Conv3x3) -> LoRAConv3x3:
+def add_lora(base: Conv3x3) -> AdaptedConv3x3:
     """Return a convolution with a random low-rank change."""
     n_outputs, *shape = base.weight.shape
     down, up = mx.random.normal((RANK, *shape)), mx.random.normal((n_outputs, RANK))
-    return LoRAConv3x3(base, down * 0.1, up)
+    return AdaptedConv3x3(base, [LowRank(down * 0.1, up)])
 
 
 def make_network() -> nn.Module:
@@ -54,7 +55,7 @@ def make_network() -> nn.Module:
     return network
 
 
-def change_pipeline(sd: StableDiffusion) -> list[LoRAConv3x3]:
+def change_pipeline(sd: StableDiffusion) -> list[AdaptedConv3x3]:
     """Put LoRAs beside two convolutions of the UNet, and return them."""
     unet = sd.unet
     unet.conv_in = add_lora(unet.conv_in)
@@ -103,7 +104,8 @@ def test_changes_between_steps_are_seen(merges):
     merges.clear()
     latents = begin(sd)
     mx.eval(next(latents))
-    first.up = first.up * 2
+    (change,) = first.changes
+    change.up = change.up * 2
     mx.eval(next(latents))
     assert merges == [first, second, first]
     sd.unet.conv_in, sd.unet.mid_block.resnets[0].conv1 = first.base, second.base
@@ -116,10 +118,11 @@ def test_changes_between_steps_are_seen(merges):
 def test_changes_in_place_between_batches_are_seen():
     sd = StableDiffusion("tiny")
     first, _ = change_pipeline(sd)
+    (change,) = first.changes
     before = denoise(sd, 1)
-    first.up *= 2
+    change.up *= 2
     after = denoise(sd, 1)
-    first.up = first.up / 2
+    change.up = change.up / 2
     assert mx.allclose(denoise(sd, 1), before, atol=1e-5).item()
     assert not mx.allclose(after, before, atol=1e-2).item()
 
@@ -150,7 +153,7 @@ def test_a_part_that_is_replaced_is_seen(name, merges):
     layer = network.blocks[0]
     first = kept.put_into(network).blocks[0]
     assert kept.put_into(network).blocks[0] is first and merges == [layer]
-    owner = layer.base if "." in name else layer
+    owner = layer.base if "." in name else layer.changes[0]
     key = name.rpartition(".")[2]
     owner[key] = (2, 2) if key == "stride" else owner[key] + 1
     second = kept.put_into(network).blocks[0]
@@ -181,7 +184,7 @@ def test_gradients_reach_the_lora():
     assert not kept._kept
     _, theirs = nn.value_and_grad(network, lambda: layer(x).square().sum())()
     for part in ("down", "up"):
-        gradient = ours["blocks"][0][part]
-        assert mx.allclose(gradient, theirs["blocks"][0][part], rtol=1e-4).item()
+        gradient = ours["blocks"][0]["changes"][0][part]
+        assert mx.allclose(gradient, theirs["blocks"][0]["changes"][0][part], rtol=1e-4).item()
         assert gradient.any().item()
     assert mx.array_equal(kept.put_into(network).blocks[0](x), layer(x)).item()

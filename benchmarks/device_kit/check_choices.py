@@ -14,7 +14,8 @@ from tasks import TIMESTEP, random_normal
 
 from stable_diffusion import attention, vae_strips
 from stable_diffusion.activations import silu
-from stable_diffusion.adapters.lora_layers import LoRAConv3x3
+from stable_diffusion.adapters.changes import LowRank
+from stable_diffusion.adapters.lora_layers import AdaptedConv3x3
 from stable_diffusion.attention import attend
 from stable_diffusion.config.networks import AutoencoderConfig, UNetConfig
 from stable_diffusion.denoising import make_predict
@@ -197,11 +198,12 @@ def group_norm(sizes: Sizes, dtype: mx.Dtype) -> Choice:
 def merged_lora(sizes: Sizes, dtype: mx.Dtype) -> Choice:
     """Return a convolution with a LoRA put into its weight, and both computed and added."""
     n = sizes.channels
-    layer = fill(LoRAConv3x3(Conv3x3(n, n), mx.zeros((RANK, 3, 3, n)), mx.zeros((n, RANK))), dtype)
+    change = LowRank(mx.zeros((RANK, 3, 3, n)), mx.zeros((n, RANK)))
+    layer = fill(AdaptedConv3x3(Conv3x3(n, n), [change]), dtype)
     x = _normal(2, sizes.side, sizes.side, n, dtype=dtype)
 
     def plain() -> mx.array:
-        return layer.base(x) + mx.conv2d(x, layer.down, padding=1) @ layer.up.T
+        return layer.base(x) + mx.conv2d(x, change.down, padding=1) @ change.up.T
 
     what = f"LoRA of a convolution of {sizes.side}×{sizes.side}, {n} channels: put into the weight"
     return Choice(what, lambda: layer(x), plain, LIMITS[dtype])

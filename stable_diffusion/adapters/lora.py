@@ -1,8 +1,9 @@
-"""LoRA: low-rank changes of a model's layers, from files (Hu et al. 2021, arXiv:2106.09685).
+"""LoRA (Hu et al. 2021, arXiv:2106.09685) and its relatives: changes of layers, from files.
 
-`find_lora_file` finds a file by its name. `lora_keys` has the names of layers in files,
-`lora_file` reads a file into one change for each layer, and `lora_layers` puts changes into a
-network. `unfit` says what a file is that does not fit.
+`find_lora_file` finds a file by its name, and `unfit` says what a file is that does not fit.
+`lora_keys` has the names of layers in files, and `lora_file` reads the tensors of each layer.
+`kinds` knows which of them make which change, and `layer_parts` checks their shapes. `changes` has
+the formulas, and `lora_layers` puts changes into a network.
 """
 
 import math
@@ -16,18 +17,19 @@ import mlx.nn as nn
 from ..utils.wording import join_names
 from .bundled_words import choose_words, learn_words
 from .find_lora_file import find_lora_file
+from .kinds import list_unknown, read_changes
+from .layer_parts import IncompleteError, ShapeError
 from .lora_file import LoRAFile, read_lora
 from .lora_keys import list_names
 from .lora_layers import (
     Layer,
-    LoRALayer,
-    add_lora,
+    add_changes,
+    find_adapted,
     find_layers,
-    find_lora,
     get_weight_shape,
+    list_changes,
     replace_layers,
 )
-from .lora_parts import ALPHA, DOWN, UP
 from .textual_inversion import Reader
 from .unfit import explain_unfit
 
@@ -41,10 +43,11 @@ def load_lora(
     dtype: mx.Dtype,
     readers: Sequence[Reader] = (),
 ) -> None:
-    """Add the LoRA of a file to the layers of `networks`, in addition to any that they have.
+    """Add the LoRA of a file to the layers of `networks`, after any that they have.
 
-    Textual inversions in the file become words of prompts, as `load_embedding` makes them, and a
-    warning names them. They stay if the LoRA is removed.
+    It may be any of `kinds.KINDS`, for each layer another one. Textual inversions in the file
+    become words of prompts, as `load_embedding` makes them, and a warning names them. They stay if
+    the LoRA is removed.
 
     Args:
         networks: the networks, by their names in `COMPONENTS`.
@@ -67,8 +70,7 @@ def load_lora(
         for name, layer_path in list_names(component, network, layers[component]).items()
     }
     file = read_lora(Path(find_lora_file(path)), targets)
-    _check_fit(file, layers, networks)
-    changed = _change_layers(file, layers, scale, dtype)
+    changed = _read_changes(file, networks, layers, scale, dtype)
     if scale == 0:
         return
     words = choose_words(file.path, file.words, readers)
@@ -80,40 +82,54 @@ def load_lora(
 def unload_lora(networks: Mapping[str, nn.Module]) -> None:
     """Remove every LoRA from the layers of `networks`."""
     for network in networks.values():
-        replace_layers(network, {path: layer.base for path, layer in find_lora(network).items()})
+        replace_layers(network, {path: layer.base for path, layer in find_adapted(network).items()})
 
 
 def copy_lora(old: nn.Module, new: nn.Module, dtype: mx.Dtype) -> None:
-    """Add the LoRA of a network to the layers of another network of the same model."""
+    """Add the changes of a network's layers to another network of the same model, as `dtype`."""
     layers = find_layers(new)
     replace_layers(
         new,
         {
-            path: add_lora(layers[path], layer.down.astype(dtype), layer.up.astype(dtype))
-            for path, layer in find_lora(old).items()
+            path: add_changes(layers[path], [each.astype(dtype) for each in list_changes(layer)])
+            for path, layer in find_adapted(old).items()
         },
     )
 
 
-def _check_fit(file: LoRAFile, layers: Layers, networks: Mapping[str, nn.Module]) -> None:
-    """Check that the changes of a file are complete, and fit the layers of the networks.
+def _read_changes(
+    file: LoRAFile,
+    networks: Mapping[str, nn.Module],
+    layers: Layers,
+    scale: float,
+    dtype: mx.Dtype,
+) -> dict[str, dict[str, Layer]]:
+    """Return the changed layers, by component and path.
 
     Raises:
-        ValueError: if they do not, or if there are none; the message says what the file is, or
-            lists the keys.
+        ValueError: if the changes of the file are not complete or do not fit the layers, or if
+            there are none; the message says what the file is, or lists the keys. Also if an alpha
+            cannot be used.
     """
-    others: list[str] = []
     missing: list[str] = []
     misshapen: list[str] = []
+    unknown: list[str] = []
+    changed: dict[str, dict[str, Layer]] = {component: {} for component in layers}
     for (component, path), change in file.changes.items():
-        others += [key for part, key in change.keys.items() if part not in (DOWN, UP, ALPHA)]
-        if not change.is_complete():
+        layer = layers[component][path]
+        unknown += list_unknown(change)
+        try:
+            changes = read_changes(change, get_weight_shape(layer), scale, dtype)
+            changed[component][path] = add_changes(layer, changes)
+        except IncompleteError:
             missing += [f"the counterpart of {key}" for key in change.keys.values()]
-        elif not change.fits(get_weight_shape(layers[component][path])):
+        except ShapeError:
             misshapen += file.describe(change)
+        except ValueError as error:
+            raise ValueError(f"the LoRA {file.path}: {error}") from None
     problems = {
         "no such layers": file.unexpected,
-        "not supported": others,
+        "not supported": unknown,
         "missing": missing,
         "wrong shape": misshapen,
     }
@@ -124,23 +140,4 @@ def _check_fit(file: LoRAFile, layers: Layers, networks: Mapping[str, nn.Module]
         raise ValueError(f"the LoRA {file.path} does not fit {', '.join(layers)}: {found}")
     if not file.changes and not file.words:
         raise ValueError(f"{file.path} contains no LoRA")
-
-
-def _change_layers(
-    file: LoRAFile, layers: Layers, scale: float, dtype: mx.Dtype
-) -> dict[str, dict[str, LoRALayer]]:
-    """Return the changed layers, by component and path.
-
-    Raises:
-        ValueError: if an alpha of the file, or a pattern of its metadata, cannot be used.
-    """
-    changed: dict[str, dict[str, LoRALayer]] = {component: {} for component in layers}
-    for (component, path), change in file.changes.items():
-        layer = layers[component][path]
-        try:
-            down, up = change.scale_matrices(get_weight_shape(layer))
-        except ValueError as error:
-            raise ValueError(f"the LoRA {file.path}: {error}") from None
-        up = (scale * up).astype(dtype)
-        changed[component][path] = add_lora(layer, down.astype(dtype), up)
     return changed

@@ -11,13 +11,12 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from ..model_io.safetensors_file import Header, read_safetensors
-from ..model_io.weights import channels_last
 from ..utils.strict_json import require
 from ..utils.wording import join_names
 from .bundled_words import BundledWords, collect_words
 from .leftovers import is_leftover
 from .lora_keys import Target, Targets, split_name
-from .lora_parts import ALPHA, DOWN, IA3_INPUT, MAGNITUDE, UP, split_key, split_plain_key
+from .lora_parts import ALPHA, IA3_INPUT, MAGNITUDE, split_key, split_plain_key
 from .peft_options import PeftOptions, read_options
 from .unfit import refuse_other_formats
 
@@ -60,34 +59,6 @@ class LayerChange:
             ratio = 1.0 if self.ratio is None else self.ratio(rank=rank)
         require(math.isfinite(ratio), f"the alpha of {self.name} is not a finite number")
         return ratio
-
-    def is_complete(self) -> bool:
-        """Return whether both matrices are there."""
-        return self.tensors.keys() >= {DOWN, UP}
-
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Return whether this can change a weight of `shape`."""
-        down, up = self._get_matrices(shape)
-        is_scalar = ALPHA not in self.tensors or self.tensors[ALPHA].size == 1
-        is_down = down.size > 0 and down.shape[1:] == shape[1:]
-        are_floats = all(mx.issubdtype(x.dtype, mx.floating) for x in (down, up))
-        return are_floats and is_scalar and is_down and up.shape == (shape[0], len(down))
-
-    def scale_matrices(self, shape: tuple[int, ...]) -> tuple[mx.array, mx.array]:
-        """Return D [rank, ...], and U [out, rank] in float32 times the ratio alpha / rank.
-
-        Args:
-            shape: the shape of the weight that they change.
-
-        Raises:
-            ValueError: as `compute_ratio` does.
-        """
-        down, up = self._get_matrices(shape)
-        return down, up.astype(mx.float32) * self.compute_ratio(len(down))
-
-    def _get_matrices(self, shape: tuple[int, ...]) -> tuple[mx.array, mx.array]:
-        down = channels_last(self.tensors[DOWN], len(shape))
-        return down, channels_last(self.tensors[UP], rank=2)
 
 
 @dataclass
