@@ -33,13 +33,20 @@ class DiffusionConfig(Config):
     timestep_spacing: str = "trailing"
     rescale_betas_zero_snr: bool = False  # the last timestep is pure noise (same paper)
     use_karras_sigmas: bool = False
-    set_alpha_to_one: bool = True  # ddim: the last step leaves no noise
+    # Whether the last step leaves no noise. None: ddim's leaves none, pndm's does.
+    set_alpha_to_one: bool | None = None
     original_inference_steps: int = 50  # lcm: steps of the distillation
     timestep_scaling: float = 10.0  # lcm
-    # These three distinguish the DPM-Solvers.
+    # These three distinguish the DPM-Solvers; unipc and deis have an order, too, and unipc a type.
     algorithm_type: str = "dpmsolver++"
     solver_order: int = 2
     solver_type: str = "midpoint"
+    lower_order_final: bool = True  # solvers of order 3 and deis: in short runs
+    predict_x0: bool = True  # unipc
+    disable_corrector: tuple[int, ...] = ()  # unipc: steps that are not corrected
+    skip_prk_steps: bool = True  # pndm: no Runge-Kutta steps; diffusers' default is false
+    variance_type: str = "fixed_small"  # ddpm
+    clip_sample: bool = False  # of models whose latents are in [-1, 1]
     _class_name: str = "EulerDiscreteScheduler"
 
     # Options that would change the noise levels or x_0.
@@ -56,6 +63,7 @@ class DiffusionConfig(Config):
             "use_lu_lambdas": False,
             "use_flow_sigmas": False,
             "thresholding": False,
+            "solver_p": None,
         }
     )
 

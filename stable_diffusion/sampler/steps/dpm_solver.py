@@ -8,6 +8,7 @@ import math
 import mlx.core as mx
 
 from ..schedule import CLEAN, Level
+from .runge_kutta import euler_step
 from .step_input import StepInput
 
 
@@ -58,7 +59,7 @@ def dpm_3m_step(at: StepInput) -> mx.array:
     step are weighted by the integrals of the exact solution (arXiv:2206.00927, appendix B).
     """
     if at.order < 3:
-        return dpm_2m_step(at) if at.order == 2 else step_with_first_order(at)
+        return dpm_2m_step(at) if at.order == 2 else euler_step(at)
     start, end = at.step.start, at.step.end
     previous, before = at.estimates[:2]
     h = end.log_snr - start.log_snr
@@ -76,11 +77,6 @@ def dpm_3m_step(at: StepInput) -> mx.array:
     )
 
 
-def step_with_first_order(at: StepInput) -> mx.array:
-    """Step with x_0 as it is."""
-    return step_with_x_0(at.x, at.step.start, at.x_0, at.step.end)
-
-
 def dpm_2s_step(at: StepInput) -> mx.array:
     """Step by DPM-Solver++ 2S, the singlestep solver of the second order (algorithm 1).
 
@@ -88,7 +84,7 @@ def dpm_2s_step(at: StepInput) -> mx.array:
     with x_0 extrapolated to the middle of both along the line through their estimates.
     """
     if at.order == 1:
-        return step_with_first_order(at)
+        return euler_step(at)
     first, end = at.estimates[0], at.step.end
     length = end.log_snr - first.level.log_snr
     first_length = at.step.start.log_snr - first.level.log_snr

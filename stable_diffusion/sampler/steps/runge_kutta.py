@@ -6,6 +6,7 @@ first one. Ratios are sigma / alpha, the noise levels of Karras et al. 2022 (arX
 
 import mlx.core as mx
 
+from ..schedule import CLEAN
 from .step_input import StepInput
 
 
@@ -73,8 +74,10 @@ def dpm_sde_step(at: StepInput) -> mx.array:
 
     Both calls step from the latents of the first one, and add fresh noise: the first to the middle
     of log(sigma / alpha), and the second all the way, with x_0 as estimated in the middle. See
-    arXiv:2211.01095, section 5.
+    arXiv:2211.01095, section 5. The last step has one call, and adds none.
     """
+    if at.step.end == CLEAN:
+        return at.x_0
     if at.step.order == 1:
         return euler_ancestral_step(at)
     first, end = at.require_first(), at.step.end

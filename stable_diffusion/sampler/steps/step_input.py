@@ -44,7 +44,7 @@ class StepInput:
     config: DiffusionConfig
     history: History | None = None  # None in the first step
     fresh: mx.array | None = None  # standard normal noise, for samplers that add some
-    eta: float = 0.0  # how much of it, for samplers that take that
+    eta: float | None = None  # how much of it, for samplers that take that
 
     @property
     def estimates(self) -> tuple[Estimate, ...]:
