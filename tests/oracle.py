@@ -1,9 +1,11 @@
 """Run diffusers for comparison: in float64 for components, in float32 for pictures."""
 
 import copy
+import sys
 import warnings
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from unittest import mock
 
 import diffusers
@@ -13,6 +15,10 @@ from diffusers import DiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils import logging
 from transformers import CLIPTokenizer
+
+# Its Brownian trees need a package that is not needed here, where the noise is given.
+with mock.patch.dict(sys.modules, {"torchsde": ModuleType("torchsde")}):
+    from diffusers.schedulers.scheduling_dpmsolver_sde import DPMSolverSDEScheduler
 
 warnings.filterwarnings("ignore", module="diffusers|transformers|torch")
 # The networks are too small for threads to help. On a busy machine, threads that wait for each
@@ -27,15 +33,33 @@ SCHEDULERS = {
     "ddim": diffusers.DDIMScheduler,
     "dpm++2m": diffusers.DPMSolverMultistepScheduler,
     "lcm": diffusers.LCMScheduler,
+    "heun": diffusers.HeunDiscreteScheduler,
+    "lms": diffusers.LMSDiscreteScheduler,
+    "dpm2": diffusers.KDPM2DiscreteScheduler,
+    "dpm2-a": diffusers.KDPM2AncestralDiscreteScheduler,
+    "dpm++2s": diffusers.DPMSolverSinglestepScheduler,
+    "dpm++2m-sde": diffusers.DPMSolverMultistepScheduler,
+    "dpm++3m": diffusers.DPMSolverMultistepScheduler,
+    "dpm++sde": DPMSolverSDEScheduler,
+    "unipc": diffusers.UniPCMultistepScheduler,
+    "deis": diffusers.DEISMultistepScheduler,
+    "pndm": diffusers.PNDMScheduler,
+    "ddpm": diffusers.DDPMScheduler,
+    "tcd": diffusers.TCDScheduler,
+}
+# The options of diffusers' schedulers that make them these samplers.
+SAMPLER_OPTIONS = {
+    "ddim": {"clip_sample": False},  # latents are never clipped to [-1, 1]
+    "ddpm": {"clip_sample": False},
+    "dpm++2m-sde": {"algorithm_type": "sde-dpmsolver++"},
+    "dpm++3m": {"solver_order": 3},
+    "pndm": {"skip_prk_steps": True},
 }
 
 
 def scheduler_options(sampler: str, schedule: str | None) -> dict:
-    """Return the options of diffusers' scheduler for our names.
-
-    Latents are never clipped to [-1, 1].
-    """
-    options = {"clip_sample": False} if sampler == "ddim" else {}
+    """Return the options of diffusers' scheduler for our names."""
+    options = SAMPLER_OPTIONS.get(sampler, {})
     if schedule == "karras":
         return {**options, "use_karras_sigmas": True}
     return options if schedule is None else {**options, "timestep_spacing": schedule}

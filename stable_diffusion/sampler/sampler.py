@@ -158,9 +158,7 @@ class Sampler:
         x_0, noise = split_into_x_0_and_noise(
             x, prediction, step.start, self.config.prediction_type
         )
-        at = StepInput(
-            x, x_0, noise, prediction, step, self.config, previous, fresh, self.eta
-        )
+        at = StepInput(x, x_0, noise, prediction, step, self.config, previous, fresh, self.eta)
         if self.spec.correct is not None:
             at = replace(at, x=self.spec.correct(at))
         estimates = (Estimate(at.x, x_0, noise, prediction, step), *at.estimates)

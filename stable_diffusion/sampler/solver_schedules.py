@@ -114,9 +114,7 @@ def _add_second_calls(
         steps.append(replace(step, end=level if ends_there else step.end))
         steps.append(Step(timestep, level, step.end, order=2))
     steps.append(schedule.steps[-1])
-    return replace(
-        schedule, steps=tuple(steps), num_steps=len(schedule.steps), calls_per_step=2
-    )
+    return replace(schedule, steps=tuple(steps), num_steps=len(schedule.steps), calls_per_step=2)
 
 
 def make_lms_schedule(config: DiffusionConfig, num_steps: int) -> Schedule:

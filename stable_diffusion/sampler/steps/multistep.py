@@ -40,12 +40,10 @@ def pndm_step(at: StepInput) -> mx.array:
         prediction = (first.prediction + at.prediction) / 2
         x_0, noise = split_into_x_0_and_noise(first.x, prediction, step.before, type_)
         return step.start.mix(x_0, noise)
-    # The second call is left out, because it was at the same place as the third one.
-    predictions = [at.prediction] + [
-        estimate.prediction
-        for number, estimate in enumerate(at.estimates, start=1)
-        if at.n_calls - number != 1
-    ][:3]
+    # The second call is left out, because it was at the same level as the third one.
+    numbered = zip(range(at.n_calls - 1, -1, -1), at.estimates, strict=False)
+    earlier = [estimate.prediction for number, estimate in numbered if number != 1]
+    predictions = [at.prediction, *earlier[:3]]
     weights = ADAMS_BASHFORTH[len(predictions) - 1]
     prediction = sum(w * each for w, each in zip(weights, predictions, strict=True))
     x_0, noise = split_into_x_0_and_noise(at.x, prediction, step.start, type_)
