@@ -5,7 +5,7 @@ import sys
 import warnings
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from unittest import mock
 
 import diffusers
@@ -13,12 +13,24 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.schedulers import scheduling_lms_discrete
 from diffusers.utils import logging
 from transformers import CLIPTokenizer
 
-# Its Brownian trees need a package that is not needed here, where the noise is given.
+
+
+def _integrate(function, start, end, **_: object) -> tuple[float, float]:
+    """Return the integral of a cubic polynomial, as `scipy.integrate.quad` does."""
+    middle, half = (float(start) + float(end)) / 2, (float(end) - float(start)) / 2
+    points = (middle - half / 3**0.5, middle + half / 3**0.5)
+    return half * sum(float(function(point)) for point in points), 0.0
+
+
+# Two schedulers need packages: one for Brownian trees, in place of which noise is given here, and
+# one for an integral.
 with mock.patch.dict(sys.modules, {"torchsde": ModuleType("torchsde")}):
     from diffusers.schedulers.scheduling_dpmsolver_sde import DPMSolverSDEScheduler
+scheduling_lms_discrete.integrate = SimpleNamespace(quad=_integrate)
 
 warnings.filterwarnings("ignore", module="diffusers|transformers|torch")
 # The networks are too small for threads to help. On a busy machine, threads that wait for each
@@ -34,7 +46,7 @@ SCHEDULERS = {
     "dpm++2m": diffusers.DPMSolverMultistepScheduler,
     "lcm": diffusers.LCMScheduler,
     "heun": diffusers.HeunDiscreteScheduler,
-    "lms": diffusers.LMSDiscreteScheduler,
+    "lms": scheduling_lms_discrete.LMSDiscreteScheduler,
     "dpm2": diffusers.KDPM2DiscreteScheduler,
     "dpm2-a": diffusers.KDPM2AncestralDiscreteScheduler,
     "dpm++2s": diffusers.DPMSolverSinglestepScheduler,
