@@ -22,7 +22,9 @@ from oracle import (
     channels_first,
     channels_last,
     relative_l2,
+    make_scheduler,
     scheduler_options,
+    set_timesteps,
 )
 
 from stable_diffusion.config.diffusion import PREDICTION_TYPES, DiffusionConfig
@@ -130,6 +132,7 @@ def trajectory_error(
     num_steps: int = 20,
     *,
     is_exact: bool = False,
+    timesteps: list[int] | None = None,
     skip: int = 0,
     eta: float | None = None,
     **options,
@@ -139,6 +142,7 @@ def trajectory_error(
     `is_exact` has diffusers compute in float64, which it does for no noise but the first. `skip`
     leaves out the first steps, as image to image does.
     """
+    num_steps = num_steps if timesteps is None else len(timesteps)
     options = {
         **BETAS,
         "steps_offset": 1,
@@ -146,10 +150,13 @@ def trajectory_error(
         "timestep_spacing": "trailing",
         **options,
     }
-    sampler = Sampler.for_model(DiffusionConfig(**options), name, schedule, eta=eta)
+    sampler = Sampler.for_model(DiffusionConfig(**options), name, schedule, timesteps, eta)
     steps = sampler.schedule(num_steps).last(num_steps - skip)
-    theirs = SCHEDULERS[name].from_config({**options, **scheduler_options(name, schedule)})
-    theirs.set_timesteps(num_steps)
+    theirs = make_scheduler(name, {**options, **scheduler_options(name, schedule)})
+    skipped = skip * theirs.order
+    set_timesteps(theirs, schedule, num_steps, timesteps)
+    if hasattr(theirs, "set_begin_index"):  # which it mistakes if two steps have one timestep
+        theirs.set_begin_index(skipped)
     streams, generator = [NoiseStream(3)], torch.Generator().manual_seed(3)
     shape = (8, 8, 4)
     draw = lambda *_: torch.randn(1, 4, 8, 8, generator=generator)  # noqa: E731
@@ -157,9 +164,6 @@ def trajectory_error(
     dtype = torch.float64 if is_exact else torch.float32
     if is_exact:
         theirs.sigmas = theirs.sigmas.double()
-    skipped = skip * theirs.order
-    if skip and hasattr(theirs, "set_begin_index"):
-        theirs.set_begin_index(skipped)
 
     x, history = mx.array(draw_latents(streams, shape)), None
     if skip == 0:
@@ -229,7 +233,7 @@ def main() -> None:
     print("\nSampler trajectories (in brackets with zero terminal SNR):")
     for name, schedule, num_steps, predicts in TRAJECTORIES:
         error = f"{trajectory_error(name, predicts, schedule, num_steps):.1e}"
-        if predicts != "epsilon":
+        if predicts != "epsilon" and schedule != "ays":
             options = {"rescale_betas_zero_snr": True, "is_exact": name == "euler"}
             error += f" ({trajectory_error(name, predicts, schedule, num_steps, **options):.1e})"
         print(f"{name}, {schedule or 'its own'}, {num_steps} steps, {predicts}: {error}")

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import mlx.core as mx
 
@@ -20,21 +19,20 @@ class ScheduleSpec:
 
     name: str
     webui_name: str | None  # in AUTOMATIC1111's web UI, if it has this schedule
-    options: dict[str, Any]  # the fields of DiffusionConfig that select it
-
-
-def _make_spacing(name: str, webui_name: str | None) -> ScheduleSpec:
-    """Return the schedule with a spacing of the timesteps (arXiv:2305.08891, table 2)."""
-    return ScheduleSpec(name, webui_name, {"timestep_spacing": name, "use_karras_sigmas": False})
 
 
 SCHEDULES = {
     spec.name: spec
     for spec in (
-        _make_spacing("trailing", "SGM Uniform"),
-        _make_spacing("leading", None),
-        _make_spacing("linspace", "Uniform"),
-        ScheduleSpec("karras", "Karras", {"use_karras_sigmas": True}),
+        ScheduleSpec("trailing", None),
+        ScheduleSpec("leading", None),
+        ScheduleSpec("linspace", "Uniform"),
+        ScheduleSpec("karras", "Karras"),
+        ScheduleSpec("exponential", "Exponential"),
+        ScheduleSpec("beta", "Beta"),
+        ScheduleSpec("sgm-uniform", "SGM Uniform"),
+        ScheduleSpec("simple", "Simple"),
+        ScheduleSpec("ays", "Align Your Steps"),
     )
 }
 
@@ -47,7 +45,7 @@ class Sampler:
         config: the noise schedule and the prediction type of the model.
         name: a key of `SAMPLERS`.
         timesteps: the timesteps of the steps, falling; None for those of the config's schedule.
-        eta: how much noise a step adds, in [0, 1]; None for a sampler that does not take it.
+        eta: how much noise a step adds, in [0, 1]; None for the sampler's default.
     """
 
     config: DiffusionConfig
@@ -85,18 +83,26 @@ class Sampler:
                 f"sampler {name} cannot run a model that predicts {config.prediction_type!r}: "
                 "use euler"
             )
+        if (fault := config.find_fault(name)) is not None:
+            raise ValueError(
+                f"sampler {name} does not support what the model's scheduler config says, "
+                f"{fault}: use euler"
+            )
         if schedule is not None:
-            config = replace(config, **SCHEDULES[schedule].options)
-        elif "karras" not in spec.schedules:
-            config = replace(config, use_karras_sigmas=False)  # the model's own schedule
+            config = config.with_schedule(schedule)
+        elif spec.schedules and config.schedule not in spec.schedules:
+            config = config.with_schedule(spec.find_spacing(config))
         if timesteps is not None:
-            require_timesteps(name, schedule, timesteps, config.num_train_timesteps)
+            require_timesteps(name)
+            if schedule is not None:
+                raise ValueError(f"timesteps and schedule {schedule}: leave one out")
             timesteps = tuple(timesteps)
-            config = replace(config, use_karras_sigmas=False)
+            check_timesteps(timesteps, config.num_train_timesteps)
+            config = config.with_schedule(config.timestep_spacing)
         if eta is not None:
-            require_eta(name, eta)
-        elif spec.takes_eta:
-            eta = spec.default_eta
+            require_eta(name)
+            if not 0 <= eta <= 1:
+                raise ValueError(f"eta must be in [0, 1], got {eta}")
         return cls(config, name, timesteps, eta)
 
     @property
@@ -106,27 +112,40 @@ class Sampler:
 
     @property
     def schedule_name(self) -> str | None:
-        """Return the schedule's name, as in `for_model`; None if the sampler has only its own."""
-        if not self.spec.schedules:
-            return None
-        return "karras" if self.config.use_karras_sigmas else self.config.timestep_spacing
+        """Return the schedule's name, as in `for_model`.
+
+        It is None if the sampler has only its own schedule, or timesteps in place of one.
+        """
+        has_schedule = self.spec.schedules and self.timesteps is None
+        return self.config.schedule if has_schedule else None
 
     @property
     def needs_noise(self) -> bool:
         """Return whether `step` needs fresh noise."""
-        return self.spec.needs_noise or bool(self.eta)
+        return self.spec.needs_noise or bool(self.used_eta)
+
+    @property
+    def used_eta(self) -> float | None:
+        """Return eta, or its default; None for a sampler that does not take it."""
+        default = self.spec.default_eta if self.spec.takes_eta else None
+        return default if self.eta is None else self.eta
 
     def schedule(self, num_steps: int) -> Schedule:
         """Return the schedule of exactly `num_steps` steps.
 
         Raises:
-            ValueError: if that is too few or too many, or this sampler cannot begin at the first
-                noise level.
+            ValueError: if that is too few or too many, or not the number of `timesteps`, or this
+                sampler cannot begin at the first noise level.
         """
-        max_steps = self.spec.max_steps(self.config)
-        if not 1 <= num_steps <= max_steps:
-            raise ValueError(f"steps must be from 1 to {max_steps}, got {num_steps}")
-        schedule = self.spec.make_schedule(self.config, num_steps)
+        if self.timesteps is not None:
+            if num_steps != len(self.timesteps):
+                raise ValueError(f"{len(self.timesteps)} timesteps are not {num_steps} steps")
+            schedule = self.spec.make_schedule(self.config, num_steps, timesteps=self.timesteps)
+        else:
+            max_steps = self.spec.max_steps(self.config)
+            if not 1 <= num_steps <= max_steps:
+                raise ValueError(f"steps must be from 1 to {max_steps}, got {num_steps}")
+            schedule = self.spec.make_schedule(self.config, num_steps)
         if self.config.prediction_type == "epsilon" and schedule.steps[0].start.alpha == 0:
             raise ValueError(
                 f"sampler {self.name} cannot begin with noise alone (rescale_betas_zero_snr) if "
@@ -158,7 +177,7 @@ class Sampler:
         x_0, noise = split_into_x_0_and_noise(
             x, prediction, step.start, self.config.prediction_type
         )
-        at = StepInput(x, x_0, noise, prediction, step, self.config, previous, fresh, self.eta)
+        at = StepInput(x, x_0, noise, prediction, step, self.config, previous, fresh, self.used_eta)
         if self.spec.correct is not None:
             at = replace(at, x=self.spec.correct(at))
         estimates = (Estimate(at.x, x_0, noise, prediction, step), *at.estimates)
@@ -183,39 +202,38 @@ def require_schedule(sampler: str, schedule: str | None) -> None:
         raise ValueError(f"sampler {sampler} has no schedule {schedule!r}, {only}")
 
 
-def require_timesteps(
-    sampler: str, schedule: str | None, timesteps: Sequence[int], num_train_timesteps: int
-) -> None:
-    """Check that a sampler takes timesteps, and these.
+def require_timesteps(sampler: str) -> None:
+    """Check that a sampler takes timesteps.
 
     Raises:
-        ValueError: if it takes none, or a schedule is given, too, or these are not timesteps of
-            the training that fall.
+        ValueError: if it does not take any.
     """
     if not SAMPLERS[sampler].takes_timesteps:
         takers = ", ".join(spec.name for spec in SAMPLERS.values() if spec.takes_timesteps)
-        raise ValueError(
-            f"sampler {sampler} does not take timesteps: use one of {takers}, or steps"
-        )
-    if schedule is not None:
-        raise ValueError(f"timesteps replace the schedule: leave {schedule} out")
+        raise ValueError(f"sampler {sampler} does not take timesteps: use one of {takers}")
+
+
+def check_timesteps(timesteps: Sequence[int], num_train_timesteps: int) -> None:
+    """Check that these are falling timesteps of the training.
+
+    Raises:
+        ValueError: if they are not.
+    """
     last = num_train_timesteps - 1
     are_falling = all(t > t_next for t, t_next in pairwise(timesteps))
     if not timesteps or not are_falling or not 0 <= timesteps[-1] <= timesteps[0] <= last:
         raise ValueError(
-            f"timesteps must be falling, from {last} to 0, such as {last}, {last // 2}; got "
+            f"timesteps must fall from one to the next, in {last} to 0; got "
             f"{abbreviate(', '.join(map(str, timesteps)) or 'none')}"
         )
 
 
-def require_eta(sampler: str, eta: float) -> None:
-    """Check that a sampler takes eta, and this one.
+def require_eta(sampler: str) -> None:
+    """Check that a sampler takes eta.
 
     Raises:
-        ValueError: if it does not take any, or it is not in [0, 1].
+        ValueError: if it does not take it.
     """
     if not SAMPLERS[sampler].takes_eta:
         takers = ", ".join(spec.name for spec in SAMPLERS.values() if spec.takes_eta)
         raise ValueError(f"sampler {sampler} does not take eta: use one of {takers}")
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must be in [0, 1], got {eta}")

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..config.diffusion import DiffusionConfig
+from ..config.diffusion import LEVEL_OPTIONS, DiffusionConfig
+from .noise_levels import interpolate_timesteps
 from .schedule import (
     CLEAN,
     Level,
@@ -19,7 +20,6 @@ from .schedule import (
     _chain,
     compute_alphas_bar,
     compute_ratios,
-    interpolate_timesteps,
     make_dpm_schedule,
     make_euler_schedule,
     make_lcm_schedule,
@@ -71,7 +71,7 @@ def make_dpm_sde_schedule(config: DiffusionConfig, num_steps: int) -> Schedule:
 def _make_schedule_of_whole_timesteps(config: DiffusionConfig, num_steps: int) -> Schedule:
     """Return the schedule of `make_euler_schedule`, with Karras' timesteps rounded."""
     schedule = make_euler_schedule(config, num_steps)
-    if not config.use_karras_sigmas:
+    if config.schedule != "karras":
         return schedule
     steps = (replace(step, timestep=float(np.rint(step.timestep))) for step in schedule.steps)
     return replace(schedule, steps=tuple(steps))
@@ -162,8 +162,8 @@ def make_deis_schedule(config: DiffusionConfig, num_steps: int) -> Schedule:
     """
     schedule = make_dpm_schedule(config, num_steps)
     *steps, last = schedule.steps
-    is_spaced = not config.use_karras_sigmas
-    end = Level.from_ratio(float(compute_ratios(config)[0])) if is_spaced else last.start
+    lowest = Level.from_ratio(float(compute_ratios(config)[0]))
+    end = last.start if config.schedule in LEVEL_OPTIONS else lowest
     schedule = replace(schedule, steps=(*steps, replace(last, end=end)))
     order = config.solver_order
     return _with_orders(schedule, _lower_last_orders(config, order, len(schedule), at_end=order))

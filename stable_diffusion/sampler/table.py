@@ -9,7 +9,13 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from ..config.diffusion import PREDICTION_TYPES, SPACINGS, DiffusionConfig
+from ..config.diffusion import (
+    LEVEL_OPTIONS,
+    OWN_SCHEDULES,
+    PREDICTION_TYPES,
+    SPACINGS,
+    DiffusionConfig,
+)
 from . import solver_schedules
 from .schedule import (
     Schedule,
@@ -28,7 +34,7 @@ class SamplerSpec:
 
     name: str
     webui_name: str | None  # in AUTOMATIC1111's web UI, if it has this sampler
-    schedules: tuple[str, ...]  # those that diffusers has for it; () if it has only its own
+    schedules: tuple[str, ...]  # keys of SCHEDULES; () if it has only its own
     # Of a config and a number of steps; and of timesteps, if the sampler takes them.
     make_schedule: Callable[..., Schedule]
     step: Callable[[StepInput], mx.array]
@@ -41,8 +47,15 @@ class SamplerSpec:
     takes_eta: bool = False  # whether the caller may choose how much noise a step adds
     default_eta: float = 0.0  # of a sampler that takes eta
 
+    def find_spacing(self, config: DiffusionConfig) -> str:
+        """Return the schedule for a model whose own schedule this sampler lacks."""
+        spacing = config.timestep_spacing
+        return spacing if spacing in self.schedules else self.schedules[0]
 
-NOISE_LEVELS = (*SPACINGS, "karras")
+
+# The schedules of the samplers that step on noise levels: those that diffusers has for them, and
+# those that it lacks.
+NOISE_LEVELS = (*SPACINGS, *LEVEL_OPTIONS, *OWN_SCHEDULES)
 NOT_X_0 = ("epsilon", "v_prediction")  # what diffusers lets models predict with some samplers
 
 
@@ -73,7 +86,7 @@ SAMPLERS = {
         SamplerSpec(
             name="euler-a",
             webui_name="Euler a",
-            schedules=SPACINGS,
+            schedules=(*SPACINGS, *OWN_SCHEDULES),
             make_schedule=make_euler_schedule,
             step=runge_kutta.euler_ancestral_step,
             max_steps=_count_timesteps,
@@ -152,7 +165,7 @@ SAMPLERS = {
         SamplerSpec(
             name="dpm++2s",
             webui_name=None,  # "DPM++ 2S a" adds noise, and calls the network twice a step
-            schedules=("linspace", "karras"),
+            schedules=("linspace", *LEVEL_OPTIONS, *OWN_SCHEDULES),
             make_schedule=solver_schedules.make_dpm_2s_schedule,
             step=dpm_solver.dpm_2s_step,
             max_steps=_count_timesteps_but_one,
