@@ -30,8 +30,9 @@ def _integrate(function, start, end, **_: object) -> tuple[float, float]:
 
 # Two schedulers need packages: one for Brownian trees, in place of which noise is given here, and
 # one for an integral.
-with mock.patch.dict(sys.modules, {"torchsde": ModuleType("torchsde")}):
-    from diffusers.schedulers.scheduling_dpmsolver_sde import DPMSolverSDEScheduler
+sys.modules.setdefault("torchsde", ModuleType("torchsde"))
+from diffusers.schedulers.scheduling_dpmsolver_sde import DPMSolverSDEScheduler  # noqa: E402
+
 scheduling_lms_discrete.integrate = SimpleNamespace(quad=_integrate)
 
 warnings.filterwarnings("ignore", module="diffusers|transformers|torch")

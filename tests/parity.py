@@ -17,17 +17,16 @@ import torch
 from checkpoints import BETAS, write_checkpoint
 from kinds import KINDS
 from oracle import (
-    SCHEDULERS,
     Oracle,
     channels_first,
     channels_last,
-    relative_l2,
     make_scheduler,
+    relative_l2,
     scheduler_options,
     set_timesteps,
 )
 
-from stable_diffusion.config.diffusion import PREDICTION_TYPES, DiffusionConfig
+from stable_diffusion.config.diffusion import DiffusionConfig
 from stable_diffusion.model_io import loaders
 from stable_diffusion.sampler.noise import NoiseStream, draw_latents
 from stable_diffusion.sampler.sampler import SAMPLERS, Sampler
