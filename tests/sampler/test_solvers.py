@@ -1,14 +1,21 @@
 """Steps of the solvers equal those of diffusers' schedulers, with few steps and from pictures."""
 
+import inspect
 import re
 from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from parity import HAVE_ZERO_SNR, SOLVER_TRAJECTORIES, trajectory_error
+import torch
+from checkpoints import BETAS
+from diffusers.utils.torch_utils import randn_tensor
+from oracle import channels_first, channels_last, make_scheduler, relative_l2, scheduler_options
+from parity import HAVE_ZERO_SNR, SOLVER_TRAJECTORIES, scale_of, trajectory_error
 
 from stable_diffusion.config.diffusion import PREDICTION_TYPES, DiffusionConfig
+from stable_diffusion.denoising import denoise
+from stable_diffusion.sampler.noise import NoiseStream, draw_latents
 from stable_diffusion.sampler.sampler import SAMPLERS, Sampler
 from stable_diffusion.sampler.schedule import CLEAN
 from stable_diffusion.sampler.steps.step_input import StepInput
@@ -47,6 +54,32 @@ def test_from_a_picture(name):
         assert (
             trajectory_error(name, "epsilon", own_schedule(name), num_steps, skip=skipped) <= SAME
         )
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_noise_of_a_batch(name):
+    """The whole loop, with a function in place of the network: each picture has its own noise."""
+    schedule, shape = own_schedule(name), (2, 4, 4, 4)
+    sampler = Sampler.for_model(DiffusionConfig(**BETAS), name, schedule)
+    steps = sampler.schedule(5).last(4)
+    x = draw_latents([NoiseStream(1), NoiseStream(2)], shape[1:])
+    streams = [NoiseStream(3), NoiseStream(4)]
+    predict = lambda x, t: mx.tanh(x + t / 1000)  # noqa: E731
+    *_, ours = denoise(mx.array(x), steps, sampler, predict, streams)
+
+    theirs = make_scheduler(name, {**BETAS, **scheduler_options(name, schedule)})
+    theirs.set_timesteps(5)
+    if hasattr(theirs, "set_begin_index"):
+        theirs.set_begin_index(theirs.order)
+    generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+    theirs.noise_sampler = lambda *_: randn_tensor(shape, generators)
+    takes_noise = "generator" in inspect.signature(theirs.step).parameters
+    arguments = {"generator": generators} if takes_noise else {}
+    expected = channels_first(x, torch.float32) * scale_of(name, theirs, theirs.order - 1)
+    for t in theirs.timesteps[theirs.order :]:
+        prediction = torch.tanh(theirs.scale_model_input(expected, t) + t / 1000)
+        expected = theirs.step(prediction, t, expected, **arguments).prev_sample
+    assert relative_l2(ours.x_t, channels_last(expected)) <= SAME
 
 
 @pytest.mark.parametrize("name", [name for name in SOLVERS if name in HAVE_ZERO_SNR])
