@@ -128,7 +128,7 @@ class ModelConfig:
         """Return the steps, guidance and size to use if the caller gives only the sampler."""
         size = self._find_size()
         # A model or a LoRA that is distilled to few steps without guidance (arXiv:2311.05556).
-        if "lcm" in (sampler, self.diffusion.sampler):
+        if {"lcm", "tcd"} & {sampler, self.diffusion.sampler}:
             return Defaults(steps=4, guidance=0.0, size=size)
         if self.spec is not None:
             return Defaults(self.spec.steps, self.spec.guidance, size)

@@ -144,7 +144,8 @@ def test_a_picture_does_not_depend_on_its_batch(models, name):
 def test_steps_and_guidance_of_a_consistency_model(models):
     """The defaults are few steps and no guidance, if the sampler or the model is LCM's."""
     assert len(models["sd-1"].generate_latents(PROMPT)) == 50
-    assert len(models["sd-1"].generate_latents(PROMPT, sampler="lcm")) == 4
+    for name in ("lcm", "tcd"):
+        assert len(models["sd-1"].generate_latents(PROMPT, sampler=name)) == 4
     config = models["sd-1"].config
     own = replace(config, diffusion=replace(config.diffusion, _class_name="LCMScheduler"))
     for defaults in (config.defaults_with("lcm"), own.defaults, own.defaults_with("euler")):
