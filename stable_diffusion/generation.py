@@ -162,16 +162,18 @@ def choose_sampler(
     timesteps, eta = check_timesteps(options.get("timesteps")), options.get("eta")
     if eta is not None:
         eta = check_number("eta", eta)
-    if sampler is None:
-        sampler = own_sampler if schedule is None else own_sampler.name
     if isinstance(sampler, str):
         return Sampler.for_model(config.diffusion, sampler, schedule, timesteps, eta)
+    base = own_sampler if sampler is None else sampler
     if (schedule, timesteps, eta) == (None, None, None):
-        return sampler
+        return base
     if schedule is None and timesteps is None:
-        timesteps = sampler.timesteps
-    eta = sampler.eta if eta is None else eta
-    return Sampler.for_model(sampler.config, sampler.name, schedule, timesteps, eta)
+        timesteps = base.timesteps
+    eta = base.eta if eta is None else eta
+    # Another schedule for the object's own sampler begins from the spacing that the model says.
+    is_of_model = sampler is None and schedule is not None
+    diffusion = config.diffusion if is_of_model else base.config
+    return Sampler.for_model(diffusion, base.name, schedule, timesteps, eta)
 
 
 def check_timesteps(value: Any) -> tuple[int, ...] | None:
