@@ -60,14 +60,17 @@ NOT_X_0 = ("epsilon", "v_prediction")  # what diffusers lets models predict with
 
 
 def _count_timesteps(config: DiffusionConfig) -> int:
+    """Return the number of timesteps of the training."""
     return config.num_train_timesteps
 
 
 def _count_timesteps_but_one(config: DiffusionConfig) -> int:
-    return config.num_train_timesteps - 1  # one of those that are spaced may be the end
+    """Return one fewer, because one of those that are spaced may be the end."""
+    return config.num_train_timesteps - 1
 
 
 def _count_original_steps(config: DiffusionConfig) -> int:
+    """Return the number of steps of the distillation."""
     return min(config.num_train_timesteps, config.original_inference_steps)
 
 
