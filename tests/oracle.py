@@ -1,9 +1,11 @@
 """Run diffusers for comparison: in float64 for components, in float32 for pictures."""
 
 import copy
+import sys
 import warnings
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from unittest import mock
 
 import diffusers
@@ -11,8 +13,27 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.schedulers import scheduling_lms_discrete
 from diffusers.utils import logging
 from transformers import CLIPTokenizer
+
+from stable_diffusion.config.diffusion import LEVEL_OPTIONS, OWN_SCHEDULES
+from stable_diffusion.sampler.noise_levels import invert_beta
+
+
+def _integrate(function, start, end, **_: object) -> tuple[float, float]:
+    """Return the integral of a cubic polynomial, as `scipy.integrate.quad` does."""
+    middle, half = (float(start) + float(end)) / 2, (float(end) - float(start)) / 2
+    points = (middle - half / 3**0.5, middle + half / 3**0.5)
+    return half * sum(float(function(point)) for point in points), 0.0
+
+
+# Two schedulers need packages: one for Brownian trees, in place of which noise is given here, and
+# one for an integral.
+sys.modules.setdefault("torchsde", ModuleType("torchsde"))
+from diffusers.schedulers.scheduling_dpmsolver_sde import DPMSolverSDEScheduler  # noqa: E402
+
+scheduling_lms_discrete.integrate = SimpleNamespace(quad=_integrate)
 
 warnings.filterwarnings("ignore", module="diffusers|transformers|torch")
 # The networks are too small for threads to help. On a busy machine, threads that wait for each
@@ -27,18 +48,114 @@ SCHEDULERS = {
     "ddim": diffusers.DDIMScheduler,
     "dpm++2m": diffusers.DPMSolverMultistepScheduler,
     "lcm": diffusers.LCMScheduler,
+    "heun": diffusers.HeunDiscreteScheduler,
+    "lms": scheduling_lms_discrete.LMSDiscreteScheduler,
+    "dpm2": diffusers.KDPM2DiscreteScheduler,
+    "dpm2-a": diffusers.KDPM2AncestralDiscreteScheduler,
+    "dpm++2s": diffusers.DPMSolverSinglestepScheduler,
+    "dpm++2m-sde": diffusers.DPMSolverMultistepScheduler,
+    "dpm++3m": diffusers.DPMSolverMultistepScheduler,
+    "dpm++sde": DPMSolverSDEScheduler,
+    "unipc": diffusers.UniPCMultistepScheduler,
+    "deis": diffusers.DEISMultistepScheduler,
+    "pndm": diffusers.PNDMScheduler,
+    "ddpm": diffusers.DDPMScheduler,
+    "tcd": diffusers.TCDScheduler,
+}
+# The options of diffusers' schedulers that make them these samplers.
+SAMPLER_OPTIONS = {
+    "ddim": {"clip_sample": False},  # latents are never clipped to [-1, 1]
+    "ddpm": {"clip_sample": False},
+    "dpm++2m-sde": {"algorithm_type": "sde-dpmsolver++"},
+    "dpm++3m": {"solver_order": 3},
+    "pndm": {"skip_prk_steps": True},
 }
 
 
 def scheduler_options(sampler: str, schedule: str | None) -> dict:
-    """Return the options of diffusers' scheduler for our names.
+    """Return the options of diffusers' scheduler for our names."""
+    options = SAMPLER_OPTIONS.get(sampler, {})
+    if schedule in LEVEL_OPTIONS:
+        return {**options, LEVEL_OPTIONS[schedule]: True}
+    if schedule is None or schedule in OWN_SCHEDULES:
+        return options
+    return {**options, "timestep_spacing": schedule}
 
-    Latents are never clipped to [-1, 1].
+
+def provide_beta_quantiles(scheduler: type) -> None:
+    """Give the module of a scheduler the one function of SciPy that it calls for beta levels.
+
+    `tests/sampler/test_noise_levels.py` compares it with an independent one.
     """
-    options = {"clip_sample": False} if sampler == "ddim" else {}
-    if schedule == "karras":
-        return {**options, "use_karras_sigmas": True}
-    return options if schedule is None else {**options, "timestep_spacing": schedule}
+    module = sys.modules[scheduler.__module__]
+    if hasattr(module, "is_scipy_available"):
+        beta = SimpleNamespace(ppf=lambda p, a, _: float(invert_beta(np.array(p), a)))
+        module.scipy = SimpleNamespace(stats=SimpleNamespace(beta=beta))
+        module.is_scipy_available = lambda: True
+
+
+for _scheduler in SCHEDULERS.values():
+    provide_beta_quantiles(_scheduler)
+
+# "Align your steps", 10 steps of SD 1.5, with the level that a longer or shorter table ends at.
+AYS_SD = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029]
+
+
+def published_levels(schedule: str, n: int, sigmas: np.ndarray, table: list[float]) -> list[float]:
+    """Return the noise levels of n steps as ComfyUI and the web UI compute them, without the 0.
+
+    Args:
+        sigmas: of every training timestep.
+        table: of "align your steps".
+    """
+    if schedule == "simple":
+        return [float(sigmas[-(1 + int(i * (len(sigmas) / n)))]) for i in range(n)]
+    if schedule == "sgm-uniform":
+        times = np.linspace(len(sigmas) - 1, 0, n + 1)[:-1]
+        below = np.floor(times).astype(int)
+        above, part = np.ceil(times).astype(int), times - below
+        logs = np.log(sigmas.astype(np.float64))
+        return np.exp((1 - part) * logs[below] + part * logs[above]).tolist()
+    old, new = np.linspace(0, 1, len(table)), np.linspace(0, 1, n + 1)
+    return np.exp(np.interp(new, old, np.log(np.array(table)))).tolist()[:-1]
+
+
+def make_scheduler(sampler: str, config: dict):
+    """Return diffusers' scheduler for a sampler, which has no timesteps yet."""
+    with mock.patch.object(SCHEDULERS[sampler], "set_timesteps", set_no_timesteps):
+        return SCHEDULERS[sampler].from_config(config)
+
+
+def set_no_timesteps(scheduler, *_: object) -> None:
+    """Take the place of `set_timesteps` while a scheduler is made.
+
+    Some of them set all timesteps of the training then, which takes a second.
+    """
+    scheduler.sigmas = torch.zeros(1)
+
+
+def set_timesteps(theirs, schedule: str | None, n: int, timesteps: list[int] | None = None) -> None:
+    """Set the steps of diffusers' scheduler; levels that it lacks are put into it."""
+    if timesteps is not None:
+        theirs.set_timesteps(timesteps=timesteps)
+        return
+    theirs.set_timesteps(n)
+    if schedule not in OWN_SCHEDULES:
+        return
+    sigmas = ((1 - theirs.alphas_cumprod) / theirs.alphas_cumprod).numpy() ** 0.5
+    levels = published_levels(schedule, n, sigmas, AYS_SD)
+    if theirs.order == 2:  # it adds levels in between
+        theirs.register_to_config(use_exponential_sigmas=True)
+        theirs._convert_to_exponential = lambda *_, **__: np.array(levels)
+        theirs.set_timesteps(n)
+        return
+    times = np.interp(np.log(levels), np.log(sigmas), np.arange(len(sigmas)))
+    has_whole_times = not theirs.timesteps.is_floating_point()
+    is_deis = isinstance(theirs, diffusers.DEISMultistepScheduler)
+    theirs.sigmas = torch.tensor([*levels, float(sigmas[0]) if is_deis else 0.0])
+    theirs.timesteps = torch.tensor(times.round() if has_whole_times else times).to(
+        theirs.timesteps.dtype
+    )
 
 
 def relative_l2(ours, theirs) -> float:

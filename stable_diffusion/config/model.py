@@ -135,7 +135,7 @@ class ModelConfig:
         if self.unet.embeds_guidance:
             return Defaults(steps=4, guidance=EMBEDDED_GUIDANCE, size=size)
         # A model or a LoRA that is distilled to few steps without guidance (arXiv:2311.05556).
-        if "lcm" in (sampler, self.diffusion.sampler):
+        if {"lcm", "tcd"} & {sampler, self.diffusion.sampler}:
             return Defaults(steps=4, guidance=0.0, size=size)
         if self.spec is not None:
             return Defaults(self.spec.steps, self.spec.guidance, size)

@@ -75,6 +75,27 @@ def test_image_to_image(models, oracle, kind, name, schedule, strength):
 
 
 @pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ddim", {"eta": 0.6, "num_steps": 5}),
+        ("euler", {"timesteps": [999, 749, 499, 249, 3]}),
+        ("lcm", {"timesteps": [999, 749, 499, 249]}),
+    ],
+)
+def test_eta_and_timesteps_from_a_picture(models, oracle, name, options):
+    """Fresh noise follows the noise that the picture gets; strength cuts the timesteps."""
+    image = np.linspace(-1, 1, 64 * 64 * 3, dtype=np.float32).reshape(64, 64, 3)
+    options = {"cfg_weight": 3.0, "strength": 0.7, **options}
+    sd = models["sd-1"]
+    latents = sd.generate_latents_from_image(image, PROMPT, seed=7, sampler=name, **options)
+    assert len(latents) == int(0.7 * len(options.get("timesteps", range(5))))
+    expected = oracle("sd-1").pictures_from_image(
+        image, PROMPT, sampler=name, **to_diffusers(options)
+    )
+    assert psnr(pictures(sd, latents), expected) >= SAME
+
+
+@pytest.mark.parametrize(
     ("kind", "name", "schedule"),
     [("sd-1", "dpm++2m", "karras"), ("sdxl", "euler", None), ("sd-2-v", "ddim", "trailing")],
 )
@@ -123,7 +144,8 @@ def test_a_picture_does_not_depend_on_its_batch(models, name):
 def test_steps_and_guidance_of_a_consistency_model(models):
     """The defaults are few steps and no guidance, if the sampler or the model is LCM's."""
     assert len(models["sd-1"].generate_latents(PROMPT)) == 50
-    assert len(models["sd-1"].generate_latents(PROMPT, sampler="lcm")) == 4
+    for name in ("lcm", "tcd"):
+        assert len(models["sd-1"].generate_latents(PROMPT, sampler=name)) == 4
     config = models["sd-1"].config
     own = replace(config, diffusion=replace(config.diffusion, _class_name="LCMScheduler"))
     for defaults in (config.defaults_with("lcm"), own.defaults, own.defaults_with("euler")):
@@ -157,7 +179,7 @@ def test_the_sampler_of_a_call(models, checkpoint):
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"sampler": "heun"}, ValueError, "sampler must be one of euler, .*, got 'heun'"),
+        ({"sampler": "restart"}, ValueError, "sampler must be one of euler, .*, got 'restart'"),
         ({"schedule": "sgm"}, ValueError, "sampler euler has no schedule 'sgm', only trailing"),
         ({"sampler": "ddim", "schedule": "karras"}, ValueError, "ddim has no schedule 'karras'"),
         ({"sampler": 3}, TypeError, "sampler must be text, a Sampler or None, got 3, an int"),

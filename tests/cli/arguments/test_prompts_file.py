@@ -54,6 +54,15 @@ def test_lines_override_the_command_line(tmp_path):
     assert isinstance(one.cfg, float) and isinstance(one.steps, int)
 
 
+@pytest.mark.parametrize("value", [[999, 499, 3], "999, 499,3", [999.0, 499, 3]])
+def test_timesteps_and_eta(tmp_path, value):
+    """A list or text stands for timesteps. Tables write whole numbers as 999.0."""
+    line = json.dumps({"prompt": "a", "timesteps": value, "eta": 0})
+    (request,) = read_requests(tmp_path, line)
+    assert request.timesteps == (999, 499, 3) and request.eta == 0.0
+    assert request.steps is None and request.schedule is None
+
+
 def test_seeds_follow_the_one_given(tmp_path):
     content = '{"prompt": "a", "n_images": 3}\n{"prompt": "a", "seed": 50}\n{"prompt": "c"}'
     assert [request.seed for request in read_requests(tmp_path, content, "--seed=7")] == [7, 50, 11]
@@ -105,7 +114,7 @@ def test_pictures_have_strength_and_no_size_of_their_own(tmp_path):
         ('{"prompt": "a", "cfg": Infinity}', "Infinity is not a finite number"),
         ('{"prompt": "a", "seed": -1}', "seed: must be from 0 to"),
         ('{"prompt": "a", "long_prompt": 1}', "long_prompt must be true or false, got 1"),
-        ('{"prompt": "a", "sampler": "heun"}', "sampler: invalid choice: 'heun'"),
+        ('{"prompt": "a", "sampler": "restart"}', "sampler: invalid choice: 'restart'"),
         ('{"prompt": "a", "sampler": "ddim", "schedule": "karras"}', "line 1: sampler ddim has no"),
         ('{"prompt": "a", "steps": 1e30}', "steps: '1e+30' is not an integer"),
         ('{"prompt": "a", "colour": null}', "'colour' is not one of prompt, "),
