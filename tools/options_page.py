@@ -11,7 +11,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "options.md"
 START = """\
 # Options
 
-<!-- Written by `python -m tools.options_page` from stable_diffusion/cli/arguments/options.py. -->
+<!-- Written by `python -m tools.options_page` from stable_diffusion/cli/arguments/options/. -->
 
 These are the options of both scripts; `python txt2image.py --help` shows the same, with examples.
 Underscores and hyphens in an option mean the same: `--n_images` is `--n-images`.

@@ -1,4 +1,4 @@
-"""What a row of the table of options says; the table itself is in `options.py`."""
+"""What a row of the table of options says; the table itself is in `options/`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

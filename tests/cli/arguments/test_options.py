@@ -1,4 +1,4 @@
-"""`options.py`: the table fits the settings and recipes, and docs/options.md is made from it."""
+"""`options/`: the table fits the settings and recipes, and docs/options.md is made from it."""
 
 import re
 from dataclasses import fields

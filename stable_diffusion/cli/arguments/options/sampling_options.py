@@ -1,0 +1,52 @@
+"""The options that say how to step from noise to a picture."""
+
+from ....sampler.sampler import SAMPLERS, SCHEDULES
+from .. import value_types
+from ..option import BOTH, Option
+
+SAMPLING = (
+    Option(
+        "--steps",
+        "steps of denoising",
+        parse=value_types.parse_count,
+        default_text="by model",
+        metavar="N",
+        line_scripts=BOTH,
+        in_recipe=True,
+    ),
+    Option(
+        "--cfg",
+        "guidance: how closely to follow the prompt; 1 or less means none",
+        parse=value_types.parse_guidance,
+        default_text="by model",
+        metavar="X",
+        line_scripts=BOTH,
+        in_recipe=True,
+    ),
+    Option(
+        "--guidance-rescale",
+        "how much of the contrast that guidance adds is removed, 0 to 1",
+        parse=value_types.parse_fraction,
+        default=0.0,
+        default_text="0",
+        metavar="X",
+        line_scripts=BOTH,
+        in_recipe=True,
+    ),
+    Option(
+        "--sampler",
+        "how to step from noise to picture",
+        choices=tuple(SAMPLERS),
+        default_text="by model",
+        line_scripts=BOTH,
+        in_recipe=True,
+    ),
+    Option(
+        "--schedule",
+        "how timesteps are spaced; karras is for euler and dpm++2m",
+        choices=tuple(SCHEDULES),
+        default_text="by model",
+        line_scripts=BOTH,
+        in_recipe=True,
+    ),
+)
