@@ -5,6 +5,9 @@ those of `vae.Autoencoder`. Its latents are the scaled latents of the sampler. P
 in the files, also those without weights.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -14,6 +17,8 @@ from .device import cpu_kernels
 from .layers import Conv3x3
 from .vae import MIN_LOGVAR
 
+Layer = Callable[..., mx.array]  # a module, or an activation
+
 MAX_LATENT = 3  # the decoder squeezes latents into (-3, 3)
 
 
@@ -22,7 +27,7 @@ class TinyBlock(nn.Module):
 
     def __init__(self, channels: int, activation: Activation):
         super().__init__()
-        self.conv = [
+        self.conv: list[Layer] = [
             Conv3x3(channels, channels),
             activation,
             Conv3x3(channels, channels),
@@ -43,8 +48,8 @@ class TinyUpsample(Conv3x3):
     def __init__(self, channels: int):
         super().__init__(channels, channels, bias=False)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.convolve_upsampled(x)
+    def __call__(self, x: mx.array, **options: Any) -> mx.array:
+        return self.convolve_upsampled(x, **options)
 
 
 class TinyEncoder(nn.Module):
@@ -54,7 +59,7 @@ class TinyEncoder(nn.Module):
         super().__init__()
         width = config.encoder_block_out_channels[0]
         activation = ACTIVATIONS[config.act_fn]
-        self.layers: list[nn.Module] = []
+        self.layers: list[Layer] = []
         for level, n_blocks in enumerate(config.num_encoder_blocks):
             if level == 0:
                 self.layers.append(Conv3x3(config.in_channels, width))
@@ -81,7 +86,7 @@ class TinyDecoder(nn.Module):
         super().__init__()
         width = config.decoder_block_out_channels[0]
         activation = ACTIVATIONS[config.act_fn]
-        self.layers = [Conv3x3(config.latent_channels, width), activation]
+        self.layers: list[Layer] = [Conv3x3(config.latent_channels, width), activation]
         last = len(config.num_decoder_blocks) - 1
         for level, n_blocks in enumerate(config.num_decoder_blocks):
             self.layers += [TinyBlock(width, activation) for _ in range(n_blocks)]
@@ -89,6 +94,11 @@ class TinyDecoder(nn.Module):
                 # The doubling has a number of its own in the files.
                 self.layers += [nn.Identity(), TinyUpsample(width)]
         self.layers.append(Conv3x3(width, config.out_channels))
+
+    @property
+    def first(self) -> Any:
+        """Return the first layer, a convolution."""
+        return self.layers[0]
 
     def __call__(self, x: mx.array) -> mx.array:
         x = self.prepare(x)
@@ -128,7 +138,7 @@ class AutoencoderTiny(nn.Module):
     @property
     def dtype(self) -> mx.Dtype:
         """Return the type that the networks compute in."""
-        return cpu_kernels.compute_dtype(self.decoder.layers[0].weight.dtype)
+        return cpu_kernels.compute_dtype(self.decoder.first.weight.dtype)
 
     def encode(self, x: mx.array) -> tuple[mx.array, mx.array]:
         """Return mean and log variance of the scaled latents, [B, H / f, W / f, C] each.

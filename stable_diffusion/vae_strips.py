@@ -16,6 +16,7 @@ import mlx.nn as nn
 from . import compiled
 from .activations import relu, silu
 from .autoencoder_tiny import AutoencoderTiny, TinyBlock, TinyDecoder, TinyEncoder, TinyUpsample
+from .config.autoencoder_tiny import require_encoder
 from .device import backend, cpu_kernels, kernel_calls, memory
 from .layers import Conv3x3, ResnetBlock2D
 from .vae import Autoencoder, Decoder, Encoder
@@ -49,9 +50,7 @@ def decode(autoencoder: Vae, z: mx.array, tiled: bool | None = None) -> mx.array
     return mx.concatenate(pictures).astype(mx.float32)
 
 
-def encode(
-    autoencoder: Vae, x: mx.array, tiled: bool | None = None
-) -> tuple[mx.array, mx.array]:
+def encode(autoencoder: Vae, x: mx.array, tiled: bool | None = None) -> tuple[mx.array, mx.array]:
     """Return `autoencoder.encode(x)`, encoded in strips if `tiled`; see `decode`.
 
     Args:
@@ -60,7 +59,11 @@ def encode(
 
     Returns:
         Mean and log variance of the scaled latents, [B, H / f, W / f, C] each.
+
+    Raises:
+        ValueError: if the VAE has no encoder.
     """
+    require_encoder(autoencoder.config)
     if tiled is None:
         # The encoder's largest layer is half as large as the decoder's.
         max_pixels = 2 * memory.choose_whole_pixels(autoencoder.dtype.size)

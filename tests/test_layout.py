@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "stable_diffusion"
 # The parts of the package, which are folders and files in it, and the parts that each may import.
 # `cli` is below; only the entries import it.
 LOWER = {"config", "device", "sampler", "tokenizer", "utils"}
-NETWORKS = {"activations", "attention", "clip", "layers", "unet", "vae"}
+NETWORKS = {"activations", "attention", "autoencoder_tiny", "clip", "layers", "unet", "vae"}
 BELOW_PIPELINE = {
     *(LOWER | NETWORKS),
     *("adapters", "check_arguments", "compiled", "conditioning", "denoising", "generation"),
@@ -36,9 +36,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "clip": {"activations", "attention", "config", "device", "layers"},
     "unet": {"activations", "attention", "config", "device", "layers"},
     "vae": {"activations", "attention", "config", "device", "layers"},
+    "autoencoder_tiny": {"activations", "config", "device", "layers", "vae"},
     "quantize": {"config", "device", "layers"},
     "latent_preview": {"images"},
-    "vae_strips": {"activations", "compiled", "device", "layers", "vae"},
+    "vae_strips": {
+        *("activations", "autoencoder_tiny", "compiled", "config", "device", "layers", "vae")
+    },
     "conditioning": {"clip", "config", "tokenizer", "utils"},
     "compiled": {"device"},
     "merged_layers": {"compiled", "device"},

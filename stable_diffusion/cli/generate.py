@@ -28,7 +28,7 @@ from ..model_io.weights import flatten_parameters
 from ..pipeline import StableDiffusion, pipeline_class
 from ..step_memory import count_fitting
 from ..utils.atomic_files import remove_abandoned
-from .job import Batch, CompleteJob, check_start_size, warn_of_no_guidance, warn_of_prompts
+from .job import Batch, CompleteJob, check_start, warn_of_no_guidance, warn_of_prompts
 from .output.continuation import explain_continuation
 from .output.file_names import check_sizes
 from .output.picture_writer import PictureWriter
@@ -225,7 +225,7 @@ def _complete_jobs(settings: Settings, plan: Plan, config: ModelConfig) -> list[
         say(f"Seed: {plan.drawn_seed}")
     warn_of_no_guidance(jobs)
     warn_of_prompts(jobs)
-    check_start_size(settings.start, config)
+    check_start(settings.start, config)
     if plan.names is not None:
         check_sizes(plan.names, jobs, settings.n_rows)
     return jobs

@@ -28,7 +28,7 @@ class AutoencoderTinyConfig(Config):
     num_decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
     act_fn: str = "relu"
     scaling_factor: float = 1.0  # it takes the latents as the UNet gives them
-    # The file that the encoder would be in, if it is missing: then there is a decoder only.
+    # If there is a decoder only: the file that the encoder would be in, or "" if in no other file.
     _missing_encoder: str | None = None
 
     CLASS_NAMES = (CLASS_NAME,)
@@ -96,7 +96,8 @@ def require_encoder(config: VaeConfig) -> None:
     """
     missing = getattr(config, "_missing_encoder", None)
     if missing is not None:
+        advice = f"put {missing} beside it, or give" if missing else "give"
         raise ValueError(
-            f"the VAE is a decoder alone, which cannot read a picture to start from: put {missing} "
-            "beside it, or give another VAE (--vae)"
+            "the VAE is a decoder alone, and a picture to start from needs the encoder, too: "
+            f"{advice} another VAE (--vae)"
         )

@@ -13,6 +13,7 @@ from ..config.model import TIME_IDS
 from .layouts import AUTOENCODER, TEXT_ENCODER, UNET, Layout
 from .original_layout import OPEN_CLIP, RESNET, UNET_PARTS, UNET_ROOT, VAE_PARTS, Family, TextTower
 from .safetensors_file import Header
+from .tiny_vae import detect_tiny_vae, has_tiny_vae
 
 HEAD_WIDTH = 64  # of attention in the text encoders, and in the UNets of SD 2.x and XL
 # The layers of SD 2's text encoder that are used. The published files have one more; those that
@@ -179,7 +180,7 @@ def _detect_added_embedding(header: Header, n_text: int) -> dict[str, Any]:
 
 
 def detect_vae(header: Header, root: str) -> tuple[dict[str, Any], Layout]:
-    """Return the config of a VAE, and how the file names its tensors.
+    """Return the config of a VAE, which may be a tiny one, and how the file names its tensors.
 
     Args:
         root: the start of its keys. What follows may also be the names of diffusers.
@@ -187,6 +188,8 @@ def detect_vae(header: Header, root: str) -> tuple[dict[str, Any], Layout]:
     Raises:
         ValueError: as `detect_text_encoder` does.
     """
+    if has_tiny_vae(header, root):
+        return detect_tiny_vae(header, root)
     if header.has(f"{root}encoder.down_blocks."):
         layout = replace(AUTOENCODER, root=root)
     else:

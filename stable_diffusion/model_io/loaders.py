@@ -14,7 +14,9 @@ from typing import TypeVar
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..autoencoder_tiny import AutoencoderTiny
 from ..clip import CLIPTextModel
+from ..config.autoencoder_tiny import AutoencoderTinyConfig
 from ..config.diffusion import DiffusionConfig
 from ..config.known_models import MODELS
 from ..config.model import ModelConfig
@@ -30,6 +32,7 @@ from .model import Model
 from .safetensors_file import find_not_finite
 from .single_file import SUFFIXES, open_single_file, open_vae_file
 from .sources import VAE_CONFIG, BareVae, Source
+from .tiny_vae import TinyVaeFiles
 from .weight_files import NATIVE
 from .weights import flatten_parameters, load_native, load_weights
 
@@ -135,8 +138,8 @@ def load_text_encoder(
 
 def load_autoencoder(
     key: Key = DEFAULT_MODEL, float16: bool = False, *, vae_float16: bool = False
-) -> Autoencoder:
-    """Load the VAE.
+) -> Autoencoder | AutoencoderTiny:
+    """Load the VAE, of either kind.
 
     Args:
         float16: take the fp16 variant of the files, if there is one, which is smaller.
@@ -146,8 +149,15 @@ def load_autoencoder(
     Raises:
         OSError, ValueError: as `load_unet` does.
     """
-    model = open_model(key)
-    return _load(Autoencoder(model.autoencoder_config), model, "vae", float16, _dtype(vae_float16))
+    model, dtype = open_model(key), _dtype(vae_float16)
+    config, source = model.autoencoder_config, model.source_of("vae")
+    if not isinstance(config, AutoencoderTinyConfig):
+        return _load(Autoencoder(config), model, "vae", float16, dtype)
+    tiny = AutoencoderTiny(config)
+    if not isinstance(source, TinyVaeFiles):
+        return _load(tiny, model, "vae", float16, dtype)
+    source.load(tiny, dtype)
+    return tiny
 
 
 def load_tokenizer(

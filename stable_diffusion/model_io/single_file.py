@@ -14,6 +14,7 @@ from .layouts import Layout
 from .original_layout import CLIP_ROOT, FAMILIES, UNET_ROOT, VAE_ROOT, XL_CLIP_ROOT, Family
 from .safetensors_file import Header
 from .sources import PICKLES, Source
+from .tiny_vae import has_tiny_vae, open_tiny_halves
 from .unsupported import refuse_keys
 
 TOKENIZER = PACKAGE / "tiny" / "tokenizer"  # CLIP's vocabulary, which is the same for all models
@@ -205,7 +206,7 @@ def open_single_file(name: str, file: Path) -> SingleFile:
     refuse_keys(name, header.shapes)
     if not header.has(UNET_ROOT):
         why = f"no keys begin with {UNET_ROOT} (of a model in diffusers' layout, give the folder)"
-        if header.has("decoder.conv_in."):
+        if header.has("decoder.conv_in.") or has_tiny_vae(header) or open_tiny_halves(header):
             why = "it is a VAE (--vae)"
         raise ValueError(f"{name} is not a Stable Diffusion checkpoint in one file: {why}")
 
@@ -218,7 +219,7 @@ def open_single_file(name: str, file: Path) -> SingleFile:
     components["unet"] = Component(*detect_unet(header, family, text_configs))
     if header.has(VAE_ROOT):
         config, layout = detect_vae(header, VAE_ROOT)
-        config["scaling_factor"] = family.scaling_factor
+        config.setdefault("scaling_factor", family.scaling_factor)  # a tiny VAE has its own
         components["vae"] = Component(config, layout)
 
     expected = (*(component.layout.root for component in components.values()), *LEFTOVERS)
@@ -236,8 +237,10 @@ def open_vae_file(name: str, file: Path) -> Source:
     header = _open_header(name, file)
     if header.has(UNET_ROOT):
         return open_single_file(name, file)
+    if (halves := open_tiny_halves(header)) is not None:
+        return halves
     root = VAE_ROOT if header.has(VAE_ROOT) else ""
-    if not header.has(f"{root}decoder.conv_in."):
+    if not (header.has(f"{root}decoder.conv_in.") or has_tiny_vae(header, root)):
         refuse_keys(name, header.shapes)
         raise ValueError(f"{name} holds no VAE")
     return VaeFile(header, Component(*detect_vae(header, root)))
