@@ -11,6 +11,12 @@ from .strict_config import Config
 
 CLASS_NAME = "AutoencoderTiny"
 
+# Short names of tiny VAEs: the repositories, for SD 1 and 2 and for SDXL.
+TINY_VAES = {
+    "taesd": ("madebyollin/taesd", "madebyollin/taesdxl"),
+    "taesdxl": ("madebyollin/taesdxl", "madebyollin/taesdxl"),
+}
+
 
 @dataclass(frozen=True)
 class AutoencoderTinyConfig(Config):

@@ -16,7 +16,7 @@ import mlx.nn as nn
 
 from ..autoencoder_tiny import AutoencoderTiny
 from ..clip import CLIPTextModel
-from ..config.autoencoder_tiny import AutoencoderTinyConfig
+from ..config.autoencoder_tiny import TINY_VAES, AutoencoderTinyConfig
 from ..config.diffusion import DiffusionConfig
 from ..config.known_models import MODELS
 from ..config.model import ModelConfig
@@ -55,7 +55,8 @@ def open_model(
 
     Args:
         vae: where to take the VAE from: a model as above, a folder or repository of a VAE alone,
-            or a file with one, in the original layout or that of diffusers.
+            or a file with one, in the original layout or that of diffusers; or "taesd", the tiny
+            VAE for the model.
         prediction_type: "epsilon", "v_prediction" or "sample", for files that do not say what the
             UNet predicts, or say it wrongly.
 
@@ -69,7 +70,7 @@ def open_model(
     source = model.source
     if prediction_type is not None:
         source = source.with_prediction_type(prediction_type)
-    return Model(source, model.vae if vae is None else _open_vae(vae))
+    return Model(source, model.vae if vae is None else _open_vae(vae, model))
 
 
 def _open_source(path: ModelPath) -> Source:
@@ -78,10 +79,12 @@ def _open_source(path: ModelPath) -> Source:
     return hub.open_source(path) if file is None else open_single_file(os.fspath(path), file)
 
 
-def _open_vae(key: Key) -> Source:
-    """Find the files of a VAE, alone or within a model."""
+def _open_vae(key: Key, model: Model) -> Source:
+    """Find the files of a VAE for a model, alone or within another model."""
     if isinstance(key, Model):
         return key.source_of("vae")
+    if isinstance(key, str) and key in TINY_VAES:
+        key = TINY_VAES[key][model.is_xl]
     if (file := _as_file(key)) is not None:
         return open_vae_file(os.fspath(key), file)
     source = hub.open_source(key)

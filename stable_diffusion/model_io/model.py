@@ -41,6 +41,11 @@ class Model:
         """Return the source that has the files of a component."""
         return self.source if self.vae is None or component != "vae" else self.vae
 
+    @property
+    def is_xl(self) -> bool:
+        """Return whether this is an SDXL model, by how its UNet is conditioned."""
+        return self.unet_config.addition_embed_type is not None
+
     @cached_property
     def config(self) -> ModelConfig:
         """Return everything that the config files say; no weights are downloaded.
@@ -50,8 +55,7 @@ class Model:
             ValueError: if a file is broken, or says something that is not supported.
         """
         pipeline, unet = self.pipeline_config, self.unet_config
-        is_xl = unet.addition_embed_type is not None
-        text_encoders = TEXT_ENCODERS if is_xl else TEXT_ENCODERS[:1]
+        text_encoders = TEXT_ENCODERS if self.is_xl else TEXT_ENCODERS[:1]
         return ModelConfig(
             name=self.name,
             unet=unet,
@@ -93,13 +97,13 @@ class Model:
         config = read_vae_config(*source.config(VAE_CONFIG))
         if source is self.source:
             return config
-        is_xl = self.unet_config.addition_embed_type is not None
         if isinstance(config, AutoencoderTinyConfig):
-            check_tiny_vae(source.name, config, self.name, self.unet_config.out_channels, is_xl)
+            n_channels = self.unet_config.out_channels
+            check_tiny_vae(source.name, config, self.name, n_channels, self.is_xl)
             return config
         expected, stated = self.source.scaling_factor(), source.scaling_factor()
         if stated is None:
-            default = XL_SCALING_FACTOR if is_xl else config.scaling_factor
+            default = XL_SCALING_FACTOR if self.is_xl else config.scaling_factor
             return replace(config, scaling_factor=default if expected is None else expected)
         if expected is None:
             return config

@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..autoencoder_tiny import AutoencoderTiny
-from ..config.autoencoder_tiny import CLASS_NAME, AutoencoderTinyConfig, VaeConfig
+from ..config.autoencoder_tiny import CLASS_NAME, TINY_VAES, AutoencoderTinyConfig, VaeConfig
 from .layouts import Layout
 from .safetensors_file import Header
 from .sources import Source
@@ -286,7 +286,7 @@ def check_tiny_vae(name: str, config: VaeConfig, model: str, channels: int, is_x
         return
     family = find_family(name)
     suitable = "SDXL" if is_xl else "SD 1 and 2"
-    advice = f"take {find_tiny_vae(is_xl)}"
+    advice = f"take {TINY_VAES['taesd'][is_xl]}"
     n = config.latent_channels
     if n != channels and n in OTHERS:
         made_for = OTHERS[n] if family in (None, "SDXL", "SD 1 and 2") else family
@@ -300,8 +300,3 @@ def check_tiny_vae(name: str, config: VaeConfig, model: str, channels: int, is_x
             f"may be wrong: {advice}",
             stacklevel=2,
         )
-
-
-def find_tiny_vae(is_xl: bool) -> str:
-    """Return the repository of the tiny VAE of a kind of model."""
-    return "madebyollin/taesdxl" if is_xl else "madebyollin/taesd"
