@@ -23,7 +23,7 @@ from ..config.model import ModelConfig
 from ..config.networks import Quantization
 from ..device import memory
 from ..quantize import quantize_as
-from ..tokenizer.files import read_tokenizer, read_tokenizer_json
+from ..tokenizer.files import SMALL_FILES, SmallFiles, read_tokenizer, read_tokenizer_json
 from ..tokenizer.tokenizer import Tokenizer
 from ..unet import UNetModel
 from ..vae import Autoencoder
@@ -177,15 +177,14 @@ def load_tokenizer(
     if folder != merges_key.removesuffix("_merges"):
         raise ValueError(f"{vocab_key} and {merges_key} are not of one tokenizer")
     source = open_model(key).source
-    config_file = source.find(f"{folder}/tokenizer_config.json")
-    special_tokens_file = source.find(f"{folder}/special_tokens_map.json")
+    files = SmallFiles(*(source.find(f"{folder}/{name}") for name in SMALL_FILES))
     pad_token = source.pad_token(folder)
     vocab_file = source.find(f"{folder}/vocab.json")
     if vocab_file is None:  # transformers 5 writes vocabulary and merges into one file
         tokenizer_file = source.require(f"{folder}/tokenizer.json")
-        return read_tokenizer_json(tokenizer_file, config_file, special_tokens_file, pad_token)
+        return read_tokenizer_json(tokenizer_file, files, pad_token)
     merges_file = source.require(f"{folder}/merges.txt")
-    return read_tokenizer(vocab_file, merges_file, config_file, special_tokens_file, pad_token)
+    return read_tokenizer(vocab_file, merges_file, files, pad_token)
 
 
 def load_diffusion_config(key: Key = DEFAULT_MODEL) -> DiffusionConfig:

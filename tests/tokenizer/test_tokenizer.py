@@ -13,8 +13,14 @@ import pytest
 from clip_vocabulary import BOS, EOS, Layout, vocabulary, write_tokenizer
 from transformers import CLIPTokenizer
 
-from stable_diffusion.tokenizer.files import read_tokenizer, read_tokenizer_json
-from stable_diffusion.tokenizer.tokenizer import AddedToken, Tokenizer
+from stable_diffusion.tokenizer.added_tokens import AddedToken
+from stable_diffusion.tokenizer.files import (
+    SMALL_FILES,
+    SmallFiles,
+    read_tokenizer,
+    read_tokenizer_json,
+)
+from stable_diffusion.tokenizer.tokenizer import Tokenizer
 
 RANDOM_STRINGS = 10_000
 LAYOUTS = [(layout, pad) for layout in ("slow", "decoder", "json") for pad in (EOS, "!")]
@@ -105,11 +111,11 @@ def draw_texts() -> list[str]:
 
 def load(folder: Path) -> Tokenizer:
     """Read our tokenizer of a folder, with all the files that it has."""
-    config, special = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
-    beside = (config if config.exists() else None, special if special.exists() else None)
+    files = (folder / name for name in SMALL_FILES)
+    beside = SmallFiles(*(file if file.exists() else None for file in files))
     if (folder / "tokenizer.json").exists():
-        return read_tokenizer_json(folder / "tokenizer.json", *beside)
-    return read_tokenizer(folder / "vocab.json", folder / "merges.txt", *beside)
+        return read_tokenizer_json(folder / "tokenizer.json", beside)
+    return read_tokenizer(folder / "vocab.json", folder / "merges.txt", beside)
 
 
 # Our tokenizer of a folder, and transformers'.
