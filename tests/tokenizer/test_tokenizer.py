@@ -267,7 +267,8 @@ def test_the_longest_added_token_is_found(small):
 def edit(config_file: Path, added_tokens: list[dict] = (), **changes) -> None:
     """Change keys of a config (None removes one) and append to its added tokens."""
     config = json.loads(config_file.read_text()) | changes
-    for i, token in enumerate(added_tokens, start=len(vocabulary())):
+    vocab = json.loads((config_file.parent / "vocab.json").read_text()) if added_tokens else {}
+    for i, token in enumerate(added_tokens, start=len(vocab)):
         flags = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized", "special"), False)
         config["added_tokens_decoder"][str(i)] = flags | token
     config = {key: value for key, value in config.items() if value is not None}
