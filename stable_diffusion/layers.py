@@ -258,7 +258,7 @@ class Conv3x3(nn.Conv2d):
             scale = winograd.choose_input_scale(x.dtype)
             y = upsample_nearest(x if scale == 1 else x / scale)[:, :height, :width]
             if scale == 1:
-                return self(y)
+                return Conv3x3.__call__(self, y)  # what a subclass calls may double it again
             return self._add_bias(self.convolve_without_bias(y) * scale)
 
         if (height, width) != doubled:

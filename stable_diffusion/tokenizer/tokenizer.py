@@ -204,11 +204,12 @@ class Tokenizer:
         """Return a text with all the tokens of each word that stands for several.
 
         It equals diffusers' `maybe_convert_prompt`: once the text has the word as a token, the word
-        is replaced wherever its letters are.
+        is replaced wherever its letters are. (A word with capitals that is searched for in the
+        normalized text is not, because there it is found in lower case.)
         """
         if not self._series:
             return text
-        found = {known.token.content for _, known in self._split(text) if known is not None}
+        found = {part for part, known in self._split(text) if known is not None}
         for word, replacement in self._series.items():
             if word in found:
                 text = text.replace(word, replacement)
