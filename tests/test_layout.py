@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "vae": {"activations", "attention", "config", "device", "layers"},
     "autoencoder_tiny": {"activations", "config", "device", "layers", "vae"},
     "quantize": {"config", "device", "layers"},
-    "latent_preview": {"images"},
+    "latent_preview": {"images", "vae_strips"},
     "vae_strips": {
         *("activations", "autoencoder_tiny", "compiled", "config", "device", "layers", "vae")
     },

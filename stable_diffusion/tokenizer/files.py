@@ -142,12 +142,7 @@ def _read_options(
             special_map = _read_object(files.special_tokens)
 
     with _name_file(files.config):
-        settings = {**config, **special_map}
-        defaults = {**DEFAULT_TOKENS, "pad_token": pad_token}
-        named: dict[str, Any] = {}
-        for key in NAMED_TOKENS:
-            if (token := settings.get(key) or defaults.get(key)) is not None:
-                named[key] = token
+        named = _find_named_tokens({**config, **special_map}, pad_token)
         contents = {key: AddedToken.from_json(token).content for key, token in named.items()}
         extra = [AddedToken.from_json(token) for token in _list_extra_tokens(config, special_map)]
         if decoder is not None:
@@ -166,6 +161,13 @@ def _read_options(
             "added_tokens": _merge_tokens(list(named.values()), listed, extra),
             "max_length": max_length,
         }
+
+
+def _find_named_tokens(settings: Mapping[str, Any], pad_token: str) -> dict[str, Any]:
+    """Return the special tokens that the settings name, or that have a default, by their names."""
+    defaults = {**DEFAULT_TOKENS, "pad_token": pad_token}
+    named = {key: settings.get(key) or defaults.get(key) for key in NAMED_TOKENS}
+    return {key: token for key, token in named.items() if token is not None}
 
 
 def _list_extra_tokens(config: Mapping[str, Any], special_map: Mapping[str, Any]) -> list[Any]:
