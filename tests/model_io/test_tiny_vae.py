@@ -117,6 +117,13 @@ def test_a_name_that_does_not_suit_the_model(checkpoint, tmp_path, kind, name):
         _ = open_model(checkpoint(other), vae=folder).config
 
 
+@pytest.mark.parametrize(("kind", "repo"), [("sd-1", "taesd"), ("sdxl", "taesdxl")])
+def test_the_short_name(checkpoint, kind, repo):
+    """It means the repository for the kind of model; the tests reach no Hub."""
+    with pytest.raises(FileNotFoundError, match=f"^madebyollin/{repo} is neither a folder nor"):
+        open_model(checkpoint(kind), vae="taesd")
+
+
 def test_families():
     assert find_family("madebyollin/taesdxl") == "SDXL"
     assert find_family("a/taef1/diffusion_pytorch_model.safetensors") == "FLUX.1"
