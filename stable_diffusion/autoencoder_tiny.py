@@ -1,7 +1,7 @@
 """TAESD, a tiny VAE: diffusers' AutoencoderTiny (github.com/madebyollin/taesd).
 
-It has no norms and no attention, so it is fast and its pictures are a little less accurate than
-those of `vae.Autoencoder`. Its latents are the scaled latents of the sampler. Parts are numbered as
+It has no norms and no attention. It is faster than `vae.Autoencoder`, and its pictures are a little
+less accurate. Its latents are the scaled latents of the sampler. Parts are numbered as
 in the files, also those without weights.
 """
 

@@ -14,7 +14,7 @@ from .layouts import Layout
 from .original_layout import CLIP_ROOT, FAMILIES, UNET_ROOT, VAE_ROOT, XL_CLIP_ROOT, Family
 from .safetensors_file import Header
 from .sources import PICKLES, Source
-from .tiny_vae import has_tiny_vae, open_tiny_halves
+from .tiny_vae import find_family, has_tiny_vae, open_tiny_halves
 from .unsupported import refuse_keys
 
 TOKENIZER = PACKAGE / "tiny" / "tokenizer"  # CLIP's vocabulary, which is the same for all models
@@ -234,6 +234,12 @@ def open_vae_file(name: str, file: Path) -> Source:
     Raises:
         OSError, ValueError: as `open_single_file` does.
     """
+    if file.suffix in PICKLES and file.is_file() and find_family(name) is not None:
+        raise ValueError(
+            f"{name} is a pickle, and pickles are never loaded: take its .safetensors file, or, if "
+            "you trust it, convert it in PyTorch, safetensors.torch.save_file(torch.load(FILE, "
+            "weights_only=True), NEW_FILE)"
+        )
     header = _open_header(name, file)
     if header.has(UNET_ROOT):
         return open_single_file(name, file)

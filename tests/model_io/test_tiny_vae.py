@@ -117,6 +117,12 @@ def test_a_name_that_does_not_suit_the_model(checkpoint, tmp_path, kind, name):
         _ = open_model(checkpoint(other), vae=folder).config
 
 
+def test_a_pickle(checkpoint, tmp_path):
+    (tmp_path / "taesd_decoder.pth").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"is a pickle.*: take its \.safetensors file, or"):
+        open_model(checkpoint("sd-1"), vae=tmp_path / "taesd_decoder.pth")
+
+
 @pytest.mark.parametrize(("kind", "repo"), [("sd-1", "taesd"), ("sdxl", "taesdxl")])
 def test_the_short_name(checkpoint, kind, repo):
     """It means the repository for the kind of model; the tests reach no Hub."""
