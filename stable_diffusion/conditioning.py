@@ -78,7 +78,9 @@ class Window:
 
 
 def require_fit(tokenizer: Tokenizer, text_encoder: CLIPTextModel, name: str) -> None:
-    """Check that a text encoder's tables have rows for all of a tokenizer's ids and positions.
+    """Check that a text encoder's tables have rows for a tokenizer's ids and positions.
+
+    Added tokens without a row are errors in prompts only.
 
     Args:
         name: of the model, for the message.
@@ -95,6 +97,7 @@ def require_fit(tokenizer: Tokenizer, text_encoder: CLIPTextModel, name: str) ->
                 f"{name}: a tokenizer has {n} {what}, its text encoder has {rows}: they do not "
                 "fit together"
             )
+    tokenizer.limit_ids(len(text_encoder.token_embedding.weight))
 
 
 def split_into_windows(

@@ -1,4 +1,4 @@
-"""Previews of unfinished pictures: latents → RGB by a cheap linear map.
+"""Previews of unfinished pictures: latents → RGB by a cheap linear map, or by a tiny VAE.
 
 The pixels of a latent are, to a first approximation, a linear function of that latent and its eight
 neighbours. The function is fitted to the model's own decoder by least squares, so that it suits any
@@ -14,6 +14,7 @@ from numpy import fft
 from numpy.random import default_rng
 
 from .images.arrays import to_uint8
+from .vae_strips import Vae, decode
 
 SIDE = 16  # of the squares of latents that are decoded for the fit, one per two channels
 RIDGE = 1e-3  # penalty of the fit, relative to the variance of a latent, which is 1
@@ -49,6 +50,12 @@ class LinearDecoder:
         patches = _stack_neighbours(np.array(latents)) @ self._weights  # [B·h·w, f·f·3]
         patches = patches.reshape(b, h, w, f, f, 3).swapaxes(2, 3)
         return to_uint8(np.nan_to_num(patches.reshape(b, h * f, w * f, 3)))
+
+
+def decode_by_vae(autoencoder: Vae, latents: mx.array) -> np.ndarray:
+    """Return pictures, uint8 [B, f·h, f·w, 3], of latents [B, h, w, C], decoded one by one."""
+    pictures = [np.array(decode(autoencoder, each[None])) for each in latents]
+    return to_uint8(np.nan_to_num(np.concatenate(pictures) / 2 + 0.5))
 
 
 def make_pink_noise(shape: tuple[int, int, int, int]) -> np.ndarray:

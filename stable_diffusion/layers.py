@@ -191,10 +191,18 @@ class Conv3x3(nn.Conv2d):
     Args:
         stride: 2 halves height and width, rounded up.
         padding: rows above and columns to the left; there is always 1 below and to the right.
+        bias: whether the layer has a bias.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, padding: int = 1):
-        super().__init__(in_channels, out_channels, kernel_size=3, stride=stride, padding=padding)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        padding: int = 1,
+        bias: bool = True,
+    ):
+        super().__init__(in_channels, out_channels, 3, stride, padding, bias=bias)
 
     def __call__(
         self,
@@ -217,13 +225,15 @@ class Conv3x3(nn.Conv2d):
             x, norm, activation = norm(x, activation), None, None
 
         def plain() -> mx.array:
-            y = self.convolve_without_bias(x if norm is None else norm(x, activation)) + self.bias
+            y = self._add_bias(
+                self.convolve_without_bias(x if norm is None else norm(x, activation))
+            )
             return _add(residual, y if bias is None else y + bias[:, None, None, :])
 
         def kernel() -> mx.array:
             kinds = cpu_kernels.Activation
             kind = kinds.NONE if activation is None else kinds.SILU
-            own_bias = self.bias if bias is None else bias + self.bias
+            own_bias = self._kernel_bias() if bias is None else bias + self._kernel_bias()
             arrays = x, self.weight, own_bias, _prepare_norm(norm, x), kind, residual
             return cpu_kernels.conv3x3(*arrays, stride=self.stride[0], padding=self.padding[0])
 
@@ -248,13 +258,21 @@ class Conv3x3(nn.Conv2d):
             scale = winograd.choose_input_scale(x.dtype)
             y = upsample_nearest(x if scale == 1 else x / scale)[:, :height, :width]
             if scale == 1:
-                return self(y)
-            return self.convolve_without_bias(y) * scale + self.bias
+                return Conv3x3.__call__(self, y)  # what a subclass calls may double it again
+            return self._add_bias(self.convolve_without_bias(y) * scale)
 
         if (height, width) != doubled:
             return plain()
-        kernel = partial(cpu_kernels.conv3x3, x, self.weight, self.bias, upsample=True)
+        kernel = partial(cpu_kernels.conv3x3, x, self.weight, self._kernel_bias(), upsample=True)
         return cpu_kernels.try_kernels(x, kernel, plain)
+
+    def _add_bias(self, y: mx.array) -> mx.array:
+        """Return y plus the bias, if the layer has one."""
+        return y + self.bias if "bias" in self else y
+
+    def _kernel_bias(self) -> mx.array:
+        """Return the bias for the kernels: zeros if the layer has none."""
+        return self.bias if "bias" in self else mx.zeros(len(self.weight))
 
 
 def upsample_nearest(x: mx.array) -> mx.array:

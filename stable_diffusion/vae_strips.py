@@ -14,21 +14,24 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from . import compiled
-from .activations import silu
+from .activations import relu, silu
+from .autoencoder_tiny import AutoencoderTiny, TinyBlock, TinyDecoder, TinyEncoder, TinyUpsample
+from .config.autoencoder_tiny import require_encoder
 from .device import backend, cpu_kernels, kernel_calls, memory
-from .layers import ResnetBlock2D
+from .layers import Conv3x3, ResnetBlock2D
 from .vae import Autoencoder, Decoder, Encoder
 
+Vae = Autoencoder | AutoencoderTiny
 Strips = list[mx.array]  # from top to bottom, [1, rows, W, C] each
 Function = Callable[[mx.array], mx.array]
 
 
-def decode(autoencoder: Autoencoder, z: mx.array, tiled: bool | None = None) -> mx.array:
+def decode(autoencoder: Vae, z: mx.array, tiled: bool | None = None) -> mx.array:
     """Return `autoencoder.decode(z)`, decoded in strips if `tiled`.
 
     Strips need little more memory than the largest layer of one picture, which in the real models
-    takes 1 kB for each pixel, 1 GB for 1024×1024, or half of it in half precision. They are
-    computed now, not lazily.
+    takes 1 kB for each pixel, 1 GB for 1024×1024, or half of it in half precision. (A tiny VAE
+    needs half as much.) They are computed now, not lazily.
 
     Args:
         z: scaled latents [B, h, w, C].
@@ -47,9 +50,7 @@ def decode(autoencoder: Autoencoder, z: mx.array, tiled: bool | None = None) -> 
     return mx.concatenate(pictures).astype(mx.float32)
 
 
-def encode(
-    autoencoder: Autoencoder, x: mx.array, tiled: bool | None = None
-) -> tuple[mx.array, mx.array]:
+def encode(autoencoder: Vae, x: mx.array, tiled: bool | None = None) -> tuple[mx.array, mx.array]:
     """Return `autoencoder.encode(x)`, encoded in strips if `tiled`; see `decode`.
 
     Args:
@@ -58,7 +59,11 @@ def encode(
 
     Returns:
         Mean and log variance of the scaled latents, [B, H / f, W / f, C] each.
+
+    Raises:
+        ValueError: if the VAE has no encoder.
     """
+    require_encoder(autoencoder.config)
     if tiled is None:
         # The encoder's largest layer is half as large as the decoder's.
         max_pixels = 2 * memory.choose_whole_pixels(autoencoder.dtype.size)
@@ -85,8 +90,10 @@ def _needs_strips(x: mx.array, n_pixels: int, max_pixels: int) -> bool:
     return is_large and not kernel_calls.is_traced(x)
 
 
-def _decode_picture(decoder: Decoder, z: mx.array) -> mx.array:
+def _decode_picture(decoder: Decoder | TinyDecoder, z: mx.array) -> mx.array:
     """Decode one picture in strips: [1, h, w, C] → [1, f·h, f·w, 3]."""
+    if isinstance(decoder, TinyDecoder):
+        return decoder.finish(_run_tiny(decoder, z))
     x = decoder.mid_block(decoder.conv_in(z))  # at the size of the latents everything is small
     n_pixels = memory.choose_strip_pixels(z.dtype.size)
     strips = _split(x, n_pixels)
@@ -102,8 +109,10 @@ def _decode_picture(decoder: Decoder, z: mx.array) -> mx.array:
     return mx.concatenate(pixels, axis=1)
 
 
-def _encode_picture(encoder: Encoder, x: mx.array) -> mx.array:
-    """Encode one picture in strips: [1, H, W, 3] → [1, H / f, W / f, 2C]."""
+def _encode_picture(encoder: Encoder | TinyEncoder, x: mx.array) -> mx.array:
+    """Encode one picture in strips: [1, H, W, 3] → what the encoder returns for it."""
+    if isinstance(encoder, TinyEncoder):
+        return _run_tiny(encoder, x)
     strips = _split(x, memory.choose_strip_pixels(x.dtype.size), multiple=2)
     strips = _compute(_convolve(strips, encoder.conv_in))
     for block in encoder.down_blocks:
@@ -113,6 +122,51 @@ def _encode_picture(encoder: Encoder, x: mx.array) -> mx.array:
             strips = _join(_compute(_downsample(strips, block.downsample)))
     x = encoder.mid_block(mx.concatenate(strips, axis=1))
     return encoder.conv_out(x, norm=encoder.conv_norm_out, activation=silu)
+
+
+def _run_tiny(network: TinyEncoder | TinyDecoder, x: mx.array) -> mx.array:
+    """Return what the last layer of half of a tiny VAE gives for one picture, in strips."""
+    n_pixels = memory.choose_strip_pixels(x.dtype.size)
+    strips = _split(network.prepare(x), n_pixels, multiple=2)
+    for layer in network.layers:
+        if isinstance(layer, TinyBlock):
+            strips = _apply_tiny_block(layer, strips)
+        elif isinstance(layer, TinyUpsample):
+            strips = [part for strip in strips for part in _split(strip, n_pixels // 4, 2)]
+            strips = _compute(_convolve(strips, layer, scale=2))
+        elif isinstance(layer, Conv3x3) and layer.stride[0] == 2:
+            # Strips begin at even rows, so that each row of the result has its middle in one strip.
+            strips = _join(_compute(_halve(strips, layer)))
+        elif isinstance(layer, Conv3x3):
+            strips = _compute(_convolve(strips, layer))
+        else:  # of each pixel alone
+            strips = [layer(strip) for strip in strips]
+    return mx.concatenate(strips, axis=1)
+
+
+def _apply_tiny_block(block: TinyBlock, strips: Strips) -> Strips:
+    """Return the results of a block of a tiny VAE; `strips` is empty afterwards."""
+    conv1, activation1, conv2, activation2, conv3 = block.conv
+    h = _compute(_convolve([*strips], lambda x: activation1(conv1(x))))
+    h = _compute(_convolve(h, lambda x: activation2(conv2(x))))
+    result = []
+    for strip, _ in _convolve(h, conv3):
+        result.append(relu(strips.pop(0) + strip))
+        _evaluate(result[-1])
+    return result
+
+
+def _halve(strips: Strips, convolution: Function) -> Iterator[tuple[mx.array, mx.array]]:
+    """Yield the results of a convolution that halves the size and pads all sides by one.
+
+    All strips, except the last one, have an even number of rows.
+    """
+    above = strips[0][:, :0]
+    while strips:
+        strip = strips.pop(0)
+        x = convolution(mx.concatenate([above, strip], axis=1))
+        yield mx.contiguous(x[:, above.shape[1] // 2 :]), strip
+        above = strip[:, -2:]
 
 
 def _evaluate(*arrays: mx.array, waits: bool = True) -> None:

@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache, wraps
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,8 @@ from kinds import KINDS
 
 from stable_diffusion.device import compile_kernels, cpu_kernels, kernel_calls
 from stable_diffusion.model_io import loaders
+from stable_diffusion.tokenizer.added_tokens import AddedTokens
+from stable_diffusion.tokenizer.files import SmallFiles
 from stable_diffusion.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -142,11 +145,12 @@ def tokenizers_are_read_once() -> Iterator[None]:
 
     def keep(read: Callable[..., Tokenizer]) -> Callable[..., Tokenizer]:
         @wraps(read)
-        def read_once(*files: Path | str | None) -> Tokenizer:
+        def read_once(*arguments: Path | SmallFiles | str) -> Tokenizer:
+            files = chain.from_iterable(a if isinstance(a, tuple) else [a] for a in arguments)
             contents = [file.read_bytes() if isinstance(file, Path) else file for file in files]
             key = read.__name__, *contents
             if key not in known:
-                known[key] = read(*files)
+                known[key] = read(*arguments)
             return _copy(known[key])
 
         return read_once
@@ -161,5 +165,5 @@ def _copy(tokenizer: Tokenizer) -> Tokenizer:
     """Return a tokenizer that learns tokens without teaching them to the original."""
     new = Tokenizer.__new__(Tokenizer)
     for name, value in vars(tokenizer).items():
-        setattr(new, name, value.copy() if isinstance(value, dict | list) else value)
+        setattr(new, name, value.copy() if isinstance(value, dict | AddedTokens) else value)
     return new

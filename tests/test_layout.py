@@ -17,7 +17,10 @@ PACKAGE = Path(__file__).parents[1] / "stable_diffusion"
 # The parts of the package, which are folders and files in it, and the parts that each may import.
 # `cli` is below; only the entries import it.
 LOWER = {"config", "device", "sampler", "tokenizer", "utils"}
-NETWORKS = {"activations", "attention", "clip", "layers", "time_embedding", "unet", "vae"}
+NETWORKS = {
+    *("activations", "attention", "autoencoder_tiny", "clip", "layers", "time_embedding", "unet"),
+    "vae",
+}
 BELOW_PIPELINE = {
     *(LOWER | NETWORKS),
     *("adapters", "check_arguments", "compiled", "conditioning", "denoising", "generation"),
@@ -37,9 +40,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "time_embedding": {"activations", "layers"},
     "unet": {"activations", "attention", "config", "device", "layers", "time_embedding"},
     "vae": {"activations", "attention", "config", "device", "layers"},
+    "autoencoder_tiny": {"activations", "config", "device", "layers", "vae"},
     "quantize": {"config", "device", "layers"},
-    "latent_preview": {"images"},
-    "vae_strips": {"activations", "compiled", "device", "layers", "vae"},
+    "latent_preview": {"images", "vae_strips"},
+    "vae_strips": {
+        *("activations", "autoencoder_tiny", "compiled", "config", "device", "layers", "vae")
+    },
     "conditioning": {"clip", "config", "tokenizer", "utils"},
     "compiled": {"device"},
     "merged_layers": {"compiled", "device"},

@@ -5,7 +5,7 @@ phase, and what the later phases do not need is freed.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,6 @@ from ..config.model import ModelConfig
 from ..denoising import Denoising
 from ..device import backend, cpu_kernels, memory
 from ..images.arrays import to_uint8
-from ..latent_preview import LinearDecoder
 from ..model_io.loaders import open_model
 from ..model_io.model import Model, describe_downloads
 from ..model_io.weight_files import STEMS
@@ -28,11 +27,12 @@ from ..model_io.weights import flatten_parameters
 from ..pipeline import StableDiffusion, pipeline_class
 from ..step_memory import count_fitting
 from ..utils.atomic_files import remove_abandoned
-from .job import Batch, CompleteJob, check_start_size, warn_of_no_guidance, warn_of_prompts
+from ..vae_strips import Vae
+from .job import Batch, CompleteJob, check_start, warn_of_no_guidance, warn_of_prompts
 from .output.continuation import explain_continuation
 from .output.file_names import check_sizes
 from .output.picture_writer import PictureWriter
-from .output.preview import Preview
+from .output.preview import Preview, choose_decoder, load_preview_vae
 from .plan import Plan, make_batches, make_plan
 from .ranks import RankError, Ranks
 from .recipe.record import Record
@@ -62,6 +62,7 @@ class Run:
         jobs: the pictures to make.
         sd: the model, with the LoRAs and textual inversions of the settings.
         record: what the files say of how their pictures were made.
+        preview_vae: the VAE that the settings name for previews, if they name one.
     """
 
     settings: Settings
@@ -69,6 +70,7 @@ class Run:
     jobs: Sequence[CompleteJob]
     sd: StableDiffusion
     record: Record
+    preview_vae: Vae | None = None
 
     @property
     def starts_flat(self) -> bool:
@@ -194,11 +196,13 @@ def _prepare_run(settings: Settings, plan: Plan, progress: Progress) -> Run:
     for line in describe_downloads(model, STEMS, float16):
         say(line)
     jobs = _complete_jobs(settings, plan, model.config)
+    preview_vae = load_preview_vae(settings, model, float16)
     memory.limit_cache()
     if cpu_kernels.needs_compiling():
         say("Compiling the kernels for this processor, once …")
     sd = _load(settings, model, float16)
-    run = Run(settings, progress, jobs, sd, Record(settings, model, float16))
+    record = Record(settings, model, float16)
+    run = Run(settings, progress, jobs, sd, record, preview_vae)
     if settings.preload_models:
         with progress.measure("loading"):
             run.read_networks(NETWORKS)
@@ -226,7 +230,7 @@ def _complete_jobs(settings: Settings, plan: Plan, config: ModelConfig) -> list[
         say(f"Seed: {plan.drawn_seed}")
     warn_of_no_guidance(jobs, config)
     warn_of_prompts(jobs)
-    check_start_size(settings.start, config)
+    check_start(settings.start, config)
     if plan.names is not None:
         check_sizes(plan.names, jobs, settings.n_rows)
     return jobs
@@ -283,14 +287,9 @@ def _prepare_preview(run: Run, path: Path) -> Preview | None:
     settings, sd = run.settings, run.sd
     if settings.preview is None:
         return None
-    decode: Callable[[mx.array], np.ndarray]
     with run.progress.measure("preparing previews"):
         run.read_decoder()
-        if settings.preview_vae:
-            decode = partial(_decode_all, run)
-        else:
-            config = sd.config.autoencoder
-            decode = LinearDecoder(sd.decode, config.latent_channels, config.factor)
+        decode = choose_decoder(settings, sd, run.preview_vae, partial(_decode_all, run))
     return Preview(path, settings.preview, settings.n_rows, decode)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ..conditioning import warn_of_syntax
+from ..config.autoencoder_tiny import require_encoder
 from ..config.model import ModelConfig
 from ..images.arrays import MAX_PIXELS, MULTIPLE, find_similar_size
 from ..sampler.sampler import Sampler
@@ -152,15 +153,19 @@ def make_jobs(settings: Settings, seed: int) -> list[Job]:
     return jobs
 
 
-def check_start_size(start: StartPicture | None, config: ModelConfig) -> None:
-    """Check that the picture to start from is not too large; warn if it is large for the model.
+def check_start(start: StartPicture | None, config: ModelConfig) -> None:
+    """Check that the model can start from the picture; warn if it is large for the model.
 
     A size that the user gives is not checked.
 
     Raises:
         UsageError: if the picture is too large.
+        ValueError: if the VAE has no encoder.
     """
-    if start is None or start.own_size is None:
+    if start is None:
+        return
+    require_encoder(config.autoencoder)
+    if start.own_size is None:
         return
     own_size = start.own_size
     width, height = config.defaults.size

@@ -106,5 +106,5 @@ class Settings:
     from_image: str | None = None
 
     preview: int | None = None
-    preview_vae: bool = False
+    preview_vae: bool | str = False  # True: the VAE of the pictures; else the name of another
     verbose: bool = False

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..utils.size import Size
+from .autoencoder_tiny import VaeConfig
 from .diffusion import DiffusionConfig
 from .known_models import ModelSpec
-from .networks import AutoencoderConfig, CLIPTextConfig, UNetConfig, repeat_per_block
+from .networks import CLIPTextConfig, UNetConfig, repeat_per_block
 from .strict_config import Config
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")  # folders in a model; SD has only the first
@@ -54,7 +55,7 @@ class ModelConfig:
 
     name: str  # the model's name in messages
     unet: UNetConfig
-    autoencoder: AutoencoderConfig
+    autoencoder: VaeConfig
     text_encoders: tuple[CLIPTextConfig, ...]  # one for SD, two for SDXL
     diffusion: DiffusionConfig
     pipeline: PipelineConfig

@@ -37,8 +37,11 @@ from .safetensors_file import save_native
 from .sources import INDEX, SCHEDULER_CONFIG, VAE_CONFIG
 from .weight_files import NATIVE, STEMS
 
-VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json")
-SPECIAL_TOKENS, TOKENIZER_CONFIG = "special_tokens_map.json", "tokenizer_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENIZER_FILES = (  # the others
+    *("vocab.json", "merges.txt", "tokenizer.json"),
+    *("special_tokens_map.json", "added_tokens.json"),
+)
 
 OnMessage = Callable[[str], object]  # a line of text
 OnProgress = Callable[[str, int, int], object]  # component, bytes written, bytes in all
@@ -237,7 +240,7 @@ def _write_tokenizer(model: Model, component: str, folder: Path) -> None:
     load_tokenizer(model, f"{component}_vocab", f"{component}_merges")  # refuses damaged files
     source = model.source
     (folder / component).mkdir()
-    for name in (*VOCABULARY, SPECIAL_TOKENS):
+    for name in TOKENIZER_FILES:
         if (file := source.find(f"{component}/{name}")) is not None:
             shutil.copyfile(file, folder / component / name)
     path = f"{component}/{TOKENIZER_CONFIG}"

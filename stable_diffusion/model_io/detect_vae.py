@@ -6,10 +6,11 @@ from typing import Any
 from .layouts import AUTOENCODER, Layout
 from .original_layout import LEFTOVERS, VAE_OLD_PARTS, VAE_PARTS
 from .safetensors_file import Header
+from .tiny_vae import detect_tiny_vae, has_tiny_vae
 
 
 def detect_vae(header: Header, root: str) -> tuple[dict[str, Any], Layout]:
-    """Return the config of a VAE, and how the file names its tensors.
+    """Return the config of a VAE, which may be a tiny one, and how the file names its tensors.
 
     Args:
         root: the start of its keys. What follows may also be the names of diffusers.
@@ -17,6 +18,8 @@ def detect_vae(header: Header, root: str) -> tuple[dict[str, Any], Layout]:
     Raises:
         ValueError: as `detect_text_encoder` does.
     """
+    if has_tiny_vae(header, root):
+        return detect_tiny_vae(header, root)
     if header.has(f"{root}encoder.down_blocks."):
         layout = replace(AUTOENCODER, root=root, leftovers=LEFTOVERS)
     else:

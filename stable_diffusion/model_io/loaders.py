@@ -14,14 +14,16 @@ from typing import TypeVar
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..autoencoder_tiny import AutoencoderTiny
 from ..clip import CLIPTextModel
+from ..config.autoencoder_tiny import TINY_VAES, AutoencoderTinyConfig
 from ..config.diffusion import DiffusionConfig
 from ..config.known_models import MODELS
 from ..config.model import ModelConfig
 from ..config.networks import Quantization
 from ..device import memory
 from ..quantize import quantize_as
-from ..tokenizer.files import read_tokenizer, read_tokenizer_json
+from ..tokenizer.files import SMALL_FILES, SmallFiles, read_tokenizer, read_tokenizer_json
 from ..tokenizer.tokenizer import Tokenizer
 from ..unet import UNetModel
 from ..vae import Autoencoder
@@ -30,6 +32,7 @@ from .model import Model, read_unet_config
 from .safetensors_file import find_not_finite
 from .single_file import SUFFIXES, open_single_file, open_vae_file
 from .sources import UNET_CONFIG, VAE_CONFIG, BareNetwork, Source
+from .tiny_vae import TinyVaeFiles
 from .unet_file import open_unet_file
 from .weight_files import NATIVE
 from .weights import flatten_parameters, load_native, load_weights
@@ -55,7 +58,8 @@ def open_model(
 
     Args:
         vae: where to take the VAE from: a model as above, a folder or repository of a VAE alone,
-            or a file with one, in the original layout or that of diffusers.
+            or a file with one, in the original layout or that of diffusers; or "taesd", the tiny
+            VAE for the model.
         unet: where to take the UNet from, likewise; on the Hub also `org/name/FILE.safetensors`.
         prediction_type: "epsilon", "v_prediction" or "sample", for files that do not say what the
             UNet predicts, or say it wrongly.
@@ -75,7 +79,7 @@ def open_model(
         prediction_type = prediction_type or unet_source.prediction_type
     if prediction_type is not None:
         source = source.with_prediction_type(prediction_type)
-    return Model(source, model.vae if vae is None else _open_vae(vae), unet_source)
+    return Model(source, model.vae if vae is None else _open_vae(vae, model), unet_source)
 
 
 def _open_source(path: ModelPath) -> Source:
@@ -84,10 +88,12 @@ def _open_source(path: ModelPath) -> Source:
     return hub.open_source(path) if file is None else open_single_file(os.fspath(path), file)
 
 
-def _open_vae(key: Key) -> Source:
-    """Find the files of a VAE, alone or within a model."""
+def _open_vae(key: Key, model: Model) -> Source:
+    """Find the files of a VAE for a model, alone or within another model."""
     if isinstance(key, Model):
         return key.source_of("vae")
+    if isinstance(key, str) and key in TINY_VAES:
+        key = TINY_VAES[key][model.is_xl]
     if (file := _as_file(key)) is not None:
         return open_vae_file(os.fspath(key), file)
     source = hub.open_source(key)
@@ -166,8 +172,8 @@ def load_text_encoder(
 
 def load_autoencoder(
     key: Key = DEFAULT_MODEL, float16: bool = False, *, vae_float16: bool = False
-) -> Autoencoder:
-    """Load the VAE.
+) -> Autoencoder | AutoencoderTiny:
+    """Load the VAE, of either kind.
 
     Args:
         float16: take the fp16 variant of the files, if there is one, which is smaller.
@@ -177,8 +183,15 @@ def load_autoencoder(
     Raises:
         OSError, ValueError: as `load_unet` does.
     """
-    model = open_model(key)
-    return _load(Autoencoder(model.autoencoder_config), model, "vae", float16, _dtype(vae_float16))
+    model, dtype = open_model(key), _dtype(vae_float16)
+    config, source = model.autoencoder_config, model.source_of("vae")
+    if not isinstance(config, AutoencoderTinyConfig):
+        return _load(Autoencoder(config), model, "vae", float16, dtype)
+    tiny = AutoencoderTiny(config)
+    if not isinstance(source, TinyVaeFiles):
+        return _load(tiny, model, "vae", float16, dtype)
+    source.load(tiny, dtype)
+    return tiny
 
 
 def load_tokenizer(
@@ -195,15 +208,14 @@ def load_tokenizer(
     if folder != merges_key.removesuffix("_merges"):
         raise ValueError(f"{vocab_key} and {merges_key} are not of one tokenizer")
     source = open_model(key).source
-    config_file = source.find(f"{folder}/tokenizer_config.json")
-    special_tokens_file = source.find(f"{folder}/special_tokens_map.json")
+    files = SmallFiles(*(source.find(f"{folder}/{name}") for name in SMALL_FILES))
     pad_token = source.pad_token(folder)
     vocab_file = source.find(f"{folder}/vocab.json")
     if vocab_file is None:  # transformers 5 writes vocabulary and merges into one file
         tokenizer_file = source.require(f"{folder}/tokenizer.json")
-        return read_tokenizer_json(tokenizer_file, config_file, special_tokens_file, pad_token)
+        return read_tokenizer_json(tokenizer_file, files, pad_token)
     merges_file = source.require(f"{folder}/merges.txt")
-    return read_tokenizer(vocab_file, merges_file, config_file, special_tokens_file, pad_token)
+    return read_tokenizer(vocab_file, merges_file, files, pad_token)
 
 
 def load_diffusion_config(key: Key = DEFAULT_MODEL) -> DiffusionConfig:

@@ -4,13 +4,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from ..config.autoencoder_tiny import AutoencoderTinyConfig, VaeConfig, read_vae_config
 from ..config.diffusion import DiffusionConfig
 from ..config.known_models import find_spec
 from ..config.model import TEXT_ENCODERS, ModelConfig, PipelineConfig
-from ..config.networks import AutoencoderConfig, CLIPTextConfig, UNetConfig
+from ..config.networks import CLIPTextConfig, UNetConfig
 from .sources import INDEX, SCHEDULER_CONFIG, UNET_CONFIG, VAE_CONFIG, Source
+from .tiny_vae import check_tiny_vae
 from .unsupported import describe_unet, refuse_other_family, refuse_pipeline, refuse_unet
 from .weight_files import list_weight_files
+
+XL_SCALING_FACTOR = 0.13025  # of the VAE of SDXL, if neither its files nor the model's say one
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,11 @@ class Model:
         other = {"vae": self.vae, "unet": self.unet}.get(component)
         return self.source if other is None else other
 
+    @property
+    def is_xl(self) -> bool:
+        """Return whether this is an SDXL model, by how its UNet is conditioned."""
+        return self.unet_config.addition_embed_type is not None
+
     @cached_property
     def config(self) -> ModelConfig:
         """Return everything that the config files say; no weights are downloaded.
@@ -48,14 +57,13 @@ class Model:
             ValueError: if a file is broken, or says something that is not supported.
         """
         pipeline, unet = self.pipeline_config, self.unet_config
-        is_xl = unet.addition_embed_type is not None
-        text_encoders = TEXT_ENCODERS if is_xl else TEXT_ENCODERS[:1]
+        text_encoders = TEXT_ENCODERS if self.is_xl else TEXT_ENCODERS[:1]
         return ModelConfig(
             name=self.name,
             unet=unet,
             autoencoder=self.autoencoder_config,
             text_encoders=tuple(self.text_encoder_config(name) for name in text_encoders),
-            diffusion=replace(self.diffusion_config, is_xl=is_xl),
+            diffusion=replace(self.diffusion_config, is_xl=self.is_xl),
             pipeline=pipeline,
             spec=find_spec(pipeline._converted_from or self.name),
         )
@@ -85,20 +93,26 @@ class Model:
         return CLIPTextConfig.from_dict(*self.source.config(f"{component}/config.json"))
 
     @cached_property
-    def autoencoder_config(self) -> AutoencoderConfig:
+    def autoencoder_config(self) -> VaeConfig:
         """Return the config of the VAE, which must scale the latents as the UNet expects.
 
         A file with a VAE alone does not say how it scales them: it takes the scale of the model.
+        A tiny VAE takes the latents as they are.
         """
         source = self.source_of("vae")
-        config = AutoencoderConfig.from_dict(*source.config(VAE_CONFIG))
+        config = read_vae_config(*source.config(VAE_CONFIG))
         if source is self.source:
             return config
-        expected = self.source.scaling_factor()
+        if isinstance(config, AutoencoderTinyConfig):
+            n_channels = self.unet_config.out_channels
+            check_tiny_vae(source.name, config, self.name, n_channels, self.is_xl)
+            return config
+        expected, stated = self.source.scaling_factor(), source.scaling_factor()
+        if stated is None:
+            default = XL_SCALING_FACTOR if self.is_xl else config.scaling_factor
+            return replace(config, scaling_factor=default if expected is None else expected)
         if expected is None:
             return config
-        if source.scaling_factor() is None:
-            return replace(config, scaling_factor=expected)
         if config.scaling_factor != expected:
             raise ValueError(
                 f"{source.name} scales latents by {config.scaling_factor}, {self.name} by "

@@ -19,6 +19,7 @@ from .original_layout import UNET_ROOT, VAE_ROOT, Family
 from .prediction_type import V_MARKER, ZERO_SNR_MARKER, find_prediction_type, has_zero_snr
 from .safetensors_file import Header
 from .sources import PICKLES, Source
+from .tiny_vae import find_family, has_tiny_vae, open_tiny_halves
 from .unsupported import refuse_keys
 
 TOKENIZER = PACKAGE / "tiny" / "tokenizer"  # CLIP's vocabulary, which is the same for all models
@@ -172,7 +173,7 @@ def open_single_file(name: str, file: Path) -> SingleFile:
     refuse_keys(name, header.shapes)
     if not header.has(UNET_ROOT):
         why = f"no keys begin with {UNET_ROOT} (of a model in diffusers' layout, give the folder)"
-        if header.has("decoder.conv_in."):
+        if header.has("decoder.conv_in.") or has_tiny_vae(header) or open_tiny_halves(header):
             why = "it is a VAE (--vae)"
         raise ValueError(f"{name} is not a Stable Diffusion checkpoint in one file: {why}")
 
@@ -184,7 +185,7 @@ def open_single_file(name: str, file: Path) -> SingleFile:
     components["unet"] = _detect_unet(header, family, components.get("text_encoder_2"))
     if header.has(VAE_ROOT):
         config, layout = detect_vae(header, VAE_ROOT)
-        config["scaling_factor"] = family.scaling_factor
+        config.setdefault("scaling_factor", family.scaling_factor)  # a tiny VAE has its own
         components["vae"] = Component(config, layout)
     _warn_of_leftovers(header, [component.layout for component in components.values()])
     return SingleFile(header, family, components)
@@ -196,11 +197,19 @@ def open_vae_file(name: str, file: Path) -> Source:
     Raises:
         OSError, ValueError: as `open_single_file` does.
     """
+    if file.suffix in PICKLES and file.is_file() and find_family(name) is not None:
+        raise ValueError(
+            f"{name} is a pickle, and pickles are never loaded: take its .safetensors file, or, if "
+            "you trust it, convert it in PyTorch, safetensors.torch.save_file(torch.load(FILE, "
+            "weights_only=True), NEW_FILE)"
+        )
     header = open_header(name, file)
     if header.has(UNET_ROOT):
         return open_single_file(name, file)
+    if (halves := open_tiny_halves(header)) is not None:
+        return halves
     root = VAE_ROOT if header.has(VAE_ROOT) else ""
-    if not header.has(f"{root}decoder.conv_in."):
+    if not (header.has(f"{root}decoder.conv_in.") or has_tiny_vae(header, root)):
         refuse_keys(name, header.shapes)
         raise ValueError(f"{name} holds no VAE")
     vae = Component(*detect_vae(header, root))

@@ -10,6 +10,7 @@ from copy import copy, deepcopy
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
+from ..config.autoencoder_tiny import is_tiny
 from ..config.known_models import PAD_TOKEN, find_spec
 from ..config.networks import AutoencoderConfig
 from ..utils.strict_json import read_json
@@ -130,12 +131,17 @@ class Source:
     def scaling_factor(self) -> float | None:
         """Return what the VAE multiplies latents by, or None if the files do not say.
 
+        A tiny VAE says nothing: it takes the latents of any scale that it was made for.
+
         Raises:
             ValueError: if the config of the VAE is not supported or broken.
         """
         if self.find(VAE_CONFIG) is None:
             return None
-        return AutoencoderConfig.from_dict(*self.config(VAE_CONFIG)).scaling_factor
+        content, name = self.config(VAE_CONFIG)
+        return (
+            None if is_tiny(content) else AutoencoderConfig.from_dict(content, name).scaling_factor
+        )
 
     def describe_download(self, choices: Iterable[Sequence[str]]) -> str | None:
         """Return a line about the download that is needed, or None if none is.

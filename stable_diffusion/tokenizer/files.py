@@ -1,15 +1,21 @@
 """Read a tokenizer from its files, written by any version of transformers, as transformers does."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from ..utils.strict_json import MAX_JSON, read_json, require
+from .added_tokens import AddedToken
 from .byte_pairs import END_OF_WORD
-from .tokenizer import BOS, EOS, MAX_LENGTH, AddedToken, Tokenizer
+from .tokenizer import BOS, EOS, MAX_LENGTH, Tokenizer
 
 DEFAULT_TOKENS = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS}
+# In the order in which new ones get their ids.
+NAMED_TOKENS = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+EXTRA_TOKENS = ("extra_special_tokens", "additional_special_tokens")  # today's name, and the older
+MAX_ID = 2**31  # of a token
 MAX_LIMIT = 1_000_000  # transformers writes a model_max_length of 1e30 if there is no limit
 
 
@@ -24,25 +30,42 @@ class _Options(TypedDict):
     max_length: int
 
 
+class SmallFiles(NamedTuple):
+    """The files beside a vocabulary, each of which may be missing.
+
+    Attributes:
+        config: tokenizer_config.json.
+        special_tokens: special_tokens_map.json.
+        added_tokens: added_tokens.json.
+    """
+
+    config: Path | None = None
+    special_tokens: Path | None = None
+    added_tokens: Path | None = None
+
+
+SMALL_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+NO_FILES = SmallFiles()
+
+
 def read_tokenizer(
     vocab_file: Path,
     merges_file: Path,
-    config_file: Path | None = None,
-    special_tokens_file: Path | None = None,
+    files: SmallFiles = NO_FILES,
     pad_token: str = EOS,
 ) -> Tokenizer:
     """Read a tokenizer from vocab.json and merges.txt.
 
     Args:
-        config_file, special_tokens_file: tokenizer_config.json and special_tokens_map.json.
-        pad_token: the pad token if these two files do not name one.
+        files: the files beside them.
+        pad_token: the pad token if these files do not name one.
 
     Raises:
         OSError: if a file cannot be read.
         ValueError: if a file is not what it should be; the message names it.
     """
     merges = _read_merges(merges_file)
-    options = _read_options([], config_file, special_tokens_file, pad_token)
+    options = _read_options({}, files, pad_token)
     with _name_file(vocab_file):
         vocab = _read_object(vocab_file)
         tokenizer = Tokenizer(vocab, merges, **options)
@@ -58,10 +81,7 @@ def read_tokenizer(
 
 
 def read_tokenizer_json(
-    tokenizer_file: Path,
-    config_file: Path | None = None,
-    special_tokens_file: Path | None = None,
-    pad_token: str = EOS,
+    tokenizer_file: Path, files: SmallFiles = NO_FILES, pad_token: str = EOS
 ) -> Tokenizer:
     """Read a tokenizer from tokenizer.json, which has vocabulary and merges.
 
@@ -71,8 +91,8 @@ def read_tokenizer_json(
         content = _read_object(tokenizer_file)
         vocab = content["model"]["vocab"]
         merges = [_split_merge(merge) for merge in content["model"]["merges"]]
-        listed = sorted(content.get("added_tokens", []), key=lambda token: token["id"])
-    options = _read_options(listed, config_file, special_tokens_file, pad_token)
+        listed = {int(token["id"]): token for token in content.get("added_tokens", [])}
+    options = _read_options(listed, files, pad_token)
     with _name_file(tokenizer_file):
         return Tokenizer(vocab, merges, **options)
 
@@ -96,58 +116,103 @@ def _split_merge(merge: str | Sequence[str]) -> Sequence[str]:
 
 
 def _read_options(
-    listed: list[dict[str, Any]],
-    config_file: Path | None,
-    special_tokens_file: Path | None,
+    listed: dict[int, dict[str, Any]],
+    files: SmallFiles,
     pad_token: str,
 ) -> _Options:
     """Return the arguments of `Tokenizer` that the small files set.
 
     If tokenizer_config.json has `added_tokens_decoder`, the added tokens are those, and
-    special_tokens_map.json is not read. Otherwise they are those listed in tokenizer.json, and the
-    map takes precedence over the config. (In SD 2.x only the map says that `!` is the pad token.)
+    special_tokens_map.json and added_tokens.json are not read. Otherwise they are those of
+    added_tokens.json and tokenizer.json, and the map takes precedence over the config. (In SD 2.x
+    only the map says that `!` is the pad token.)
+
+    Args:
+        listed: the added tokens of tokenizer.json, by id.
     """
-    with _name_file(config_file):
-        config = {} if config_file is None else _read_object(config_file)
+    with _name_file(files.config):
+        config = {} if files.config is None else _read_object(files.config)
         decoder = config.get("added_tokens_decoder")
-        if decoder is not None:
-            listed = [decoder[key] for key in sorted(decoder, key=int)]
         limit = config.get("model_max_length")
         max_length = limit if isinstance(limit, int) and limit < MAX_LIMIT else MAX_LENGTH
 
-    settings: Mapping[str, Any] = config
-    if special_tokens_file is not None and decoder is None:
-        with _name_file(special_tokens_file):
-            settings = config | _read_object(special_tokens_file)
+    special_map: Mapping[str, Any] = {}
+    if files.special_tokens is not None and decoder is None:
+        with _name_file(files.special_tokens):
+            special_map = _read_object(files.special_tokens)
 
-    with _name_file(config_file):
-        defaults = {**DEFAULT_TOKENS, "pad_token": pad_token}
-        named = {key: settings.get(key) or default for key, default in defaults.items()}
+    with _name_file(files.config):
+        named = _find_named_tokens({**config, **special_map}, pad_token)
         contents = {key: AddedToken.from_json(token).content for key, token in named.items()}
+        extra = [AddedToken.from_json(token) for token in _list_extra_tokens(config, special_map)]
+        if decoder is not None:
+            listed = {int(key): decoder[key] for key in decoder}
+    if files.added_tokens is not None and decoder is None:
+        special = {*contents.values(), *(token.content for token in extra)}
+        with _name_file(files.added_tokens):
+            listed = _read_added_tokens(files.added_tokens, special) | listed
+
+    with _name_file(files.config):
         return {
             "bos_token": contents["bos_token"],
             "eos_token": contents["eos_token"],
             "unk_token": contents["unk_token"],
             "pad_token": contents["pad_token"],
-            "added_tokens": _merge_tokens(list(named.values()), listed),
+            "added_tokens": _merge_tokens(list(named.values()), listed, extra),
             "max_length": max_length,
         }
 
 
-def _merge_tokens(
-    named: list[str | dict[str, Any]], listed: list[dict[str, Any]]
-) -> list[AddedToken]:
-    """Return the named and the listed tokens, each once.
+def _find_named_tokens(settings: Mapping[str, Any], pad_token: str) -> dict[str, Any]:
+    """Return the special tokens that the settings name, or that have a default, by their names."""
+    defaults = {**DEFAULT_TOKENS, "pad_token": pad_token}
+    named = {key: settings.get(key) or defaults.get(key) for key in NAMED_TOKENS}
+    return {key: token for key, token in named.items() if token is not None}
 
-    If there are several entries for a token, the last one decides its flags.
+
+def _list_extra_tokens(config: Mapping[str, Any], special_map: Mapping[str, Any]) -> list[Any]:
+    """Return the special tokens without names, of tokenizer_config.json and the map."""
+    today, older = EXTRA_TOKENS
+    extra = list(config.get(today) or config.get(older) or ())
+    if not (today in config or older in config or today in special_map):
+        return list(special_map.get(older) or ())
+    return extra + [token for token in special_map.get(today) or () if token not in extra]
+
+
+def _read_added_tokens(file: Path, special: Collection[str]) -> dict[int, dict[str, Any]]:
+    """Return the tokens of added_tokens.json, which older versions of transformers wrote, by id.
+
+    Args:
+        special: the special tokens; the others are searched for in the normalized text.
     """
+    content = _read_object(file)
+    for token, id in content.items():
+        require(type(id) is int and 0 <= id <= MAX_ID, f"the id of {token[:50]!r} is {id!r}")
+    return {
+        id: {"content": token, "normalized": token not in special} for token, id in content.items()
+    }
+
+
+def _merge_tokens(
+    named: list[str | dict[str, Any]],
+    listed: dict[int, dict[str, Any]],
+    extra: list[AddedToken],
+) -> list[AddedToken]:
+    """Return the listed tokens by their ids, then the named ones and the extra ones, each once.
+
+    A token's own entry in the list decides its flags, otherwise the last of its names does.
+    """
+    tokens = {}
+    for id in sorted(listed):
+        token = AddedToken.from_json(listed[id], special=False)
+        tokens[token.content] = replace(token, id=id)
     distinct = []
-    for token in named:
-        if token not in distinct:  # a repeated entry does not count as a later one
-            distinct.append(token)
-    tokens = [AddedToken.from_json(token) for token in distinct]
-    tokens += [AddedToken.from_json(token, special=False) for token in listed]
-    return list({token.content: token for token in tokens}.values())
+    for entry in named:
+        if entry not in distinct:  # a repeated entry does not count as a later one
+            distinct.append(entry)
+    by_name = [AddedToken.from_json(entry) for entry in distinct]
+    others = {token.content: token for token in [*by_name, *extra]}
+    return list((tokens | others | tokens).values())
 
 
 @contextmanager

@@ -7,13 +7,12 @@ a tokenizer from its files.
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import regex
 
-from ..utils.strict_json import require
 from ..utils.wording import PromptWarning
+from .added_tokens import AddedToken, AddedTokens, Known, find_series
 from .byte_pairs import BytePairs
 from .normalize import clean, normalize
 
@@ -30,50 +29,13 @@ WORD = regex.compile(
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
-class AddedToken:
-    """A token that is found in the text as a whole, instead of by merging.
-
-    The flags `lstrip` and `rstrip` of the files include white space around the token. White space
-    is dropped in any case, so these flags are not needed here.
-    """
-
-    content: str
-    normalized: bool = False  # searched for in the normalized text, not in the text as it is
-    single_word: bool = False  # found only if no letter, digit or underscore touches it
-
-    @property
-    def normal_content(self) -> str:
-        """Return the string that is searched for."""
-        return normalize(self.content) if self.normalized else self.content
-
-    @classmethod
-    def from_json(cls, token: str | dict[str, Any], special: bool = True) -> "AddedToken":
-        """Return a token from a file, where it is a string, or an object with flags.
-
-        Args:
-            token: the token as the file has it.
-            special: whether it is a special token, if the object does not say. Ordinary tokens
-                are normalized, unless the object says otherwise.
-
-        Raises:
-            ValueError, LookupError, TypeError, AttributeError: if it is not a token.
-        """
-        if isinstance(token, str):
-            token = {"content": token, "normalized": False}
-        content = token["content"]
-        require(isinstance(content, str) and content != "", f"a token's content is {content!r}")
-        normalized = token.get("normalized", not token.get("special", special))
-        return cls(content, normalized, token.get("single_word", False))
-
-
 class Tokenizer:
     """CLIP's tokenizer.
 
     Attributes:
         max_length: how many ids a padded prompt has.
         bos_id, eos_id, pad_id: the ids of the tokens that begin, end and fill a prompt.
-        n_ids: how many rows a table of embeddings must have for the tokens of the files.
+        n_ids: how many rows a table of embeddings must have for the vocabulary and the pad token.
 
     Args:
         vocab: the id of each token.
@@ -116,14 +78,14 @@ class Tokenizer:
         ids = dict(vocab)
         for content in added:
             ids.setdefault(content, len(ids))
+        _warn_of_other_ids(added.values(), vocab, ids)
         self.bos_id, self.eos_id, self.pad_id = ids[bos_token], ids[eos_token], ids[pad_token]
-        self.n_ids = 1 + max(ids.values())
+        self.n_ids = 1 + max(*vocab.values(), self.pad_id)
 
-        # Keyed by the string that is searched for.
-        self._ids = {t.normal_content: [ids[t.content]] for t in added.values()}
-        self._added = [t for t in added.values() if t.normalized]
-        self._added_raw = _compile_pattern(t for t in added.values() if not t.normalized)
-        self._added_normalized = _compile_pattern(self._added)
+        known = [Known(token, [ids[token.content]]) for token in added.values()]
+        self._raw = AddedTokens(each for each in known if not each.token.normalized)
+        self._normal = AddedTokens(each for each in known if each.token.normalized)
+        self._series = find_series(added.values())
         self._bpe = BytePairs(vocab, merges, ids[unk_token])
 
     def tokenize(self, text: str) -> list[int]:
@@ -183,9 +145,7 @@ class Tokenizer:
             ValueError: as `check_new` does.
         """
         token = self.check_new(name)
-        self._ids[token.normal_content] = list(ids)
-        self._added.append(token)
-        self._added_normalized = _compile_pattern(self._added)
+        self._normal.add(token, ids)
 
     def check_new(self, name: str) -> AddedToken:
         """Check a name for a new token, and return the token that `add` would make of it.
@@ -194,49 +154,81 @@ class Tokenizer:
             ValueError: if it is a token already, or would not be found in a text.
         """
         token = AddedToken(clean(name).strip(), normalized=True)
-        if token.normal_content in self._ids or sum(len(ids) for _, ids in self.words(name)) == 1:
+        is_known = token.normal_content in self._normal or token.normal_content in self._raw
+        if is_known or sum(len(ids) for _, ids in self.words(name)) == 1:
             raise ValueError(
                 f"{name!r} is a token already: choose another name, such as <my-style>"
             )
         content, normal = token.content, token.normal_content
         # An accent, for example, becomes one character with the letter before it.
         joins = normalize(f"a{content}{content}") != f"a{normal}{normal}"
-        if not content or joins or self._added_raw.search(content):
+        if not content or joins or self._raw.is_in(content):
             raise ValueError(f"{name!r} cannot be a token: choose another name, such as <my-style>")
         return token
 
     def words(self, text: str) -> Iterator[tuple[str, Sequence[int]]]:
-        """Yield the special tokens and words of a text in order, each with its ids."""
-        for raw, raw_is_token in _split(self._added_raw, clean(text)):
-            if raw_is_token:
-                yield raw, self._ids[raw]
-                continue
-            for part, is_token in _split(self._added_normalized, normalize(raw)):
-                if is_token:
-                    yield part, self._ids[part]
-                    continue
+        """Yield the special tokens and words of a text in order, each with its ids.
+
+        Raises:
+            ValueError: if the text has a token that `limit_ids` has found no row for.
+        """
+        for part, known in self._split(self._expand_series(clean(text))):
+            if known is None:
                 for match in WORD.finditer(part):
                     yield match[0], self._bpe.ids(match[0])
+            elif known.ids is None:
+                raise ValueError(
+                    f"the word {known.token.content!r} is a token of the model, but its text "
+                    "encoder has no vector for it: take it out of the prompt"
+                )
+            else:
+                yield part, known.ids
+
+    def limit_ids(self, n_rows: int) -> None:
+        """Make added tokens an error in a text if a table of `n_rows` embeddings lacks them."""
+        self._raw.limit_ids(n_rows)
+        self._normal.limit_ids(n_rows)
+
+    def _split(self, text: str) -> Iterator[tuple[str, Known | None]]:
+        """Yield the parts of a text, each with the added token that it is, or None.
+
+        Parts that are no token are normalized.
+        """
+        for raw, known in self._raw.split(text):
+            if known is None:
+                yield from self._normal.split(normalize(raw))
+            else:
+                yield raw, known
+
+    def _expand_series(self, text: str) -> str:
+        """Return a text with all the tokens of each word that stands for several.
+
+        It equals diffusers' `maybe_convert_prompt`: once the text has the word as a token, the word
+        is replaced wherever its letters are. (A word with capitals that is searched for in the
+        normalized text is not, because there it is found in lower case.)
+        """
+        if not self._series:
+            return text
+        found = {part for part, known in self._split(text) if known is not None}
+        for word, replacement in self._series.items():
+            if word in found:
+                text = text.replace(word, replacement)
+        return text
 
 
-def _compile_pattern(tokens: Iterable[AddedToken]) -> regex.Pattern:
-    """Return the expression that finds any of the tokens, the longest first."""
-    literals = []
+def _warn_of_other_ids(
+    tokens: Iterable[AddedToken], vocab: Mapping[str, int], ids: Mapping[str, int]
+) -> None:
+    """Warn of the first new token whose id in the files is not the one that it gets.
+
+    The ids of new tokens follow those of the vocabulary without a gap, as in transformers 5.
+    """
     for token in tokens:
-        content = token.normal_content
-        literal = regex.escape(content)
-        if token.single_word:
-            literal = rf"(?<!\w){literal}(?!\w)"
-        literals.append((len(content), literal))
-    alternatives = "|".join(literal for _, literal in sorted(literals, reverse=True))
-    return regex.compile(alternatives or "(?!)")  # the latter finds nothing
-
-
-def _split(pattern: regex.Pattern, text: str) -> Iterator[tuple[str, bool]]:
-    """Yield the parts of a text in order, each with whether the pattern matched it."""
-    start = 0
-    for match in pattern.finditer(text):
-        yield text[start : match.start()], False
-        yield match[0], True
-        start = match.end()
-    yield text[start:], False
+        wanted, given = token.id, ids[token.content]
+        if wanted not in (None, given) and token.content not in vocab:
+            warnings.warn(
+                f"the tokenizer's files say {wanted} for the token {token.content!r}, which gets "
+                f"{given}, the next after the vocabulary, as in transformers 5",
+                stacklevel=2,
+            )
+            return

@@ -142,7 +142,7 @@ def test_files_that_do_not_fit(taught, tmp_path, tensors, message):
     file = write(tmp_path, **{key: torch.zeros(shape) for key, shape in tensors.items()})
     with pytest.raises(ValueError, match=message):
         taught.load_embedding("<b>", file)
-    assert "<b>" not in taught.tokenizer._ids
+    assert "<b>" not in taught.tokenizer._normal
 
 
 def test_files_that_do_not_fit_sdxl(checkpoint, tmp_path):

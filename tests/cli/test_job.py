@@ -13,7 +13,7 @@ import image2image
 import txt2image
 from stable_diffusion.cli import job
 from stable_diffusion.cli.arguments import parse
-from stable_diffusion.cli.job import CompleteJob, UsageError, check_start_size, warn_of_no_guidance
+from stable_diffusion.cli.job import CompleteJob, UsageError, check_start, warn_of_no_guidance
 from stable_diffusion.cli.settings import StartPicture
 from stable_diffusion.cli.terminal import progress
 from stable_diffusion.images import arrays
@@ -101,7 +101,7 @@ def test_how_large_a_picture_may_be(tmp_path):
     def check(side: int, usual: int) -> None:
         defaults = SimpleNamespace(size=(usual, usual))
         config = SimpleNamespace(defaults=defaults, autoencoder=SimpleNamespace(factor=8))
-        check_start_size(StartPicture("a.png", NO_PIXELS, Size(side, side)), config)
+        check_start(StartPicture("a.png", NO_PIXELS, Size(side, side)), config)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")

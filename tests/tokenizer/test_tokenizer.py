@@ -11,10 +11,17 @@ from pathlib import Path
 
 import pytest
 from clip_vocabulary import BOS, EOS, Layout, vocabulary, write_tokenizer
+from diffusers.loaders.textual_inversion import TextualInversionLoaderMixin
 from transformers import CLIPTokenizer
 
-from stable_diffusion.tokenizer.files import read_tokenizer, read_tokenizer_json
-from stable_diffusion.tokenizer.tokenizer import AddedToken, Tokenizer
+from stable_diffusion.tokenizer.added_tokens import AddedToken
+from stable_diffusion.tokenizer.files import (
+    SMALL_FILES,
+    SmallFiles,
+    read_tokenizer,
+    read_tokenizer_json,
+)
+from stable_diffusion.tokenizer.tokenizer import Tokenizer
 
 RANDOM_STRINGS = 10_000
 LAYOUTS = [(layout, pad) for layout in ("slow", "decoder", "json") for pad in (EOS, "!")]
@@ -105,11 +112,11 @@ def draw_texts() -> list[str]:
 
 def load(folder: Path) -> Tokenizer:
     """Read our tokenizer of a folder, with all the files that it has."""
-    config, special = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
-    beside = (config if config.exists() else None, special if special.exists() else None)
+    files = (folder / name for name in SMALL_FILES)
+    beside = SmallFiles(*(file if file.exists() else None for file in files))
     if (folder / "tokenizer.json").exists():
-        return read_tokenizer_json(folder / "tokenizer.json", *beside)
-    return read_tokenizer(folder / "vocab.json", folder / "merges.txt", *beside)
+        return read_tokenizer_json(folder / "tokenizer.json", beside)
+    return read_tokenizer(folder / "vocab.json", folder / "merges.txt", beside)
 
 
 # Our tokenizer of a folder, and transformers'.
@@ -258,10 +265,102 @@ def test_the_longest_added_token_is_found(small):
     assert_equal_ids(folder, ["<a", "<a>", "<a>>", "<a>b", "a>b", "<aa>b"])
 
 
+def as_diffusers(tokenizer: CLIPTokenizer, texts: list[str]) -> list[list[int]]:
+    """Return the ids that diffusers' pipelines get of texts."""
+    convert = TextualInversionLoaderMixin().maybe_convert_prompt
+    texts = convert(texts, tokenizer)
+    return tokenizer(texts, padding="max_length", max_length=77, truncation=True).input_ids
+
+
+@pytest.mark.parametrize("has_map", [True, False])
+def test_added_tokens_json(small, has_map):
+    """Older versions wrote it; the ids, not the order, say which token is which."""
+    folder = small("slow", "!")
+    if not has_map:
+        (folder / "special_tokens_map.json").unlink()
+    tokens = {"<Cat>": 515, "<dog>": 514, EOS: 513, "new": 516}
+    (folder / "added_tokens.json").write_text(json.dumps(tokens))
+    texts = ["a <cat> b", "<Cat>x<dog>", "a<dog>!", f"{EOS.upper()} renewal", "NEW Dog"]
+    ours, theirs = load_both(folder)
+    assert 515 in ours.encode(texts[0]) and 514 in ours.encode(texts[1])
+    assert [ours.encode(text) for text in texts] == as_diffusers(theirs, texts)
+
+
+def test_special_tokens_without_names(small):
+    """Of the config and of the map, under both names that transformers gives them."""
+    folder = small("slow", "!")
+    edit(folder / "tokenizer_config.json", extra_special_tokens=["<a>"], sep_token="<sep>")
+    special = {"extra_special_tokens": ["<a>", "<B>"], "additional_special_tokens": ["<c>"]}
+    (folder / "special_tokens_map.json").write_text(json.dumps({"pad_token": "!", **special}))
+    assert_equal_ids(folder, ["<a> <B> <c> <sep>", "<b>"])
+    (folder / "special_tokens_map.json").write_text(json.dumps({"pad_token": "<p>"}))
+    edit(folder / "tokenizer_config.json", additional_special_tokens=["<c>"])
+    assert_equal_ids(folder, ["<a> <B> <c> <sep> <p>"])
+
+
+def test_a_single_word_hides_shorter_tokens_in_it(small):
+    folder = small("decoder", "!")
+    tokens = [{"content": "x!", "single_word": True}]
+    edit(folder / "tokenizer_config.json", added_tokens=tokens)
+    assert_equal_ids(folder, ["x!", "x!a", "ax! !", "x!!"])
+
+
+@pytest.mark.parametrize("layout", ["slow", "decoder", "json"])
+def test_words_of_several_vectors(small, layout):
+    """One word stands for all its tokens, wherever diffusers replaces it."""
+    folder = small(layout, "!")
+    words = ["<tok>", "<tok>_1", "<tok>_2", "<Dog>", "<Dog>_1", "one", "<gap>", "<gap>_2"]
+    if layout == "slow":
+        ids = {word: 514 + i for i, word in enumerate(words)}
+        (folder / "added_tokens.json").write_text(json.dumps(ids))
+    elif layout == "decoder":
+        edit(folder / "tokenizer_config.json", [{"content": w, "normalized": True} for w in words])
+    else:
+        content = json.loads((folder / "tokenizer.json").read_text())
+        flags = dict.fromkeys(("lstrip", "rstrip", "single_word", "special"), False)
+        content["added_tokens"] += [
+            {"id": 514 + i, "content": word, "normalized": True, **flags}
+            for i, word in enumerate(words)
+        ]
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+    texts = ["a <tok> b", "<tok>", "<TOK> x", "<tok>_1", "<tok>_2 <tok>", "x<tok>y <tok>"]
+    texts += ["<Dog><dog>", "<dog>", "a <tok> and <Dog>", "one <gap>", "a cat", "<tok>_12"]
+    ours, theirs = load_both(folder)
+    assert ours.tokenize("<tok>")[1:-1] == [514, 515, 516]
+    assert [ours.encode(text) for text in texts] == as_diffusers(theirs, texts)
+
+
+def test_tokens_without_a_vector(small):
+    """They are an error where a prompt has them, not a vector of another token."""
+    folder = small("slow", "!")
+    (folder / "added_tokens.json").write_text(json.dumps({"<a>": 514, "<b>": 515}))
+    tokenizer = load(folder)
+    tokenizer.limit_ids(515)
+    assert tokenizer.tokenize("<a>") == [512, 514, 513]
+    with pytest.raises(ValueError, match=r"the word '<b>' is a token of the model, but its text"):
+        tokenizer.tokenize("a <B> c")
+    tokenizer.add("<new>", [515])  # its vector is where that of <b> would be
+    assert tokenizer.tokenize("<new>") == [512, 515, 513]
+    with pytest.raises(ValueError, match="'<b>'"):
+        tokenizer.tokenize("<b>")
+
+
+def test_ids_with_a_gap(small):
+    """They are those of transformers 5, which closes the gap, and a warning says so."""
+    folder = small("slow", "!")
+    (folder / "added_tokens.json").write_text(json.dumps({"<a>": 514, "<b>": 520}))
+    with pytest.warns(UserWarning, match="say 520 for the token '<b>', which gets 515"):
+        load(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert_equal_ids(folder, ["<a> <b>"])
+
+
 def edit(config_file: Path, added_tokens: list[dict] = (), **changes) -> None:
     """Change keys of a config (None removes one) and append to its added tokens."""
     config = json.loads(config_file.read_text()) | changes
-    for i, token in enumerate(added_tokens, start=len(vocabulary())):
+    vocab = json.loads((config_file.parent / "vocab.json").read_text()) if added_tokens else {}
+    for i, token in enumerate(added_tokens, start=len(vocab)):
         flags = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized", "special"), False)
         config["added_tokens_decoder"][str(i)] = flags | token
     config = {key: value for key, value in config.items() if value is not None}
@@ -386,6 +485,9 @@ def test_very_long_prompts(slow_pair):
         ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {}}}', "invalid literal"),
         ("tokenizer_config.json", "", "Expecting value"),
         ("special_tokens_map.json", "nonsense", "Expecting value"),
+        ("added_tokens.json", "[]", "expected a JSON object, got list"),
+        ("added_tokens.json", '{"<a>": -1}', "the id of '<a>' is -1"),
+        ("added_tokens.json", '{"<a>": "1"}', "the id of '<a>' is '1'"),
     ],
 )
 def test_errors_name_the_file(slow, name, content, reason):

@@ -50,6 +50,8 @@ class Parser(argparse.ArgumentParser):
         )
         self._other_options = other_options
         self._explain = explain
+        # Whether the word after an option is its value, for options whose value may be left out.
+        self._names_value: dict[str, Callable[[str], bool]] = {}
 
     def add_options(self, groups: Mapping[str, Iterable[Option]]) -> None:
         """Add options of the table, in groups by title.
@@ -60,13 +62,31 @@ class Parser(argparse.ArgumentParser):
             group = self.add_argument_group(title)
             for option in options:
                 _add_option(group, option)
+                if option.names_value is not None:
+                    self._names_value |= dict.fromkeys(option.spellings, option.names_value)
 
     def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         """Parse as argparse does, but report unknown options before a missing prompt."""
         words = sys.argv[1:] if args is None else list(args)
         for word in takewhile(lambda word: word != "--", words):
             self._check_option(word)
-        return super().parse_known_args(words, namespace)
+        return super().parse_known_args(self._join_values(words), namespace)
+
+    def _join_values(self, words: list[str]) -> list[str]:
+        """Return the words with `--name=value` for each option whose value may be left out.
+
+        argparse itself would take any word that follows as the value, also a prompt.
+        """
+        joined: list[str] = []
+        for i, word in enumerate(words):
+            if word == "--":
+                return joined + words[i:]
+            before = words[i - 1] if i else ""
+            if before in self._names_value and self._names_value[before](word):
+                joined[-1] += word
+            else:
+                joined.append(f"{word}=" if word in self._names_value else word)
+        return joined
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message on one line, and end the program with status 2."""

@@ -25,6 +25,8 @@ class Option:
             none, and is True or False. "print" prints what `show` returns and ends the program;
             "help" prints the help.
         parse: returns the value for a text, or raises `argparse.ArgumentTypeError`.
+        names_value: for an option whose value may be left out, whether the word that follows it
+            is its value. If it is left out, `parse` gets an empty text.
         choices: the words that are allowed; () if `parse` decides.
         default: the value if the option is not given.
         default_text: says the default in words, if the value alone would not.
@@ -42,6 +44,7 @@ class Option:
     short: str | None = None
     kind: Literal["value", "list", "numbers", "switch", "print", "help"] = "value"
     parse: Callable[[str], Any] = str
+    names_value: Callable[[str], bool] | None = None
     choices: tuple[str, ...] = ()
     default: Any = None
     default_text: str | None = None

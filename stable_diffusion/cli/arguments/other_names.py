@@ -36,7 +36,7 @@ SAME = {
         "m ckpt ckpt-name ckpt-path checkpoint model-id model-path model-name sd-model base-model "
         "diffusion-model pretrained-model-name-or-path sd-model-checkpoint"
     ),
-    "--vae": "vae-path vae-name sd-vae",
+    "--vae": "vae-path vae-name sd-vae taesd tae taesd-decoder",
     "--unet": "unet-name unet-path sd-unet",
     "--prediction-type": "prediction parameterization v-prediction",
     "--lora": (
@@ -54,6 +54,7 @@ SAME = {
     "--force": "overwrite",
     "--no-metadata": "disable-metadata skip-metadata",
     "--from-image": "config-from-metadata from-metadata png-info",
+    "--preview-vae": "preview-method taesd-preview taesd-preview-only preview-decoder",
     "--preview": "preview-interval stepwise-image-output-dir live-previews show-progress",
     "--quantize": "quant bits type int8 q8 q4",
     "--float16": "fp16 half half-precision",
@@ -104,7 +105,6 @@ OTHER_MODELS = "only Stable Diffusion 1.x, 2.x and XL are supported"
 ALREADY_FAST = "attention is always computed in the fastest way"
 DEVICES = "the GPU is used if there is one, otherwise all cores of the CPU"
 NOISE = "the noise is always the same as PyTorch's on a CPU"
-PREVIEW_VAE = "previews do not need another VAE"
 NO_SERVER = "there is neither a server nor a graphical interface"
 
 ABSENT = {
@@ -126,7 +126,6 @@ ABSENT = {
     NOISE: "rng fixed-code subseed subseed-strength variation variation-seed variation-amount",
     "recipes are written into the pictures": "metadata save-metadata",
     "config files come with the model": "config original-config model-config",
-    PREVIEW_VAE: "taesd preview-method tae taesd-decoder",
     OTHER_MODELS: "t5xxl clip-l clip-g llm qwen2vl flow-shift shift max-sequence-length high-noise",
     "the safety checker is not run": "safety-checker disable-safety-checker nsfw-filter no-nsfw",
     "seamless tiles are not supported": "tile tiling seamless seamless-x seamless-y circular",

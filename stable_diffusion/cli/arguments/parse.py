@@ -267,7 +267,7 @@ def _read_start(values: Values) -> StartPicture:
     """Return the picture to start from, in a size that the networks take.
 
     A picture with too many pixels for any model is not read: a black one takes its place, and
-    `job.check_start_size`, which knows the size that suits the model, refuses it.
+    `job.check_start`, which knows the size that suits the model, refuses it.
 
     Raises:
         ValueError: if the file is not a picture, or too small, or `--fit` has no size to fit to.

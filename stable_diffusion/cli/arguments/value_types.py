@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote
 
+from ...config.autoencoder_tiny import TINY_VAES
 from ...model_io.hub_file import MAIN, HubName, parse_hub_name
 from ...sampler.noise import MAX_SEED
 from ...utils.wording import abbreviate, did_you_mean, format_bytes
@@ -32,6 +33,8 @@ ADDRESS = re.compile(
 HUB_HOSTS = ("huggingface.co", "hf.co", "hf-mirror.com")
 OTHER_HOSTS = ("civitai.com", "civitai.green", "civitai.red", "github.com", "modelscope.cn")
 NO_MODEL_PATHS = ("datasets", "spaces", "collections")  # on the Hub
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@\S+)?")
+VAE_CONFIGS = ("config.json", "vae/config.json")  # in the folder of a VAE, or of a model
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 
 Number = TypeVar("Number", int, float)
@@ -100,6 +103,24 @@ def parse_model_name(text: str) -> str:
     if (address := _parse_address(text)) is not None:
         raise argparse.ArgumentTypeError(_explain_model_address(text, *address))
     return text
+
+
+def parse_preview_vae(text: str) -> bool | str:
+    """Return the name of a VAE, or True if there is none."""
+    return parse_model_name(text) if text else True
+
+
+def names_vae(word: str) -> bool:
+    """Return whether a word is the name of a VAE, not a prompt.
+
+    A prompt of several words never is one, unless it is the name of such a file or folder.
+    """
+    path = os.path.expanduser(word)
+    if os.path.isdir(path):
+        return any(os.path.isfile(os.path.join(path, name)) for name in VAE_CONFIGS)
+    if os.path.isfile(path) or (word.lower().endswith(WEIGHT_SUFFIXES) and " " not in word):
+        return word.lower().endswith(WEIGHT_SUFFIXES)
+    return word in TINY_VAES or REPOSITORY.fullmatch(word) is not None
 
 
 def parse_lora(text: str) -> tuple[str, float]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ...config.autoencoder_tiny import TINY_VAES
 from ...config.known_models import MODELS
 from ...images.text_chunks import PARAMETERS, RECIPE, read_texts
 from ...model_io.hub_file import parse_hub_name
@@ -137,7 +138,7 @@ def _list_model_names(model: str | None) -> set[str | None]:
     """Return the names under which a recipe may know a model, without its commit."""
     if model is None:
         return {None}
-    repos = MODELS[model].repos if model in MODELS else ()
+    repos = MODELS[model].repos if model in MODELS else TINY_VAES.get(model, ())
     name = os.path.normpath(_hide_home(model))  # m, ./m and m/ are one folder
     hub_name = parse_hub_name(model)
     without_revision = name.partition("@")[0]

@@ -7,7 +7,7 @@ import pytest
 from command_lines import PARSERS, parse_in_folder
 from PIL import Image
 
-from stable_diffusion.cli.arguments.parse import parse, txt2image_parser
+from stable_diffusion.cli.arguments.parse import image2image_parser, parse, txt2image_parser
 from stable_diffusion.cli.recipe.recipe import Recipe
 from stable_diffusion.images.text_chunks import RECIPE, make_save_options
 
@@ -60,3 +60,44 @@ def test_no_picture_has_a_seed_beyond_the_last(folder, capsys):
     assert error.endswith(f"line 2: --seed {LAST_SEED + 1} is too large for 1 picture, {end}\n")
     args = parse(parser, ["--prompts-file=p.jsonl", f"--seed={LAST_SEED - 2}"])
     assert [request.seed for request in args.requests] == [LAST_SEED - 2, LAST_SEED]
+
+
+@pytest.mark.parametrize(
+    ("words", "vae", "prompt"),
+    [
+        (["--preview-vae", "a prompt"], True, "a prompt"),
+        (["--preview-vae", "prompt"], True, "prompt"),
+        (["--preview-vae", "taesd", "a prompt"], "taesd", "a prompt"),
+        (["--preview_vae", "org/name@v1", "a prompt"], "org/name@v1", "a prompt"),
+        (["--preview-vae", "a b.safetensors", "x"], "a b.safetensors", "x"),
+        (["--preview-vae", "no.safetensors", "x"], "no.safetensors", "x"),
+        (["--preview-vae", "vae", "x"], "vae", "x"),
+        (["--preview-vae", "folder"], True, "folder"),
+        (["--preview-vae", "black or a/white cat"], True, "black or a/white cat"),
+        (["--preview-vae=prompt", "x"], "prompt", "x"),
+        (["--preview-vae", "--steps", "3", "x"], True, "x"),
+        (["x", "--preview-vae"], True, "x"),
+        (["--preview-vae", "--", "taesd"], True, "taesd"),
+        (["x"], False, "x"),
+    ],
+    ids=str,
+)
+def test_a_value_that_may_be_left_out(tmp_path, monkeypatch, words, vae, prompt):
+    """A prompt that follows `--preview-vae` stays the prompt."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a b.safetensors").touch()
+    settings = parse(txt2image_parser(), ["--preview", "2", *words])
+    assert settings.preview_vae == vae
+    assert settings.requests[0].prompt == prompt
+
+
+def test_a_picture_is_not_the_value(tmp_path, monkeypatch):
+    """`image2image.py --preview-vae a/b.png` looks like a repository."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (64, 64)).save("a/b.png")
+    settings = parse(image2image_parser(), ["--preview=2", "--preview-vae", "a/b.png", "x"])
+    assert settings.preview_vae is True and settings.start.file == "a/b.png"

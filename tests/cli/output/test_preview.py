@@ -5,13 +5,17 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+import torch
 from oracle import psnr
 from PIL import Image
+from tiny_vaes import make_tiny_vae, write_folder
 
 import image2image
 import txt2image
+from stable_diffusion import StableDiffusion
 from stable_diffusion.cli.output import preview
 from stable_diffusion.cli.output.preview import Preview
+from stable_diffusion.images.arrays import make_grid, to_uint8
 
 PROMPT = "a small red circle left of a big blue star on a yellow background"
 
@@ -53,6 +57,31 @@ def test_the_whole_vae_decodes_it(tmp_path, written):
     draw(tmp_path / "o.png", "--steps", "5", "--preview", "4", "--preview-vae")
     (_, linear), (_, whole) = written
     assert psnr(whole, picture) >= 30 >= 20 >= psnr(linear, picture) >= 10
+
+
+def test_a_tiny_vae_decodes_it(checkpoint, tmp_path, written):
+    """It equals diffusers' decoding of the estimate; pictures stay as they are."""
+    vae = write_folder(tmp_path / "vae")
+    model = ["--model", str(checkpoint("sd-1")), "--steps", "3", "--width", "64", "--height", "64"]
+    usual = draw(tmp_path / "a.png", *model)
+    # The prompt is last, so that the VAE is the value of the option.
+    words = [*model, "--preview", "2", "--preview-vae", str(vae)]
+    arguments = ["--n_images", "2", "--seed", "1", "--output", str(tmp_path / "b.png")]
+    assert txt2image.main([*arguments, *words, PROMPT]) == 0
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "b.png")), usual)
+    [(_, shown)] = written
+
+    sd = StableDiffusion(checkpoint("sd-1"))
+    latents = sd.generate_latents(PROMPT, n_images=2, num_steps=3, seed=1, latent_size=(8, 8))
+    for _, x in zip(range(2), latents, strict=False):
+        mx.eval(x)
+    estimate = torch.from_numpy(np.array(latents.estimate)).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        theirs = make_tiny_vae().decode(estimate).sample.permute(0, 2, 3, 1).numpy()
+    assert psnr(shown, make_grid(to_uint8(theirs / 2 + 0.5), 1)) >= 45
+
+    draw(tmp_path / "c.png", *model, "--preview", "2", "--vae", str(vae))
+    assert psnr(written[-1][1], shown) >= 45  # the tiny VAE of the pictures decodes previews, too
 
 
 def test_beside_pictures_in_a_folder(tmp_path, written):

@@ -16,7 +16,8 @@ MODEL = (
     ),
     Option(
         "--vae",
-        "a model, folder, repository or file to take the VAE from",
+        "a model, folder, repository or file to take the VAE from; or taesd, a tiny VAE, which is "
+        "fast and a little less accurate",
         parse=value_types.parse_model_name,
         default_text="by model",
         in_recipe=True,

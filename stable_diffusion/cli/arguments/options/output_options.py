@@ -45,9 +45,15 @@ REPORTS = (
     ),
     Option(
         "--preview-vae",
-        "decode the previews with the whole VAE, which takes the time and memory of pictures",
-        kind="switch",
+        "decode the previews with a VAE: a tiny one, `taesd` or a folder, repository or file; "
+        "without a value the whole VAE of the pictures, which takes their time and memory. A word "
+        "that follows is a value if it names a file, a folder with a config.json, or is like a/b "
+        "or taesd; --preview-vae=VALUE always is one",
+        parse=value_types.parse_preview_vae,
+        names_value=value_types.names_vae,
         default=False,
+        default_text="a linear map, or the tiny VAE given with --vae",
+        metavar="[VAE]",
     ),
     Option(
         "--verbose",
