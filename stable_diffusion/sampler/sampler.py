@@ -4,14 +4,15 @@ To add a sampler, write its step function in `steps.py` and its row here; if non
 `schedule.py` has its noise levels, write another one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
 
 from ..config.diffusion import PREDICTION_TYPES, SPACINGS, DiffusionConfig
-from ..utils.wording import did_you_mean
+from ..utils.wording import abbreviate, did_you_mean
 from .schedule import (
     Schedule,
     Step,
@@ -47,11 +48,15 @@ class SamplerSpec:
     name: str
     webui_name: str  # in AUTOMATIC1111's web UI
     schedules: tuple[str, ...]  # those that diffusers has for it; () if it has only its own
-    make_schedule: Callable[[DiffusionConfig, int], Schedule]
+    # Of a config and a number of steps; and of timesteps, if the sampler takes them.
+    make_schedule: Callable[..., Schedule]
     step: Callable[[StepInput], mx.array]
     max_steps: Callable[[DiffusionConfig], int]
     needs_noise: bool = False  # whether it adds fresh noise in every step
     prediction_types: tuple[str, ...] = PREDICTION_TYPES
+    takes_timesteps: bool = False  # whether the caller may choose them
+    takes_eta: bool = False  # whether the caller may choose how much noise a step adds
+    default_eta: float = 0.0  # of a sampler that takes eta
 
 
 def _make_spacing(name: str, webui_name: str | None) -> ScheduleSpec:
@@ -79,6 +84,7 @@ SAMPLERS = {
             make_schedule=make_euler_schedule,
             step=euler_step,
             max_steps=lambda config: config.num_train_timesteps,
+            takes_timesteps=True,
         ),
         SamplerSpec(
             name="euler-a",
@@ -97,6 +103,7 @@ SAMPLERS = {
             make_schedule=make_ddim_schedule,
             step=euler_step,
             max_steps=lambda config: config.num_train_timesteps,
+            takes_eta=True,
         ),
         SamplerSpec(
             name="dpm++2m",
@@ -105,6 +112,7 @@ SAMPLERS = {
             make_schedule=make_dpm_schedule,
             step=dpm_2m_step,
             max_steps=lambda config: config.num_train_timesteps - 1,  # one may be the end
+            takes_timesteps=True,
         ),
         SamplerSpec(
             name="lcm",
@@ -116,6 +124,7 @@ SAMPLERS = {
                 config.num_train_timesteps, config.original_inference_steps
             ),
             needs_noise=True,
+            takes_timesteps=True,
         ),
     )
 }
@@ -123,14 +132,28 @@ SAMPLERS = {
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler with the noise schedule of a model. `StableDiffusion.sampler` is one."""
+    """A sampler with the noise schedule of a model. `StableDiffusion.sampler` is one.
+
+    Attributes:
+        config: the noise schedule and the prediction type of the model.
+        name: a key of `SAMPLERS`.
+        timesteps: the timesteps of the steps, falling; None for those of the config's schedule.
+        eta: how much noise a step adds, in [0, 1]; None for a sampler that does not take it.
+    """
 
     config: DiffusionConfig
-    name: str  # a key of SAMPLERS
+    name: str
+    timesteps: tuple[int, ...] | None = None
+    eta: float | None = None
 
     @classmethod
     def for_model(
-        cls, config: DiffusionConfig, name: str | None = None, schedule: str | None = None
+        cls,
+        config: DiffusionConfig,
+        name: str | None = None,
+        schedule: str | None = None,
+        timesteps: Sequence[int] | None = None,
+        eta: float | None = None,
     ) -> "Sampler":
         """Return the sampler `name` with the schedule `schedule`.
 
@@ -138,10 +161,12 @@ class Sampler:
             config: the noise schedule and the prediction type that the model was trained with.
             name: a key of `SAMPLERS`; the model's own sampler if None.
             schedule: one of the sampler's schedules; the model's own schedule if None.
+            timesteps: of the training, falling, one for each step, in place of a schedule.
+            eta: how much noise each step adds, in [0, 1]; the sampler's default if None.
 
         Raises:
             ValueError: if there is no such sampler, or it does not have this schedule, or it
-                cannot run this model.
+                cannot run this model, or does not take these timesteps or eta.
         """
         name = config.sampler if name is None else name
         require_schedule(name, schedule)
@@ -155,7 +180,15 @@ class Sampler:
             config = replace(config, **SCHEDULES[schedule].options)
         elif "karras" not in spec.schedules:
             config = replace(config, use_karras_sigmas=False)  # the model's own schedule
-        return cls(config, name)
+        if timesteps is not None:
+            require_timesteps(name, schedule, timesteps, config.num_train_timesteps)
+            timesteps = tuple(timesteps)
+            config = replace(config, use_karras_sigmas=False)
+        if eta is not None:
+            require_eta(name, eta)
+        elif spec.takes_eta:
+            eta = spec.default_eta
+        return cls(config, name, timesteps, eta)
 
     @property
     def spec(self) -> SamplerSpec:
@@ -172,7 +205,7 @@ class Sampler:
     @property
     def needs_noise(self) -> bool:
         """Return whether `step` needs fresh noise."""
-        return self.spec.needs_noise
+        return self.spec.needs_noise or bool(self.eta)
 
     def schedule(self, num_steps: int) -> Schedule:
         """Return the schedule of exactly `num_steps` steps.
@@ -214,7 +247,8 @@ class Sampler:
         x_0, noise = split_into_x_0_and_noise(
             x, prediction, step.start, self.config.prediction_type
         )
-        x = self.spec.step(StepInput(x, x_0, noise, step, self.config, previous, fresh))
+        given = StepInput(x, x_0, noise, step, self.config, previous, fresh, self.eta)
+        x = self.spec.step(given)
         return x, Estimate(x_0, step.start)
 
 
@@ -233,3 +267,41 @@ def require_schedule(sampler: str, schedule: str | None) -> None:
     if schedule is not None and schedule not in known:
         only = f"only {', '.join(known)}" if known else "only its own: leave the schedule out"
         raise ValueError(f"sampler {sampler} has no schedule {schedule!r}, {only}")
+
+
+def require_timesteps(
+    sampler: str, schedule: str | None, timesteps: Sequence[int], num_train_timesteps: int
+) -> None:
+    """Check that a sampler takes timesteps, and these.
+
+    Raises:
+        ValueError: if it takes none, or a schedule is given, too, or these are not timesteps of
+            the training that fall.
+    """
+    if not SAMPLERS[sampler].takes_timesteps:
+        takers = ", ".join(spec.name for spec in SAMPLERS.values() if spec.takes_timesteps)
+        raise ValueError(
+            f"sampler {sampler} does not take timesteps: use one of {takers}, or steps"
+        )
+    if schedule is not None:
+        raise ValueError(f"timesteps replace the schedule: leave {schedule} out")
+    last = num_train_timesteps - 1
+    are_falling = all(t > t_next for t, t_next in pairwise(timesteps))
+    if not timesteps or not are_falling or not 0 <= timesteps[-1] <= timesteps[0] <= last:
+        raise ValueError(
+            f"timesteps must be falling, from {last} to 0, such as {last}, {last // 2}; got "
+            f"{abbreviate(', '.join(map(str, timesteps)) or 'none')}"
+        )
+
+
+def require_eta(sampler: str, eta: float) -> None:
+    """Check that a sampler takes eta, and this one.
+
+    Raises:
+        ValueError: if it does not take any, or it is not in [0, 1].
+    """
+    if not SAMPLERS[sampler].takes_eta:
+        takers = ", ".join(spec.name for spec in SAMPLERS.values() if spec.takes_eta)
+        raise ValueError(f"sampler {sampler} does not take eta: use one of {takers}")
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be in [0, 1], got {eta}")

@@ -31,6 +31,7 @@ class StepInput:
     config: DiffusionConfig
     previous: Estimate | None = None  # of the step before; None in the first step
     fresh: mx.array | None = None  # standard normal noise, for samplers that add some
+    eta: float | None = None  # how much noise a step adds, for samplers that take it
 
     def require_fresh(self) -> mx.array:
         """Return the fresh noise.
