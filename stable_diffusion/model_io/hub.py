@@ -108,7 +108,7 @@ class Repository(Source):
     def files(self) -> Collection[str]:
         return self.listing.keys()
 
-    def _absence_note(self) -> str:
+    def absence_note(self) -> str:
         return "" if self.has_listing else f" in the Hub cache, and {self.why}"
 
 
@@ -137,7 +137,7 @@ def open_source(model: str | os.PathLike[str]) -> Source:
     is_path = name.startswith(("/", ".", "~")) or "\\" in name or repo.count("/") > 1
     if is_path or not isinstance(model, str):
         raise FileNotFoundError(f"there is no folder {name}")
-    return _open_repository(repo, revision if at else "main", name)
+    return open_repository(repo, revision if at else "main", name)
 
 
 def _open_known(name: str, spec: ModelSpec) -> Source:
@@ -149,10 +149,10 @@ def _open_known(name: str, spec: ModelSpec) -> Source:
     if cached and cached[0] != spec.repo:  # a withdrawn one never changes: no need to ask
         former, why = cached[0], f"the model is now {spec.repo}"
         return Repository(former, former, roots[former], listing=None, why=why)
-    return _open_repository(spec.repo, "main", name=spec.repo)
+    return open_repository(spec.repo, "main", name=spec.repo)
 
 
-def _open_repository(repo: str, revision: str, name: str) -> Repository:
+def open_repository(repo: str, revision: str, name: str) -> Repository:
     """Ask the Hub for a revision of a repository; open the cached one if it does not answer.
 
     Raises:

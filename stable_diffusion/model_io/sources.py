@@ -178,9 +178,9 @@ class Source:
                     f"{self.name} has {pickles[0]} but no safetensors there, and pickles are never "
                     "loaded: convert it in diffusers, save_pretrained(..., safe_serialization=True)"
                 )
-        return FileNotFoundError(f"{self.name} has no {path}{self._absence_note()}")
+        return FileNotFoundError(f"{self.name} has no {path}{self.absence_note()}")
 
-    def _absence_note(self) -> str:
+    def absence_note(self) -> str:
         """Return what to add to the message about a file that is not there."""
         return ""
 
