@@ -14,6 +14,7 @@ from .check_arguments import (
 )
 from .conditioning import TextOptions, Texts
 from .config.model import ModelConfig
+from .sampler.choose import choose_sampler
 from .sampler.noise import NoiseStream, make_noise_streams
 from .sampler.sampler import Sampler
 
@@ -87,11 +88,14 @@ def check_generation(arguments: Arguments, config: ModelConfig, own_sampler: Sam
     check_option_names(options, GenerationOptions.__annotations__)
     n_images = check_integer("n_images", arguments.n_images, low=1)
     texts, negative_texts = check_prompts(arguments.text, arguments.negative_text, n_images)
-    sampler = choose_sampler(config, own_sampler, options.get("sampler"), options.get("schedule"))
+    steps = arguments.num_steps
+    steps = None if steps is None else check_integer("num_steps", steps)
+    sampler = find_sampler(
+        config, own_sampler, options.get("sampler"), options.get("schedule"), steps
+    )
     defaults = config.defaults_with(sampler.name)
-    num_steps, cfg_weight = defaults.steps, defaults.guidance
-    if arguments.num_steps is not None:
-        num_steps = check_integer("num_steps", arguments.num_steps)
+    num_steps = defaults.steps if steps is None else steps
+    cfg_weight = defaults.guidance
     if arguments.cfg_weight is not None:
         cfg_weight = check_number("cfg_weight", arguments.cfg_weight)
     rescale = check_number("guidance_rescale", options.get("guidance_rescale", 0.0), 0, 1)
@@ -115,10 +119,16 @@ def check_generation(arguments: Arguments, config: ModelConfig, own_sampler: Sam
     )
 
 
-def choose_sampler(
-    config: ModelConfig, own_sampler: Sampler, sampler: str | Sampler | None, schedule: str | None
+def find_sampler(
+    config: ModelConfig,
+    own_sampler: Sampler,
+    sampler: str | Sampler | None,
+    schedule: str | None,
+    steps: int | None,
 ) -> Sampler:
     """Return the sampler of a call: `own_sampler` if neither a sampler nor a schedule is given.
+
+    A sampler of the model that has timesteps of its own has them only in as many steps.
 
     Raises:
         TypeError: if one of them is of the wrong kind.
@@ -127,10 +137,11 @@ def choose_sampler(
     """
     check_sampler(sampler, schedule)
     if sampler is None and schedule is None:
-        return own_sampler
+        is_of_model = own_sampler == choose_sampler(config)
+        return choose_sampler(config, steps=steps) if is_of_model else own_sampler
     if isinstance(sampler, Sampler):
         if schedule is None:
             return sampler
         return Sampler.for_model(sampler.config, sampler.name, schedule)
     name = own_sampler.name if sampler is None else sampler
-    return Sampler.for_model(config.diffusion, name, schedule)
+    return choose_sampler(config, name, schedule, steps=steps)

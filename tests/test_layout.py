@@ -20,7 +20,15 @@ LOWER = {"config", "device", "sampler", "tokenizer", "utils"}
 NETWORKS = {"activations", "attention", "clip", "layers", "unet", "vae"}
 BELOW_PIPELINE = {
     *(LOWER | NETWORKS),
-    *("adapters", "check_arguments", "compiled", "conditioning", "denoising", "generation"),
+    *(
+        "adapted",
+        "adapters",
+        "check_arguments",
+        "compiled",
+        "conditioning",
+        "denoising",
+        "generation",
+    ),
     *("model_io", "precision", "quantize", "vae_strips"),
 }
 MAY_IMPORT: dict[str, set[str]] = {
@@ -47,6 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adapters": LOWER | NETWORKS | {"model_io"},
     "precision": {"adapters", "model_io", "quantize"},
     "check_arguments": {"conditioning", "config", "model_io", "sampler", "utils"},
+    "adapted": {"adapters", "check_arguments", "conditioning", "config", "model_io", "sampler"},
     "generation": {"check_arguments", "conditioning", "config", "sampler"},
     "pipeline": BELOW_PIPELINE,
     "faults": {"utils"},
@@ -59,7 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # Inside `cli`, from the bottom up: each may import those before it, and itself.
 CLI = (
-    *({"mlx_errors", "settings", "terminal"}, {"job", "ranks"}, {"recipe"}),
+    *({"mlx_errors", "settings", "terminal"}, {"few_step", "job", "ranks"}, {"recipe"}),
     {"arguments", "output"},
     *({"plan"}, {"generate"}, {"main"}, {"convert"}),
 )

@@ -9,7 +9,7 @@ from typing import Any
 from ..conditioning import warn_of_syntax
 from ..config.model import ModelConfig
 from ..images.arrays import MAX_PIXELS, MULTIPLE, find_similar_size
-from ..sampler.sampler import Sampler
+from ..sampler.choose import choose_sampler
 from .settings import PictureOptions, Settings, StartPicture
 
 # How many times the pixels that a model is made for a picture to start from may have if the user
@@ -54,7 +54,7 @@ class Job(PictureOptions):
                 f"got {self.clip_skip}"
             )
         try:
-            sampler = Sampler.for_model(config.diffusion, self.sampler, self.schedule)
+            sampler = choose_sampler(config, self.sampler, self.schedule, steps=self.steps)
             defaults = config.defaults_with(sampler.name)
             steps = defaults.steps if self.steps is None else self.steps
             sampler.schedule(steps)

@@ -77,6 +77,7 @@ class Settings:
     start: StartPicture | None = None
 
     model: str = "sdxl"
+    model_name: str = ""  # what the user called it, if it is a few-step model; else as `model`
     vae: str | None = None
     prediction_type: str | None = None
     lora: tuple[tuple[Path, float], ...] = ()  # files and scales

@@ -1,19 +1,23 @@
 """The config files of a model, as checked dataclasses, and the models that have a short name."""
 
 from .diffusion import DiffusionConfig
-from .known_models import MODELS, ModelSpec
+from .few_step import FewStepSettings
+from .known_models import FEW_STEP_MODELS, MODELS, FewStepModel, ModelSpec
 from .model import Defaults, ModelConfig, PipelineConfig
 from .networks import AutoencoderConfig, CLIPTextConfig, UNetConfig
 
 CLIPTextModelConfig = CLIPTextConfig  # its name in the original MLX example
 
 __all__ = [
+    "FEW_STEP_MODELS",
     "MODELS",
     "AutoencoderConfig",
     "CLIPTextConfig",
     "CLIPTextModelConfig",
     "Defaults",
     "DiffusionConfig",
+    "FewStepModel",
+    "FewStepSettings",
     "ModelConfig",
     "ModelSpec",
     "PipelineConfig",

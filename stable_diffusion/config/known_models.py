@@ -88,7 +88,8 @@ MODELS: dict[str, ModelSpec] = {
 class FewStepModel:
     """A model with a short name that is another model with a LoRA, for few steps.
 
-    `StableDiffusion(name)` and `--model name` take it, also with `-STEPS` after the name.
+    `StableDiffusion(name)` and `--model name` take it, with `-STEPS` after the name if it has a
+    file for each number of steps.
 
     Attributes:
         base: the other model, a key of `MODELS`.
@@ -175,22 +176,16 @@ NAMES = (*MODELS, *FEW_STEP_MODELS)  # that `--model` takes
 def find_few_step_model(model: str) -> tuple[FewStepModel, int | None] | None:
     """Return a few-step model by its name, and the steps at the end of it (`sdxl-lightning-8`).
 
-    The steps are None if the name does not say them. There is no result for other names.
-
-    Raises:
-        ValueError: if the model has no file for these steps.
+    The steps are None if the name does not say them. There is no result for other names, nor for
+    steps that the model has no file for.
     """
     if model in FEW_STEP_MODELS:
         return FEW_STEP_MODELS[model], None
     name, _, digits = model.rpartition("-")
     if name not in FEW_STEP_MODELS or not re.fullmatch(r"[0-9]{1,3}", digits):
         return None
-    steps = int(digits)
-    try:
-        FEW_STEP_MODELS[name].name_file(steps)
-    except ValueError as error:
-        raise ValueError(f"there is no {model}: {error}") from None
-    return FEW_STEP_MODELS[name], steps
+    found = FEW_STEP_MODELS[name], int(digits)
+    return found if found[1] in found[0].files and not found[0].any_steps else None
 
 
 def find_spec(model: str) -> ModelSpec | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..utils.size import Size
 from .diffusion import DiffusionConfig
-from .few_step import LCM_UNET, FewStepSettings
+from .few_step import FewStepSettings
 from .known_models import ModelSpec
 from .networks import AutoencoderConfig, CLIPTextConfig, UNetConfig, repeat_per_block
 from .strict_config import Config
