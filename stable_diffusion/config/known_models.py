@@ -1,9 +1,11 @@
 """The models that have a short name."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from .few_step import FewStepSettings, recognize_few_step
 
 PACKAGE = Path(__file__).parents[1]  # the folder of this package, which has the model `tiny`
 PAD_TOKEN = "<|endoftext|>"  # of CLIP's tokenizer
@@ -112,6 +114,18 @@ class FewStepModel:
         """Return the numbers of steps that there are files for."""
         return self.any_steps or tuple(self.files)
 
+    @property
+    def settings(self) -> FewStepSettings | None:
+        """Return how its default file is sampled, which its name says."""
+        return recognize_few_step(self.name_file(), "lora", repo=self.repo)
+
+    def join_steps(self, steps: Sequence[int] | None = None, word: str = "or") -> str:
+        """Return numbers of steps in words, by default all of them: "2, 4 or 8"."""
+        if steps is None and self.any_steps:
+            return f"{self.any_steps[0]} to {self.any_steps[-1]}"
+        *others, last = map(str, self.steps if steps is None else steps)
+        return f"{', '.join(others)} {word} {last}" if others else last
+
     def name_file(self, steps: int | None = None) -> str:
         """Return the name of the file for a number of steps, `organisation/name/file`.
 
@@ -120,9 +134,7 @@ class FewStepModel:
         """
         steps = self.default_steps if steps is None else steps
         if steps not in self.steps:
-            known = ", ".join(map(str, self.steps[:-1]))
-            known = f"{known} and {self.steps[-1]}" if known else f"{self.steps[-1]}"
-            raise ValueError(f"it is made for {known} steps, not {steps}")
+            raise ValueError(f"it is made for {self.join_steps()} steps, not {steps}")
         return f"{self.repo}/{self.files.get(steps, self.files[self.default_steps])}"
 
 
