@@ -1,9 +1,11 @@
 """Run diffusers for comparison: in float64 for components, in float32 for pictures."""
 
 import copy
+import sys
 import warnings
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import diffusers
@@ -13,6 +15,9 @@ from diffusers import DiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils import logging
 from transformers import CLIPTokenizer
+
+from stable_diffusion.config.diffusion import LEVEL_OPTIONS, OWN_SCHEDULES
+from stable_diffusion.sampler.noise_levels import invert_beta
 
 warnings.filterwarnings("ignore", module="diffusers|transformers|torch")
 # The networks are too small for threads to help. On a busy machine, threads that wait for each
@@ -36,9 +41,67 @@ def scheduler_options(sampler: str, schedule: str | None) -> dict:
     Latents are never clipped to [-1, 1].
     """
     options = {"clip_sample": False} if sampler == "ddim" else {}
-    if schedule == "karras":
-        return {**options, "use_karras_sigmas": True}
-    return options if schedule is None else {**options, "timestep_spacing": schedule}
+    if schedule in LEVEL_OPTIONS:
+        return {**options, LEVEL_OPTIONS[schedule]: True}
+    if schedule is None or schedule in OWN_SCHEDULES:
+        return options
+    return {**options, "timestep_spacing": schedule}
+
+
+def provide_beta_quantiles(scheduler: type) -> None:
+    """Give the module of a scheduler the one function of SciPy that it calls for beta levels.
+
+    `tests/sampler/test_noise_levels.py` compares it with an independent one.
+    """
+    module = sys.modules[scheduler.__module__]
+    if hasattr(module, "is_scipy_available"):
+        beta = SimpleNamespace(ppf=lambda p, a, _: float(invert_beta(np.array(p), a)))
+        module.scipy = SimpleNamespace(stats=SimpleNamespace(beta=beta))
+        module.is_scipy_available = lambda: True
+
+
+for _scheduler in SCHEDULERS.values():
+    provide_beta_quantiles(_scheduler)
+
+# "Align your steps", 10 steps of SD 1.5, with the level that a longer or shorter table ends at.
+AYS_SD = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029]
+
+
+def published_levels(schedule: str, n: int, sigmas: np.ndarray, table: list[float]) -> list[float]:
+    """Return the noise levels of n steps as ComfyUI and the web UI compute them, without the 0.
+
+    Args:
+        sigmas: of every training timestep.
+        table: of "align your steps".
+    """
+    if schedule == "simple":
+        return [float(sigmas[-(1 + int(i * (len(sigmas) / n)))]) for i in range(n)]
+    if schedule == "sgm-uniform":
+        times = np.linspace(len(sigmas) - 1, 0, n + 1)[:-1]
+        below = np.floor(times).astype(int)
+        above, part = np.ceil(times).astype(int), times - below
+        logs = np.log(sigmas.astype(np.float64))
+        return np.exp((1 - part) * logs[below] + part * logs[above]).tolist()
+    old, new = np.linspace(0, 1, len(table)), np.linspace(0, 1, n + 1)
+    return np.exp(np.interp(new, old, np.log(np.array(table)))).tolist()[:-1]
+
+
+def set_timesteps(theirs, schedule: str | None, n: int, timesteps: list[int] | None = None) -> None:
+    """Set the steps of diffusers' scheduler; levels that it lacks are put into it."""
+    if timesteps is not None:
+        theirs.set_timesteps(timesteps=timesteps)
+        return
+    theirs.set_timesteps(n)
+    if schedule not in OWN_SCHEDULES:
+        return
+    sigmas = ((1 - theirs.alphas_cumprod) / theirs.alphas_cumprod).numpy() ** 0.5
+    levels = published_levels(schedule, n, sigmas, AYS_SD)
+    times = np.interp(np.log(levels), np.log(sigmas), np.arange(len(sigmas)))
+    has_whole_times = not theirs.timesteps.is_floating_point()
+    theirs.sigmas = torch.tensor([*levels, 0.0])
+    theirs.timesteps = torch.tensor(times.round() if has_whole_times else times).to(
+        theirs.timesteps.dtype
+    )
 
 
 def relative_l2(ours, theirs) -> float:

@@ -1,15 +1,24 @@
 """The scheduler config of a model: its noise schedule, and what its UNet predicts."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 from ..utils.strict_json import require, require_in, require_known
 from .strict_config import Config
 
 # How the timesteps are spaced (arXiv:2305.08891, table 2).
 SPACINGS = ("trailing", "leading", "linspace")
+# The noise levels that diffusers has, by the option that selects them, and those that it lacks.
+LEVEL_OPTIONS = MappingProxyType(
+    {
+        "karras": "use_karras_sigmas",
+        "exponential": "use_exponential_sigmas",
+        "beta": "use_beta_sigmas",
+    }
+)
+OWN_SCHEDULES = ("sgm-uniform", "simple", "ays")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 MAX_TIMESTEPS = 100_000  # during training; all known models have 1,000
 
@@ -33,6 +42,10 @@ class DiffusionConfig(Config):
     timestep_spacing: str = "trailing"
     rescale_betas_zero_snr: bool = False  # the last timestep is pure noise (same paper)
     use_karras_sigmas: bool = False
+    use_exponential_sigmas: bool = False
+    use_beta_sigmas: bool = False
+    own_schedule: str = ""  # one of OWN_SCHEDULES, chosen by the caller; "" in all files
+    is_xl: bool = False  # whether the model is SDXL, which "ays" has other levels for
     set_alpha_to_one: bool = True  # ddim: the last step leaves no noise
     original_inference_steps: int = 50  # lcm: steps of the distillation
     timestep_scaling: float = 10.0  # lcm
@@ -51,8 +64,6 @@ class DiffusionConfig(Config):
             "trained_betas": None,
             "sigma_min": None,
             "sigma_max": None,
-            "use_exponential_sigmas": False,
-            "use_beta_sigmas": False,
             "use_lu_lambdas": False,
             "use_flow_sigmas": False,
             "thresholding": False,
@@ -82,7 +93,32 @@ class DiffusionConfig(Config):
         require_known("beta_schedule", self.beta_schedule, ("linear", "scaled_linear"))
         require_known("prediction_type", self.prediction_type, PREDICTION_TYPES)
         require_known("timestep_spacing", self.timestep_spacing, SPACINGS)
+        require_known("own_schedule", self.own_schedule, ("", *OWN_SCHEDULES))
+        levels = [option for option in LEVEL_OPTIONS.values() if getattr(self, option)]
+        require(len(levels) <= 1, f"{' and '.join(levels)} exclude each other")
         require_in("original_inference_steps", self.original_inference_steps, 1, MAX_TIMESTEPS)
+
+    @property
+    def schedule(self) -> str:
+        """Return the name of the schedule that the fields select."""
+        for name, option in LEVEL_OPTIONS.items():
+            if getattr(self, option):
+                return name
+        return self.own_schedule or self.timestep_spacing
+
+    def with_schedule(self, name: str) -> Self:
+        """Return the config with another schedule, one of those that `schedule` returns.
+
+        A schedule of noise levels keeps the spacing, which says how the first latents are made and
+        for some samplers where the levels end.
+        """
+        options: dict[str, Any] = dict.fromkeys(LEVEL_OPTIONS.values(), False)
+        options["own_schedule"] = name if name in OWN_SCHEDULES else ""
+        if name in LEVEL_OPTIONS:
+            options[LEVEL_OPTIONS[name]] = True
+        elif name in SPACINGS:
+            options["timestep_spacing"] = name
+        return replace(self, **options)
 
     @property
     def sampler(self) -> str:

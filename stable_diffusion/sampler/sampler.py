@@ -5,13 +5,18 @@ To add a sampler, write its step function in `steps.py` and its row here; if non
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import mlx.core as mx
 
-from ..config.diffusion import PREDICTION_TYPES, SPACINGS, DiffusionConfig
+from ..config.diffusion import (
+    LEVEL_OPTIONS,
+    OWN_SCHEDULES,
+    PREDICTION_TYPES,
+    SPACINGS,
+    DiffusionConfig,
+)
 from ..utils.wording import abbreviate, did_you_mean
 from .schedule import (
     Schedule,
@@ -24,6 +29,7 @@ from .schedule import (
 from .steps import (
     Estimate,
     StepInput,
+    ddim_step,
     dpm_2m_step,
     euler_ancestral_step,
     euler_step,
@@ -38,7 +44,6 @@ class ScheduleSpec:
 
     name: str
     webui_name: str | None  # in AUTOMATIC1111's web UI, if it has this schedule
-    options: dict[str, Any]  # the fields of DiffusionConfig that select it
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,8 @@ class SamplerSpec:
     """A sampler: its schedules, and how it steps down them."""
 
     name: str
-    webui_name: str  # in AUTOMATIC1111's web UI
-    schedules: tuple[str, ...]  # those that diffusers has for it; () if it has only its own
+    webui_name: str | None  # in AUTOMATIC1111's web UI, if it has this sampler
+    schedules: tuple[str, ...]  # keys of SCHEDULES; () if it has only its own
     # Of a config and a number of steps; and of timesteps, if the sampler takes them.
     make_schedule: Callable[..., Schedule]
     step: Callable[[StepInput], mx.array]
@@ -58,21 +63,29 @@ class SamplerSpec:
     takes_eta: bool = False  # whether the caller may choose how much noise a step adds
     default_eta: float = 0.0  # of a sampler that takes eta
 
-
-def _make_spacing(name: str, webui_name: str | None) -> ScheduleSpec:
-    """Return the schedule with a spacing of the timesteps (arXiv:2305.08891, table 2)."""
-    return ScheduleSpec(name, webui_name, {"timestep_spacing": name, "use_karras_sigmas": False})
+    def find_spacing(self, config: DiffusionConfig) -> str:
+        """Return the schedule for a model whose own schedule this sampler lacks."""
+        spacing = config.timestep_spacing
+        return spacing if spacing in self.schedules else self.schedules[0]
 
 
 SCHEDULES = {
     spec.name: spec
     for spec in (
-        _make_spacing("trailing", "SGM Uniform"),
-        _make_spacing("leading", None),
-        _make_spacing("linspace", "Uniform"),
-        ScheduleSpec("karras", "Karras", {"use_karras_sigmas": True}),
+        ScheduleSpec("trailing", None),
+        ScheduleSpec("leading", None),
+        ScheduleSpec("linspace", "Uniform"),
+        ScheduleSpec("karras", "Karras"),
+        ScheduleSpec("exponential", "Exponential"),
+        ScheduleSpec("beta", "Beta"),
+        ScheduleSpec("sgm-uniform", "SGM Uniform"),
+        ScheduleSpec("simple", "Simple"),
+        ScheduleSpec("ays", "Align Your Steps"),
     )
 }
+# The schedules of the samplers that step on noise levels: those that diffusers has for them, and
+# those that it lacks.
+LEVEL_SCHEDULES = (*SPACINGS, *LEVEL_OPTIONS, *OWN_SCHEDULES)
 
 SAMPLERS = {
     spec.name: spec
@@ -80,7 +93,7 @@ SAMPLERS = {
         SamplerSpec(
             name="euler",
             webui_name="Euler",
-            schedules=(*SPACINGS, "karras"),
+            schedules=LEVEL_SCHEDULES,
             make_schedule=make_euler_schedule,
             step=euler_step,
             max_steps=lambda config: config.num_train_timesteps,
@@ -89,7 +102,7 @@ SAMPLERS = {
         SamplerSpec(
             name="euler-a",
             webui_name="Euler a",
-            schedules=SPACINGS,
+            schedules=(*SPACINGS, *OWN_SCHEDULES),
             make_schedule=make_euler_schedule,
             step=euler_ancestral_step,
             max_steps=lambda config: config.num_train_timesteps,
@@ -101,14 +114,14 @@ SAMPLERS = {
             webui_name="DDIM",
             schedules=SPACINGS,
             make_schedule=make_ddim_schedule,
-            step=euler_step,
+            step=ddim_step,
             max_steps=lambda config: config.num_train_timesteps,
             takes_eta=True,
         ),
         SamplerSpec(
             name="dpm++2m",
             webui_name="DPM++ 2M",
-            schedules=(*SPACINGS, "karras"),
+            schedules=LEVEL_SCHEDULES,
             make_schedule=make_dpm_schedule,
             step=dpm_2m_step,
             max_steps=lambda config: config.num_train_timesteps - 1,  # one may be the end
@@ -138,7 +151,7 @@ class Sampler:
         config: the noise schedule and the prediction type of the model.
         name: a key of `SAMPLERS`.
         timesteps: the timesteps of the steps, falling; None for those of the config's schedule.
-        eta: how much noise a step adds, in [0, 1]; None for a sampler that does not take it.
+        eta: how much noise a step adds, in [0, 1]; None for the sampler's default.
     """
 
     config: DiffusionConfig
@@ -177,17 +190,15 @@ class Sampler:
                 "use euler"
             )
         if schedule is not None:
-            config = replace(config, **SCHEDULES[schedule].options)
-        elif "karras" not in spec.schedules:
-            config = replace(config, use_karras_sigmas=False)  # the model's own schedule
+            config = config.with_schedule(schedule)
+        elif spec.schedules and config.schedule not in spec.schedules:
+            config = config.with_schedule(spec.find_spacing(config))
         if timesteps is not None:
             require_timesteps(name, schedule, timesteps, config.num_train_timesteps)
             timesteps = tuple(timesteps)
-            config = replace(config, use_karras_sigmas=False)
+            config = config.with_schedule(config.timestep_spacing)
         if eta is not None:
             require_eta(name, eta)
-        elif spec.takes_eta:
-            eta = spec.default_eta
         return cls(config, name, timesteps, eta)
 
     @property
@@ -197,27 +208,40 @@ class Sampler:
 
     @property
     def schedule_name(self) -> str | None:
-        """Return the schedule's name, as in `for_model`; None if the sampler has only its own."""
-        if not self.spec.schedules:
-            return None
-        return "karras" if self.config.use_karras_sigmas else self.config.timestep_spacing
+        """Return the schedule's name, as in `for_model`.
+
+        It is None if the sampler has only its own schedule, or timesteps in place of one.
+        """
+        has_schedule = self.spec.schedules and self.timesteps is None
+        return self.config.schedule if has_schedule else None
 
     @property
     def needs_noise(self) -> bool:
         """Return whether `step` needs fresh noise."""
-        return self.spec.needs_noise or bool(self.eta)
+        return self.spec.needs_noise or bool(self._complete_eta)
+
+    @property
+    def _complete_eta(self) -> float | None:
+        """Return eta, or its default; None for a sampler that does not take it."""
+        default = self.spec.default_eta if self.spec.takes_eta else None
+        return default if self.eta is None else self.eta
 
     def schedule(self, num_steps: int) -> Schedule:
         """Return the schedule of exactly `num_steps` steps.
 
         Raises:
-            ValueError: if that is too few or too many, or this sampler cannot begin at the first
-                noise level.
+            ValueError: if that is too few or too many, or not the number of `timesteps`, or this
+                sampler cannot begin at the first noise level.
         """
-        max_steps = self.spec.max_steps(self.config)
-        if not 1 <= num_steps <= max_steps:
-            raise ValueError(f"steps must be from 1 to {max_steps}, got {num_steps}")
-        schedule = self.spec.make_schedule(self.config, num_steps)
+        if self.timesteps is not None:
+            if num_steps != len(self.timesteps):
+                raise ValueError(f"{len(self.timesteps)} timesteps are not {num_steps} steps")
+            schedule = self.spec.make_schedule(self.config, num_steps, self.timesteps)
+        else:
+            max_steps = self.spec.max_steps(self.config)
+            if not 1 <= num_steps <= max_steps:
+                raise ValueError(f"steps must be from 1 to {max_steps}, got {num_steps}")
+            schedule = self.spec.make_schedule(self.config, num_steps)
         if self.config.prediction_type == "epsilon" and schedule.steps[0].start.alpha == 0:
             raise ValueError(
                 f"sampler {self.name} cannot begin with noise alone (rescale_betas_zero_snr) if "
@@ -247,7 +271,7 @@ class Sampler:
         x_0, noise = split_into_x_0_and_noise(
             x, prediction, step.start, self.config.prediction_type
         )
-        given = StepInput(x, x_0, noise, step, self.config, previous, fresh, self.eta)
+        given = StepInput(x, x_0, noise, step, self.config, previous, fresh, self._complete_eta)
         x = self.spec.step(given)
         return x, Estimate(x_0, step.start)
 

@@ -8,13 +8,14 @@ as in diffusers, because its schedules are the reference.
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import numpy as np
 
-from ..config.diffusion import DiffusionConfig
+from ..config.diffusion import SPACINGS, DiffusionConfig
+from .noise_levels import find_timesteps, place_levels
 
 
 @dataclass(frozen=True)
@@ -135,44 +136,57 @@ def space_timesteps(config: DiffusionConfig, num_steps: int) -> np.ndarray:
     return np.linspace(0, n - 1, num_steps)[::-1]
 
 
-def space_ratios(highest: float, lowest: float, num_steps: int, rho: float = 7.0) -> np.ndarray:
-    """Return [num_steps] falling ratios, the low ones denser (Karras et al. 2022, equation 5)."""
-    ramp = np.linspace(0, 1, num_steps)
-    return (highest ** (1 / rho) * (1 - ramp) + lowest ** (1 / rho) * ramp) ** rho
+def make_euler_schedule(
+    config: DiffusionConfig, num_steps: int, timesteps: Sequence[int] | None = None
+) -> Schedule:
+    """Return a schedule at the spaced timesteps, or of levels between the first and last of them.
 
-
-def interpolate_timesteps(ratios: np.ndarray, all_ratios: np.ndarray) -> np.ndarray:
-    """Return the (fractional) training timesteps that have these ratios."""
-    return np.interp(np.log(ratios), np.log(all_ratios), np.arange(len(all_ratios)))
-
-
-def make_euler_schedule(config: DiffusionConfig, num_steps: int) -> Schedule:
-    """Return a schedule at the spaced timesteps, or Karras' between the first and last of them."""
+    Args:
+        timesteps: those of the steps, in place of the config's schedule.
+    """
     all_ratios = compute_ratios(config)
-    timesteps = space_timesteps(config, num_steps).astype(np.float32)
-    ratios = np.interp(timesteps, np.arange(len(all_ratios)), all_ratios)
-    if config.use_karras_sigmas:
-        ratios = space_ratios(ratios[0], ratios[-1], num_steps)
-        timesteps = interpolate_timesteps(ratios, all_ratios)
-    steps = _chain(timesteps, map(Level.from_ratio, ratios.astype(np.float32).tolist()))
+    times = space_timesteps(config, num_steps) if timesteps is None else np.array(timesteps)
+    times = times.astype(np.float32)
+    ratios = np.interp(times, np.arange(len(all_ratios)), all_ratios)
+    if timesteps is None and config.schedule not in SPACINGS:
+        ratios = place_levels(config, num_steps, all_ratios, ratios[0], ratios[-1])
+        times = find_timesteps(ratios, all_ratios)
+    steps = _chain(times, map(Level.from_ratio, ratios.astype(np.float32).tolist()))
     # With leading spacing the first level is well below the noisiest of training. The first latents
     # are noise alone even so, of standard deviation 1.
     initial_sigma = 1.0 if config.timestep_spacing == "leading" else steps[0].start.sigma
     return Schedule(steps, initial_sigma)
 
 
-def make_dpm_schedule(config: DiffusionConfig, num_steps: int) -> Schedule:
-    """Return a schedule at whole timesteps, or Karras' over all levels of training."""
+def make_dpm_schedule(
+    config: DiffusionConfig, num_steps: int, timesteps: Sequence[int] | None = None
+) -> Schedule:
+    """Return a schedule at whole timesteps, or of levels between all those of the training.
+
+    Args:
+        timesteps: those of the steps, in place of the config's schedule.
+    """
     all_ratios = compute_ratios(config)
-    if config.use_karras_sigmas:
-        ratios = space_ratios(float(all_ratios[-1]), float(all_ratios[0]), num_steps)
-        timesteps = interpolate_timesteps(ratios, all_ratios).round()
+    if timesteps is None and config.schedule not in SPACINGS:
+        highest, lowest = float(all_ratios[-1]), float(all_ratios[0])
+        ratios = place_levels(config, num_steps, all_ratios, highest, lowest)
+        times = find_timesteps(ratios, all_ratios)
+        # As in diffusers, which rounds only those of Karras' levels.
+        is_cut = config.schedule in ("exponential", "beta")
+        times = np.floor(times) if is_cut else times.round()
     else:
-        # The end is one of the spaced timesteps, unless the spacing is trailing.
-        n_spaced = num_steps + (config.timestep_spacing != "trailing")
-        timesteps = space_timesteps(config, n_spaced).round()[:num_steps]
-        ratios = np.interp(timesteps, np.arange(len(all_ratios)), all_ratios)
-    return Schedule(_chain(timesteps, map(Level.from_ratio, ratios.astype(np.float32).tolist())))
+        times = space_dpm_timesteps(config, num_steps) if timesteps is None else np.array(timesteps)
+        ratios = np.interp(times, np.arange(len(all_ratios)), all_ratios)
+    return Schedule(_chain(times, map(Level.from_ratio, ratios.astype(np.float32).tolist())))
+
+
+def space_dpm_timesteps(config: DiffusionConfig, num_steps: int) -> np.ndarray:
+    """Return [num_steps] falling whole timesteps.
+
+    The end is one of the spaced timesteps, unless the spacing is trailing.
+    """
+    n_spaced = num_steps + (config.timestep_spacing != "trailing")
+    return space_timesteps(config, n_spaced).round()[:num_steps]
 
 
 def make_ddim_schedule(config: DiffusionConfig, num_steps: int) -> Schedule:
@@ -201,13 +215,21 @@ def make_ddim_schedule(config: DiffusionConfig, num_steps: int) -> Schedule:
     )
 
 
-def make_lcm_schedule(config: DiffusionConfig, num_steps: int) -> Schedule:
-    """Return a schedule at timesteps of the distillation (arXiv:2310.04378, section 4.3)."""
+def make_lcm_schedule(
+    config: DiffusionConfig, num_steps: int, timesteps: Sequence[int] | None = None
+) -> Schedule:
+    """Return a schedule at timesteps of the distillation (arXiv:2310.04378, section 4.3).
+
+    Args:
+        timesteps: those of the steps, in place of the distillation's.
+    """
     original = min(config.original_inference_steps, config.num_train_timesteps)
-    timesteps = np.arange(original, 0, -1) * (config.num_train_timesteps // original) - 1
-    timesteps = timesteps[np.linspace(0, original, num_steps, endpoint=False).astype(int)]
-    levels = map(Level.from_alpha_bar, compute_alphas_bar(config)[timesteps].tolist())
-    return Schedule(_chain(timesteps, levels))
+    times = np.arange(original, 0, -1) * (config.num_train_timesteps // original) - 1
+    times = times[np.linspace(0, original, num_steps, endpoint=False).astype(int)]
+    if timesteps is not None:
+        times = np.array(timesteps)
+    levels = map(Level.from_alpha_bar, compute_alphas_bar(config)[times].tolist())
+    return Schedule(_chain(times, levels))
 
 
 def _chain(timesteps: np.ndarray, levels: Iterable[Level]) -> tuple[Step, ...]:

@@ -69,6 +69,19 @@ def euler_step(at: StepInput) -> mx.array:
     return at.step.end.mix(at.x_0, at.noise)
 
 
+def ddim_step(at: StepInput) -> mx.array:
+    """Mix x_0 and noise at the next level, a part of the noise fresh (DDIM, equations 12 and 16).
+
+    With eta 0 none of it is, and with eta 1 as much as in DDPM.
+    """
+    if not at.eta:
+        return euler_step(at)
+    start, end = at.step.start, at.step.end
+    added = at.eta * end.sigma / start.sigma * (1 - (start.alpha / end.alpha) ** 2) ** 0.5
+    kept = (end.sigma**2 - added**2) ** 0.5
+    return end.alpha * at.x_0 + kept * at.noise + added * at.require_fresh()
+
+
 def compute_ancestral_ratios(ratio: float, next_ratio: float) -> tuple[float, float]:
     """Return the ratio to step down to, and the ratio of noise that leads up to `next_ratio`."""
     up = (next_ratio**2 * (ratio**2 - next_ratio**2) / ratio**2) ** 0.5

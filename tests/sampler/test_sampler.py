@@ -31,7 +31,7 @@ def test_karras_over_a_spacing(spacing):
 
 @pytest.mark.parametrize(
     ("name", "schedule", "num_steps", "prediction_type"),
-    [what for what in TRAJECTORIES if what[-1] != "epsilon"],
+    [what for what in TRAJECTORIES if what[-1] != "epsilon" and what[1] != "ays"],
 )
 def test_zero_terminal_snr(name, schedule, num_steps, prediction_type):
     """Euler is compared in float64: diffusers errs by 2e-5 in float32, at sigmas near 4096."""
@@ -79,7 +79,9 @@ def test_a_wrong_spacing_shows(name, monkeypatch):
     wrong = {"trailing": "leading", "leading": "linspace", "linspace": "trailing"}
     for_model = Sampler.for_model
     monkeypatch.setattr(
-        Sampler, "for_model", lambda config, name, spacing: for_model(config, name, wrong[spacing])
+        Sampler,
+        "for_model",
+        lambda config, name, spacing, *_: for_model(config, name, wrong[spacing]),
     )
     for spacing in SPACINGS:
         assert trajectory_error(name, "epsilon", spacing) > OTHER

@@ -4,7 +4,7 @@ import diffusers
 import numpy as np
 import pytest
 from checkpoints import BETAS
-from oracle import SCHEDULERS, scheduler_options
+from oracle import SCHEDULERS, scheduler_options, set_timesteps
 
 from stable_diffusion.config.diffusion import SPACINGS, DiffusionConfig
 from stable_diffusion.sampler.sampler import SAMPLERS, Sampler
@@ -54,7 +54,7 @@ def test_training_levels(beta_schedule, n):
 def test_schedule(name, schedule):
     sampler, theirs = make_both(name, schedule)
     for num_steps in NUMBERS_OF_STEPS:
-        theirs.set_timesteps(num_steps)
+        set_timesteps(theirs, schedule, num_steps)
         ours = sampler.schedule(num_steps)
         assert len(ours) == len(ours.steps) == num_steps
         n_theirs = num_steps + (schedule == "trailing" and num_steps in EXTRA_STEP)
