@@ -6,7 +6,7 @@ what it must be and what it was. Scalars of NumPy and MLX are accepted like Pyth
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -70,21 +70,21 @@ def check_number(name: str, value: Any, low: float = -math.inf, high: float = ma
     return float(number)
 
 
-def check_model(model: Any, vae: Any, sampler: Any, schedule: Any, prediction_type: Any) -> None:
-    """Check the kinds of the arguments that choose a model; the names in them are checked later.
+def check_model(model: Any, parts: Mapping[str, Any], words: Mapping[str, Any]) -> None:
+    """Check the kinds of the arguments that choose a model, `parts` of others, and by `words`.
 
     Raises:
         TypeError: if a model is neither text, nor a path, nor an open model; if another argument
             is not text.
     """
-    words = {"sampler": sampler, "schedule": schedule, "prediction_type": prediction_type}
     for name, word in words.items():
         if word is not None and not isinstance(word, str):
             raise TypeError(f"{name} must be text or None, got {_describe(word)}")
     if not isinstance(model, Model):
         check_path("model", model)
-    if not isinstance(vae, Model | None):
-        check_path("vae", vae)
+    for name, part in parts.items():
+        if not isinstance(part, Model | None):
+            check_path(name, part)
 
 
 def check_sampler(sampler: Any, schedule: Any) -> None:

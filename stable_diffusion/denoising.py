@@ -14,6 +14,7 @@ from .sampler.noise import NoiseStream, draw_latents
 from .sampler.sampler import Sampler
 from .sampler.schedule import Schedule
 from .sampler.steps import Estimate
+from .time_embedding import embed_guidance
 from .unet import UNetModel
 
 Predict = Callable[[mx.array, mx.array], mx.array]  # latents, timestep
@@ -153,6 +154,9 @@ def make_predict(
         dtype: the type that the UNet computes in.
     """
     text = unet.project_text(embeddings.astype(dtype))  # the same at all steps
+    embedded: mx.array | None = None
+    if (dims := unet.config.time_cond_proj_dim) is not None:  # there is no second half then
+        embedded = embed_guidance(cfg_weight, dims)
     numbers: list[Any] = [cfg_weight, guidance_rescale] if guidance_rescale else [cfg_weight]
     if backend.is_gpu():
         numbers = [mx.array(number) for number in numbers]  # not constants of a compiled function
@@ -160,7 +164,7 @@ def make_predict(
 
     def predict(x: mx.array, timestep: mx.array) -> mx.array:
         guidance = numbers if len(embeddings) > len(x) else []
-        arguments = x.astype(dtype), timestep, text, text_time, guidance
+        arguments = x.astype(dtype), timestep, text, text_time, guidance, embedded
         network = merged_layers.put_into(unet)
         return compiled.run(predict_with_guidance, network, *arguments, owner=unet)
 
@@ -174,6 +178,7 @@ def predict_with_guidance(
     text: Sequence[KeysValues],
     text_time: TextTime | None,
     guidance: Sequence[Any],
+    embedded: mx.array | None = None,
 ) -> mx.array:
     """Return the prediction of noise, velocity or x_0, in float32 [B, h, w, C].
 
@@ -182,10 +187,13 @@ def predict_with_guidance(
         text: the keys and values of the text, with 2B rows if there is guidance.
         guidance: its weight, and the amount of rescaling unless that is 0; nothing without
             guidance.
+        embedded: the guidance as an input of the UNet; None if it takes none.
     """
     if not guidance:
-        return unet(x, timestep, text, text_time).astype(mx.float32)
-    prediction = unet(mx.concatenate([x, x]), timestep, text, text_time).astype(mx.float32)
+        return unet(x, timestep, text, text_time, embedded).astype(mx.float32)
+    prediction = unet(mx.concatenate([x, x]), timestep, text, text_time, embedded).astype(
+        mx.float32
+    )
     conditional, unconditional = prediction.split(2)
     weight, *amounts = guidance
     prediction = unconditional + weight * (conditional - unconditional)

@@ -108,7 +108,7 @@ def check_generation(arguments: Arguments, config: ModelConfig, own_sampler: Sam
     first_seed, streams = make_noise_streams(check_seed(arguments.seed), n_images)
     return Generation(
         texts=texts,
-        negative_texts=negative_texts if cfg_weight > 1 else None,
+        negative_texts=negative_texts if config.needs_second_text(cfg_weight) else None,
         text_options=text_options,
         sampler=sampler,
         num_steps=num_steps,

@@ -46,8 +46,6 @@ from .sampler.noise import draw_latents
 from .sampler.schedule import Schedule, ensure_one_step
 from .vae_strips import decode, encode
 
-UNET = ("unet", "unet")  # attribute, and folder in the model
-
 
 class StableDiffusion(Adapted):
     """Stable Diffusion 1.x and 2.x.
@@ -62,6 +60,7 @@ class StableDiffusion(Adapted):
         schedule: one of the sampler's schedules: the spacing of the timesteps, or "karras"; the
             model's own if None.
         vae: where to take another VAE from: a model, a VAE's folder or repository, or a file.
+        unet: where to take another UNet from, likewise; see `open_model`.
         prediction_type: "epsilon", "v_prediction" or "sample", if the model's files do not say.
         vae_float16: compute the VAE in half precision, too. The VAE of an SDXL model must be made
             for it. Pictures may differ visibly from those in float32.
@@ -72,8 +71,9 @@ class StableDiffusion(Adapted):
             its VAE is not made for half precision and `vae_float16` is set.
     """
 
-    # The attributes of the text encoders and tokenizers, each with its folder in the model.
+    # The attributes of text encoders, UNet and tokenizers, each with its folder in the model.
     _TEXT_ENCODERS: tuple[tuple[str, str], ...] = (("text_encoder", "text_encoder"),)
+    _UNET = ("unet", "unet")
     _TOKENIZERS: tuple[tuple[str, str], ...] = (("tokenizer", "tokenizer"),)
 
     def __init__(
@@ -84,14 +84,16 @@ class StableDiffusion(Adapted):
         *,
         schedule: str | None = None,
         vae: Key | None = None,
+        unet: Key | None = None,
         prediction_type: str | None = None,
         vae_float16: bool = False,
     ):
-        check_arguments.check_model(model, vae, sampler, schedule, prediction_type)
+        words = {"sampler": sampler, "schedule": schedule, "prediction_type": prediction_type}
+        check_arguments.check_model(model, {"vae": vae, "unet": unet}, words)
         model, lora = split_few_step_model(model)
         if cpu_kernels.is_used():
             cpu_kernels.keep_freed_memory()
-        self.model = opened = open_model(model, vae=vae, prediction_type=prediction_type)
+        self.model = opened = open_model(model, vae=vae, unet=unet, prediction_type=prediction_type)
         self.float16, self.vae_float16 = float16, vae_float16
         self.config = opened.config
         _require_suitable(self)
@@ -99,12 +101,7 @@ class StableDiffusion(Adapted):
         self.diffusion_config = self.config.diffusion
         self._chosen = sampler, schedule
         self.sampler = choose_sampler(self.config, sampler, schedule)
-        for attribute, name in self._TOKENIZERS:
-            setattr(self, attribute, load_tokenizer(opened, f"{name}_vocab", f"{name}_merges"))
-        for attribute, name in self._TEXT_ENCODERS:
-            setattr(self, attribute, load_text_encoder(opened, float16, name))
-        for reader in self._readers:
-            require_fit(*reader, opened.name)
+        _load_readers(self)
         self.unet = load_unet(opened, float16)
         self.autoencoder = load_autoencoder(opened, float16, vae_float16=vae_float16)
         if lora is not None:
@@ -130,7 +127,7 @@ class StableDiffusion(Adapted):
         """
         self.use_float32_vae()
         self.float16, self.dtype = False, mx.float32
-        for attribute, name in (*self._TEXT_ENCODERS, UNET):
+        for attribute, name in (*self._TEXT_ENCODERS, self._UNET):
             if hasattr(self, attribute):
                 network = load_in_float32(self.model, name, getattr(self, attribute))
                 setattr(self, attribute, network)
@@ -252,7 +249,7 @@ class StableDiffusion(Adapted):
     @property
     def _networks(self) -> dict[str, nn.Module]:
         """Return the UNet and the text encoders by folder, except those that have been freed."""
-        networks = (*self._TEXT_ENCODERS, UNET)
+        networks = (*self._TEXT_ENCODERS, self._UNET)
         return {name: getattr(self, each) for each, name in networks if hasattr(self, each)}
 
     def _embed_text(
@@ -280,6 +277,7 @@ class StableDiffusionXL(StableDiffusion):
         *,
         schedule: str | None = None,
         vae: Key | None = None,
+        unet: Key | None = None,
         prediction_type: str | None = None,
         vae_float16: bool = False,
     ):
@@ -289,6 +287,7 @@ class StableDiffusionXL(StableDiffusion):
             sampler,
             schedule=schedule,
             vae=vae,
+            unet=unet,
             prediction_type=prediction_type,
             vae_float16=vae_float16,
         )
@@ -316,6 +315,16 @@ def _require_suitable(sd: StableDiffusion) -> None:
         raise ValueError(f"{sd.config.name} is a {needed} model: use the class {needed}")
     if sd.vae_float16:
         sd.config.require_vae_float16()
+
+
+def _load_readers(sd: StableDiffusion) -> None:
+    """Load the tokenizers and text encoders of `sd`."""
+    for attribute, name in sd._TOKENIZERS:
+        setattr(sd, attribute, load_tokenizer(sd.model, f"{name}_vocab", f"{name}_merges"))
+    for attribute, name in sd._TEXT_ENCODERS:
+        setattr(sd, attribute, load_text_encoder(sd.model, sd.float16, name))
+    for reader in sd._readers:
+        require_fit(*reader, sd.model.name)
 
 
 def _denoise(

@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from .config.networks import UNetConfig
+from .config.networks import MID_WITH_ATTENTION, UNetConfig
 from .device import backend, fused_attention, memory
 
 # Numbers in memory at the peak of a step, for each latent and each channel of the first block.
@@ -24,13 +24,13 @@ def count_fitting(
 
     Args:
         latent_size: (height, width) of a picture, in latents.
-        has_guidance: whether a step computes each picture twice.
+        has_guidance: whether a step computes each picture twice, unless the UNet embeds guidance.
         dtype: the type that the UNet computes in.
         weight_bytes: of the UNet.
     """
     if not backend.is_gpu():
         return CPU_LATENTS // (latent_size[0] * latent_size[1])
-    n_rows = 2 if has_guidance else 1
+    n_rows = 2 if has_guidance and not config.embeds_guidance else 1
     room = memory.choose_step_bytes() - weight_bytes
     scores = n_rows * count_score_numbers(config, latent_size, dtype) * dtype.size
     layers = n_rows * _count_layer_numbers(config, latent_size) * dtype.size
@@ -51,8 +51,10 @@ def count_score_numbers(config: UNetConfig, latent_size: tuple[int, int], dtype:
     for level, (channels, heads) in enumerate(
         zip(config.block_out_channels, config.heads, strict=True)
     ):
-        # The middle block attends at the last level.
-        if config.down_block_types[level] == "CrossAttnDownBlock2D" or level == last:
+        blocks = config.down_block_types[level], config.up_block_types[last - level]
+        attends = any(block.startswith("CrossAttn") for block in blocks)
+        in_middle = level == last and config.mid_block_type == MID_WITH_ATTENTION
+        if (attends and config.has_self_attention[level]) or in_middle:
             n_pixels = -(-width // 2**level) * -(-height // 2**level)
             if fused_attention.stores_scores(channels // heads, n_pixels, dtype):
                 most = max(most, heads * n_pixels**2)

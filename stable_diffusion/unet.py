@@ -3,50 +3,20 @@
 Rombach et al. 2022 (arXiv:2112.10752); for SDXL, Podell et al. 2023 (arXiv:2307.01952).
 """
 
-import math
 from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from .activations import ACTIVATIONS
 from .attention import Attention, KeysValues
-from .config.networks import UNetConfig
+from .config.networks import MID_WITH_ATTENTION, UNetConfig
 from .layers import Conv3x3, GroupNorm, Linear, ResnetBlock2D, geglu
+from .time_embedding import TimestepEmbedding, sinusoidal_embedding
 
 Text = Iterator[KeysValues]  # of the text, for each attention to it in turn
 
 TRANSFORMER_NORM_EPS = 1e-6  # as in diffusers' Transformer2DModel, which ignores norm_eps
-
-
-def sinusoidal_embedding(
-    values: mx.array, dims: int, flip_sin_to_cos: bool = True, freq_shift: int = 0
-) -> mx.array:
-    """Return sines and cosines of numbers [...] at falling frequencies: [..., dims] in float32.
-
-    Ho et al. 2020 (arXiv:2006.11239); the frequencies are those of diffusers.
-    """
-    half = dims // 2
-    exponents = np.arange(half) / (half - freq_shift)
-    # In float64: at time 999, the error of the phase is 999 times the error of the frequency.
-    frequencies = mx.array(np.exp(-math.log(10_000) * exponents).astype(np.float32))
-    phases = values.astype(mx.float32)[..., None] * frequencies
-    sin, cos = mx.sin(phases), mx.cos(phases)
-    return mx.concatenate([cos, sin] if flip_sin_to_cos else [sin, cos], axis=-1)
-
-
-class TimestepEmbedding(nn.Module):
-    """The two-layer perceptron that follows a sinusoidal embedding."""
-
-    def __init__(self, in_channels: int, out_channels: int, activation: str):
-        super().__init__()
-        self.activation = ACTIVATIONS[activation]
-        self.linear_1 = Linear(in_channels, out_channels)
-        self.linear_2 = Linear(out_channels, out_channels)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.linear_2(self.activation(self.linear_1(x)))
 
 
 class FeedForward(nn.Module):
@@ -63,41 +33,52 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the text, and a perceptron, each added to its input."""
+    """Self-attention, attention to the text, and a perceptron, each added to its input.
 
-    def __init__(self, dims: int, num_heads: int, memory_dims: int):
+    Without self-attention the first is attention to the text, too.
+    """
+
+    def __init__(self, dims: int, num_heads: int, memory_dims: int, has_self_attention: bool):
         super().__init__()
+        self.has_self_attention = has_self_attention
         self.norm1 = nn.LayerNorm(dims)
-        self.attn1 = Attention(dims, num_heads, bias=False)
+        first_dims = None if has_self_attention else memory_dims
+        self.attn1 = Attention(dims, num_heads, first_dims, bias=False)
         self.norm2 = nn.LayerNorm(dims)
         self.attn2 = Attention(dims, num_heads, memory_dims, bias=False)
         self.norm3 = nn.LayerNorm(dims)
         self.ff = FeedForward(dims)
 
-    def __call__(self, x: mx.array, text: KeysValues) -> mx.array:
-        """Return the output [B, L, D] for x [B, L, D] and a text of N tokens, [B, N, D] each."""
-        x = self.attn1(x, norm=self.norm1, residual=x)
-        x = self.attn2(x, text, norm=self.norm2, residual=x)
+    def __call__(self, x: mx.array, text: Text) -> mx.array:
+        """Return the output [B, L, D] for x [B, L, D]; take what it needs from `text`."""
+        memory = None if self.has_self_attention else next(text)
+        x = self.attn1(x, memory, norm=self.norm1, residual=x)
+        x = self.attn2(x, next(text), norm=self.norm2, residual=x)
         return self.ff(x, norm=self.norm3, residual=x)
+
+    def project_text(self, encoder_x: mx.array) -> list[KeysValues]:
+        """Return the keys and values that a call takes from `text`, for embeddings [B, N, D]."""
+        attentions = [self.attn2] if self.has_self_attention else [self.attn1, self.attn2]
+        return [attention.project_memory(encoder_x) for attention in attentions]
 
 
 class Transformer2D(nn.Module):
     """Transformer blocks over the pixels of [B, H, W, C], with a skip connection."""
 
-    def __init__(self, dims: int, num_heads: int, memory_dims: int, depth: int, groups: int):
+    def __init__(self, config: UNetConfig, level: int, depth: int, has_self_attention: bool):
         super().__init__()
-        self.norm = GroupNorm(groups, dims, eps=TRANSFORMER_NORM_EPS)
+        dims = config.block_out_channels[level]
+        block = dims, config.heads[level], config.cross_attention_dim, has_self_attention
+        self.norm = GroupNorm(config.norm_num_groups, dims, eps=TRANSFORMER_NORM_EPS)
         self.proj_in = Linear(dims, dims)
-        self.transformer_blocks = [
-            TransformerBlock(dims, num_heads, memory_dims) for _ in range(depth)
-        ]
+        self.transformer_blocks = [TransformerBlock(*block) for _ in range(depth)]
         self.proj_out = Linear(dims, dims)
 
     def __call__(self, x: mx.array, text: Text) -> mx.array:
         pixels = x.flatten(1, 2)  # [B, HW, C]
         h = self.proj_in(pixels, norm=self.norm)
         for block in self.transformer_blocks:
-            h = block(h, next(text))
+            h = block(h, text)
         return self.proj_out(h, residual=pixels).reshape(x.shape)
 
 
@@ -136,7 +117,7 @@ class DownBlock(nn.Module):
         inputs = [in_channels] + [channels] * (n_layers - 1)
         self.resnets = [_make_resnet(config, n, channels) for n in inputs]
         attends = config.down_block_types[level] == "CrossAttnDownBlock2D"
-        self.attentions = [_make_transformer(config, level) for _ in inputs] if attends else []
+        self.attentions = _make_transformers(config, level, config.down_depths[level], attends)
         if not is_last:
             self.downsample = Downsample(channels)
 
@@ -155,18 +136,21 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """The bottom of the U: a transformer between two residual blocks."""
+    """The bottom of the U: a transformer between two residual blocks, or one residual block."""
 
     def __init__(self, config: UNetConfig):
         super().__init__()
         channels = config.block_out_channels[-1]
-        self.resnets = [_make_resnet(config, channels, channels) for _ in range(2)]
-        self.attentions = [_make_transformer(config, level=-1)]
+        attends = config.mid_block_type == MID_WITH_ATTENTION
+        n_resnets = 2 if attends else 1
+        self.resnets = [_make_resnet(config, channels, channels) for _ in range(n_resnets)]
+        self.attentions = [Transformer2D(config, -1, config.mid_depth, True)] if attends else []
 
     def __call__(self, x: mx.array, temb: mx.array, text: Text) -> mx.array:
         x = self.resnets[0](x, temb)
-        x = self.attentions[0](x, text)
-        return self.resnets[1](x, temb)
+        for attention, resnet in zip(self.attentions, self.resnets[1:], strict=True):
+            x = resnet(attention(x, text), temb)
+        return x
 
 
 class UpBlock(nn.Module):
@@ -187,7 +171,7 @@ class UpBlock(nn.Module):
             _make_resnet(config, n + skip, channels) for n, skip in zip(inputs, skips, strict=True)
         ]
         attends = config.up_block_types[-1 - level] == "CrossAttnUpBlock2D"
-        self.attentions = [_make_transformer(config, level) for _ in inputs] if attends else []
+        self.attentions = _make_transformers(config, level, config.up_depths[-1 - level], attends)
         if not is_last:
             self.upsample = Upsample(channels)
 
@@ -214,14 +198,12 @@ def _make_resnet(config: UNetConfig, in_channels: int, out_channels: int) -> Res
     )
 
 
-def _make_transformer(config: UNetConfig, level: int) -> Transformer2D:
-    return Transformer2D(
-        config.block_out_channels[level],
-        config.heads[level],
-        config.cross_attention_dim,
-        config.depths[level],
-        config.norm_num_groups,
-    )
+def _make_transformers(
+    config: UNetConfig, level: int, depths: Sequence[int], attends: bool
+) -> list[Transformer2D]:
+    """Return the transformers of a block, one for each depth, if the block attends."""
+    has_self_attention = config.has_self_attention[level]
+    return [Transformer2D(config, level, d, has_self_attention) for d in depths if attends]
 
 
 def _count_temb_channels(config: UNetConfig) -> int:
@@ -238,7 +220,9 @@ class UNetModel(nn.Module):
         temb_channels = _count_temb_channels(config)
         self.activation = ACTIVATIONS[config.act_fn]
         self.conv_in = Conv3x3(config.in_channels, channels[0])
-        self.time_embedding = TimestepEmbedding(channels[0], temb_channels, config.act_fn)
+        self.time_embedding = TimestepEmbedding(
+            channels[0], temb_channels, config.act_fn, config.time_cond_proj_dim
+        )
         n_inputs = config.projection_class_embeddings_input_dim
         if config.addition_embed_type == "text_time" and n_inputs is not None:
             # With SiLU, as in diffusers, even if act_fn says something else.
@@ -250,7 +234,8 @@ class UNetModel(nn.Module):
             DownBlock(config, level, channels[max(level - 1, 0)], is_last=level == bottom)
             for level in levels
         ]
-        self.mid_block = MidBlock(config)
+        if config.mid_block_type is not None:
+            self.mid_block = MidBlock(config)
         self.up_blocks = [
             UpBlock(config, level, channels[min(level + 1, bottom)], is_last=level == 0)
             for level in reversed(levels)
@@ -264,6 +249,7 @@ class UNetModel(nn.Module):
         timestep: mx.array,
         encoder_x: mx.array | Sequence[KeysValues],
         text_time: tuple[mx.array, mx.array] | None = None,
+        guidance: mx.array | None = None,
     ) -> mx.array:
         """Return the prediction [B, h, w, C] of noise, velocity or x_0, as the model was trained.
 
@@ -273,11 +259,12 @@ class UNetModel(nn.Module):
             encoder_x: text embeddings [B, N, D], or the result of `project_text` for them.
             text_time: for SDXL, the pooled text [B, P] and the six time ids [B, 6]: original
                 height and width, crop top and left, target height and width, in pixels.
+            guidance: for a network that takes it, the result of `embed_guidance`, [B or 1, G].
 
         Raises:
             ValueError: if `text_time` is given to a network that is not SDXL's.
         """
-        temb = self._embed_time(timestep, text_time, x.dtype)
+        temb = self._embed_time(timestep, text_time, guidance, x.dtype)
         if isinstance(encoder_x, mx.array):
             encoder_x = self.project_text(encoder_x)
         text = iter(encoder_x)
@@ -286,30 +273,36 @@ class UNetModel(nn.Module):
         for down_block in self.down_blocks:
             x, block_skips = down_block(x, temb, text)
             skips.extend(block_skips)
-        x = self.mid_block(x, temb, text)
+        if "mid_block" in self:
+            x = self.mid_block(x, temb, text)
         for up_block in self.up_blocks:
             x = up_block(x, temb, text, skips)
         return self.conv_out(x, norm=self.conv_norm_out, activation=self.activation)
 
     def project_text(self, encoder_x: mx.array) -> list[KeysValues]:
         """Return the keys and values of text embeddings [B, N, D], the same at every step."""
-        blocks = (*self.down_blocks, self.mid_block, *self.up_blocks)
+        middle = [self.mid_block] if "mid_block" in self else []
+        blocks = (*self.down_blocks, *middle, *self.up_blocks)
         transformers = [transformer for block in blocks for transformer in block.attentions]
         return [
-            block.attn2.project_memory(encoder_x)
+            keys_values
             for transformer in transformers
             for block in transformer.transformer_blocks
+            for keys_values in block.project_text(encoder_x)
         ]
 
     def _embed_time(
         self,
         timestep: mx.array,
         text_time: tuple[mx.array, mx.array] | None,
+        guidance: mx.array | None,
         dtype: mx.Dtype,
     ) -> mx.array:
         """Return the embedding of the time, [B or 1, temb_channels], after the activation."""
         timestep = mx.array(timestep).reshape(-1)
         sinusoids = self._embed_numbers(timestep, self.config.block_out_channels[0], dtype)
+        if guidance is not None:
+            sinusoids = sinusoids + self.time_embedding.cond_proj(guidance.astype(dtype))
         temb = self.time_embedding(sinusoids)
         if text_time is not None:
             pooled, time_ids = text_time

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "stable_diffusion"
 # The parts of the package, which are folders and files in it, and the parts that each may import.
 # `cli` is below; only the entries import it.
 LOWER = {"config", "device", "sampler", "tokenizer", "utils"}
-NETWORKS = {"activations", "attention", "clip", "layers", "unet", "vae"}
+NETWORKS = {"activations", "attention", "clip", "layers", "time_embedding", "unet", "vae"}
 BELOW_PIPELINE = {
     *(LOWER | NETWORKS),
     *(
@@ -42,7 +42,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "layers": {"activations", "device"},
     "attention": {"device", "layers"},
     "clip": {"activations", "attention", "config", "device", "layers"},
-    "unet": {"activations", "attention", "config", "device", "layers"},
+    "time_embedding": {"activations", "layers"},
+    "unet": {"activations", "attention", "config", "device", "layers", "time_embedding"},
     "vae": {"activations", "attention", "config", "device", "layers"},
     "quantize": {"config", "device", "layers"},
     "latent_preview": {"images"},
@@ -50,7 +51,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "conditioning": {"clip", "config", "tokenizer", "utils"},
     "compiled": {"device"},
     "merged_layers": {"compiled", "device"},
-    "denoising": {"attention", "compiled", "config", "device", "merged_layers", "sampler", "unet"},
+    "denoising": {
+        *("attention", "compiled", "config", "device", "merged_layers", "sampler"),
+        *("time_embedding", "unet"),
+    },
     "model_io": LOWER | NETWORKS | {"quantize"},
     "adapters": LOWER | NETWORKS | {"model_io"},
     "precision": {"adapters", "model_io", "quantize"},

@@ -51,6 +51,7 @@ def convert_parser() -> argparse.ArgumentParser:
         help="store the weights that are not quantized in half precision",
     )
     add("--vae", help="a model, folder, repository or file to take the VAE from")
+    add("--unet", help="a model, folder, repository or file to take the UNet from")
     add(
         *("--prediction-type", "--prediction_type"),
         choices=PREDICTION_TYPES,
@@ -75,6 +76,7 @@ def _convert(args: argparse.Namespace) -> None:
             group_size=args.group_size,
             float16=args.fp16,
             vae=args.vae,
+            unet=args.unet,
             prediction_type=args.prediction_type,
             on_message=say,
             on_progress=bars.show,

@@ -187,11 +187,12 @@ def _make_pictures(
 
 def _prepare_run(settings: Settings, plan: Plan, progress: Progress) -> Run:
     """Open the model, check that everything suits it, and load it; weights are read later."""
-    model = open_model(settings.model, vae=settings.vae, prediction_type=settings.prediction_type)
+    options = {name: getattr(settings, name) for name in ("vae", "unet", "prediction_type")}
+    model = open_model(settings.model, **options, on_message=say)
     float16 = _choose_precision(settings)
     for line in describe_downloads(model, STEMS, float16):
         say(line)
-    jobs = plan.complete_jobs(settings, adopt_few_step(settings, model.config))
+    jobs = plan.complete_jobs(settings, adopt_few_step(settings, model))
     memory.limit_cache()
     if cpu_kernels.needs_compiling():
         say("Compiling the kernels for this processor, once …")
@@ -255,9 +256,8 @@ def _call_generator(sd: StableDiffusion, settings: Settings, batch: Batch) -> De
     if settings.start is None or batch.strength is None:  # they are given together
         size = batch.latent_size(sd.config.autoencoder.factor)
         return sd.generate_latents(latent_size=size, **batch.options)
-    return sd.generate_latents_from_image(
-        settings.start.pixels, strength=batch.strength, **batch.options
-    )
+    pixels, strength = settings.start.pixels, batch.strength
+    return sd.generate_latents_from_image(pixels, strength=strength, **batch.options)
 
 
 def _prepare_preview(run: Run, path: Path) -> Preview | None:

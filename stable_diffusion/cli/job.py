@@ -177,19 +177,19 @@ def check_start_size(start: StartPicture | None, config: ModelConfig) -> None:
     )
 
 
-def warn_of_no_guidance(jobs: Iterable[CompleteJob]) -> None:
-    """Warn about options that have no effect because their jobs have no guidance."""
-    unguided = [job for job in jobs if job.cfg <= 1]
+def warn_of_no_guidance(jobs: Iterable[CompleteJob], config: ModelConfig) -> None:
+    """Warn about options that have no effect because their jobs predict for one text only."""
+    unguided = [job for job in jobs if not config.needs_second_text(job.cfg)]
     options = {
         "--negative_prompt": any(job.negative_prompt for job in unguided),
         "--guidance-rescale": any(job.guidance_rescale for job in unguided),
     }
     if given := [option for option, is_given in options.items() if is_given]:
-        warnings.warn(
-            f"{' and '.join(given)} {'have' if len(given) > 1 else 'has'} no effect without "
-            "guidance: give --cfg more than 1",
-            stacklevel=2,
-        )
+        why = "without guidance: give --cfg more than 1"
+        if config.unet.embeds_guidance:
+            why = "with this model, whose UNet takes the guidance as a number"
+        has = "have" if len(given) > 1 else "has"
+        warnings.warn(f"{' and '.join(given)} {has} no effect {why}", stacklevel=2)
 
 
 def warn_of_prompts(jobs: Iterable[CompleteJob]) -> None:

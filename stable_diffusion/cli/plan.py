@@ -62,7 +62,7 @@ class Plan:
         jobs = [job.with_defaults(config) for job in self.jobs]
         if self.drawn_seed is not None:
             say(f"Seed: {self.drawn_seed}")
-        warn_of_no_guidance(jobs)
+        warn_of_no_guidance(jobs, config)
         warn_of_prompts(jobs)
         check_start_size(settings.start, config)
         if self.names is not None:

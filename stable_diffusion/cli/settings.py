@@ -79,6 +79,7 @@ class Settings:
     model: str = "sdxl"
     model_name: str = ""  # what the user called it, if it is a few-step model; else as `model`
     vae: str | None = None
+    unet: str | None = None
     prediction_type: str | None = None
     lora: tuple[tuple[Path, float], ...] = ()  # files and scales
     embedding: tuple[tuple[str, Path], ...] = ()  # names and files

@@ -63,8 +63,8 @@ DMD2 = {
     4: FewStepSettings(4, "lcm", timesteps=(999, 749, 499, 249)),
 }
 LCM = FewStepSettings(4, "lcm")  # arXiv:2310.04378; arXiv:2311.05556 for the LoRA
-# A UNet that takes the guidance as an input needs no second pass for it; the authors use 8.
-LCM_UNET = replace(LCM, guidance=8.0)
+# A UNet that takes the guidance as an input; 8.5 is the default of diffusers' pipeline for LCM.
+LCM_UNET = replace(LCM, guidance=8.5)
 TCD = FewStepSettings(4, "tcd", eta=0.3)  # arXiv:2402.19159
 FLASH = FewStepSettings(4, "lcm")  # Flash Diffusion, arXiv:2406.02347
 SD_TURBO = FewStepSettings(2, "euler", spacing="trailing")  # arXiv:2311.17042
@@ -98,7 +98,7 @@ _FAMILIES = (
     _Family(re.compile(r"\bhyper ?sd ?(xl|1 ?5)?\b"), HYPER, is_telling=True),
     _Family(re.compile(r"\bhyper\b"), HYPER),
     _Family(re.compile(r"\bdmd ?2\b"), DMD2, default_steps=4),
-    _Family(re.compile(r"\blcm\b"), {4: LCM}, 4),
+    _Family(re.compile(r"\blcm\b"), {4: LCM}, 4, ("lora",)),
     _Family(re.compile(r"\btcd\b"), {4: TCD}, 4, ("lora",)),
     _Family(re.compile(r"\bflash ?sd ?(xl|1 ?5)?\b"), {4: FLASH}, 4, ("lora",)),
     _Family(re.compile(r"\bsd ?xl ?turbo\b"), {4: replace(SDXL_TURBO, steps=4)}, 4, ("lora",)),
@@ -141,7 +141,7 @@ def recognize_few_step(
     path = PurePath(file)
     stem = path.name.removesuffix(".safetensors")
     if kind == "checkpoint":
-        return _CHECKPOINTS.get(stem.lower())
+        return None if stem == path.name else _CHECKPOINTS.get(stem.lower())
     names = [stem]
     if _PLAIN_NAMES.fullmatch(stem.lower()) or repo == file:
         names += [path.parent.name, _find_cached_repo(path), "" if repo is None else repo]
@@ -185,6 +185,5 @@ def _choose(
     if len(family.settings) > 1:
         return family.settings.get(steps)
     (settings,) = family.settings.values()
-    settings = LCM_UNET if settings is LCM and kind == "unet" else settings
     # Larger numbers in a name are steps of its training.
     return replace(settings, steps=steps) if 1 <= steps <= MAX_STEPS else settings

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..utils.size import Size
 from .diffusion import DiffusionConfig
-from .few_step import FewStepSettings
+from .few_step import LCM_UNET, FewStepSettings
 from .known_models import ModelSpec
 from .networks import AutoencoderConfig, CLIPTextConfig, UNetConfig, repeat_per_block
 from .strict_config import Config
@@ -86,6 +86,10 @@ class ModelConfig:
         """Return whether this is an SDXL model, by how its UNet is conditioned."""
         return self.unet.addition_embed_type == "text_time"
 
+    def needs_second_text(self, guidance: float) -> bool:
+        """Return whether guidance takes a prediction for the negative text, too."""
+        return guidance > 1 and not self.unet.embeds_guidance
+
     def require_vae_float16(self) -> None:
         """Check that the VAE can compute in half precision.
 
@@ -136,6 +140,8 @@ class ModelConfig:
         size = self._find_size()
         if self.few_step is not None:
             return Defaults(self.few_step.steps, self.few_step.guidance, size)
+        if self.unet.embeds_guidance:
+            return Defaults(LCM_UNET.steps, LCM_UNET.guidance, size)
         # A model or a LoRA that is distilled to few steps without guidance (arXiv:2311.05556).
         if "lcm" in (sampler, self.diffusion.sampler):
             return Defaults(steps=4, guidance=0.0, size=size)
@@ -148,12 +154,11 @@ class ModelConfig:
 
     def with_few_step(self, few_step: FewStepSettings) -> "ModelConfig":
         """Return the config of this model distilled to few steps, with what that changes."""
-        changes: dict[str, Any] = {}
+        diffusion = self.diffusion
         if few_step.spacing is not None:
-            changes = {"timestep_spacing": few_step.spacing, "use_karras_sigmas": False}
+            diffusion = diffusion.with_schedule(few_step.spacing)
         if few_step.prediction_type is not None:
-            changes["prediction_type"] = few_step.prediction_type
-        diffusion = replace(self.diffusion, **changes)
+            diffusion = replace(diffusion, prediction_type=few_step.prediction_type)
         return replace(self, few_step=few_step, diffusion=diffusion)
 
     def _find_size(self) -> Size:

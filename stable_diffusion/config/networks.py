@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from ..utils.strict_json import require, require_in, require_known
+from .per_block import MAX_WIDTH, PerBlock, PerLayer, repeat_per_block, repeat_per_layer
 from .strict_config import Config
-
-PerBlock = int | tuple[int, ...]  # one number for all blocks of a network, or one for each
 
 # Configs beyond these limits are mistakes or attacks: no real model is anywhere near them.
 MAX_BLOCKS = 8
 MAX_LAYERS = 1000  # residual blocks, or transformer blocks, in one network
-MAX_WIDTH = 2**20  # numbers that a layer takes or gives
 MAX_SAMPLE_SIZE = 4096  # width and height in latents
+
+# The kinds of block between the ways down and up. The second is one residual block alone.
+MID_WITH_ATTENTION, MID_WITHOUT = "UNetMidBlock2DCrossAttn", "UNetMidBlock2D"
 
 BITS = (4, 6, 8)
 GROUP_SIZES = (32, 64, 128)
@@ -51,7 +52,11 @@ class UNetConfig(Config):
     down_block_types: tuple[str, ...] = (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D")
     up_block_types: tuple[str, ...] = ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3)
     layers_per_block: PerBlock = 2
-    transformer_layers_per_block: PerBlock = 1
+    mid_block_type: str | None = MID_WITH_ATTENTION  # null: no block between down and up
+    transformer_layers_per_block: PerLayer = 1
+    # On the way up, from the bottom; the reverse of the way down if it is not given.
+    reverse_transformer_layers_per_block: tuple[PerBlock, ...] | None = None
+    only_cross_attention: bool | tuple[bool, ...] = False  # in place of pixels to each other, too
     attention_head_dim: PerBlock = 8  # a misnomer: diffusers reads the number of heads from it
     num_attention_heads: PerBlock | None = None  # the number of heads under its own name
     cross_attention_dim: int = 1280
@@ -61,12 +66,14 @@ class UNetConfig(Config):
     act_fn: str = "silu"
     flip_sin_to_cos: bool = True
     freq_shift: int = 0
+    time_cond_proj_dim: int | None = None  # LCM: the guidance is embedded in so many numbers
     addition_embed_type: str | None = None
     addition_time_embed_dim: int | None = None
     projection_class_embeddings_input_dim: int | None = None
     quantization: Quantization | None = None  # of a network that `convert` wrote
 
     CLASS_NAMES = ("UNet2DConditionModel",)
+    NULLABLE = frozenset({"mid_block_type"})
     FIXED = MappingProxyType(
         {
             "attention_type": "default",
@@ -74,15 +81,19 @@ class UNetConfig(Config):
             "conv_out_kernel": 3,
             "downsample_padding": 1,
             "mid_block_scale_factor": 1,
-            "mid_block_type": "UNetMidBlock2DCrossAttn",
             "resnet_out_scale_factor": 1,
             "resnet_time_scale_shift": "default",
             "time_embedding_type": "positional",
         }
     )
     # Attention is always summed in float32 here, so `upcast_attention` has no effect; `dropout` is
-    # for training; the last one belongs to a kind of added embedding that is not supported.
-    IGNORED = frozenset({"upcast_attention", "dropout", "addition_embed_type_num_heads"})
+    # for training; the last two belong to kinds of embedding and mid block that are not supported.
+    IGNORED = frozenset(
+        {
+            *("upcast_attention", "dropout", "addition_embed_type_num_heads"),
+            "mid_block_only_cross_attention",
+        }
+    )
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -96,8 +107,11 @@ class UNetConfig(Config):
         require(n_blocks > 0, "block_out_channels is empty")
         require_in("the number of blocks", n_blocks, 1, MAX_BLOCKS)
         widths = ("in_channels", "out_channels", "norm_num_groups", "cross_attention_dim")
-        for option in (*widths, "addition_time_embed_dim", "projection_class_embeddings_input_dim"):
+        embedded = ("addition_time_embed_dim", "projection_class_embeddings_input_dim")
+        for option in (*widths, *embedded):
             require_in(option, getattr(self, option), 1, MAX_WIDTH)
+        # Half of the numbers are sines, whose frequencies need two.
+        require_in("time_cond_proj_dim", self.time_cond_proj_dim, 4, MAX_WIDTH)
         require_in("block_out_channels", self.block_out_channels, 1, MAX_WIDTH)
         require_in("sample_size", self.sample_size, 1, MAX_SAMPLE_SIZE)
         require_in("norm_eps", self.norm_eps, 0, 1)
@@ -121,6 +135,8 @@ class UNetConfig(Config):
             require_known("down_block_types", name, ("CrossAttnDownBlock2D", "DownBlock2D"))
         for name in self.up_block_types:
             require_known("up_block_types", name, ("CrossAttnUpBlock2D", "UpBlock2D"))
+        if self.mid_block_type is not None:
+            require_known("mid_block_type", self.mid_block_type, (MID_WITH_ATTENTION, MID_WITHOUT))
         require_known("act_fn", self.act_fn, ACTIVATIONS)
 
     def _check_layers(self) -> None:
@@ -134,8 +150,12 @@ class UNetConfig(Config):
                 heads > 0 and channels % heads == 0,
                 f"attention_head_dim: {heads} heads do not divide {channels} channels",
             )
-        # The way up has one layer more than the way down.
-        transformers = sum((n + 1) * d for n, d in zip(self.layers, self.depths, strict=True))
+        n = len(self.has_self_attention)
+        require(
+            n == len(self.layers), f"only_cross_attention names {n} of {len(self.layers)} blocks"
+        )
+        depths = [*self.down_depths, *self.up_depths, (self.mid_depth,)]
+        transformers = sum(map(sum, depths))
         for what, count in (("residual", sum(self.layers)), ("transformer", transformers)):
             require(count <= MAX_LAYERS, f"{count} {what} blocks are more than {MAX_LAYERS}")
 
@@ -167,13 +187,53 @@ class UNetConfig(Config):
         return repeat_per_block("layers_per_block", self.layers_per_block, n_blocks)
 
     @property
-    def depths(self) -> tuple[int, ...]:
-        """Return how many transformer blocks follow each residual block, for each block.
+    def down_depths(self) -> tuple[tuple[int, ...], ...]:
+        """Return how many transformer blocks follow each residual block, for each down block.
 
         Blocks without attention have a number too, which is not used.
         """
         option = "transformer_layers_per_block"
-        return repeat_per_block(option, getattr(self, option), len(self.block_out_channels))
+        return repeat_per_layer(option, self.transformer_layers_per_block, self.layers)
+
+    @property
+    def up_depths(self) -> tuple[tuple[int, ...], ...]:
+        """Return the same for each up block, in their order, from the bottom to the top."""
+        n_layers = [n + 1 for n in reversed(self.layers)]
+        depths = self.reverse_transformer_layers_per_block
+        if depths is not None:
+            return repeat_per_layer("reverse_transformer_layers_per_block", depths, n_layers)
+        down = self.transformer_layers_per_block
+        require(
+            isinstance(down, int) or all(isinstance(depth, int) for depth in down),
+            f"transformer_layers_per_block = {down!r} needs reverse_transformer_layers_per_block",
+        )
+        option = "transformer_layers_per_block"
+        return repeat_per_layer(option, down if isinstance(down, int) else down[::-1], n_layers)
+
+    @property
+    def mid_depth(self) -> int:
+        """Return the number of transformer blocks between the residual blocks of the mid block."""
+        if self.mid_block_type != MID_WITH_ATTENTION:
+            return 0
+        depths = self.transformer_layers_per_block
+        last = depths if isinstance(depths, int) else depths[-1]
+        return last if isinstance(last, int) else last[0]
+
+    @property
+    def has_self_attention(self) -> tuple[bool, ...]:
+        """Return whether pixels attend to each other, for each down block; in the mid they do."""
+        only_text = self.only_cross_attention
+        if isinstance(only_text, bool):
+            return (not only_text,) * len(self.block_out_channels)
+        return tuple(not only for only in only_text)
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Return whether the network takes the guidance as a number, and needs no second prompt.
+
+        Luo et al. 2023 (arXiv:2310.04378, section 4.2).
+        """
+        return self.time_cond_proj_dim is not None
 
 
 @dataclass(frozen=True)
@@ -280,15 +340,3 @@ class CLIPTextConfig(Config):
     def has_projection(self) -> bool:
         """Return whether a last linear layer projects the pooled output."""
         return "CLIPTextModelWithProjection" in self.architectures
-
-
-def repeat_per_block(option: str, value: PerBlock, n_blocks: int) -> tuple[int, ...]:
-    """Return the value of an option as one number for each of the blocks.
-
-    Raises:
-        ValueError: if there are more or fewer numbers than blocks, or one is above `MAX_WIDTH`.
-    """
-    values = (value,) * n_blocks if isinstance(value, int) else value
-    require(len(values) == n_blocks, f"{option} = {value!r} does not fit {n_blocks} blocks")
-    require_in(option, values, 0, MAX_WIDTH)
-    return values

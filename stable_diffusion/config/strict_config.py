@@ -17,6 +17,8 @@ class Config:
 
     # Values that `_class_name` may have; empty if it may have any.
     CLASS_NAMES: ClassVar[tuple[str, ...]] = ()
+    # Fields for which null is a value of its own; for the others it means the default.
+    NULLABLE: ClassVar[frozenset[str]] = frozenset()
     # Options of which only one value is supported, diffusers' default.
     FIXED: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     # Keys that have no effect on what this package computes.
@@ -43,7 +45,7 @@ class Config:
         for key, value in data.items():
             if key in types:
                 value = _read_value(key, value, types[key], source)
-                if value is not None:  # null means the default
+                if value is not None or key in cls.NULLABLE:  # else null means the default
                     values[key] = value
             elif not cls._has_no_effect(key, value):
                 raise ValueError(f"{source}: {key} = {value!r} is not supported")

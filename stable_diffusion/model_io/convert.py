@@ -53,6 +53,7 @@ def convert_model(
     group_size: int | None = None,
     float16: bool = False,
     vae: Key | None = None,
+    unet: Key | None = None,
     prediction_type: str | None = None,
     on_message: OnMessage = lambda line: None,
     on_progress: OnProgress = lambda component, written, total: None,
@@ -60,7 +61,7 @@ def convert_model(
     """Write a model as a folder that loads without renaming, transposing or quantizing.
 
     Args:
-        model, vae, prediction_type: as in `open_model`.
+        model, vae, unet, prediction_type: as in `open_model`.
         folder: a new folder in an existing one.
         text_encoder_bits, unet_bits: bits of the weights of linear layers, one of
             `config.networks.BITS`; None does not quantize.
@@ -84,7 +85,9 @@ def convert_model(
         raise FileExistsError(f"{folder} exists already: give the name of a new folder")
     if not folder.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {folder.parent} to make {folder.name} in")
-    opened = open_model(model, vae=vae, prediction_type=prediction_type)
+    opened = open_model(
+        model, vae=vae, unet=unet, prediction_type=prediction_type, on_message=on_message
+    )
     config = opened.config
     _check_not_quantized(config, text_encoder_bits, unet_bits)
     networks = _list_networks(config, text_encoder_bits, unet_bits, group_size)
@@ -214,7 +217,8 @@ def _write_configs(model: Model, folder: Path) -> None:
     vae = vae | {"scaling_factor": config.autoencoder.scaling_factor}
     contents = {INDEX: index, SCHEDULER_CONFIG: scheduler, VAE_CONFIG: vae}
     for name in ("unet", *config.text_encoder_names):
-        contents[f"{name}/config.json"] = source.config(f"{name}/config.json")[0]
+        path = f"{name}/config.json"
+        contents[path] = model.source_of(name).config(path)[0]
     for path, content in contents.items():
         (folder / path).parent.mkdir(exist_ok=True)
         _write_json(folder / path, content)

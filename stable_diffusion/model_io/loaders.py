@@ -7,7 +7,7 @@ lazy: they are read when they are first used.
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,18 +18,19 @@ from ..clip import CLIPTextModel
 from ..config.diffusion import DiffusionConfig
 from ..config.known_models import MODELS
 from ..config.model import ModelConfig
-from ..config.networks import Quantization
+from ..config.networks import Quantization, UNetConfig
 from ..device import memory
 from ..quantize import quantize_as
 from ..tokenizer.files import read_tokenizer, read_tokenizer_json
 from ..tokenizer.tokenizer import Tokenizer
 from ..unet import UNetModel
 from ..vae import Autoencoder
-from . import hub
-from .model import Model
+from . import hub, hub_file
+from .model import Model, read_unet_config
 from .safetensors_file import find_not_finite
 from .single_file import SUFFIXES, open_single_file, open_vae_file
-from .sources import VAE_CONFIG, BareVae, Source
+from .sources import UNET_CONFIG, VAE_CONFIG, BareNetwork, Source
+from .unet_file import open_unet_file
 from .weight_files import NATIVE
 from .weights import flatten_parameters, load_native, load_weights
 
@@ -44,7 +45,9 @@ def open_model(
     key: Key = DEFAULT_MODEL,
     *,
     vae: Key | None = None,
+    unet: Key | None = None,
     prediction_type: str | None = None,
+    on_message: Callable[[str], object] = lambda line: None,
 ) -> Model:
     """Open a model, so that its config files are read once for everything that uses it.
 
@@ -53,20 +56,26 @@ def open_model(
     Args:
         vae: where to take the VAE from: a model as above, a folder or repository of a VAE alone,
             or a file with one, in the original layout or that of diffusers.
+        unet: where to take the UNet from, likewise; on the Hub also `org/name/FILE.safetensors`.
         prediction_type: "epsilon", "v_prediction" or "sample", for files that do not say what the
             UNet predicts, or say it wrongly.
+        on_message: called with a line before a file of the UNet is downloaded.
 
     Raises:
         OSError: if the model or one of its files cannot be found.
         ValueError: if the key is none of these, or means a file that is not supported.
     """
     model = key if isinstance(key, Model) else Model(_open_source(key))
-    if vae is None and prediction_type is None:
+    if vae is None and unet is None and prediction_type is None:
         return model
     source = model.source
+    unet_source = model.unet
+    if unet is not None:
+        unet_source = _open_unet(unet, read_unet_config(source), on_message)
+        prediction_type = prediction_type or unet_source.prediction_type
     if prediction_type is not None:
         source = source.with_prediction_type(prediction_type)
-    return Model(source, model.vae if vae is None else _open_vae(vae))
+    return Model(source, model.vae if vae is None else _open_vae(vae), unet_source)
 
 
 def _open_source(path: ModelPath) -> Source:
@@ -83,7 +92,29 @@ def _open_vae(key: Key) -> Source:
         return open_vae_file(os.fspath(key), file)
     source = hub.open_source(key)
     is_bare = source.find(VAE_CONFIG) is None and source.find("config.json") is not None
-    return BareVae(source) if is_bare else source
+    return BareNetwork(source, "vae") if is_bare else source
+
+
+def _open_unet(key: Key, base: UNetConfig | None, on_message: Callable[[str], object]) -> Source:
+    """Find the files of a UNet, alone or within a model.
+
+    Args:
+        base: the config of the UNet that it replaces.
+    """
+    if isinstance(key, Model):
+        return key.source_of("unet")
+    name = os.fspath(key)
+    is_here = os.path.exists(os.path.expanduser(name))
+    hub_name = hub_file.parse_hub_name(name) if isinstance(key, str) and not is_here else None
+    if hub_name is None or not hub_name.path:
+        if (file := _as_file(key)) is not None:
+            return open_unet_file(hub_file.ResolvedFile(file, name), base)
+        source = hub.open_source(key)
+        if source.find(UNET_CONFIG) is not None:
+            return source
+        if source.find("config.json") is not None:
+            return BareNetwork(source, "unet")
+    return open_unet_file(hub_file.resolve_file(key, "UNet", announce=on_message), base)
 
 
 def _as_file(path: ModelPath) -> Path | None:

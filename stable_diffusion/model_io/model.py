@@ -5,12 +5,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..config.diffusion import DiffusionConfig
+from ..config.few_step import LCM_UNET, FewStepSettings, recognize_few_step
 from ..config.known_models import find_spec
 from ..config.model import TEXT_ENCODERS, ModelConfig, PipelineConfig
 from ..config.networks import AutoencoderConfig, CLIPTextConfig, UNetConfig
-from .sources import INDEX, SCHEDULER_CONFIG, VAE_CONFIG, Source
+from .sources import INDEX, SCHEDULER_CONFIG, UNET_CONFIG, VAE_CONFIG, Source
 from .unsupported import refuse_pipeline, refuse_unet
 from .weight_files import list_weight_files
+
+# By the width of the text embeddings that the UNet takes.
+FAMILIES = {768: "SD 1.x", 1024: "SD 2.x"}
+XL_CONTEXT = 2048
 
 
 @dataclass(frozen=True)
@@ -22,11 +27,12 @@ class Model:
 
     Args:
         source: the files of the model.
-        vae: the files of the VAE, if it is not the model's own.
+        vae, unet: the files of the VAE and of the UNet, if they are not the model's own.
     """
 
     source: Source
     vae: Source | None = None
+    unet: Source | None = None
 
     @property
     def name(self) -> str:
@@ -35,7 +41,8 @@ class Model:
 
     def source_of(self, component: str) -> Source:
         """Return the source that has the files of a component."""
-        return self.source if self.vae is None or component != "vae" else self.vae
+        other = {"vae": self.vae, "unet": self.unet}.get(component)
+        return self.source if other is None else other
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -46,9 +53,10 @@ class Model:
             ValueError: if a file is broken, or says something that is not supported.
         """
         pipeline, unet = self.pipeline_config, self.unet_config
+        self._require_fitting(unet)
         is_xl = unet.addition_embed_type is not None
         text_encoders = TEXT_ENCODERS if is_xl else TEXT_ENCODERS[:1]
-        return ModelConfig(
+        config = ModelConfig(
             name=self.name,
             unet=unet,
             autoencoder=self.autoencoder_config,
@@ -57,6 +65,20 @@ class Model:
             pipeline=pipeline,
             spec=find_spec(pipeline._converted_from or self.name),
         )
+        few_step = self._recognize_few_step(unet)
+        return config if few_step is None else config.with_few_step(few_step)
+
+    def _recognize_few_step(self, unet: UNetConfig) -> FewStepSettings | None:
+        """Return the settings of a UNet or a single file that is made for few steps, or None."""
+        if self.unet is None:
+            few_step = recognize_few_step(self.name, "checkpoint")
+        elif unet.embeds_guidance:
+            few_step = LCM_UNET
+        else:
+            few_step = recognize_few_step(self.unet.name.partition("@")[0], "unet")
+        if few_step is None or self.source.prediction_type is None:
+            return few_step
+        return replace(few_step, prediction_type=None)  # what the user says takes precedence
 
     @cached_property
     def pipeline_config(self) -> PipelineConfig:
@@ -70,9 +92,26 @@ class Model:
     @cached_property
     def unet_config(self) -> UNetConfig:
         """Return the config of the UNet."""
-        config = UNetConfig.from_dict(*self.source.config("unet/config.json"))
-        refuse_unet(self.name, config)
+        source = self.source_of("unet")
+        config = UNetConfig.from_dict(*source.config(UNET_CONFIG))
+        refuse_unet(source.name, config)
         return config
+
+    def _require_fitting(self, unet: UNetConfig) -> None:
+        """Check that another UNet is one for this model.
+
+        Raises:
+            ValueError: if it is for a model of another family; the message names both.
+        """
+        own = None if self.unet is None else read_unet_config(self.source)
+        if self.unet is None or own is None:
+            return
+        theirs, ours = describe_unet(unet), describe_unet(own)
+        if theirs != ours:
+            raise ValueError(
+                f"{self.unet.name} is the UNet of {theirs}, and {self.name} is {ours}: they do not "
+                "fit together"
+            )
 
     def text_encoder_config(self, component: str) -> CLIPTextConfig:
         """Return the config of a text encoder, "text_encoder" or "text_encoder_2"."""
@@ -108,6 +147,27 @@ class Model:
         return (
             config if prediction_type is None else replace(config, prediction_type=prediction_type)
         )
+
+
+def read_unet_config(source: Source) -> UNetConfig | None:
+    """Return the config of a model's own UNet, whether it can be run or not; None without one.
+
+    Raises:
+        ValueError: if the file is broken, or says something that is not supported.
+    """
+    try:
+        content, name = source.config(UNET_CONFIG)
+    except FileNotFoundError:
+        return None
+    return UNetConfig.from_dict(content, name)
+
+
+def describe_unet(unet: UNetConfig) -> str:
+    """Return the family of the models that a UNet is for."""
+    width = unet.cross_attention_dim
+    if unet.addition_embed_type is not None:
+        return "SDXL" if width == XL_CONTEXT else f"SDXL with text embeddings of {width}"
+    return FAMILIES.get(width, f"Stable Diffusion with text embeddings of {width}")
 
 
 def describe_downloads(model: Model, components: Iterable[str], float16: bool) -> list[str]:

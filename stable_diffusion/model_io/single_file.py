@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from ..config.known_models import PACKAGE
 from ..utils.wording import join_names
-from .detect_networks import detect_text_encoder, detect_unet, detect_vae
+from .detect_networks import detect_text_encoder, detect_vae
+from .detect_unet import detect_added_embedding, detect_unet
 from .layouts import Layout
 from .original_layout import CLIP_ROOT, FAMILIES, UNET_ROOT, VAE_ROOT, XL_CLIP_ROOT, Family
 from .safetensors_file import Header
@@ -116,15 +117,8 @@ class SingleFile(Source):
         """Return what the UNet predicts: what the user says, or the file, or the family."""
         if self.prediction_type is not None:
             return self.prediction_type
-        metadata = self.header.metadata
-        if (stated := metadata.get(PREDICTION_KEY)) is not None:
-            if stated not in PREDICTIONS:
-                raise ValueError(f"{self.name}: {PREDICTION_KEY} = {stated!r} is not supported")
-            return PREDICTIONS[stated]
-        if V_MARKER in self.header.shapes:
-            return "v_prediction"
-        architecture = metadata.get(ARCHITECTURE_KEY, "")
-        return ARCHITECTURES.get(architecture, self.family.prediction_type)
+        stated = find_stated_prediction(self.header)
+        return self.family.prediction_type if stated is None else stated
 
     def _make_scheduler_config(self) -> dict[str, Any]:
         """Return the noise schedule that all models of Stable Diffusion share.
@@ -191,6 +185,21 @@ class VaeFile(Source):
             raise FileNotFoundError(f"{self.name} has no {component}: it is a VAE (--vae)")
 
 
+def find_stated_prediction(header: Header) -> str | None:
+    """Return what the UNet predicts, as the metadata or a marker of its file say; else None.
+
+    Raises:
+        ValueError: if they say something that is not supported.
+    """
+    if (stated := header.metadata.get(PREDICTION_KEY)) is not None:
+        if stated not in PREDICTIONS:
+            raise ValueError(f"{header.name}: {PREDICTION_KEY} = {stated!r} is not supported")
+        return PREDICTIONS[stated]
+    if V_MARKER in header.shapes:
+        return "v_prediction"
+    return ARCHITECTURES.get(header.metadata.get(ARCHITECTURE_KEY, ""))
+
+
 def open_single_file(name: str, file: Path) -> SingleFile:
     """Detect the model that a file holds.
 
@@ -201,7 +210,7 @@ def open_single_file(name: str, file: Path) -> SingleFile:
         OSError: if the file cannot be read.
         ValueError: if it is a pickle, damaged, or holds something else; the message says what.
     """
-    header = _open_header(name, file)
+    header = open_header(name, file)
     refuse_keys(name, header.shapes)
     if not header.has(UNET_ROOT):
         why = f"no keys begin with {UNET_ROOT} (of a model in diffusers' layout, give the folder)"
@@ -214,8 +223,7 @@ def open_single_file(name: str, file: Path) -> SingleFile:
         component: Component(*detect_text_encoder(header, tower))
         for component, tower in family.text_towers.items()
     }
-    text_configs = {component: each.config for component, each in components.items()}
-    components["unet"] = Component(*detect_unet(header, family, text_configs))
+    components["unet"] = _detect_unet(header, family, components.get("text_encoder_2"))
     if header.has(VAE_ROOT):
         config, layout = detect_vae(header, VAE_ROOT)
         config["scaling_factor"] = family.scaling_factor
@@ -233,7 +241,7 @@ def open_vae_file(name: str, file: Path) -> Source:
     Raises:
         OSError, ValueError: as `open_single_file` does.
     """
-    header = _open_header(name, file)
+    header = open_header(name, file)
     if header.has(UNET_ROOT):
         return open_single_file(name, file)
     root = VAE_ROOT if header.has(VAE_ROOT) else ""
@@ -255,12 +263,27 @@ def _detect_family(header: Header) -> Family:
     raise ValueError(f"{header.name} has no text encoder of SD 1.x, 2.x or XL")
 
 
+def _detect_unet(header: Header, family: Family, second: Component | None) -> Component:
+    """Return the UNet of a model whose second text encoder, if it has one, is `second`.
+
+    Raises:
+        ValueError: as `detect_unet` does.
+    """
+    config, layout = detect_unet(header, UNET_ROOT)
+    config["sample_size"] = family.sample_size
+    if family.heads is not None:
+        config["num_attention_heads"] = family.heads
+    if second is not None:
+        config |= detect_added_embedding(header, layout, second.config["projection_dim"])
+    return Component(config, layout)
+
+
 def _text_encoder_of(tokenizer: str) -> str:
     """Return the text encoder that a tokenizer is for: both have the same number."""
     return tokenizer.replace("tokenizer", "text_encoder")
 
 
-def _open_header(name: str, file: Path) -> Header:
+def open_header(name: str, file: Path) -> Header:
     """Read the header of a file that must not be a pickle."""
     if not file.exists():
         raise FileNotFoundError(f"there is no file {name}")

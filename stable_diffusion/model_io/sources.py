@@ -16,11 +16,11 @@ from ..utils.strict_json import read_json
 from .layouts import LAYOUTS, Layout
 from .weight_files import FULL, NATIVE, STEMS, list_weight_files
 
-# A repository with this file in the cache has been used; also by the original MLX example, which
-# does not download model_index.json.
-CACHE_MARKER = "unet/config.json"
 INDEX = "model_index.json"
 SCHEDULER_CONFIG, VAE_CONFIG = "scheduler/scheduler_config.json", "vae/config.json"
+# A repository with this file in the cache has been used; also by the original MLX example, which
+# does not download model_index.json.
+UNET_CONFIG = CACHE_MARKER = "unet/config.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")  # opening one can run code
 SHARD_NAME = re.compile(r"[^/\\]+\.safetensors")  # a plain file name, which stays in its folder
 
@@ -185,23 +185,24 @@ class Source:
         return ""
 
 
-class BareVae(Source):
-    """A VAE alone in a folder or repository, presented as the VAE of a model."""
+class BareNetwork(Source):
+    """A network alone in a folder or repository, presented as a component of a model."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: Source, component: str):
         super().__init__(source.name, source.root)
         self.source = source
+        self.folder = f"{component}/"
 
     @property
     def commit(self) -> tuple[str, str] | None:
         return self.source.commit
 
     def find(self, path: str) -> Path | None:
-        return self.source.find(path.removeprefix("vae/"))
+        return self.source.find(path.removeprefix(self.folder))
 
     def describe_download(self, choices: Iterable[Sequence[str]]) -> str | None:
-        plain = ([path.removeprefix("vae/") for path in paths] for paths in choices)
+        plain = ([path.removeprefix(self.folder) for path in paths] for paths in choices)
         return self.source.describe_download(plain)
 
     def files(self) -> Collection[str]:
-        return [f"vae/{file}" for file in self.source.files()]
+        return [self.folder + file for file in self.source.files()]

@@ -96,7 +96,17 @@ def refuse_unet(name: str, unet: UNetConfig) -> None:
     """
     if unet.in_channels != unet.out_channels and unet.in_channels in INPUTS:
         raise _make_refusal(name, INPUTS[unet.in_channels])
-    if unet.addition_embed_type is not None and unet.cross_attention_dim == REFINER_CONTEXT:
+    if unet.addition_embed_type is not None:
+        refuse_context(name, unet.cross_attention_dim)
+
+
+def refuse_context(name: str, width: int) -> None:
+    """Refuse a UNet of SDXL's kind by the width of the text embeddings that it takes.
+
+    Raises:
+        ValueError: as `refuse_pipeline` does.
+    """
+    if width == REFINER_CONTEXT:
         raise _make_refusal(name, REFINER)
 
 

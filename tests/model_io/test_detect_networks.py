@@ -70,7 +70,7 @@ def test_published_models_at_full_size(tmp_path, name, unet, heads, texts):
     assert model.source.family.name in name
     config = model.config
     assert config.unet.heads == heads
-    assert config.unet.depths[-1] == unet.get("transformer_layers_per_block", [1])[-1]
+    assert config.unet.mid_depth == unet.get("transformer_layers_per_block", [1])[-1]
     assert config.unet.addition_time_embed_dim == unet.get("addition_time_embed_dim")
     assert config.autoencoder.block_out_channels == (128, 256, 512, 512)
     for detected, text in zip(config.text_encoders, texts, strict=True):
@@ -136,5 +136,5 @@ def test_full_text_encoder_of_sd_2(tmp_path, n_layers):
 def test_time_ids_of_another_number(spoil_file):
     key = "model.diffusion_model.label_emb.0.0.weight"
     file = spoil_file(SDXL, lambda tensors: tensors.update({key: tensors[key][:, 1:]}))
-    with pytest.raises(ValueError, match="label_emb takes 71 numbers, which are not the 24 of"):
+    with pytest.raises(ValueError, match="label_emb.0.0 takes 71 numbers, which are not the 24 of"):
         open_model(file)

@@ -25,7 +25,7 @@ from hub_server import Files, HubServer, write
 from stable_diffusion.config.known_models import MODELS
 from stable_diffusion.model_io.hub import open_source
 from stable_diffusion.model_io.model import Model, describe_downloads
-from stable_diffusion.model_io.sources import BareVae
+from stable_diffusion.model_io.sources import BareNetwork
 from stable_diffusion.model_io.weight_files import STEMS
 
 LOAD_HUB = (  # imports the module `hub` alone, without mlx
@@ -212,7 +212,7 @@ def test_announcement_of_known_models_and_other_vaes(hub: HubServer, tmp_path: P
             (line,) = describe_downloads(Model(open_source(spec.repo)), STEMS, float16=True)
             assert line == f"Downloading {spec.repo}, 0.0 MB, licence: {spec.licence}"
     hub.add(REPO, {"config.json": b"{}", "diffusion_pytorch_model.safetensors": b"x" * 3_000_000})
-    model = Model(open_source(MODELS["sd"].repo), BareVae(open_source(REPO)))
+    model = Model(open_source(MODELS["sd"].repo), BareNetwork(open_source(REPO), "vae"))
     lines = describe_downloads(model, STEMS, float16=False)
     assert len(lines) == 2 and f"Downloading {REPO}, 3.0 MB, licence: openrail++" in lines
     in_folder = Model(open_source(write(tmp_path, make_files(UNET))))

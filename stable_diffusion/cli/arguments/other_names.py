@@ -35,6 +35,7 @@ SAME = {
         "diffusion-model pretrained-model-name-or-path sd-model-checkpoint"
     ),
     "--vae": "vae-path vae-name sd-vae",
+    "--unet": "unet-name unet-path sd-unet",
     "--prediction-type": "prediction parameterization v-prediction",
     "--lora": (
         "loras lora-path lora-paths lora-model lora-name lora-weights lora-scale lora-scales "

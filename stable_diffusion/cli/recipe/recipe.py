@@ -26,6 +26,7 @@ class Recipe(Config):
     model: str | None = None  # as `--model` takes it
     revision: str | None = None  # the commit, of a model on the Hub
     vae: str | None = None
+    unet: str | None = None
     prediction_type: str | None = None
     lora: tuple[str, ...] = ()  # FILE:SCALE, as `--lora` takes it
     lora_sha256: tuple[str, ...] = ()  # of the files, in the same order

@@ -9,6 +9,7 @@ from typing import Any
 from ...config.known_models import MODELS
 from ...images.text_chunks import PARAMETERS, RECIPE, read_texts
 from ...model_io.model import Model
+from ...model_io.sources import Source
 from ...utils.fold_name import fold_name
 from ...version import __version__
 from ..job import Job
@@ -17,6 +18,7 @@ from .recipe import Recipe, sha256
 from .webui_text import write_parameters
 
 Texts = dict[str, str]  # text chunks of a picture file, by keyword
+PARTS = ("vae", "unet")  # which may be taken from other models
 RECIPE_FIELDS = tuple(field.name for field in fields(Recipe))
 
 
@@ -67,7 +69,7 @@ class RecipeComparison:
         if settings.float16 is not None:
             self._wanted["float16"] = settings.float16
         self._models = _list_model_names(settings.model)
-        self._vaes = _list_model_names(settings.vae)
+        self._parts = {name: _list_model_names(getattr(settings, name)) for name in PARTS}
 
     def differs(self, file: Path, job: Job) -> bool:
         """Return whether the recipe in a picture says that this job would make another picture.
@@ -84,8 +86,9 @@ class RecipeComparison:
             return False
         if not _list_model_names(recipe.model) & self._models:
             return True
-        if not _list_model_names(recipe.vae) & self._vaes:
-            return True
+        for name, wanted_names in self._parts.items():
+            if not _list_model_names(getattr(recipe, name)) & wanted_names:
+                return True
         wanted = _collect_job_values(job) | self._wanted
         return any(_fold(getattr(recipe, name)) != _fold(value) for name, value in wanted.items())
 
@@ -141,18 +144,28 @@ def _fold(value: Any) -> Any:
     return tuple(map(fold_name, value)) if isinstance(value, tuple) else value
 
 
+def _name_part(given: str | None, source: Source | None) -> str | None:
+    """Return the name in a recipe of a model of which only a part is used.
+
+    Args:
+        given: as the user names it; None if no part is taken from another model.
+        source: its files.
+    """
+    if given is None:
+        return None
+    commit = None if source is None else source.commit
+    return _hide_home(given) if commit is None else "@".join(commit)
+
+
 def _make_common_recipe(settings: Settings, model: Model, float16: bool) -> Recipe:
     """Return the recipe that all pictures of a run share, without what their jobs decide."""
     name, revision = model.source.commit or (_hide_home(settings.model), None)
-    vae = None
-    if settings.vae is not None:
-        commit = None if model.vae is None else model.vae.commit
-        vae = _hide_home(settings.vae) if commit is None else "@".join(commit)
     return Recipe(
         **vars(_Choices.from_settings(settings)),
         model=name,
         revision=revision,
-        vae=vae,
+        vae=_name_part(settings.vae, model.vae),
+        unet=_name_part(settings.unet, model.unet),
         float16=float16,
         image=None if settings.start is None else Path(settings.start.file).name,
         version=__version__,

@@ -20,7 +20,7 @@ from stable_diffusion.images.text_chunks import PARAMETERS, RECIPE
 from stable_diffusion.images.writing import save_image
 from stable_diffusion.model_io.hub import Repository
 from stable_diffusion.model_io.model import Model
-from stable_diffusion.model_io.sources import BareVae, Source
+from stable_diffusion.model_io.sources import BareNetwork, Source
 
 COMMIT = "0123456789abcdef"
 JOB = Job("a cat", seed=3, width=64, height=64, steps=2, cfg=2.0, sampler="ddim")
@@ -43,7 +43,7 @@ def make_repository(repo: str) -> Repository:
 
 
 def test_a_model_on_the_hub_is_pinned_to_its_commit():
-    model = Model(make_repository("org/model"), BareVae(make_repository("org/vae")))
+    model = Model(make_repository("org/model"), BareNetwork(make_repository("org/vae"), "vae"))
     record = make_record(model, "--model", "org/model@main", "--vae", "org/vae")
     recipe = read_recipe(record.describe(JOB))
     assert (recipe.model, recipe.revision) == ("org/model", COMMIT)
@@ -107,7 +107,9 @@ def test_pictures_that_differ(tmp_path, monkeypatch, options, differs):
     """The settings or the job ask for another picture than the one that exists."""
     monkeypatch.chdir(tmp_path)
     Path("a.safetensors").write_bytes(b"a")
-    model = Model(make_repository("stabilityai/sdxl-turbo"), BareVae(make_repository("org/vae")))
+    model = Model(
+        make_repository("stabilityai/sdxl-turbo"), BareNetwork(make_repository("org/vae"), "vae")
+    )
     usual = ["--model=sdxl", "--vae=org/vae", "--lora=a.safetensors:0.5"]
     texts = make_record(model, *usual).describe(JOB)
     save_image("made.png", np.zeros((64, 64, 3), np.uint8), texts)

@@ -22,6 +22,14 @@ MODEL = (
         in_recipe=True,
     ),
     Option(
+        "--unet",
+        "a model, folder, repository or file to take the UNet from; of a repository also one file, "
+        "ORGANISATION/NAME/FILE.safetensors",
+        parse=value_types.parse_model_name,
+        default_text="by model",
+        in_recipe=True,
+    ),
+    Option(
         "--prediction-type",
         "what the UNet predicts, for a file that does not say it",
         choices=PREDICTION_TYPES,

@@ -1,0 +1,133 @@
+"""A file with a UNet, alone or within a model, as the source of another UNet for a model.
+
+A UNet alone has no config: it is made from the names and shapes of its tensors, and from the model
+that it is for.
+"""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config.model import TIME_IDS
+from ..config.networks import UNetConfig
+from .detect_unet import HEAD_WIDTH, detect_added_embedding, detect_unet, find_unet_root
+from .hub_file import ResolvedFile
+from .layouts import Layout
+from .safetensors_file import Header
+from .single_file import LEFTOVERS, Component, find_stated_prediction, open_header
+from .sources import Source
+from .unsupported import refuse_context, refuse_keys
+
+# Of SD 1: the width of its text embeddings, and its heads at each level. The others have heads of
+# one width.
+SD_1_CONTEXT, SD_1_HEADS = 768, 8
+XL_POOLED = 1280  # numbers of pooled text that SDXL's UNet takes
+
+
+class UNetFile(Source):
+    """A file with a UNet. What it predicts is known only if its metadata or a marker say it.
+
+    Args:
+        header: of the file.
+        unet: the network in it.
+        commit: the path of the file on the Hub, "organisation/name/FILE", and the commit; None if
+            it is not from the Hub.
+    """
+
+    def __init__(self, header: Header, unet: Component, commit: tuple[str, str] | None = None):
+        super().__init__(header.name, header.file.parent)
+        self.header = header
+        self.unet = unet
+        self._commit = commit
+        self.prediction_type = find_stated_prediction(header)
+
+    @property
+    def commit(self) -> tuple[str, str] | None:
+        return self._commit
+
+    def find(self, path: str) -> Path | None:
+        return None
+
+    def files(self) -> Collection[str]:
+        return ()
+
+    def config(self, path: str) -> tuple[Any, str]:
+        """Return what the UNet's config file would say, and the name of the file."""
+        self._require_unet(path.partition("/")[0])
+        return dict(self.unet.config), self.name
+
+    def weights(self, component: str, float16: bool) -> list[Path]:
+        """Return the file."""
+        self._require_unet(component)
+        return [self.header.file]
+
+    def is_native(self, file: Path) -> bool:
+        return False
+
+    def layout(self, component: str) -> Layout:
+        self._require_unet(component)
+        return self.unet.layout
+
+    def _require_unet(self, component: str) -> None:
+        if component != "unet":
+            raise FileNotFoundError(f"{self.name} has no {component}: it is a UNet (--unet)")
+
+
+def open_unet_file(resolved: ResolvedFile, base: UNetConfig | None) -> UNetFile:
+    """Detect the UNet that a file holds, alone or within a model.
+
+    Args:
+        resolved: the file.
+        base: the config of the UNet that it replaces, if the model has one: it says what the
+            shapes do not show.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if it is a pickle, damaged, or holds something else; the message says what.
+    """
+    name = resolved.name
+    header = open_header(name, resolved.path)
+    root = find_unet_root(header)
+    if root is None:
+        refuse_keys(name, header.shapes)
+        why = "it is a VAE (--vae)" if header.has("decoder.conv_in.") else "it holds no UNet"
+        raise ValueError(f"{name} cannot replace a UNet: {why}")
+    config, layout = detect_unet(header, root)
+    channels, context = config["block_out_channels"], config["cross_attention_dim"]
+    config["num_attention_heads"] = _choose_heads(channels, context, base)
+    if base is not None:
+        config["sample_size"] = base.sample_size
+    if header.has(f"{layout.key('add_embedding.linear_1')}."):
+        refuse_context(name, context)
+        config |= detect_added_embedding(header, layout, _count_pooled(base))
+    if not root:  # alone, the UNet's keys have no common start
+        layout = Layout(layout.renames, unused=LEFTOVERS)
+    commit = None
+    if resolved.repo is not None and resolved.revision is not None:
+        commit = f"{resolved.repo}/{resolved.filename}", resolved.revision
+    return UNetFile(header, Component(config, layout), commit)
+
+
+def _choose_heads(channels: Sequence[int], context: int, base: UNetConfig | None) -> Any:
+    """Return the heads of each level: those of levels of the same width in the model's own UNet.
+
+    Args:
+        context: the width of the text embeddings.
+    """
+    if base is not None:
+        if tuple(channels) == base.block_out_channels:
+            return list(base.heads)
+        by_width = dict(zip(base.block_out_channels, base.heads, strict=True))
+        if by_width.keys() >= set(channels):
+            return [by_width[width] for width in channels]
+    if context == SD_1_CONTEXT:
+        return SD_1_HEADS
+    return [max(1, width // HEAD_WIDTH) for width in channels]
+
+
+def _count_pooled(base: UNetConfig | None) -> int:
+    """Return how many numbers of pooled text the model gives to SDXL's UNet."""
+    if base is None or base.projection_class_embeddings_input_dim is None:
+        return XL_POOLED
+    width = base.addition_time_embed_dim or 0
+    return base.projection_class_embeddings_input_dim - TIME_IDS * width
