@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from . import check_arguments
+from .adapters.find_lora_file import find_lora_file
 from .adapters.lora import load_lora, unload_lora
 from .adapters.textual_inversion import load_embedding
 from .conditioning import Reader
@@ -38,14 +39,17 @@ class Adapted:
     _chosen: tuple[str | None, str | None]
 
     def load_lora(self, path: str | os.PathLike[str], scale: float = 1.0) -> None:
-        """Add the LoRA of a file to the UNet and the text encoders; see `adapters.lora`.
+        """Add a LoRA, a file or on the Hub, to the UNet and text encoders; see `adapters.lora`.
 
         If the file is recognized as one that distils the model to few steps, its settings become
         the defaults: `config.few_step` has them.
         """
         scale = check_arguments.check_lora(path, scale)
-        load_lora(self._networks, path, scale, self.dtype)
-        if scale > 0 and (few_step := recognize_lora(path)) is not None:
+        file = find_lora_file(path)
+        # The text encoders may have been freed.
+        readers = self._readers if "text_encoder" in self._networks else []
+        load_lora(self._networks, file, scale, self.dtype, readers)
+        if scale > 0 and (few_step := recognize_lora(file)) is not None:
             self._set_few_step(few_step)
 
     def unload_lora(self) -> None:

@@ -1,40 +1,64 @@
-"""Read LoRA files: the change that a file has for each layer."""
+"""Read adapter files: the change that a file has for each layer."""
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
-import regex
 
 from ..model_io.safetensors_file import Header, read_safetensors
 from ..model_io.weights import channels_last
-from ..utils.strict_json import parse_json, require
-from .lora_keys import ALPHA, COMPONENTS, DOWN, UP, split_key
+from ..utils.strict_json import require
+from ..utils.wording import join_names
+from .bundled_words import BundledWords, collect_words
+from .leftovers import is_leftover
+from .lora_keys import Target, Targets, split_name
+from .lora_parts import ALPHA, DOWN, IA3_INPUT, UP, split_ia3_key, split_key
+from .peft_options import PeftOptions, read_options
 
-MAX_PATTERN_SECONDS = 1.0  # for matching a regular expression, which can take very long
 
-# Kinds of adapters that are not supported, by the beginning of a segment of their keys.
-OTHER_KINDS = {
-    "dora_scale": "DoRA",
-    "lora_magnitude_vector": "DoRA",
-    "lokr_": "LoKr",
-    "hada_": "LoHa",
-    "oft_": "OFT",
-    "lora_mid": "LoCon in Tucker form",
-    "on_input": "(IA)³",
-}
+class Ratio(Protocol):
+    """Returns the factor of a change of this rank, if the file has no alpha for it."""
+
+    def __call__(self, *, rank: int) -> float: ...
 
 
 @dataclass
 class LayerChange:
-    """The tensors of a file for one layer, and their keys, by `DOWN`, `UP` and `ALPHA`."""
+    """The tensors of a file for one layer.
 
-    name: str  # of the layer, in the file
+    Attributes:
+        name: of the layer, in the file.
+        tensors: the tensors, by their part (see `lora_parts.PARTS`).
+        keys: their keys in the file, by the same parts.
+        ratio: alpha / rank as PEFT's options say it; None if there are none.
+    """
+
+    name: str
     tensors: dict[str, mx.array] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
+    ratio: Ratio | None = None
+
+    def compute_ratio(self, rank: int) -> float:
+        """Return the factor of the change, as the file says: alpha / rank.
+
+        Raises:
+            ValueError: if alpha is not one finite number, or one of PEFT's patterns is not a
+                regular expression or takes too long.
+        """
+        if ALPHA in self.tensors:
+            alpha = self.tensors[ALPHA]
+            require(alpha.size == 1, f"the alpha of {self.name} is {list(alpha.shape)}, not one")
+            value: Any = alpha.item()
+            ratio = value / rank
+        else:
+            ratio = 1.0 if self.ratio is None else self.ratio(rank=rank)
+        require(math.isfinite(ratio), f"the alpha of {self.name} is not a finite number")
+        return ratio
 
     def is_complete(self) -> bool:
         """Return whether both matrices are there."""
@@ -48,59 +72,40 @@ class LayerChange:
         are_floats = all(mx.issubdtype(x.dtype, mx.floating) for x in (down, up))
         return are_floats and is_scalar and is_down and up.shape == (shape[0], len(down))
 
-    def scale_matrices(
-        self, shape: tuple[int, ...], config: Mapping[str, Any]
-    ) -> tuple[mx.array, mx.array]:
+    def scale_matrices(self, shape: tuple[int, ...]) -> tuple[mx.array, mx.array]:
         """Return D [rank, ...], and U [out, rank] in float32 times the ratio alpha / rank.
 
         Args:
             shape: the shape of the weight that they change.
-            config: the options of PEFT, see `read_config`.
 
         Raises:
-            ValueError: if the ratio is not a finite number, or one of PEFT's patterns is not a
-                regular expression or takes too long.
+            ValueError: as `compute_ratio` does.
         """
         down, up = self._get_matrices(shape)
-        ratio = self._compute_ratio(len(down), config)
-        require(math.isfinite(ratio), f"the alpha of {self.name} is not a finite number")
-        return down, up.astype(mx.float32) * ratio
+        return down, up.astype(mx.float32) * self.compute_ratio(len(down))
 
     def _get_matrices(self, shape: tuple[int, ...]) -> tuple[mx.array, mx.array]:
         down = channels_last(self.tensors[DOWN], len(shape))
         return down, channels_last(self.tensors[UP], rank=2)
 
-    def _compute_ratio(self, rank: int, config: Mapping[str, Any]) -> float:
-        """Return the factor of the product U D, as the file says: alpha / rank."""
-        if ALPHA in self.tensors:
-            own_alpha: Any = self.tensors[ALPHA].item()
-            return own_alpha / rank
-        component, _, name = self.name.partition(".")
-        # PEFT's patterns are regular expressions for the end of a layer's name.
-        patterns = config.get(f"{component}.alpha_pattern", {}).items()
-        own = (alpha for pattern, alpha in patterns if _matches(pattern, name))
-        alpha = next(own, config.get(f"{component}.lora_alpha", rank))
-        # The square root is for rank-stabilised LoRA, arXiv:2312.03732.
-        return alpha / (math.sqrt(rank) if config.get(f"{component}.use_rslora") else rank)
-
 
 @dataclass
 class LoRAFile:
-    """The content of a LoRA file.
+    """The content of an adapter file.
 
     Attributes:
         path: the path of the file.
         header: the header of the file, with the types of its tensors.
         changes: the changes, by component and path of the layer in its network.
         unexpected: the keys that belong to no layer.
-        config: the options of PEFT, see `read_config`.
+        words: the textual inversions in the file.
     """
 
     path: Path
     header: Header
-    changes: dict[tuple[str, str], LayerChange]
-    unexpected: list[str]
-    config: dict[str, Any]
+    changes: dict[Target, LayerChange] = field(default_factory=dict)
+    unexpected: list[str] = field(default_factory=list)
+    words: BundledWords = field(default_factory=dict)
 
     def describe(self, change: LayerChange) -> Iterator[str]:
         """Yield the key, shape and type of each tensor of a change."""
@@ -108,89 +113,78 @@ class LoRAFile:
             yield f"{key} {list(change.tensors[part].shape)} of {self.header.tensors[key].kind}"
 
 
-def read_lora(file: Path, targets: Mapping[str, tuple[str, str]]) -> LoRAFile:
-    """Read a LoRA file.
+def read_lora(file: Path, targets: Mapping[str, Target]) -> LoRAFile:
+    """Read an adapter file; warn if it has tensors that have no effect on pictures.
 
     Args:
-        file: a safetensors file, with the names of kohya's scripts, of diffusers or of PEFT.
-        targets: the component and path of each layer, by its names in files.
+        file: a safetensors file, with the names of any of the programs in `lora_keys`.
+        targets: the component and path of each layer, by the names of `lora_keys.list_names`.
 
     Raises:
         OSError: if there is no such file.
-        ValueError: if it is not a safetensors file, or another kind of adapter, or if its metadata
-            or keys contradict each other.
+        ValueError: if it is not a safetensors file, if its options are broken or not supported, or
+            if two of its keys are one tensor.
     """
     if not file.is_file():
         raise FileNotFoundError(f"no such LoRA file: {file}")
     header, tensors = read_safetensors(file)
-    config = read_config(file, header.metadata)
-    refuse_other_kinds(file, tensors, config)
-    changes: dict[tuple[str, str], LayerChange] = {}
-    unexpected = []
-    for key, tensor in tensors.items():
-        name, part = split_key(key) or ("", "")
-        if name not in targets:
-            unexpected.append(key)
-            continue
-        change = changes.setdefault(targets[name], LayerChange(name))
-        if part in change.keys:
-            raise ValueError(
-                f"{file}: {change.keys[part]} and {key} are the same tensor of one layer"
-            )
-        change.tensors[part], change.keys[part] = tensor, key
-    return LoRAFile(file, header, changes, unexpected, config)
+    options = read_options(file, header.metadata)
+    words, rest = collect_words(file, tensors)
+    found = LoRAFile(file, header, words=words)
+    parts = _split_keys(rest)
+    finder = Targets(targets).choose_text_encoder(name for name, _ in parts.values())
+    leftovers = []
+    for key, tensor in rest.items():
+        name, part = parts.get(key, ("", ""))
+        target = finder.find(name) if part else None
+        if target is not None:
+            _add(found, target, name, part, key, tensor, options)
+        elif is_leftover(key):
+            leftovers.append(key)
+        else:
+            found.unexpected.append(key)
+    if leftovers:
+        n = len(leftovers)
+        warnings.warn(
+            f"{file}: passed over {n} {'tensor' if n == 1 else 'tensors'} without an effect on "
+            f"pictures: {join_names(leftovers)}",
+            stacklevel=2,
+        )
+    return found
 
 
-def read_config(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return PEFT's options `COMPONENT.OPTION`, which diffusers keeps in the file's metadata.
-
-    Raises:
-        ValueError: if they are not a JSON object, or an alpha in them is not a number.
-    """
-    where = f"{file}: its lora_adapter_metadata"
-    try:
-        config = parse_json(metadata.get("lora_adapter_metadata", "{}"))
-    except ValueError as error:
-        raise ValueError(f"{where} is not a JSON object: {error}") from None
-    require(isinstance(config, dict), f"{where} is not a JSON object")
-    for key, value in config.items():
-        option = key.rpartition(".")[2]
-        patterns = value if option == "alpha_pattern" else {"": value}
-        require(isinstance(patterns, dict), f"{where} has a {key} that is not an object")
-        if option in ("alpha_pattern", "lora_alpha"):
-            are_numbers = all(type(alpha) in (int, float) for alpha in patterns.values())
-            require(are_numbers, f"{where} has {key} = {str(value)[:100]}, which is not a number")
-    return config
+def _split_keys(tensors: Mapping[str, mx.array]) -> dict[str, tuple[str, str]]:
+    """Return the name of the layer and the part of each key that has one."""
+    split = {key: split_key(key) for key in tensors}
+    parts = {key: found for key, found in split.items() if found is not None}
+    ia3_names = {name for name, part in parts.values() if part == IA3_INPUT}
+    for key in tensors.keys() - parts.keys() if ia3_names else ():
+        found = split_ia3_key(key)
+        if found is not None and found[0] in ia3_names:
+            parts[key] = found
+    return parts
 
 
-def refuse_other_kinds(
-    file: Path, tensors: Mapping[str, mx.array], config: Mapping[str, Any]
+def _add(
+    file: LoRAFile,
+    target: Target,
+    name: str,
+    part: str,
+    key: str,
+    tensor: mx.array,
+    options: PeftOptions,
 ) -> None:
-    """Check that the file is not one of the `OTHER_KINDS` of adapters.
+    """Add a tensor to the change of a layer.
 
     Raises:
-        ValueError: if it is.
+        ValueError: if it is there already.
     """
-    for key in tensors:
-        for segment in key.split("."):
-            for beginning, kind in OTHER_KINDS.items():
-                if segment.startswith(beginning):
-                    raise ValueError(f"{file} is {kind}, which is not supported: it has {key}")
-    for component in COMPONENTS:
-        if config.get(f"{component}.use_dora"):
-            raise ValueError(f"{file} is DoRA, which is not supported: its metadata says so")
-
-
-def _matches(pattern: str, name: str) -> bool:
-    """Return whether one of PEFT's patterns matches the name of a layer.
-
-    Raises:
-        ValueError: if the pattern is not a regular expression, or takes too long.
-    """
-    try:
-        match = regex.fullmatch(rf"(.*\.)?({pattern})", name, timeout=MAX_PATTERN_SECONDS)
-    except (regex.error, TimeoutError, RecursionError) as error:
-        is_slow = isinstance(error, TimeoutError)
-        why = "takes too long" if is_slow else "is not a regular expression"
-        raise ValueError(f"the pattern {pattern[:100]!r} in its metadata {why}") from None
-    return match is not None
+    if target not in file.changes:
+        ratio = partial(options.compute_ratio, target[0], split_name(name)[1])
+        file.changes[target] = LayerChange(name, ratio=ratio)
+    change = file.changes[target]
+    if part in change.keys:
+        raise ValueError(
+            f"{file.path}: {change.keys[part]} and {key} are the same tensor of one layer"
+        )
+    change.tensors[part], change.keys[part] = tensor, key

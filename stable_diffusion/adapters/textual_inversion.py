@@ -11,6 +11,8 @@ from ..model_io.safetensors_file import FLOATS, read_safetensors
 from ..model_io.sources import PICKLES
 from ..tokenizer.tokenizer import Tokenizer
 
+Reader = tuple[Tokenizer, CLIPTextModel]  # a tokenizer with its text encoder
+
 XL_KEYS = ("clip_l", "clip_g")  # in the order of SDXL's text encoders
 
 # The kinds of models, by the widths of their text encoders.
@@ -24,7 +26,7 @@ KINDS = {
 def load_embedding(
     name: str,
     path: str | os.PathLike[str],
-    readers: Sequence[tuple[Tokenizer, CLIPTextModel]],
+    readers: Sequence[Reader],
 ) -> None:
     """Make `name` in a prompt stand for the vectors of a file, with one token for each vector.
 
@@ -44,7 +46,13 @@ def load_embedding(
     vectors = _read(file, tuple(embedding.weight.shape[1] for embedding in embeddings))
     for tokenizer, _ in readers:
         tokenizer.check_new(name)
-    for (tokenizer, _), embedding, rows in zip(readers, embeddings, vectors, strict=True):
+    add_word(name, vectors, readers)
+
+
+def add_word(name: str, vectors: Sequence[mx.array], readers: Sequence[Reader]) -> None:
+    """Make a word that has been checked stand for vectors [n, D] of each text encoder."""
+    for (tokenizer, text_encoder), rows in zip(readers, vectors, strict=True):
+        embedding = text_encoder.token_embedding
         first, dtype = len(embedding.weight), embedding.weight.dtype
         embedding.weight = mx.concatenate([embedding.weight, rows.astype(dtype)])
         tokenizer.add(name, range(first, first + len(rows)))

@@ -158,7 +158,9 @@ def _find_cached_repo(path: PurePath) -> str:
 
 def _recognize_name(name: str, kind: FileKind) -> FewStepSettings | None:
     """Return the settings for a file of this name or title, or None."""
-    text = re.sub(r"[^a-z0-9]+", " ", name.lower().removesuffix(".safetensors").rpartition("/")[2])
+    text = name.removesuffix(".safetensors").rpartition("/")[2]
+    text = re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", " ", text)  # `sdxlLightning_4stepLora`
+    text = re.sub(r"[^a-z0-9]+", " ", text.lower())
     for family in _FAMILIES:
         if kind not in family.kinds or (match := family.name.search(text)) is None:
             continue
