@@ -12,6 +12,7 @@ from typing import Literal
 
 FileKind = Literal["lora", "unet", "checkpoint"]
 MAX_STEPS = 16  # that any distilled model is made for
+MAX_TITLE = 200  # characters of a title that are read
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class _Family:
         default_steps: of a file whose name does not say them; None if it must.
         kinds: of the files that are published.
         is_telling: whether the words name nothing else, so that any other words may be beside
-            them. Otherwise all others must be `FILLERS`.
+            them. Otherwise all others must be `_FILLERS`.
     """
 
     name: re.Pattern[str]
@@ -128,14 +129,13 @@ _TITLES = ("modelspec.title", "ss_output_name")  # in the metadata of a file
 
 
 def recognize_few_step(
-    file: str, kind: FileKind, repo: str | None = None, metadata: Mapping[str, str] | None = None
+    file: str, kind: FileKind, metadata: Mapping[str, str] | None = None
 ) -> FewStepSettings | None:
     """Return the settings that a file was distilled for, by its name; None if it is not known.
 
     Args:
         file: its path; only the name counts, or that of its folder if the name says nothing.
         kind: what it has in it.
-        repo: the repository on the Hub that it is from.
         metadata: of the file, whose titles count if the name says nothing.
     """
     path = PurePath(file)
@@ -143,10 +143,10 @@ def recognize_few_step(
     if kind == "checkpoint":
         return None if stem == path.name else _CHECKPOINTS.get(stem.lower())
     names = [stem]
-    if _PLAIN_NAMES.fullmatch(stem.lower()) or repo == file:
-        names += [path.parent.name, _find_cached_repo(path), "" if repo is None else repo]
+    if _PLAIN_NAMES.fullmatch(stem.lower()):
+        names += [path.parent.name, _find_cached_repo(path)]
     titles = {} if metadata is None else metadata
-    names += [titles[title] for title in _TITLES if title in titles]
+    names += [titles[title][:MAX_TITLE] for title in _TITLES if title in titles]
     return next((found for name in names if (found := _recognize_name(name, kind))), None)
 
 

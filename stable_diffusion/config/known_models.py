@@ -117,7 +117,7 @@ class FewStepModel:
     @property
     def settings(self) -> FewStepSettings | None:
         """Return how its default file is sampled, which its name says."""
-        return recognize_few_step(self.name_file(), "lora", repo=self.repo)
+        return recognize_few_step(self.name_file(), "lora")
 
     def join_steps(self, steps: Sequence[int] | None = None, word: str = "or") -> str:
         """Return numbers of steps in words, by default all of them: "2, 4 or 8"."""
