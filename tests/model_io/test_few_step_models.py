@@ -166,7 +166,7 @@ def test_a_known_model(hub, checkpoint, changed):
     for load in (load_unet, lambda name: convert_model(name, Path("x"))):
         with pytest.raises(ValueError, match="sdxl-lightning is sdxl-base with the LoRA ByteDance"):
             load("sdxl-lightning")
-    with pytest.raises(ValueError, match="lcm-sdxl-4.*did you mean lcm-sdxl"):
+    with pytest.raises(OSError, match="lcm-sdxl-4 is neither .*: did you mean lcm-sdxl"):
         StableDiffusion("lcm-sdxl-4")
 
 
