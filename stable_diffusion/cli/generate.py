@@ -78,7 +78,7 @@ class Run:
     @property
     def adapter_files(self) -> list[Path]:
         """Return the files of LoRAs and textual inversions."""
-        loras = [file for file, _ in self.settings.lora]
+        loras = [file.path for file, _ in self.settings.lora]
         return loras + [file for _, file in self.settings.embedding]
 
     def read_networks(self, names: Iterable[str]) -> None:
@@ -219,10 +219,10 @@ def _load(settings: Settings, model: Model, float16: bool) -> StableDiffusion:
     sd = pipeline_class(model.config)(model, float16, vae_float16=settings.vae_float16)
     if settings.quantize:
         sd.quantize()
-    for file, scale in settings.lora:
-        sd.load_lora(file, scale)
-    for name, file in settings.embedding:
+    for name, file in settings.embedding:  # before the words in LoRA files, which may be the same
         sd.load_embedding(name, file)
+    for lora, scale in settings.lora:
+        sd.load_lora(lora, scale)
     return sd
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..model_io.hub_file import ResolvedFile
 from ..utils.size import Size
 
 
@@ -81,7 +82,7 @@ class Settings:
     vae: str | None = None
     unet: str | None = None
     prediction_type: str | None = None
-    lora: tuple[tuple[Path, float], ...] = ()  # files and scales
+    lora: tuple[tuple[ResolvedFile, float], ...] = ()  # files and scales
     embedding: tuple[tuple[str, Path], ...] = ()  # names and files
 
     quantize: bool = False

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...adapters.find_lora_file import find_lora_file
 from ...images.reading import require_file
 from ...images.text_chunks import PARAMETERS, RECIPE, read_texts
+from ...model_io.hub_file import ResolvedFile
 from ...utils.wording import abbreviate, quote_argument
 from ..recipe.recipe import Recipe, sha256
 from ..recipe.webui_text import read_parameters
+from ..terminal.console import say
 from .option import Option, Script
 from .options import all_options
 from .value_types import parse_embedding, parse_lora
@@ -100,10 +103,10 @@ def _check(file: str, option: Option, value: Any) -> Any:
 
 def _warn_of_changed_files(file: str, recipe: Recipe, given: Mapping[str, Any]) -> None:
     """Warn if a file that is used has changed since the picture was made with it."""
-    checksums: dict[Path, str] = {}
+    checksums: dict[Path | ResolvedFile, str] = {}
     if "lora" not in given:
         for text, checksum in zip(recipe.lora, recipe.lora_sha256, strict=False):
-            checksums[parse_lora(text)[0]] = checksum
+            checksums[find_lora_file(parse_lora(text)[0], say)] = checksum
     if "embedding" not in given:
         for text, checksum in zip(recipe.embedding, recipe.embedding_sha256, strict=False):
             checksums[parse_embedding(text)[1]] = checksum

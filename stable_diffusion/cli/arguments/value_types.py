@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote
 
+from ...model_io.hub_file import MAIN, HubName, parse_hub_name
 from ...sampler.noise import MAX_SEED
 from ...utils.wording import abbreviate, did_you_mean, format_bytes
 
@@ -89,13 +90,22 @@ def parse_model_name(text: str) -> str:
     return text
 
 
-def parse_lora(text: str) -> tuple[Path, float]:
-    """Return the file and the scale of `FILE` or `FILE:SCALE`. The scale may be negative."""
-    _refuse_address(text, "LoRA")
-    file, colon, scale = text.rpartition(":")
-    if not colon or os.path.isfile(os.path.expanduser(text)):
-        file, scale = text, "1"
-    return _parse_file(file, "LoRA"), parse_lora_scale(scale)
+def parse_lora(text: str) -> tuple[str, float]:
+    """Return the name and the scale of `NAME` or `NAME:SCALE`. The scale may be negative.
+
+    The name is of a file or folder that exists, or may be of one on the Hub.
+    """
+    if (address := _parse_address(text)) is not None:
+        raise argparse.ArgumentTypeError(_explain_lora_address(text, *address))
+    name, colon, scale = text.rpartition(":")
+    if not colon or os.path.exists(os.path.expanduser(text)):
+        name, scale = text, "1"
+    path = os.path.expanduser(name)
+    if os.path.isdir(path):
+        return str(Path(path)), parse_lora_scale(scale)
+    if os.path.exists(path) or parse_hub_name(name) is None:
+        return str(_parse_file(name, "LoRA")), parse_lora_scale(scale)
+    return name, parse_lora_scale(scale)
 
 
 def parse_embedding(text: str) -> tuple[str, Path]:
@@ -155,6 +165,18 @@ def _explain_model_address(text: str, host: str, parts: list[str]) -> str:
     if revision == "main":
         return f"{abbreviate(text)} is a web address: give {name}"
     return f"{abbreviate(text)} is a web address: give {name}@{revision}"
+
+
+def _explain_lora_address(text: str, host: str, parts: list[str]) -> str:
+    """Return a message that says what to give in place of the web address of a LoRA."""
+    if host not in HUB_HOSTS or len(parts) < 2 or parts[0] in NO_MODEL_PATHS:
+        return _ask_for_file(text, "the LoRA")
+    is_of_a_file = len(parts) > 4 and parts[2] in ("blob", "resolve", "raw")
+    revision = parts[3] if len(parts) > 3 else MAIN
+    path = "/".join(parts[4:]) if is_of_a_file else ""
+    return (
+        f"{abbreviate(text)} is a web address: give {HubName('/'.join(parts[:2]), path, revision)}"
+    )
 
 
 def _ask_for_file(text: str, what: str) -> str:

@@ -255,8 +255,8 @@ def _list_inputs(settings: Settings) -> Iterator[tuple[str, str | Path]]:
         yield "the picture that --from-image reads", settings.from_image
     if settings.prompts_file is not None:
         yield "the prompts file", settings.prompts_file
-    for file, _ in settings.lora:
-        yield "a LoRA", file
+    for lora, _ in settings.lora:
+        yield "a LoRA", lora.path
     for _, file in settings.embedding:
         yield "a textual inversion", file
 

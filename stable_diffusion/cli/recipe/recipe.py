@@ -5,7 +5,6 @@ import json
 import os
 from dataclasses import dataclass, fields
 from functools import cache
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from ...config.strict_config import Config
@@ -107,7 +106,7 @@ class Recipe(Config):
         return {name: value for name, value in values.items() if value not in (None, ())}
 
 
-def sha256(file: str | Path) -> str:
+def sha256(file: str | os.PathLike[str]) -> str:
     """Return the SHA-256 checksum of a file in hexadecimal digits.
 
     The file is read whole, once unless it changes. Callers check that it is not too large.

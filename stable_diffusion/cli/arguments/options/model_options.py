@@ -38,12 +38,13 @@ MODEL = (
     ),
     Option(
         "--lora",
-        "a LoRA to add, a safetensors file, and how much of it (1 if left out); repeat for more",
+        "a LoRA to add, a file, folder or Hub repository, and how much of it (1 if left out); "
+        "repeat for more",
         kind="list",
         parse=value_types.parse_lora,
         default=(),
         default_text="none",
-        metavar="FILE[:SCALE]",
+        metavar="NAME[:SCALE]",
         in_recipe=True,
     ),
 )
