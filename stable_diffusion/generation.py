@@ -1,8 +1,12 @@
 """The arguments of both generators of `StableDiffusion`: checked, with defaults filled in."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
+
+import mlx.core as mx
+import numpy as np
 
 from .check_arguments import (
     check_integer,
@@ -17,6 +21,7 @@ from .config.model import ModelConfig
 from .sampler.choose import choose_sampler
 from .sampler.noise import NoiseStream, make_noise_streams
 from .sampler.sampler import Sampler
+from .sampler.schedule import Schedule, ensure_one_step
 
 OptionalTexts = Texts | Sequence[str | None] | None
 
@@ -26,8 +31,12 @@ class GenerationOptions(TypedDict, total=False):
 
     Attributes:
         sampler: one of `SAMPLERS`, or a `Sampler`; if None, `StableDiffusion.sampler`.
-        schedule: one of the sampler's schedules: the spacing of the timesteps, or "karras". If
-            None, a sampler that is given by name has the model's own schedule.
+        schedule: one of the sampler's schedules: how the timesteps or noise levels are spaced, see
+            `SCHEDULES`. If None, a sampler that is given by name has the model's own schedule.
+        timesteps: the timesteps of the steps themselves, falling, in place of `num_steps` and
+            `schedule`, for samplers that take them.
+        eta: how much noise each step adds, in [0, 1], for samplers that take it: 0 by default in
+            DDIM (arXiv:2010.02502, formula 16).
         guidance_rescale: how much of the contrast that guidance adds is removed, in [0, 1]
             (arXiv:2305.08891, section 3.4); 0 by default.
         long_prompt: read all of the prompts, in windows of 75 tokens, as many for each prompt as
@@ -39,6 +48,8 @@ class GenerationOptions(TypedDict, total=False):
 
     sampler: str | Sampler | None
     schedule: str | None
+    timesteps: Sequence[int] | None
+    eta: float | None
     guidance_rescale: float
     long_prompt: bool
     prompt_weights: bool
@@ -72,6 +83,23 @@ class Generation:
     seed: int  # of the first picture
     streams: list[NoiseStream]  # of noise, one for each picture
 
+    def cut_schedule(self, strength: float) -> Schedule:
+        """Return the last `strength` of the schedule, at least one step.
+
+        If it is less, the schedule gets more steps, unless the caller chose its timesteps. A
+        warning says so.
+        """
+        num_steps = self.num_steps
+        if self.sampler.timesteps is None:
+            num_steps = ensure_one_step(num_steps, strength)
+        n_left = int(num_steps * strength)
+        if n_left == 0:
+            warnings.warn(
+                f"{num_steps} timesteps at strength {strength} are less than one: the last is run",
+                stacklevel=3,
+            )
+        return self.sampler.schedule(num_steps).last(max(n_left, 1))
+
 
 def check_generation(arguments: Arguments, config: ModelConfig, own_sampler: Sampler) -> Generation:
     """Check the arguments that both generators share, and fill in defaults.
@@ -90,12 +118,15 @@ def check_generation(arguments: Arguments, config: ModelConfig, own_sampler: Sam
     texts, negative_texts = check_prompts(arguments.text, arguments.negative_text, n_images)
     steps = arguments.num_steps
     steps = None if steps is None else check_integer("num_steps", steps)
-    sampler = find_sampler(
-        config, own_sampler, options.get("sampler"), options.get("schedule"), steps
-    )
+    sampler = find_sampler(config, own_sampler, options, steps)
     defaults = config.defaults_with(sampler.name)
     num_steps = defaults.steps if steps is None else steps
     cfg_weight = defaults.guidance
+    if sampler.timesteps is not None:
+        num_steps = len(sampler.timesteps)
+        own = None if config.few_step is None else config.few_step.timesteps
+        if steps is not None and (sampler.timesteps, steps) != (own, num_steps):
+            raise ValueError("timesteps are the steps: leave num_steps out")
     if arguments.cfg_weight is not None:
         cfg_weight = check_number("cfg_weight", arguments.cfg_weight)
     rescale = check_number("guidance_rescale", options.get("guidance_rescale", 0.0), 0, 1)
@@ -120,28 +151,44 @@ def check_generation(arguments: Arguments, config: ModelConfig, own_sampler: Sam
 
 
 def find_sampler(
-    config: ModelConfig,
-    own_sampler: Sampler,
-    sampler: str | Sampler | None,
-    schedule: str | None,
-    steps: int | None,
+    config: ModelConfig, own_sampler: Sampler, options: GenerationOptions, steps: int | None
 ) -> Sampler:
-    """Return the sampler of a call: `own_sampler` if neither a sampler nor a schedule is given.
+    """Return the sampler of a call: `own_sampler` if the options do not say anything about it.
 
     A sampler of the model that has timesteps of its own has them only in as many steps.
 
     Raises:
-        TypeError: if one of them is of the wrong kind.
-        ValueError: if there is no such sampler, or it does not have this schedule, or it cannot
-            run this model.
+        TypeError: if one of the options is of the wrong kind.
+        ValueError: if there is no such sampler, or it does not have this schedule, or does not
+            take these timesteps or eta, or it cannot run this model.
     """
+    sampler, schedule = options.get("sampler"), options.get("schedule")
     check_sampler(sampler, schedule)
-    if sampler is None and schedule is None:
-        is_of_model = own_sampler == choose_sampler(config)
-        return choose_sampler(config, steps=steps) if is_of_model else own_sampler
-    if isinstance(sampler, Sampler):
-        if schedule is None:
-            return sampler
-        return Sampler.for_model(sampler.config, sampler.name, schedule)
-    name = own_sampler.name if sampler is None else sampler
-    return choose_sampler(config, name, schedule, steps=steps)
+    timesteps, eta = check_timesteps(options.get("timesteps")), options.get("eta")
+    if eta is not None:
+        eta = check_number("eta", eta)
+    if sampler is None:
+        is_of_model = own_sampler == choose_sampler(config, own_sampler.name)
+        sampler = own_sampler if schedule is None and not is_of_model else own_sampler.name
+    if isinstance(sampler, str):
+        return choose_sampler(config, sampler, schedule, timesteps, eta, steps=steps)
+    if (schedule, timesteps, eta) == (None, None, None):
+        return sampler
+    if schedule is None and timesteps is None:
+        timesteps = sampler.timesteps
+    eta = sampler.eta if eta is None else eta
+    return Sampler.for_model(sampler.config, sampler.name, schedule, timesteps, eta)
+
+
+def check_timesteps(value: Any) -> tuple[int, ...] | None:
+    """Return timesteps as Python's integers; whether they suit the model is checked later.
+
+    Raises:
+        TypeError: if they are neither a sequence of integers nor None.
+    """
+    if value is None:
+        return None
+    is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    if not is_list and (not isinstance(value, (np.ndarray, mx.array)) or value.ndim == 0):
+        raise TypeError(f"timesteps must be a list of integers, got {type(value).__name__}")
+    return tuple(check_integer("each timestep", timestep) for timestep in value)

@@ -43,7 +43,7 @@ from .precision import load_in_float32
 from .quantize import quantize_networks
 from .sampler.choose import choose_sampler
 from .sampler.noise import draw_latents
-from .sampler.schedule import Schedule, ensure_one_step
+from .sampler.schedule import Schedule
 from .vae_strips import decode, encode
 
 
@@ -165,8 +165,8 @@ class StableDiffusion(Adapted):
             negative_text: what to avoid, or one for each picture; None stands for no text.
             latent_size: (height, width) in latents; the model's default if None.
             seed: of the first picture, or one for each; a random one if None, see `Denoising.seed`.
-            options: sampler, schedule, guidance_rescale, long_prompt, prompt_weights and clip_skip,
-                see `GenerationOptions`.
+            options: sampler, schedule, timesteps, eta, guidance_rescale, long_prompt,
+                prompt_weights and clip_skip, see `GenerationOptions`.
 
         Raises:
             TypeError: if an argument is of the wrong kind or has an unknown name.
@@ -211,8 +211,7 @@ class StableDiffusion(Adapted):
         x = mx.repeat(mean, len(generation.texts), axis=0)
         if strength == 0:
             return Denoising(lambda: yield_unchanged(x), 1, [x], generation.seed)
-        num_steps = ensure_one_step(generation.num_steps, strength)
-        schedule = generation.sampler.schedule(num_steps).last(int(num_steps * strength))
+        schedule = generation.cut_schedule(strength)
         noise = mx.array(draw_latents(generation.streams, mean.shape[1:]))
         latents = _denoise(self, schedule.steps[0].start.mix(x, noise), schedule, generation)
         latents.inputs.append(mean)

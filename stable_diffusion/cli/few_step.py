@@ -19,6 +19,6 @@ def adopt_few_step(settings: Settings, model: Model) -> ModelConfig:
         say(f"{os.path.basename(model.source_of('unet').name)}: {config.few_step}")
     for file, scale in settings.lora:
         if scale > 0 and (few_step := recognize_lora(file)) is not None:
-            say(f"{file.name}: {few_step}")
+            say(f"{os.path.basename(file.name)}: {few_step}")
             config = config.with_few_step(few_step)
     return config

@@ -54,9 +54,13 @@ class Job(PictureOptions):
                 f"got {self.clip_skip}"
             )
         try:
-            sampler = choose_sampler(config, self.sampler, self.schedule, steps=self.steps)
+            sampler = choose_sampler(
+                config, self.sampler, self.schedule, self.timesteps, self.eta, steps=self.steps
+            )
             defaults = config.defaults_with(sampler.name)
             steps = defaults.steps if self.steps is None else self.steps
+            if sampler.timesteps is not None:
+                steps = len(sampler.timesteps)
             sampler.schedule(steps)
         except ValueError as error:
             raise UsageError(f"{self.where}{error}") from None
@@ -67,6 +71,8 @@ class Job(PictureOptions):
             "cfg": defaults.guidance if self.cfg is None else self.cfg,
             "sampler": sampler.name,
             "schedule": sampler.schedule_name,
+            "timesteps": sampler.timesteps,
+            "eta": (sampler.used_eta or None) if self.eta is None else self.eta,
         }
         return CompleteJob(**vars(self) | chosen)
 
@@ -113,7 +119,7 @@ class Batch:
         return {
             "text": [job.prompt for job in self.jobs],
             "n_images": len(self.jobs),
-            "num_steps": job.steps,
+            "num_steps": job.steps if job.timesteps is None else None,
             "cfg_weight": job.cfg,
             "negative_text": [job.negative_prompt for job in self.jobs],
             "seed": [job.seed for job in self.jobs],
@@ -123,6 +129,8 @@ class Batch:
             "clip_skip": job.clip_skip,
             "sampler": job.sampler,
             "schedule": job.schedule,
+            "timesteps": job.timesteps,
+            "eta": job.eta,
         }
 
 

@@ -35,6 +35,7 @@ class PictureOptions:
     Attributes:
         width, height: in pixels. Both are None, or neither.
         cfg: the guidance.
+        timesteps: in place of steps and a schedule.
         strength: how far to go from the picture to start from, 0 to 1; None without one.
         file: the file name of the picture inside the output folder, if the line gives one.
         where: the file and the line, with which error messages start.
@@ -49,6 +50,8 @@ class PictureOptions:
     guidance_rescale: float = 0.0
     sampler: str | None = None
     schedule: str | None = None
+    timesteps: tuple[int, ...] | None = None
+    eta: float | None = None
     long_prompt: bool = False
     prompt_weights: bool = False
     clip_skip: int = 0

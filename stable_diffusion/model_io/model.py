@@ -61,7 +61,7 @@ class Model:
             unet=unet,
             autoencoder=self.autoencoder_config,
             text_encoders=tuple(self.text_encoder_config(name) for name in text_encoders),
-            diffusion=self.diffusion_config,
+            diffusion=replace(self.diffusion_config, is_xl=is_xl),
             pipeline=pipeline,
             spec=find_spec(pipeline._converted_from or self.name),
         )

@@ -133,6 +133,6 @@ def find_ratios(timesteps: np.ndarray, all_ratios: np.ndarray) -> np.ndarray:
     return np.exp(np.interp(timesteps, np.arange(len(all_ratios)), np.log(all_ratios, dtype=float)))
 
 
-def find_timesteps(ratios: np.ndarray, all_ratios: np.ndarray) -> np.ndarray:
+def interpolate_timesteps(ratios: np.ndarray, all_ratios: np.ndarray) -> np.ndarray:
     """Return the (fractional) training timesteps that have these ratios."""
     return np.interp(np.log(ratios), np.log(all_ratios), np.arange(len(all_ratios)))

@@ -85,7 +85,7 @@ SCHEDULES = {
 }
 # The schedules of the samplers that step on noise levels: those that diffusers has for them, and
 # those that it lacks.
-LEVEL_SCHEDULES = (*SPACINGS, *LEVEL_OPTIONS, *OWN_SCHEDULES)
+NOISE_LEVELS = (*SPACINGS, *LEVEL_OPTIONS, *OWN_SCHEDULES)
 
 SAMPLERS = {
     spec.name: spec
@@ -93,7 +93,7 @@ SAMPLERS = {
         SamplerSpec(
             name="euler",
             webui_name="Euler",
-            schedules=LEVEL_SCHEDULES,
+            schedules=NOISE_LEVELS,
             make_schedule=make_euler_schedule,
             step=euler_step,
             max_steps=lambda config: config.num_train_timesteps,
@@ -121,7 +121,7 @@ SAMPLERS = {
         SamplerSpec(
             name="dpm++2m",
             webui_name="DPM++ 2M",
-            schedules=LEVEL_SCHEDULES,
+            schedules=NOISE_LEVELS,
             make_schedule=make_dpm_schedule,
             step=dpm_2m_step,
             max_steps=lambda config: config.num_train_timesteps - 1,  # one may be the end
@@ -194,11 +194,16 @@ class Sampler:
         elif spec.schedules and config.schedule not in spec.schedules:
             config = config.with_schedule(spec.find_spacing(config))
         if timesteps is not None:
-            require_timesteps(name, schedule, timesteps, config.num_train_timesteps)
+            require_timesteps(name)
+            if schedule is not None:
+                raise ValueError(f"timesteps and schedule {schedule}: leave one out")
             timesteps = tuple(timesteps)
+            check_timesteps(timesteps, config.num_train_timesteps)
             config = config.with_schedule(config.timestep_spacing)
         if eta is not None:
-            require_eta(name, eta)
+            require_eta(name)
+            if not 0 <= eta <= 1:
+                raise ValueError(f"eta must be in [0, 1], got {eta}")
         return cls(config, name, timesteps, eta)
 
     @property
@@ -218,10 +223,10 @@ class Sampler:
     @property
     def needs_noise(self) -> bool:
         """Return whether `step` needs fresh noise."""
-        return self.spec.needs_noise or bool(self._complete_eta)
+        return self.spec.needs_noise or bool(self.used_eta)
 
     @property
-    def _complete_eta(self) -> float | None:
+    def used_eta(self) -> float | None:
         """Return eta, or its default; None for a sampler that does not take it."""
         default = self.spec.default_eta if self.spec.takes_eta else None
         return default if self.eta is None else self.eta
@@ -236,7 +241,7 @@ class Sampler:
         if self.timesteps is not None:
             if num_steps != len(self.timesteps):
                 raise ValueError(f"{len(self.timesteps)} timesteps are not {num_steps} steps")
-            schedule = self.spec.make_schedule(self.config, num_steps, self.timesteps)
+            schedule = self.spec.make_schedule(self.config, num_steps, timesteps=self.timesteps)
         else:
             max_steps = self.spec.max_steps(self.config)
             if not 1 <= num_steps <= max_steps:
@@ -271,7 +276,7 @@ class Sampler:
         x_0, noise = split_into_x_0_and_noise(
             x, prediction, step.start, self.config.prediction_type
         )
-        given = StepInput(x, x_0, noise, step, self.config, previous, fresh, self._complete_eta)
+        given = StepInput(x, x_0, noise, step, self.config, previous, fresh, self.used_eta)
         x = self.spec.step(given)
         return x, Estimate(x_0, step.start)
 
@@ -293,39 +298,38 @@ def require_schedule(sampler: str, schedule: str | None) -> None:
         raise ValueError(f"sampler {sampler} has no schedule {schedule!r}, {only}")
 
 
-def require_timesteps(
-    sampler: str, schedule: str | None, timesteps: Sequence[int], num_train_timesteps: int
-) -> None:
-    """Check that a sampler takes timesteps, and these.
+def require_timesteps(sampler: str) -> None:
+    """Check that a sampler takes timesteps.
 
     Raises:
-        ValueError: if it takes none, or a schedule is given, too, or these are not timesteps of
-            the training that fall.
+        ValueError: if it does not take any.
     """
     if not SAMPLERS[sampler].takes_timesteps:
         takers = ", ".join(spec.name for spec in SAMPLERS.values() if spec.takes_timesteps)
-        raise ValueError(
-            f"sampler {sampler} does not take timesteps: use one of {takers}, or steps"
-        )
-    if schedule is not None:
-        raise ValueError(f"timesteps replace the schedule: leave {schedule} out")
+        raise ValueError(f"sampler {sampler} does not take timesteps: use one of {takers}")
+
+
+def check_timesteps(timesteps: Sequence[int], num_train_timesteps: int) -> None:
+    """Check that these are falling timesteps of the training.
+
+    Raises:
+        ValueError: if they are not.
+    """
     last = num_train_timesteps - 1
     are_falling = all(t > t_next for t, t_next in pairwise(timesteps))
     if not timesteps or not are_falling or not 0 <= timesteps[-1] <= timesteps[0] <= last:
         raise ValueError(
-            f"timesteps must be falling, from {last} to 0, such as {last}, {last // 2}; got "
+            f"timesteps must fall from one to the next, in {last} to 0; got "
             f"{abbreviate(', '.join(map(str, timesteps)) or 'none')}"
         )
 
 
-def require_eta(sampler: str, eta: float) -> None:
-    """Check that a sampler takes eta, and this one.
+def require_eta(sampler: str) -> None:
+    """Check that a sampler takes eta.
 
     Raises:
-        ValueError: if it does not take any, or it is not in [0, 1].
+        ValueError: if it does not take it.
     """
     if not SAMPLERS[sampler].takes_eta:
         takers = ", ".join(spec.name for spec in SAMPLERS.values() if spec.takes_eta)
         raise ValueError(f"sampler {sampler} does not take eta: use one of {takers}")
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must be in [0, 1], got {eta}")

@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..config.diffusion import SPACINGS, DiffusionConfig
-from .noise_levels import find_timesteps, place_levels
+from .noise_levels import interpolate_timesteps, place_levels
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def make_euler_schedule(
     ratios = np.interp(times, np.arange(len(all_ratios)), all_ratios)
     if timesteps is None and config.schedule not in SPACINGS:
         ratios = place_levels(config, num_steps, all_ratios, ratios[0], ratios[-1])
-        times = find_timesteps(ratios, all_ratios)
+        times = interpolate_timesteps(ratios, all_ratios)
     steps = _chain(times, map(Level.from_ratio, ratios.astype(np.float32).tolist()))
     # With leading spacing the first level is well below the noisiest of training. The first latents
     # are noise alone even so, of standard deviation 1.
@@ -170,7 +170,7 @@ def make_dpm_schedule(
     if timesteps is None and config.schedule not in SPACINGS:
         highest, lowest = float(all_ratios[-1]), float(all_ratios[0])
         ratios = place_levels(config, num_steps, all_ratios, highest, lowest)
-        times = find_timesteps(ratios, all_ratios)
+        times = interpolate_timesteps(ratios, all_ratios)
         # As in diffusers, which rounds only those of Karras' levels.
         is_cut = config.schedule in ("exponential", "beta")
         times = np.floor(times) if is_cut else times.round()
@@ -248,6 +248,6 @@ def ensure_one_step(num_steps: int, strength: float) -> int:
     warnings.warn(
         f"{num_steps} steps at strength {strength} are less than one: 1 step is run, the last of "
         f"{raised}",
-        stacklevel=3,
+        stacklevel=4,
     )
     return raised

@@ -151,6 +151,8 @@ def _add_option(group: argparse._ArgumentGroup, option: Option) -> None:
     """Add an option of the table, and its opposite if it has one."""
     default = option.shown_default
     help_text = option.help if default is None else f"{option.help} (default: {default})"
+    if option.choices and option.metavar is not None:
+        help_text += f": {', '.join(option.choices)}"
     common: dict[str, Any] = {"help": help_text.replace("%", "%%"), "default": argparse.SUPPRESS}
     if option.is_positional:
         group.add_argument(option.name, nargs=None if option.is_required else "?", **common)
@@ -164,9 +166,11 @@ def _add_option(group: argparse._ArgumentGroup, option: Option) -> None:
             group.add_argument(*names, action=Show, show=option.show, **common)
         case "help":
             group.add_argument(*names, action="help", **common)
-        case "value" | "list":
-            metavar = f"{{{','.join(option.choices)}}}" if option.choices else option.metavar
-            action = "store" if option.kind == "value" else "append"
+        case "value" | "list" | "numbers":
+            metavar = option.metavar
+            if option.choices and metavar is None:
+                metavar = f"{{{','.join(option.choices)}}}"
+            action = "append" if option.kind == "list" else "store"
             parse = option.text_parser
             group.add_argument(*names, action=action, type=parse, metavar=metavar, **common)
     if option.opposite is not None:

@@ -21,7 +21,10 @@ from .value_types import parse_embedding, parse_lora
 # If the command line gives the first option, the recipe's values of the others are not used.
 DEPENDENT_OPTIONS = {
     "model": ("prediction_type",),
-    "sampler": ("schedule",),
+    "sampler": ("schedule", "timesteps", "eta"),
+    "steps": ("timesteps",),
+    "schedule": ("timesteps",),
+    "timesteps": ("steps", "schedule"),
     "n_images": ("n_rows",),
 }
 
@@ -94,6 +97,8 @@ def _check(file: str, option: Option, value: Any) -> Any:
     """Return a value of the recipe after the checks that the command line makes."""
     parse = option.text_parser
     try:
+        if option.kind == "numbers":
+            return parse(",".join(map(str, value)))
         if isinstance(value, tuple):
             return [parse(text) for text in value]
         return value if option.kind == "switch" else parse(str(value))

@@ -21,13 +21,14 @@ class Option:
         help: what it does, in a few words.
         short: a name of one letter, such as `-q`.
         kind: how many values it takes. A "value" has one; a "list" has one for each time that the
-            option is given; a "switch" has none, and is True or False. "print" prints what `show`
-            returns and ends the program; "help" prints the help.
+            option is given; "numbers" are one text with commas, in JSON a list; a "switch" has
+            none, and is True or False. "print" prints what `show` returns and ends the program;
+            "help" prints the help.
         parse: returns the value for a text, or raises `argparse.ArgumentTypeError`.
         choices: the words that are allowed; () if `parse` decides.
         default: the value if the option is not given.
         default_text: says the default in words, if the value alone would not.
-        metavar: stands for the value in the help.
+        metavar: stands for the value in the help; None for the choices themselves.
         opposite: the help of `--no-NAME`, which sets a switch to False; None if there is none.
         is_required: for a positional argument, whether it must be given.
         show: see `kind`.
@@ -39,7 +40,7 @@ class Option:
     name: str
     help: str
     short: str | None = None
-    kind: Literal["value", "list", "switch", "print", "help"] = "value"
+    kind: Literal["value", "list", "numbers", "switch", "print", "help"] = "value"
     parse: Callable[[str], Any] = str
     choices: tuple[str, ...] = ()
     default: Any = None

@@ -22,6 +22,8 @@ SAME = {
     ),
     "--sampler": "plms sampler-name sampling-method sample-method sampler-type",
     "--schedule": "scheduler scheduler-name schedule-type timestep-spacing",
+    "--timesteps": "custom-timesteps timestep-list sigmas",
+    "--eta": "ddim-eta eta-ddim",
     "--seed": "s seeds rng-seed manual-seed generator",
     "--width": "W w size resolution image-size",
     "--height": "H",
@@ -79,6 +81,7 @@ EXPLANATIONS = {
     "image-size": "give it with --height and",
     "scheduler": "choose the sampler with --sampler, and the spacing of timesteps with",
     "scheduler-name": "choose the sampler with --sampler, and the spacing of timesteps with",
+    "sigmas": "give timesteps in place of noise levels with",
     "v-prediction": "v_prediction is a value of",
     "lora-scale": "give the file and its scale as FILE:SCALE with",
     "lora-scales": "give the file and its scale as FILE:SCALE with",
@@ -112,7 +115,7 @@ ABSENT = {
     ),
     "the number of columns follows from --n_rows": "columns cols n-cols grid-columns",
     "every picture has its own seed, random unless --seed is given": "auto-seeds random-seed",
-    "the noise that samplers add cannot be scaled": "eta ddim-eta s-churn s-noise s-tmin s-tmax",
+    "the noise that samplers add cannot be scaled": "s-churn s-noise s-tmin s-tmax",
     DEVICES: "t threads device device-id n-threads cpu gpu cuda mps use-cpu num-threads backend",
     ALREADY_FAST: (
         "xformers attention-slicing opt-sdp-attention opt-sdp-no-mem-attention diffusion-fa "

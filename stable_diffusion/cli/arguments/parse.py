@@ -13,7 +13,7 @@ from ...adapters.find_lora_file import find_lora_file
 from ...images.arrays import MAX_PIXELS, MULTIPLE
 from ...images.reading import load_image, read_size
 from ...sampler.noise import MAX_SEED
-from ...sampler.sampler import require_schedule
+from ...sampler.sampler import require_eta, require_schedule, require_timesteps
 from ...utils.size import Size
 from ...utils.wording import abbreviate, describe_error
 from ..settings import Request, Settings, StartPicture
@@ -245,9 +245,26 @@ def _check_request(request: Request) -> None:
             f"{request.where}--seed {request.seed} is too large for {pictures}, as seeds end at "
             f"{MAX_SEED}: take a smaller one{or_one}"
         )
+    _check_sampling(request)
+
+
+def _check_sampling(request: Request) -> None:
+    """Raise ValueError if the options of a request about its steps exclude each other."""
+    if request.timesteps is not None:
+        others = {"--steps": request.steps, "--schedule": request.schedule}
+        for name, value in others.items():
+            if value is not None:
+                raise ValueError(
+                    f"{request.where}--timesteps and {name} {value}: leave one out, as timesteps "
+                    "say both how many steps there are and how they are spaced"
+                )
     if request.sampler is not None:
         try:
             require_schedule(request.sampler, request.schedule)
+            if request.timesteps is not None:
+                require_timesteps(request.sampler)
+            if request.eta is not None:
+                require_eta(request.sampler)
         except ValueError as error:
             raise ValueError(f"{request.where}{error}") from None
 

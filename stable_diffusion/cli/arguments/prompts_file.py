@@ -306,6 +306,8 @@ def _parse_value(option: Option, value: Any) -> Any:
         if not isinstance(value, bool):
             raise ValueError(f"{key} must be true or false, got {_format_json(value)}")
         return value
+    if option.kind == "numbers" and isinstance(value, list):
+        value = ",".join(map(str, value))
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"{key} must be text or a number, got {_format_json(value)}")
     if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_EXACT:
@@ -317,7 +319,7 @@ def _parse_value(option: Option, value: Any) -> Any:
         raise ValueError(f"{key}: {error}") from None
     except UnicodeEncodeError:
         raise ValueError(f"{key} has half of a character in it") from None
-    if isinstance(value, str) is not isinstance(parsed, str):
+    if option.kind != "numbers" and isinstance(value, str) is not isinstance(parsed, str):
         wanted = "text" if isinstance(parsed, str) else "a number"
         raise ValueError(f"{key} must be {wanted}, got {_format_json(value)}")
     return parsed

@@ -7,6 +7,7 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Collection
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote
@@ -56,8 +57,19 @@ parse_count = make_number_parser(int, 1, MAX_COUNT)
 parse_clip_skip = make_number_parser(int, 0, MAX_COUNT)
 parse_side = make_number_parser(int, 1, MAX_SIDE)
 parse_fraction = make_number_parser(float, 0, 1)
+parse_timestep = make_number_parser(int, 0, MAX_COUNT)
 parse_guidance = make_number_parser(float, 0, MAX_GUIDANCE)
 parse_lora_scale = make_number_parser(float, -MAX_LORA_SCALE, MAX_LORA_SCALE)
+
+
+def parse_timesteps(text: str) -> tuple[int, ...]:
+    """Return timesteps that are separated by commas, and fall."""
+    timesteps = tuple(parse_timestep(part.strip()) for part in text.split(","))
+    if any(t <= t_next for t, t_next in pairwise(timesteps)):
+        raise argparse.ArgumentTypeError(
+            f"must fall from one to the next, such as 999,749,499,249, got {abbreviate(text)}"
+        )
+    return timesteps
 
 
 def make_choice_parser(choices: Collection[str]) -> Callable[[str], str]:

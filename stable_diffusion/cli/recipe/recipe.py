@@ -41,6 +41,8 @@ class Recipe(Config):
     guidance_rescale: float | None = None
     sampler: str | None = None
     schedule: str | None = None
+    timesteps: tuple[int, ...] = ()  # in place of steps and a schedule
+    eta: float | None = None
     clip_skip: int | None = None
     long_prompt: bool | None = None
     prompt_weights: bool | None = None

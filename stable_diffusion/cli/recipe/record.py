@@ -127,6 +127,8 @@ class _Choices:
 def _collect_job_values(job: Job) -> dict[str, Any]:
     """Return the fields of a recipe that a job decides, without those that are None."""
     values = {name: getattr(job, name, None) for name in RECIPE_FIELDS}
+    if job.timesteps is not None:
+        values["steps"] = None
     return {name: value for name, value in values.items() if value is not None}
 
 

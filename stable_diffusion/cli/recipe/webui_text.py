@@ -21,6 +21,28 @@ from .recipe import MAX_CHARACTERS, PROGRAM, Recipe
 
 SAMPLER_NAMES = {spec.name: spec.webui_name for spec in SAMPLERS.values()}
 SCHEDULE_NAMES = {spec.name: spec.webui_name for spec in SCHEDULES.values() if spec.webui_name}
+SAMPLERS_BY_NAME = {theirs: ours for ours, theirs in SAMPLER_NAMES.items() if theirs}
+# "Normal" is "Uniform" under another name; "DDIM" is the spacing of the sampler of that name.
+SCHEDULES_BY_NAME = {theirs: ours for ours, theirs in SCHEDULE_NAMES.items()} | {
+    "Normal": "linspace",
+    "DDIM": "leading",
+}
+# The nearest that the web UI has to a schedule of ours. Such a text is read as what it says.
+NEAREST_NAMES = {"trailing": "SGM Uniform"}
+SAMPLERS_WITH_OWN_TIMES = ("DDIM", "PLMS", "UniPC")  # the web UI has no schedules for them
+
+# What "Automatic" means for a sampler, by the web UI's names; "Uniform" for the others.
+AUTOMATIC = "Automatic"
+AUTOMATIC_SCHEDULES = {
+    "DPM++ 2M": "Karras",
+    "DPM++ SDE": "Karras",
+    "DPM++ 2S a": "Karras",
+    "DPM2": "Karras",
+    "DPM2 a": "Karras",
+    "DPM++ 2M SDE": "Exponential",
+    "DPM++ 2M SDE Heun": "Exponential",
+    "DPM++ 3M SDE": "Exponential",
+}
 
 # The names of the files that the known models were published as, which such texts call them by.
 MODEL_FILES = {
@@ -36,6 +58,7 @@ REPOSITORIES = {spec.repo.rpartition("/")[2]: name for name, spec in MODELS.item
 KNOWN_MODELS = MODEL_FILES | REPOSITORIES | {name: name for name in MODELS}
 
 NEGATIVE = "Negative prompt:"
+STEPS_OPTIONS = ("steps", "schedule")
 MIN_PAIRS = 3  # in the last line; with fewer it may be a line of the prompt
 PAIR = re.compile(r'([^:,"]+):\s*("(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)')
 JSON_KEY = re.compile(r'([^:,"]+):\s*(?=[\[{])')  # of a value that is JSON, with commas in it
@@ -62,9 +85,10 @@ class Reading(NamedTuple):
 def write_parameters(recipe: Recipe) -> str:
     """Return the text for a recipe; characters that UTF-8 cannot encode are replaced."""
     details = {
-        "Steps": recipe.steps,
+        "Steps": len(recipe.timesteps) or recipe.steps,
         "Sampler": SAMPLER_NAMES.get(recipe.sampler or ""),
-        "Schedule type": SCHEDULE_NAMES.get(recipe.schedule or ""),
+        "Schedule type": (SCHEDULE_NAMES | NEAREST_NAMES).get(recipe.schedule or ""),
+        "Timesteps": ",".join(map(str, recipe.timesteps)) or None,  # the web UI does not have them
         # In the web UI, too, 1 means no guidance; but less than 1 does not.
         "CFG scale": None if recipe.cfg is None else _format_number(max(recipe.cfg, 1.0)),
         "Seed": recipe.seed,
@@ -74,6 +98,7 @@ def write_parameters(recipe: Recipe) -> str:
         "Denoising strength": (
             None if recipe.strength is None else _format_number(recipe.strength)
         ),
+        _name_eta(recipe.sampler): None if recipe.eta is None else _format_number(recipe.eta),
         "Clip skip": recipe.clip_skip + 1 if recipe.clip_skip else None,  # they count from 1
         "Emphasis": None if recipe.prompt_weights or not _has_brackets(recipe) else "None",
         "Lora": ", ".join(map(_shorten_lora, recipe.lora)) or None,
@@ -120,6 +145,8 @@ def _read_pairs(pairs: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
     """Return the options that the pairs of the last line mean, and the pairs not understood."""
     options: dict[str, Any] = {}
     rest = []
+    if pairs.get("Schedule type") == AUTOMATIC:
+        pairs = pairs | {"Schedule type": _find_automatic_schedule(pairs.get("Sampler", ""))}
     for key, value in pairs.items():
         try:
             options |= {} if key in WITHOUT_EFFECT else _READERS[key](value)
@@ -129,7 +156,21 @@ def _read_pairs(pairs: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
             rest.append(f"{key}: {value}")
     if any(key.startswith("Hires") for key in pairs) and "strength" in options:
         rest.append(f"Denoising strength: {options.pop('strength')}")  # of a second pass
+    sampler = SAMPLERS.get(options.get("sampler", ""))
+    if "eta" in options and (sampler is None or not sampler.takes_eta):
+        rest.append(f"Eta: {options.pop('eta')}")  # of ancestral samplers, which always add as much
+    if "timesteps" in options:  # in place of both
+        options = {key: value for key, value in options.items() if key not in STEPS_OPTIONS}
     return options, rest
+
+
+def _find_automatic_schedule(sampler_name: str) -> str:
+    """Return the web UI's name of a sampler's usual schedule; AUTOMATIC if it has only its own."""
+    name = AUTOMATIC_SCHEDULES.get(sampler_name, "Uniform")
+    sampler = SAMPLERS.get(SAMPLERS_BY_NAME.get(sampler_name, ""))
+    if sampler is None or SCHEDULES_BY_NAME[name] not in sampler.schedules:
+        return AUTOMATIC
+    return AUTOMATIC if sampler_name in SAMPLERS_WITH_OWN_TIMES else name
 
 
 def _split_pairs(line: str) -> tuple[dict[str, str], list[str]]:
@@ -181,15 +222,26 @@ def _summarize_resources(text: str) -> str:
 
 def _read_sampler(name: str) -> dict[str, str]:
     """Return the sampler; before version 1.9 its name could end with the schedule."""
-    schedule = _read_schedule("Karras") if name.endswith(" Karras") else {}
-    ours = {theirs: ours for ours, theirs in SAMPLER_NAMES.items()}
-    return {"sampler": ours[name.removesuffix(" Karras")]} | schedule
+    if name in SAMPLERS_BY_NAME:
+        return {"sampler": SAMPLERS_BY_NAME[name]}
+    for suffix, schedule in SCHEDULES_BY_NAME.items():
+        sampler = SAMPLERS_BY_NAME.get(name.removesuffix(f" {suffix}"))
+        if sampler is not None:
+            return {"sampler": sampler, "schedule": schedule}
+    raise ValueError(f"unknown sampler {name}")
 
 
 def _read_schedule(name: str) -> dict[str, str]:
-    if name == "Automatic":
-        return {}
-    return {"schedule": {theirs: ours for ours, theirs in SCHEDULE_NAMES.items()}[name]}
+    return {} if name == AUTOMATIC else {"schedule": SCHEDULES_BY_NAME[name]}
+
+
+def _read_timesteps(text: str) -> dict[str, tuple[int, ...]]:
+    return {"timesteps": tuple(int(timestep) for timestep in text.split(","))}
+
+
+def _name_eta(sampler: str | None) -> str:
+    """Return the key of eta, which has a name of its own for DDIM."""
+    return "Eta DDIM" if sampler == "ddim" else "Eta"
 
 
 def _read_size(text: str) -> dict[str, int]:
@@ -216,6 +268,9 @@ _READERS: dict[str, Callable[[str], dict[str, Any]]] = {
     "Steps": _make_number_reader("steps", int),
     "Sampler": _read_sampler,
     "Schedule type": _read_schedule,
+    "Timesteps": _read_timesteps,
+    "Eta DDIM": _make_number_reader("eta", float),
+    "Eta": _make_number_reader("eta", float),
     "CFG scale": _make_number_reader("cfg", float),
     "Seed": _make_number_reader("seed", int),
     "Size": _read_size,
