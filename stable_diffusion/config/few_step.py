@@ -121,6 +121,7 @@ _CHECKPOINTS = {
     "sdxl_lightning_1step_x0": LIGHTNING_X0,
     **{f"sdxl_lightning_{n}step": settings for n, settings in LIGHTNING.items()},
 }
+_MERGE = re.compile(r"\b(lightning|turbo|lcm|dmd ?2|hyper ?(sd|xl)|hyper\b)")
 # Names that say nothing of the content: the folder, or the repository, does.
 _PLAIN_NAMES = re.compile(
     r"(pytorch_lora_weights|adapter_model|(diffusion_pytorch_)?model|lora|unet)([._-]?(fp16|bf16))?",
@@ -150,6 +151,14 @@ def recognize_few_step(
     return next((found for name in names if (found := _recognize_name(name, kind))), None)
 
 
+def seems_few_step(file: str) -> bool:
+    """Return whether the name of a checkpoint has a word of the distilled models.
+
+    It may be a merge of one, whose settings only its author knows.
+    """
+    return _MERGE.search(_normalize(PurePath(file).name)) is not None
+
+
 def _find_cached_repo(path: PurePath) -> str:
     """Return the name of the repository in whose cache folder a file is; "" if it is in none."""
     folders = (part for part in path.parts if part.startswith("models--"))
@@ -158,9 +167,7 @@ def _find_cached_repo(path: PurePath) -> str:
 
 def _recognize_name(name: str, kind: FileKind) -> FewStepSettings | None:
     """Return the settings for a file of this name or title, or None."""
-    text = name.removesuffix(".safetensors").rpartition("/")[2]
-    text = re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", " ", text)  # `sdxlLightning_4stepLora`
-    text = re.sub(r"[^a-z0-9]+", " ", text.lower())
+    text = _normalize(name.removesuffix(".safetensors").rpartition("/")[2])
     for family in _FAMILIES:
         if kind not in family.kinds or (match := family.name.search(text)) is None:
             continue
@@ -172,6 +179,12 @@ def _recognize_name(name: str, kind: FileKind) -> FewStepSettings | None:
         if steps is not None and (settings := _choose(family, steps, rest.split(), kind)):
             return settings
     return None
+
+
+def _normalize(name: str) -> str:
+    """Return the words of a name in lower case, with spaces between them."""
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", " ", name)  # `sdxlLightning_4stepLora`
+    return re.sub(r"[^a-z0-9]+", " ", name.lower())
 
 
 def _choose(

@@ -3,7 +3,7 @@
 import pytest
 
 from stable_diffusion.config import few_step
-from stable_diffusion.config.few_step import recognize_few_step
+from stable_diffusion.config.few_step import recognize_few_step, seems_few_step
 from stable_diffusion.config.known_models import (
     FEW_STEP_MODELS,
     MODELS,
@@ -93,6 +93,21 @@ def test_a_whole_checkpoint_only_by_its_published_name():
     assert recognize_few_step("x/sd_turbo.safetensors", "checkpoint") == few_step.SD_TURBO
     for name in ("dreamshaperXL_sdxl_lightning_4step.safetensors", "sd_turbo", "org/sd-turbo"):
         assert recognize_few_step(name, "checkpoint") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "seems"),
+    [
+        ("dreamshaperXL_lightningDPMSDE", True),
+        ("dreamshaperXL_v21TurboDPMSDE", True),
+        ("realvisxl_hyper_v2", True),
+        ("hyperrealism_v3", False),
+        ("juggernautXL_v9", False),
+    ],
+)
+def test_a_merge_gets_a_hint_only(name, seems):
+    assert seems_few_step(f"{name}.safetensors") == seems
+    assert recognize_few_step(f"{name}.safetensors", "checkpoint") is None
 
 
 def test_settings_in_words():

@@ -1,5 +1,7 @@
 """Few-step models draw what diffusers draws with the same files, scheduler and timesteps."""
 
+import json
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -10,8 +12,10 @@ import pytest
 import torch
 from oracle import Oracle, psnr
 from ours import pictures
+from PIL import Image
 from safetensors.torch import save, save_file
 
+import txt2image
 from stable_diffusion import StableDiffusion, StableDiffusionXL
 from stable_diffusion.config import few_step
 from stable_diffusion.config.known_models import FEW_STEP_MODELS, MODELS
@@ -168,6 +172,55 @@ def test_a_known_model(hub, checkpoint, changed):
             load("sdxl-lightning")
     with pytest.raises(OSError, match="lcm-sdxl-4 is neither .*: did you mean lcm-sdxl"):
         StableDiffusion("lcm-sdxl-4")
+
+
+def read_recipe(file: Path) -> dict:
+    return json.loads(Image.open(file).text["stable-diffusion-mlx"])
+
+
+def test_a_known_model_from_the_command_line(hub, checkpoint, changed, tmp_path, capsys):
+    """--steps chooses the file; the recipe has what makes the picture again."""
+    add_models(hub, checkpoint, changed("sdxl")[1], "sdxl-dmd2", "sdxl-lightning")
+    small = ["--width=64", "--height=64", "--seed=7", "--n_images=1", "a red fox"]
+    output = f"--output={tmp_path}/{{model}}.png"
+    assert txt2image.main(["--model=sdxl-dmd2", output, *small]) == 0
+    said = capsys.readouterr().out
+    file = "dmd2_sdxl_4step_lora_fp16.safetensors"
+    settings = "4 steps of lcm at 999, 749, 499, 249, no guidance"
+    assert f"\n{file}: {settings}, unless you say otherwise\n" in said
+    for repo, licence in (("tianweiy/DMD2", "openrail++"), (BASE, MODELS["sdxl-base"].licence)):
+        assert re.search(f"Downloading {repo}, .* licence: {re.escape(licence)}\n", said)
+    first = tmp_path / "sdxl-dmd2.png"
+    recipe = read_recipe(first)
+    assert (recipe["model"], recipe["lora"]) == (BASE, [f"tianweiy/DMD2/{file}:1.0"])
+    assert recipe["timesteps"] == [999, 749, 499, 249]
+    again = tmp_path / "again.png"
+    assert txt2image.main(["--from-image", str(first), f"--output={again}"]) == 0
+    assert read_recipe(again) == recipe
+    assert np.array_equal(np.array(Image.open(again)), np.array(Image.open(first)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model=sdxl-lightning", "--steps=6"], "it is made for 2, 4 or 8 steps, not 6"),
+        (["--model=sdxl-lightning-8", "--steps=4"], "sdxl-lightning-8 is made for 8 steps, not 4"),
+        (["--model=lcm", "--steps=9"], "it is made for 1 to 8 steps, not 9"),
+        (["--model=sdxl-dmd2", "--timesteps=999,499"], "it is made for 4 steps, not 2"),
+    ],
+)
+def test_steps_without_a_file(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        txt2image.main([*arguments, "a red fox"])
+    assert (stopped.value.code, message in capsys.readouterr().err) == (2, True)
+
+
+def test_lines_with_other_steps(tmp_path, capsys):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a", "steps": 2}\n{"prompt": "b"}\n')
+    with pytest.raises(SystemExit):
+        txt2image.main(["--model=sdxl-lightning", f"--prompts-file={file}"])
+    assert "make the pictures of 2 and 4 steps in runs of their own" in capsys.readouterr().err
 
 
 def test_sd_turbo(hub, copy, oracle):

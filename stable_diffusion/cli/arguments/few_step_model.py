@@ -29,6 +29,8 @@ def split_model(values: dict[str, Any], requests: Sequence[Request]) -> dict[str
     files = {}
     for request in requests:
         steps = default if request.steps is None else request.steps
+        if request.timesteps is not None:
+            steps = len(request.timesteps)
         if own_steps not in (None, steps):
             raise ValueError(
                 f"{request.where}--model {name} is made for {own_steps} steps, not {steps}: leave "
