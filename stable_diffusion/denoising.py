@@ -13,7 +13,7 @@ from .merged_layers import MergedLayers
 from .sampler.noise import NoiseStream, draw_latents
 from .sampler.sampler import Sampler
 from .sampler.schedule import Schedule
-from .sampler.steps import Estimate
+from .sampler.steps.step_input import History
 from .time_embedding import embed_guidance
 from .unet import UNetModel
 
@@ -232,12 +232,13 @@ def denoise(
         streams: the streams of noise, one for each picture; they are not changed.
     """
     streams = copy.deepcopy(streams)  # so that a restart gets the same noise
-    estimate: Estimate | None = None
+    history: History | None = None
     for step in schedule.steps:
-        fresh = mx.array(draw_latents(streams, x.shape[1:])) if sampler.needs_noise else None
+        needs_noise = sampler.needs_noise and step.adds_noise
+        fresh = mx.array(draw_latents(streams, x.shape[1:])) if needs_noise else None
         prediction = predict(x, mx.array(step.timestep))
-        x, estimate = sampler.step(x, prediction, step, estimate, fresh)
-        yield StepOutput(x, estimate.x_0, prediction)
+        x, history = sampler.step(x, prediction, step, history, fresh)
+        yield StepOutput(x, history.x_0, prediction)
 
 
 def yield_unchanged(x: mx.array) -> Steps:

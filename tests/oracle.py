@@ -5,7 +5,7 @@ import sys
 import warnings
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from unittest import mock
 
 import diffusers
@@ -13,11 +13,27 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.schedulers import scheduling_lms_discrete
 from diffusers.utils import logging
 from transformers import CLIPTokenizer
 
 from stable_diffusion.config.diffusion import LEVEL_OPTIONS, OWN_SCHEDULES
 from stable_diffusion.sampler.noise_levels import invert_beta
+
+
+def _integrate(function, start, end, **_: object) -> tuple[float, float]:
+    """Return the integral of a cubic polynomial, as `scipy.integrate.quad` does."""
+    middle, half = (float(start) + float(end)) / 2, (float(end) - float(start)) / 2
+    points = (middle - half / 3**0.5, middle + half / 3**0.5)
+    return half * sum(float(function(point)) for point in points), 0.0
+
+
+# Two schedulers need packages: one for Brownian trees, in place of which noise is given here, and
+# one for an integral.
+sys.modules.setdefault("torchsde", ModuleType("torchsde"))
+from diffusers.schedulers.scheduling_dpmsolver_sde import DPMSolverSDEScheduler  # noqa: E402
+
+scheduling_lms_discrete.integrate = SimpleNamespace(quad=_integrate)
 
 warnings.filterwarnings("ignore", module="diffusers|transformers|torch")
 # The networks are too small for threads to help. On a busy machine, threads that wait for each
@@ -32,15 +48,33 @@ SCHEDULERS = {
     "ddim": diffusers.DDIMScheduler,
     "dpm++2m": diffusers.DPMSolverMultistepScheduler,
     "lcm": diffusers.LCMScheduler,
+    "heun": diffusers.HeunDiscreteScheduler,
+    "lms": scheduling_lms_discrete.LMSDiscreteScheduler,
+    "dpm2": diffusers.KDPM2DiscreteScheduler,
+    "dpm2-a": diffusers.KDPM2AncestralDiscreteScheduler,
+    "dpm++2s": diffusers.DPMSolverSinglestepScheduler,
+    "dpm++2m-sde": diffusers.DPMSolverMultistepScheduler,
+    "dpm++3m": diffusers.DPMSolverMultistepScheduler,
+    "dpm++sde": DPMSolverSDEScheduler,
+    "unipc": diffusers.UniPCMultistepScheduler,
+    "deis": diffusers.DEISMultistepScheduler,
+    "pndm": diffusers.PNDMScheduler,
+    "ddpm": diffusers.DDPMScheduler,
+    "tcd": diffusers.TCDScheduler,
+}
+# The options of diffusers' schedulers that make them these samplers.
+SAMPLER_OPTIONS = {
+    "ddim": {"clip_sample": False},  # latents are never clipped to [-1, 1]
+    "ddpm": {"clip_sample": False},
+    "dpm++2m-sde": {"algorithm_type": "sde-dpmsolver++"},
+    "dpm++3m": {"solver_order": 3},
+    "pndm": {"skip_prk_steps": True},
 }
 
 
 def scheduler_options(sampler: str, schedule: str | None) -> dict:
-    """Return the options of diffusers' scheduler for our names.
-
-    Latents are never clipped to [-1, 1].
-    """
-    options = {"clip_sample": False} if sampler == "ddim" else {}
+    """Return the options of diffusers' scheduler for our names."""
+    options = SAMPLER_OPTIONS.get(sampler, {})
     if schedule in LEVEL_OPTIONS:
         return {**options, LEVEL_OPTIONS[schedule]: True}
     if schedule is None or schedule in OWN_SCHEDULES:
@@ -86,6 +120,17 @@ def published_levels(schedule: str, n: int, sigmas: np.ndarray, table: list[floa
     return np.exp(np.interp(new, old, np.log(np.array(table)))).tolist()[:-1]
 
 
+def make_scheduler(sampler: str, config: dict):
+    """Return diffusers' scheduler for a sampler.
+
+    Some schedulers compute all levels of the training when they are made, which takes a second.
+    """
+    scheduler = SCHEDULERS[sampler]
+    skip = lambda self, *_: setattr(self, "sigmas", torch.zeros(1))  # noqa: E731
+    with mock.patch.object(scheduler, "set_timesteps", skip):
+        return scheduler.from_config(config)
+
+
 def set_timesteps(theirs, schedule: str | None, n: int, timesteps: list[int] | None = None) -> None:
     """Set the steps of diffusers' scheduler; levels that it lacks are put into it."""
     if timesteps is not None:
@@ -96,9 +141,15 @@ def set_timesteps(theirs, schedule: str | None, n: int, timesteps: list[int] | N
         return
     sigmas = ((1 - theirs.alphas_cumprod) / theirs.alphas_cumprod).numpy() ** 0.5
     levels = published_levels(schedule, n, sigmas, AYS_SD)
+    if theirs.order == 2:  # it adds levels in between
+        theirs.register_to_config(use_exponential_sigmas=True)
+        theirs._convert_to_exponential = lambda *_, **__: np.array(levels)
+        theirs.set_timesteps(n)
+        return
     times = np.interp(np.log(levels), np.log(sigmas), np.arange(len(sigmas)))
     has_whole_times = not theirs.timesteps.is_floating_point()
-    theirs.sigmas = torch.tensor([*levels, 0.0])
+    is_deis = isinstance(theirs, diffusers.DEISMultistepScheduler)
+    theirs.sigmas = torch.tensor([*levels, float(sigmas[0]) if is_deis else 0.0])
     theirs.timesteps = torch.tensor(times.round() if has_whole_times else times).to(
         theirs.timesteps.dtype
     )

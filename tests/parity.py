@@ -17,16 +17,16 @@ import torch
 from checkpoints import BETAS, write_checkpoint
 from kinds import KINDS
 from oracle import (
-    SCHEDULERS,
     Oracle,
     channels_first,
     channels_last,
+    make_scheduler,
     relative_l2,
     scheduler_options,
     set_timesteps,
 )
 
-from stable_diffusion.config.diffusion import PREDICTION_TYPES, DiffusionConfig
+from stable_diffusion.config.diffusion import DiffusionConfig
 from stable_diffusion.model_io import loaders
 from stable_diffusion.sampler.noise import NoiseStream, draw_latents
 from stable_diffusion.sampler.sampler import SAMPLERS, Sampler
@@ -39,8 +39,7 @@ TRAJECTORIES = [
         *((name, schedule, 20) for name in SAMPLERS for schedule in SAMPLERS[name].schedules),
         *(("lcm", None, steps) for steps in (4, 8)),
     )
-    for prediction_type in PREDICTION_TYPES
-    if (what[0], prediction_type) != ("euler-a", "sample")
+    for prediction_type in SAMPLERS[what[0]].prediction_types
 ]
 POOLED_WIDTH = 24  # of the tiny SDXL checkpoints
 TIME_IDS = np.array([[512, 640, 0, 16, 512, 640], [64, 64, 8, 0, 64, 64]], dtype=np.float32)
@@ -133,12 +132,14 @@ def trajectory_error(
     *,
     is_exact: bool = False,
     timesteps: list[int] | None = None,
+    skip: int = 0,
     eta: float | None = None,
     **options,
 ) -> float:
     """Worst of all steps; in place of a network stands a function that both sides compute alike.
 
-    `is_exact` has diffusers compute in float64, which it does for no noise but the first.
+    `is_exact` has diffusers compute in float64, which it does for no noise but the first. `skip`
+    leaves out the first steps, as image to image does.
     """
     num_steps = num_steps if timesteps is None else len(timesteps)
     options = {
@@ -149,37 +150,65 @@ def trajectory_error(
         **options,
     }
     sampler = Sampler.for_model(DiffusionConfig(**options), name, schedule, timesteps, eta)
-    steps = sampler.schedule(num_steps)
-    theirs = SCHEDULERS[name].from_config({**options, **scheduler_options(name, schedule)})
+    steps = sampler.schedule(num_steps).last(num_steps - skip)
+    theirs = make_scheduler(name, {**options, **scheduler_options(name, schedule)})
+    skipped = skip * theirs.order
     set_timesteps(theirs, schedule, num_steps, timesteps)
     if hasattr(theirs, "set_begin_index"):  # which it mistakes if two steps have one timestep
-        theirs.set_begin_index(0)
+        theirs.set_begin_index(skipped)
     streams, generator = [NoiseStream(3)], torch.Generator().manual_seed(3)
     shape = (8, 8, 4)
+    draw = lambda *_: torch.randn(1, 4, 8, 8, generator=generator)  # noqa: E731
+    theirs.noise_sampler = draw  # of dpm++sde, in place of a Brownian tree
     dtype = torch.float64 if is_exact else torch.float32
     if is_exact:
         theirs.sigmas = theirs.sigmas.double()
 
-    x, estimate = mx.array(draw_latents(streams, shape)) * steps.initial_sigma, None
-    expected = torch.randn(1, 4, 8, 8, generator=generator).type(dtype) * theirs.init_noise_sigma
+    x, history = mx.array(draw_latents(streams, shape)), None
+    if skip == 0:
+        x = x * steps.initial_sigma
+        expected = draw().type(dtype) * theirs.init_noise_sigma
+    else:
+        expected = draw().type(dtype) * scale_of(name, theirs, skipped - 1)
+    arguments = {"generator": generator} if sampler.needs_noise and name != "dpm++sde" else {}
+    if eta is not None:
+        arguments["eta"] = eta
     worst = 0.0
-    for i, (step, t) in enumerate(zip(steps.steps, theirs.timesteps, strict=True)):
+    for i, (step, t) in enumerate(
+        zip(steps.steps, theirs.timesteps[skipped:], strict=True), skipped
+    ):
+        assert abs(step.timestep - float(t)) <= 1e-3, (i, step.timestep, t)
         seen = theirs.scale_model_input(expected, t)
         prediction = np.tanh(channels_last(seen.double()) * 2 + float(t) / 1000)
-        fresh = mx.array(draw_latents(streams, shape)) if sampler.needs_noise else None
-        x, estimate = sampler.step(
-            x, mx.array(prediction.astype(np.float32)), step, estimate, fresh
-        )
-        randomness = {"generator": generator} if sampler.needs_noise else {}
-        randomness |= {} if eta is None else {"eta": eta}
+        needs_noise = sampler.needs_noise and step.adds_noise
+        fresh = mx.array(draw_latents(streams, shape)) if needs_noise else None
+        x, history = sampler.step(x, mx.array(prediction.astype(np.float32)), step, history, fresh)
         with mock.patch.object(torch.Tensor, "to", _as_it_is) if is_exact else nullcontext():
             expected = theirs.step(
-                channels_first(prediction, dtype), t, expected, **randomness
+                channels_first(prediction, dtype), t, expected, **arguments
             ).prev_sample
-        # Euler's latents are x_0 and noise times sigma in diffusers, and not of constant variance.
-        scale = (theirs.sigmas[i + 1] ** 2 + 1) ** 0.5 if name.startswith("euler") else 1
-        worst = max(worst, relative_l2(x, channels_last(expected / scale)))
+        scaled = expected / scale_of(name, theirs, i)
+        worst = max(worst, relative_l2(x, channels_last(scaled)))
     return worst
+
+
+# Their latents are x_0 and noise times sigma in diffusers, and not of constant variance.
+SIGMA_SCALED = ("euler", "euler-a", "heun", "lms", "dpm2", "dpm2-a", "dpm++sde")
+
+
+def scale_of(name: str, theirs, i: int) -> float:
+    """Return how much larger diffusers' latents are than ours after the step i."""
+    if name not in SIGMA_SCALED:
+        return 1.0
+    sigma = theirs.sigmas[i + 1]
+    is_in_the_middle = i >= 0 and i % 2 == 0 and sigma > 0
+    if is_in_the_middle and name == "dpm2":
+        sigma = theirs.sigmas_interpol[i + 1]
+    elif is_in_the_middle and name == "dpm2-a":
+        sigma = theirs.sigmas_interpol[i]
+    elif is_in_the_middle and name == "dpm++sde":
+        sigma = (theirs.sigmas[i] * sigma) ** 0.5
+    return float((sigma**2 + 1) ** 0.5)
 
 
 def _as_it_is(x: torch.Tensor, *_: object, **__: object) -> torch.Tensor:

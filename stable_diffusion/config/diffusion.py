@@ -22,6 +22,45 @@ OWN_SCHEDULES = ("sgm-uniform", "simple", "ays")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 MAX_TIMESTEPS = 100_000  # during training; all known models have 1,000
 
+# The schedulers of diffusers for models that are trained on noise of discrete betas, and the
+# sampler here that steps as each of them. None: "euler", because diffusers' training scripts write
+# these into any model, or because there is none.
+SAMPLERS_OF_CLASSES = {
+    "EulerDiscreteScheduler": "euler",
+    "EulerAncestralDiscreteScheduler": "euler-a",
+    "DDIMScheduler": None,
+    "PNDMScheduler": None,
+    "DDPMScheduler": None,
+    "LCMScheduler": "lcm",
+    "TCDScheduler": "tcd",
+    "HeunDiscreteScheduler": "heun",
+    "LMSDiscreteScheduler": "lms",
+    "KDPM2DiscreteScheduler": "dpm2",
+    "KDPM2AncestralDiscreteScheduler": "dpm2-a",
+    "DPMSolverMultistepScheduler": None,  # one of three, see `DiffusionConfig.sampler`
+    "DPMSolverSinglestepScheduler": None,
+    "DPMSolverSDEScheduler": "dpm++sde",
+    "UniPCMultistepScheduler": "unipc",
+    "DEISMultistepScheduler": "deis",
+    "SASolverScheduler": None,
+    "DDIMInverseScheduler": None,
+    "DDIMParallelScheduler": None,
+    "DDPMParallelScheduler": None,
+    "DPMSolverMultistepInverseScheduler": None,
+    **dict.fromkeys(
+        f"Flax{name}Scheduler"
+        for name in ("DDIM", "DDPM", "DPMSolverMultistep", "EulerDiscrete", "LMSDiscrete", "PNDM")
+    ),
+}
+# The samplers of the DPM-Solvers: algorithm_type, solver_order, solver_type.
+MULTISTEP_SAMPLERS = {
+    ("dpmsolver++", 2, "midpoint"): "dpm++2m",
+    ("dpmsolver++", 3, "midpoint"): "dpm++3m",
+    ("sde-dpmsolver++", 2, "midpoint"): "dpm++2m-sde",
+}
+FIXED_VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large")  # of ddpm
+SINGLESTEP_SAMPLERS = {("dpmsolver++", 2, "midpoint"): "dpm++2s"}
+
 
 @dataclass(frozen=True)
 class DiffusionConfig(Config):
@@ -46,15 +85,23 @@ class DiffusionConfig(Config):
     use_beta_sigmas: bool = False
     own_schedule: str = ""  # one of OWN_SCHEDULES, chosen by the caller; "" in all files
     is_xl: bool = False  # whether the model is SDXL, which "ays" has other levels for
-    set_alpha_to_one: bool = True  # ddim: the last step leaves no noise
+    # Whether the last step leaves no noise. None: ddim's leaves none, pndm's does.
+    set_alpha_to_one: bool | None = None
     original_inference_steps: int = 50  # lcm: steps of the distillation
     timestep_scaling: float = 10.0  # lcm
-    # These three distinguish the DPM-Solvers.
+    # These three distinguish the DPM-Solvers; unipc and deis have an order, too, and unipc a type.
     algorithm_type: str = "dpmsolver++"
     solver_order: int = 2
     solver_type: str = "midpoint"
+    lower_order_final: bool = True  # solvers of order 3 and deis: in short runs
+    predict_x0: bool = True  # unipc
+    disable_corrector: tuple[int, ...] = ()  # unipc: steps that are not corrected
+    skip_prk_steps: bool = True  # pndm: no Runge-Kutta steps; diffusers' default is false
+    variance_type: str = "fixed_small"  # ddpm
+    clip_sample: bool = False  # of models whose latents are in [-1, 1]
     _class_name: str = "EulerDiscreteScheduler"
 
+    CLASS_NAMES = tuple(SAMPLERS_OF_CLASSES)
     # Options that would change the noise levels or x_0.
     FIXED = MappingProxyType(
         {
@@ -67,6 +114,7 @@ class DiffusionConfig(Config):
             "use_lu_lambdas": False,
             "use_flow_sigmas": False,
             "thresholding": False,
+            "solver_p": None,
         }
     )
 
@@ -122,9 +170,33 @@ class DiffusionConfig(Config):
 
     @property
     def sampler(self) -> str:
-        """Return the sampler that the model was published with, or else "euler"."""
+        """Return the sampler that the model was published with, or else "euler".
+
+        It is also "euler" if that sampler cannot run this model.
+        """
+        solver = (self.algorithm_type, self.solver_order, self.solver_type)
         if self._class_name == "DPMSolverMultistepScheduler":
-            solver = (self.algorithm_type, self.solver_order, self.solver_type)
-            return "dpm++2m" if solver == ("dpmsolver++", 2, "midpoint") else "euler"
-        samplers = {"EulerAncestralDiscreteScheduler": "euler-a", "LCMScheduler": "lcm"}
-        return samplers.get(self._class_name, "euler")
+            name = MULTISTEP_SAMPLERS.get(solver)
+        elif self._class_name == "DPMSolverSinglestepScheduler":
+            name = SINGLESTEP_SAMPLERS.get(solver)
+        else:
+            name = SAMPLERS_OF_CLASSES.get(self._class_name)
+        return "euler" if name is None or self.find_fault(name) else name
+
+    def find_fault(self, sampler: str) -> str | None:
+        """Return the options with which this package cannot step as a sampler of diffusers does."""
+        if sampler in ("unipc", "deis") and not 1 <= self.solver_order <= 3:
+            return f"solver_order = {self.solver_order}, only 1, 2 or 3"
+        if sampler == "unipc" and not self.predict_x0:
+            return "predict_x0 = false"
+        if sampler == "unipc" and self.disable_corrector:
+            return f"disable_corrector = {list(self.disable_corrector)}"
+        if sampler == "pndm" and not self.skip_prk_steps:
+            return "skip_prk_steps = false"
+        if sampler == "ddpm" and self.variance_type not in FIXED_VARIANCES:
+            return f"variance_type = {self.variance_type!r}, only {', '.join(FIXED_VARIANCES)}"
+        if sampler in ("ddpm", "heun") and self.clip_sample:
+            return "clip_sample = true"
+        if sampler in ("dpm2", "dpm2-a", "dpm++sde") and self.prediction_type == "sample":
+            return "prediction_type = 'sample'"
+        return None

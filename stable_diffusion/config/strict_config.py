@@ -39,7 +39,10 @@ class Config:
             raise ValueError(f"{source}: expected a JSON object, got {type(data).__name__}")
         class_name = data.get("_class_name")
         if cls.CLASS_NAMES and class_name is not None and class_name not in cls.CLASS_NAMES:
-            raise ValueError(f"{source}: _class_name = {class_name!r} is not supported")
+            known = ", ".join(cls.CLASS_NAMES)
+            raise ValueError(
+                f"{source}: _class_name = {class_name!r} is not supported, only {known}"
+            )
         types = {field.name: field.type for field in fields(cls)}
         values = {}
         for key, value in data.items():

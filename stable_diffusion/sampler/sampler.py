@@ -1,41 +1,16 @@
-"""The samplers and schedules: a row each in `SAMPLERS` and `SCHEDULES`.
+"""A sampler of a model, and the table of schedules. The table of samplers is in `table.py`."""
 
-To add a sampler, write its step function in `steps.py` and its row here; if none of the makers in
-`schedule.py` has its noise levels, write another one.
-"""
-
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import mlx.core as mx
 
-from ..config.diffusion import (
-    LEVEL_OPTIONS,
-    OWN_SCHEDULES,
-    PREDICTION_TYPES,
-    SPACINGS,
-    DiffusionConfig,
-)
+from ..config.diffusion import DiffusionConfig
 from ..utils.wording import abbreviate, did_you_mean
-from .schedule import (
-    Schedule,
-    Step,
-    make_ddim_schedule,
-    make_dpm_schedule,
-    make_euler_schedule,
-    make_lcm_schedule,
-)
-from .steps import (
-    Estimate,
-    StepInput,
-    ddim_step,
-    dpm_2m_step,
-    euler_ancestral_step,
-    euler_step,
-    lcm_step,
-    split_into_x_0_and_noise,
-)
+from .schedule import Schedule, Step
+from .steps.step_input import Estimate, History, StepInput, split_into_x_0_and_noise
+from .table import SAMPLERS, SamplerSpec
 
 
 @dataclass(frozen=True)
@@ -44,29 +19,6 @@ class ScheduleSpec:
 
     name: str
     webui_name: str | None  # in AUTOMATIC1111's web UI, if it has this schedule
-
-
-@dataclass(frozen=True)
-class SamplerSpec:
-    """A sampler: its schedules, and how it steps down them."""
-
-    name: str
-    webui_name: str | None  # in AUTOMATIC1111's web UI, if it has this sampler
-    schedules: tuple[str, ...]  # keys of SCHEDULES; () if it has only its own
-    # Of a config and a number of steps; and of timesteps, if the sampler takes them.
-    make_schedule: Callable[..., Schedule]
-    step: Callable[[StepInput], mx.array]
-    max_steps: Callable[[DiffusionConfig], int]
-    needs_noise: bool = False  # whether it adds fresh noise in every step
-    prediction_types: tuple[str, ...] = PREDICTION_TYPES
-    takes_timesteps: bool = False  # whether the caller may choose them
-    takes_eta: bool = False  # whether the caller may choose how much noise a step adds
-    default_eta: float = 0.0  # of a sampler that takes eta
-
-    def find_spacing(self, config: DiffusionConfig) -> str:
-        """Return the schedule for a model whose own schedule this sampler lacks."""
-        spacing = config.timestep_spacing
-        return spacing if spacing in self.schedules else self.schedules[0]
 
 
 SCHEDULES = {
@@ -81,64 +33,6 @@ SCHEDULES = {
         ScheduleSpec("sgm-uniform", "SGM Uniform"),
         ScheduleSpec("simple", "Simple"),
         ScheduleSpec("ays", "Align Your Steps"),
-    )
-}
-# The schedules of the samplers that step on noise levels: those that diffusers has for them, and
-# those that it lacks.
-NOISE_LEVELS = (*SPACINGS, *LEVEL_OPTIONS, *OWN_SCHEDULES)
-
-SAMPLERS = {
-    spec.name: spec
-    for spec in (
-        SamplerSpec(
-            name="euler",
-            webui_name="Euler",
-            schedules=NOISE_LEVELS,
-            make_schedule=make_euler_schedule,
-            step=euler_step,
-            max_steps=lambda config: config.num_train_timesteps,
-            takes_timesteps=True,
-        ),
-        SamplerSpec(
-            name="euler-a",
-            webui_name="Euler a",
-            schedules=(*SPACINGS, *OWN_SCHEDULES),
-            make_schedule=make_euler_schedule,
-            step=euler_ancestral_step,
-            max_steps=lambda config: config.num_train_timesteps,
-            needs_noise=True,
-            prediction_types=("epsilon", "v_prediction"),
-        ),
-        SamplerSpec(
-            name="ddim",
-            webui_name="DDIM",
-            schedules=SPACINGS,
-            make_schedule=make_ddim_schedule,
-            step=ddim_step,
-            max_steps=lambda config: config.num_train_timesteps,
-            takes_eta=True,
-        ),
-        SamplerSpec(
-            name="dpm++2m",
-            webui_name="DPM++ 2M",
-            schedules=NOISE_LEVELS,
-            make_schedule=make_dpm_schedule,
-            step=dpm_2m_step,
-            max_steps=lambda config: config.num_train_timesteps - 1,  # one may be the end
-            takes_timesteps=True,
-        ),
-        SamplerSpec(
-            name="lcm",
-            webui_name="LCM",
-            schedules=(),
-            make_schedule=make_lcm_schedule,
-            step=lcm_step,
-            max_steps=lambda config: min(
-                config.num_train_timesteps, config.original_inference_steps
-            ),
-            needs_noise=True,
-            takes_timesteps=True,
-        ),
     )
 }
 
@@ -188,6 +82,11 @@ class Sampler:
             raise ValueError(
                 f"sampler {name} cannot run a model that predicts {config.prediction_type!r}: "
                 "use euler"
+            )
+        if (fault := config.find_fault(name)) is not None:
+            raise ValueError(
+                f"sampler {name} does not support what the model's scheduler config says, "
+                f"{fault}: use euler"
             )
         if schedule is not None:
             config = config.with_schedule(schedule)
@@ -259,26 +158,31 @@ class Sampler:
         x: mx.array,
         prediction: mx.array,
         step: Step,
-        previous: Estimate | None = None,
+        previous: History | None = None,
         fresh: mx.array | None = None,
-    ) -> tuple[mx.array, Estimate]:
-        """Return the latents at `step.end`, and the estimate of x_0 at `step.start`.
+    ) -> tuple[mx.array, History]:
+        """Return the latents at `step.end`, and what the next step needs of this one.
+
+        Its `x_0` is the estimate at `step.start`.
 
         Args:
             x: latents [B, h, w, C] at `step.start`.
             prediction: what the network predicts for them, shaped as `x`.
-            previous: the estimate that the step before returned; None in the first step.
-            fresh: standard normal noise, shaped as `x`, if `needs_noise`.
+            previous: what the step before returned; None in the first step.
+            fresh: standard normal noise, shaped as `x`, if `needs_noise` and `step.adds_noise`.
 
         Raises:
-            ValueError: if the sampler needs fresh noise and gets none.
+            ValueError: if the sampler needs fresh noise or the step before, and does not get it.
         """
         x_0, noise = split_into_x_0_and_noise(
             x, prediction, step.start, self.config.prediction_type
         )
-        given = StepInput(x, x_0, noise, step, self.config, previous, fresh, self.used_eta)
-        x = self.spec.step(given)
-        return x, Estimate(x_0, step.start)
+        at = StepInput(x, x_0, noise, prediction, step, self.config, previous, fresh, self.used_eta)
+        if self.spec.correct is not None:
+            at = replace(at, x=self.spec.correct(at))
+        estimates = (Estimate(at.x, x_0, noise, prediction, step), *at.estimates)
+        history = History(x_0, at.n_calls + 1, estimates[: self.spec.history])
+        return self.spec.step(at), history
 
 
 def require_schedule(sampler: str, schedule: str | None) -> None:

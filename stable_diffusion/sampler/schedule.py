@@ -56,11 +56,17 @@ CLEAN = Level(alpha=1.0, sigma=0.0)
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a schedule."""
+    """One step of a schedule: one call of the network."""
 
     timestep: float  # the network's input
     start: Level  # of the latents that the network sees
     end: Level  # of the latents that the step returns
+    # What only some samplers use:
+    order: int = 1  # of the solver; a step of two calls is one of order 1 and one of order 2
+    adds_noise: bool = True  # if the sampler does
+    next_timestep: int | None = None  # tcd: of the next step; None in the last one
+    before: Level | None = None  # pndm: the level one step before `start`
+    weights: tuple[float, ...] = ()  # lms: of this noise, the one before, …
 
 
 @dataclass(frozen=True)
@@ -69,14 +75,24 @@ class Schedule:
 
     steps: tuple[Step, ...]
     initial_sigma: float = 1.0  # standard deviation of the first latents, which are noise alone
+    # Steps that the caller asked for, and how many of `steps` each of them is. The last one may
+    # need fewer.
+    num_steps: int | None = None  # None: as many as there are
+    calls_per_step: int = 1
 
     def __len__(self) -> int:
-        """Return the number of steps."""
+        """Return the number of steps, which is the number of calls of the network."""
         return len(self.steps)
 
     def last(self, num_steps: int) -> "Schedule":
-        """Return a schedule of the last steps, to start from a picture with noise added."""
-        return replace(self, steps=self.steps[-num_steps:])
+        """Return a schedule of the last steps, to start from a picture with noise added.
+
+        Args:
+            num_steps: how many of those that the caller asked for.
+        """
+        total = len(self.steps) if self.num_steps is None else self.num_steps
+        skipped = max(total - num_steps, 0) * self.calls_per_step
+        return replace(self, steps=self.steps[skipped:], num_steps=min(num_steps, total))
 
 
 def compute_alphas_bar(config: DiffusionConfig) -> np.ndarray:
@@ -205,7 +221,7 @@ def make_ddim_schedule(config: DiffusionConfig, num_steps: int) -> Schedule:
             "use fewer steps"
         )
     levels = [Level.from_alpha_bar(alpha_bar) for alpha_bar in compute_alphas_bar(config).tolist()]
-    last = CLEAN if config.set_alpha_to_one else levels[0]
+    last = levels[0] if config.set_alpha_to_one is False else CLEAN
     length = n // num_steps
     return Schedule(
         tuple(
