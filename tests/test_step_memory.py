@@ -70,10 +70,21 @@ def test_scores_that_are_stored(kind, dtype, heads, n_stored):
 
 def test_the_middle_block_stores_scores():
     """It attends also if the last level does not: here 8×8 latents, with 8 heads of 160."""
-    blocks = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D", "DownBlock2D")
-    unet = replace(SD_1, down_block_types=blocks)
+    down = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D", "DownBlock2D")
+    up = ("UpBlock2D", "UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
+    unet = replace(SD_1, down_block_types=down, up_block_types=up)
     with as_on(Backend.METAL):
         assert count_score_numbers(unet, (64, 64), mx.float16) == 8 * (8 * 8) ** 2
+        for mid in (None, "UNetMidBlock2D"):
+            without = replace(unet, mid_block_type=mid)
+            assert count_score_numbers(without, (64, 64), mx.float16) == 0
+
+
+def test_embedded_guidance_takes_no_second_row(monkeypatch):
+    monkeypatch.setattr(memory, "read_total_memory", lambda: 64e9)
+    lcm = replace(NARROW, time_cond_proj_dim=256)
+    with as_on(Backend.METAL):
+        assert count(lcm, 128) > count(NARROW, 128) > 0
 
 
 def test_kernels_store_no_scores():

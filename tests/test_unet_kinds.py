@@ -25,7 +25,8 @@ NETWORK_ERROR = 1e-5
 GUIDANCE = 8.5
 
 
-@pytest.mark.parametrize("name", UNETS)
+# Two of the others are like one of these, and one is larger.
+@pytest.mark.parametrize("name", sorted(UNETS.keys() - {"bk-sdm-base", "vega", "lcm-ssd-1b"}))
 def test_unet_equals_diffusers(name, tmp_path):
     theirs = make_unet(name)
     theirs.save_pretrained(tmp_path)
@@ -75,7 +76,7 @@ def compute_sinusoids(value: float, dims: int) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([np.sin(phases), np.cos(phases)]))[None]
 
 
-@pytest.mark.parametrize("name", UNETS)
+@pytest.mark.parametrize("name", ["bk-sdm-tiny", "sdxs-0.9", "ssd-1b", "koala-700m", "lcm"])
 def test_unet_is_detected_by_names_and_shapes(name, tmp_path):
     """A file without a config gives the same network, under each way to name its tensors."""
     tensors = {key: value.numpy() for key, value in make_unet(name).state_dict().items()}
@@ -89,7 +90,7 @@ def test_unet_is_detected_by_names_and_shapes(name, tmp_path):
         ways["script"] = original_unet(tensors, has_gaps=True)
     for way in ways.values():
         file = original_layout.save(way, tmp_path / "x.safetensors")
-        unet = open_unet_file(ResolvedFile(file, "x.safetensors"), wanted)
+        unet = open_unet_file(ResolvedFile(file, "x.safetensors"), "model", wanted)
         found = UNetConfig.from_dict(*unet.config("unet/config.json"))
         assert found.heads == wanted.heads
         ours = UNetModel(found)

@@ -5,13 +5,12 @@ Widths, groups and heads are such that a single file, which has no config, is un
 
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from types import MappingProxyType
 
 import checkpoints
 import torch
-from checkpoints import BETAS, PUBLISHED
-from diffusers import DiffusionPipeline, EulerDiscreteScheduler, UNet2DConditionModel
+from checkpoints import PUBLISHED
+from diffusers import UNet2DConditionModel
 
 ALL_ATTEND = {
     "down_block_types": ["CrossAttnDownBlock2D"] * 3,
@@ -86,23 +85,3 @@ def make_unet(name: str) -> UNet2DConditionModel:
     if unet.config.time_cond_proj_dim:
         unet.time_embedding.cond_proj.weight.data *= 4  # so that the guidance matters
     return unet
-
-
-@cache
-def make_pipeline(name: str) -> DiffusionPipeline:
-    """Return a pipeline of diffusers with this UNet, in float32; not to be changed."""
-    family, _ = UNETS[name]
-    unet = make_unet(name)
-    pipeline = checkpoints.make_pipeline(f"{family}-published")
-    parts = {**pipeline.components, "unet": unet}
-    parts["scheduler"] = EulerDiscreteScheduler(**BETAS, timestep_spacing="trailing")
-    return type(pipeline)(**parts, **_OPTIONS.get(family, {"requires_safety_checker": False}))
-
-
-_OPTIONS: dict = {"sdxl": {}}
-
-
-def write_pipeline(name: str, folder: Path) -> Path:
-    """Save a pipeline with this UNet as diffusers does."""
-    make_pipeline(name).save_pretrained(folder)
-    return folder

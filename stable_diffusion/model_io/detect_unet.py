@@ -19,7 +19,7 @@ ROOTS = ("model.diffusion_model.", "diffusion_model.", "unet.", "")
 # The first layer, whose input channels tell much: its original name, and diffusers'.
 FIRST_LAYERS = ("input_blocks.0.0.weight", "conv_in.weight")
 _PLACE = re.compile(r"(input|output)_blocks\.(\d{1,4})\.")
-_MID = ("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1")
+MID_RESNET, MID_ATTENTION = "mid_block.resnets.0.conv1", "mid_block.attentions.0"
 
 
 def find_unet_root(header: Header) -> str | None:
@@ -138,9 +138,9 @@ def _measure_levels(tensors: _Tensors) -> list[int]:
 
 def _detect_mid_block(tensors: _Tensors) -> dict[str, Any]:
     """Return the option about the block between down and up, unless it is the usual one."""
-    if tensors.has(_MID[1]):
+    if tensors.has(MID_ATTENTION):
         return {}
-    return {"mid_block_type": "UNetMidBlock2D" if tensors.has(_MID[0]) else None}
+    return {"mid_block_type": "UNetMidBlock2D" if tensors.has(MID_RESNET) else None}
 
 
 def _describe_depths(
@@ -152,7 +152,7 @@ def _describe_depths(
     """
     short = [_shorten(depths) for depths in down]
     if not down or not down[-1]:  # the middle block, which has the last number, still attends
-        short[-1:] = [tensors.count_transformers(_MID[1])]
+        short[-1:] = [tensors.count_transformers(MID_ATTENTION)]
     options: dict[str, Any] = {"transformer_layers_per_block": short}
     up_short = [_shorten(depths) for depths in up]
     pairs = zip(reversed(short), up_short, up, strict=True)
@@ -173,8 +173,8 @@ def _detect_attention(tensors: _Tensors, channels: Sequence[int]) -> dict[str, A
     places = {
         level: _first_attention(tensors, level, len(channels)) for level in range(len(channels))
     }
-    found = [place for place in (*places.values(), _MID[1]) if tensors.has(place)]
-    first = found[0] if found else _MID[1]
+    found = [place for place in (*places.values(), MID_ATTENTION) if tensors.has(place)]
+    first = found[0] if found else MID_ATTENTION
     context = tensors.size(f"{first}.transformer_blocks.0.attn2.key_proj.weight", 1)
     options: dict[str, Any] = {"cross_attention_dim": context}
     only_text = [

@@ -18,7 +18,7 @@ from ..clip import CLIPTextModel
 from ..config.diffusion import DiffusionConfig
 from ..config.known_models import MODELS
 from ..config.model import ModelConfig
-from ..config.networks import Quantization, UNetConfig
+from ..config.networks import Quantization
 from ..device import memory
 from ..quantize import quantize_as
 from ..tokenizer.files import read_tokenizer, read_tokenizer_json
@@ -71,7 +71,7 @@ def open_model(
     source = model.source
     unet_source = model.unet
     if unet is not None:
-        unet_source = _open_unet(unet, read_unet_config(source), on_message)
+        unet_source = _open_unet(unet, source, on_message)
         prediction_type = prediction_type or unet_source.prediction_type
     if prediction_type is not None:
         source = source.with_prediction_type(prediction_type)
@@ -95,12 +95,8 @@ def _open_vae(key: Key) -> Source:
     return BareNetwork(source, "vae") if is_bare else source
 
 
-def _open_unet(key: Key, base: UNetConfig | None, on_message: Callable[[str], object]) -> Source:
-    """Find the files of a UNet, alone or within a model.
-
-    Args:
-        base: the config of the UNet that it replaces.
-    """
+def _open_unet(key: Key, model: Source, on_message: Callable[[str], object]) -> Source:
+    """Find the files of a UNet, alone or within a model, for another model."""
     if isinstance(key, Model):
         return key.source_of("unet")
     name = os.fspath(key)
@@ -108,13 +104,17 @@ def _open_unet(key: Key, base: UNetConfig | None, on_message: Callable[[str], ob
     hub_name = hub_file.parse_hub_name(name) if isinstance(key, str) and not is_here else None
     if hub_name is None or not hub_name.path:
         if (file := _as_file(key)) is not None:
-            return open_unet_file(hub_file.ResolvedFile(file, name), base)
+            return _open_unet_file(hub_file.ResolvedFile(file, name), model)
         source = hub.open_source(key)
         if source.find(UNET_CONFIG) is not None:
             return source
         if source.find("config.json") is not None:
             return BareNetwork(source, "unet")
-    return open_unet_file(hub_file.resolve_file(key, "UNet", announce=on_message), base)
+    return _open_unet_file(hub_file.resolve_file(key, "UNet", announce=on_message), model)
+
+
+def _open_unet_file(resolved: hub_file.ResolvedFile, model: Source) -> Source:
+    return open_unet_file(resolved, model.name, read_unet_config(model))
 
 
 def _as_file(path: ModelPath) -> Path | None:

@@ -10,12 +10,8 @@ from ..config.known_models import find_spec
 from ..config.model import TEXT_ENCODERS, ModelConfig, PipelineConfig
 from ..config.networks import AutoencoderConfig, CLIPTextConfig, UNetConfig
 from .sources import INDEX, SCHEDULER_CONFIG, UNET_CONFIG, VAE_CONFIG, Source
-from .unsupported import refuse_pipeline, refuse_unet
+from .unsupported import describe_unet, refuse_other_family, refuse_pipeline, refuse_unet
 from .weight_files import list_weight_files
-
-# By the width of the text embeddings that the UNet takes.
-FAMILIES = {768: "SD 1.x", 1024: "SD 2.x"}
-XL_CONTEXT = 2048
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,6 @@ class Model:
             ValueError: if a file is broken, or says something that is not supported.
         """
         pipeline, unet = self.pipeline_config, self.unet_config
-        self._require_fitting(unet)
         is_xl = unet.addition_embed_type is not None
         text_encoders = TEXT_ENCODERS if is_xl else TEXT_ENCODERS[:1]
         config = ModelConfig(
@@ -95,23 +90,10 @@ class Model:
         source = self.source_of("unet")
         config = UNetConfig.from_dict(*source.config(UNET_CONFIG))
         refuse_unet(source.name, config)
-        return config
-
-    def _require_fitting(self, unet: UNetConfig) -> None:
-        """Check that another UNet is one for this model.
-
-        Raises:
-            ValueError: if it is for a model of another family; the message names both.
-        """
         own = None if self.unet is None else read_unet_config(self.source)
-        if self.unet is None or own is None:
-            return
-        theirs, ours = describe_unet(unet), describe_unet(own)
-        if theirs != ours:
-            raise ValueError(
-                f"{self.unet.name} is the UNet of {theirs}, and {self.name} is {ours}: they do not "
-                "fit together"
-            )
+        if own is not None:
+            refuse_other_family(source.name, describe_unet(config), self.name, describe_unet(own))
+        return config
 
     def text_encoder_config(self, component: str) -> CLIPTextConfig:
         """Return the config of a text encoder, "text_encoder" or "text_encoder_2"."""
@@ -160,14 +142,6 @@ def read_unet_config(source: Source) -> UNetConfig | None:
     except FileNotFoundError:
         return None
     return UNetConfig.from_dict(content, name)
-
-
-def describe_unet(unet: UNetConfig) -> str:
-    """Return the family of the models that a UNet is for."""
-    width = unet.cross_attention_dim
-    if unet.addition_embed_type is not None:
-        return "SDXL" if width == XL_CONTEXT else f"SDXL with text embeddings of {width}"
-    return FAMILIES.get(width, f"Stable Diffusion with text embeddings of {width}")
 
 
 def describe_downloads(model: Model, components: Iterable[str], float16: bool) -> list[str]:

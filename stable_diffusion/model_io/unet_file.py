@@ -16,7 +16,13 @@ from .layouts import Layout
 from .safetensors_file import Header
 from .single_file import LEFTOVERS, Component, find_stated_prediction, open_header
 from .sources import Source
-from .unsupported import refuse_context, refuse_keys
+from .unsupported import (
+    describe_family,
+    describe_unet,
+    refuse_context,
+    refuse_keys,
+    refuse_other_family,
+)
 
 # Of SD 1: the width of its text embeddings, and its heads at each level. The others have heads of
 # one width.
@@ -73,11 +79,12 @@ class UNetFile(Source):
             raise FileNotFoundError(f"{self.name} has no {component}: it is a UNet (--unet)")
 
 
-def open_unet_file(resolved: ResolvedFile, base: UNetConfig | None) -> UNetFile:
+def open_unet_file(resolved: ResolvedFile, model: str, base: UNetConfig | None) -> UNetFile:
     """Detect the UNet that a file holds, alone or within a model.
 
     Args:
         resolved: the file.
+        model: the name of the model that it is for.
         base: the config of the UNet that it replaces, if the model has one: it says what the
             shapes do not show.
 
@@ -95,10 +102,13 @@ def open_unet_file(resolved: ResolvedFile, base: UNetConfig | None) -> UNetFile:
     config, layout = detect_unet(header, root)
     channels, context = config["block_out_channels"], config["cross_attention_dim"]
     config["num_attention_heads"] = _choose_heads(channels, context, base)
-    if base is not None:
-        config["sample_size"] = base.sample_size
-    if header.has(f"{layout.key('add_embedding.linear_1')}."):
+    is_xl = header.has(f"{layout.key('add_embedding.linear_1')}.")
+    if is_xl:
         refuse_context(name, context)
+    if base is not None:
+        refuse_other_family(name, describe_family(is_xl, context), model, describe_unet(base))
+        config["sample_size"] = base.sample_size
+    if is_xl:
         config |= detect_added_embedding(header, layout, _count_pooled(base))
     if not root:  # alone, the UNet's keys have no common start
         layout = Layout(layout.renames, unused=LEFTOVERS)

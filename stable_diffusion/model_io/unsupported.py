@@ -10,6 +10,9 @@ from ..config.networks import UNetConfig
 
 REFINER = "the SDXL refiner"
 REFINER_CONTEXT = 1280  # the width of SDXL's second text encoder, the only one that it uses
+# By the width of the text embeddings that the UNet takes.
+FAMILIES = {768: "SD 1.x", 1024: "SD 2.x"}
+XL_CONTEXT = 2048
 
 # By a part of the pipeline's class in `model_index.json`; the first match counts.
 PIPELINES = {
@@ -108,6 +111,36 @@ def refuse_context(name: str, width: int) -> None:
     """
     if width == REFINER_CONTEXT:
         raise _make_refusal(name, REFINER)
+
+
+def describe_unet(unet: UNetConfig) -> str:
+    """Return the family of the models that a UNet is for."""
+    return describe_family(unet.addition_embed_type is not None, unet.cross_attention_dim)
+
+
+def describe_family(has_added_embedding: bool, width: int) -> str:
+    """Return the family of the models whose UNet takes text embeddings of a width."""
+    if has_added_embedding:
+        return "SDXL" if width == XL_CONTEXT else f"SDXL with text embeddings of {width}"
+    return FAMILIES.get(width, f"Stable Diffusion with text embeddings of {width}")
+
+
+def refuse_other_family(name: str, family: str, model: str, own_family: str) -> None:
+    """Refuse a UNet that is not one for a model.
+
+    Args:
+        name: of the UNet.
+        family: that it is for.
+        model: the name of the model.
+        own_family: of the model.
+
+    Raises:
+        ValueError: if the families differ.
+    """
+    if family != own_family:
+        raise ValueError(
+            f"{name} is the UNet of {family}, and {model} is {own_family}: they do not fit together"
+        )
 
 
 def refuse_keys(name: str, keys: Collection[str]) -> None:

@@ -40,9 +40,6 @@ def test_defaults_are_those_of_diffusers():
     ("config", "key", "value"),
     [
         (UNetConfig, "class_embed_type", "timestep"),
-        (UNetConfig, "time_cond_proj_dim", 256),
-        (UNetConfig, "only_cross_attention", True),
-        (UNetConfig, "only_cross_attention", [False, True]),
         (UNetConfig, "encoder_hid_dim", 768),
         (UNetConfig, "resnet_time_scale_shift", "scale_shift"),
         (UNetConfig, "conv_in_kernel", 1),
@@ -110,6 +107,18 @@ def test_wrong_types(key, value):
         ({"attention_head_dim": [4, 5]}, "5 heads do not divide 64"),
         ({"attention_head_dim": [4]}, r"attention_head_dim = \(4,\) does not fit 2 blocks"),
         ({"layers_per_block": 0}, "layers_per_block = 0"),
+        ({"time_cond_proj_dim": 3}, "time_cond_proj_dim = 3 is not from 4"),
+        ({"only_cross_attention": [True]}, "only_cross_attention names 1 of 2 blocks"),
+        ({"transformer_layers_per_block": [1, [1, 1]]}, "needs reverse_transformer_layers"),
+        (
+            {
+                "transformer_layers_per_block": [1, [1]],
+                "reverse_transformer_layers_per_block": [1, 1],
+            },
+            "has too few numbers for 2 layers",
+        ),
+        ({"reverse_transformer_layers_per_block": [1]}, "does not fit 2 blocks"),
+        ({"reverse_transformer_layers_per_block": [1, -1]}, "is not from 0"),
         ({"up_block_types": ["UpBlock2D"]}, "up_block_types names 1 blocks"),
         ({"addition_embed_type": "text_time"}, "text_time needs addition_time_embed_dim"),
         ({"block_out_channels": []}, "block_out_channels is empty"),
@@ -123,6 +132,11 @@ def test_impossible_values(options, message):
 def test_not_an_object():
     with pytest.raises(ValueError, match="file: expected a JSON object, got list"):
         UNetConfig.from_dict([], "file")
+
+
+def test_null_means_no_mid_block():
+    assert UNetConfig.from_dict({**UNET, "mid_block_type": None}, "f").mid_block_type is None
+    assert UNetConfig.from_dict(UNET, "f").mid_block_type == "UNetMidBlock2DCrossAttn"
 
 
 def test_heads_under_either_name():

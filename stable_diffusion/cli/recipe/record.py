@@ -8,6 +8,7 @@ from typing import Any
 
 from ...config.known_models import MODELS
 from ...images.text_chunks import PARAMETERS, RECIPE, read_texts
+from ...model_io.hub_file import parse_hub_name
 from ...model_io.model import Model
 from ...model_io.sources import Source
 from ...utils.fold_name import fold_name
@@ -138,7 +139,11 @@ def _list_model_names(model: str | None) -> set[str | None]:
         return {None}
     repos = MODELS[model].repos if model in MODELS else ()
     name = os.path.normpath(_hide_home(model))  # m, ./m and m/ are one folder
-    return {fold_name(each) for each in (name, name.partition("@")[0], *repos)}
+    hub_name = parse_hub_name(model)
+    without_revision = name.partition("@")[0]
+    if hub_name is not None and hub_name.path:  # a file: the revision may be before its path
+        without_revision = f"{hub_name.repo}/{hub_name.path}"
+    return {fold_name(each) for each in (name, without_revision, *repos)}
 
 
 def _fold(value: Any) -> Any:

@@ -13,6 +13,7 @@ WHOLE = Recipe(
     model="org/name",
     revision="0123abc",
     vae="my vae.safetensors",
+    unet="my unet.safetensors",
     prediction_type="v_prediction",
     lora=("~/a, b:c.safetensors:-0.1", "d.safetensors:1e-05"),
     lora_sha256=("aa", "bb"),

@@ -14,7 +14,7 @@ import txt2image
 from stable_diffusion.cli.arguments import parse
 from stable_diffusion.cli.job import Job
 from stable_diffusion.cli.recipe.recipe import Recipe
-from stable_diffusion.cli.recipe.record import RecipeComparison, Record, Texts
+from stable_diffusion.cli.recipe.record import RecipeComparison, Record, Texts, _list_model_names
 from stable_diffusion.cli.settings import Settings
 from stable_diffusion.images.text_chunks import PARAMETERS, RECIPE
 from stable_diffusion.images.writing import save_image
@@ -95,6 +95,7 @@ def test_grids():
         (["--model=sd"], True),
         (["--model=./sdxl"], True),
         (["--vae=org/other"], True),
+        (["--unet=org/vae"], True),
         (["--lora=a.safetensors:1"], True),
         (["--lora=a.safetensors:0.5", "--lora=a.safetensors:0.5"], True),
         (["--embedding=<a>=a.safetensors"], True),
@@ -123,6 +124,21 @@ def test_pictures_that_differ(tmp_path, monkeypatch, options, differs):
         assert not comparison.differs(Path("made.png"), replace(JOB, steps=None, sampler=None))
         Path("a.safetensors").write_bytes(b"b")  # trained on, under the same name
         assert RecipeComparison(parse_settings(*usual, *options)).differs(Path("made.png"), JOB)
+
+
+def test_unet_of_a_file_on_the_hub():
+    """Its recipe has the commit, and asks for the same picture as its name without one."""
+
+    class HubFile(Source):
+        commit = ("org/name/a.safetensors", COMMIT)
+
+    model = Model(make_repository("org/model"), unet=HubFile("a", Path()))
+    given = "org/name@v1/a.safetensors"
+    recipe = read_recipe(make_record(model, f"--unet={given}").describe(JOB))
+    assert recipe.unet == f"org/name/a.safetensors@{COMMIT}"
+    names = _list_model_names(recipe.unet)
+    assert names & _list_model_names(given)
+    assert not names & _list_model_names("org/name/b.safetensors")
 
 
 @pytest.mark.parametrize(("platform", "differs"), [("darwin", False), ("linux", True)])
