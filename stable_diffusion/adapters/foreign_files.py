@@ -96,6 +96,7 @@ WEIGHTS = {
     (r"^(first_stage_model\.)?decoder\.(conv_in|layers\.\d+\.conv\.0)\.weight$",): Kind(
         "a VAE", "give it with --vae"
     ),
+    (r"^\d+\.conv\.0\.weight$",): Kind("a VAE", "give it with --vae"),  # TAESD, as published
     (r"encoder\.layers\.\d+\.self_attn\.q_proj\.weight$",): Kind("a text encoder"),
 }
 _EMBEDDING = Kind("an embedding", "give it as --embedding NAME=FILE")

@@ -19,6 +19,7 @@ from .leftovers import is_leftover
 from .lora_keys import Target, Targets, split_name
 from .lora_parts import ALPHA, DOWN, IA3_INPUT, UP, split_ia3_key, split_key
 from .peft_options import PeftOptions, read_options
+from .unfit import refuse_other_formats
 
 
 class Ratio(Protocol):
@@ -127,6 +128,7 @@ def read_lora(file: Path, targets: Mapping[str, Target]) -> LoRAFile:
     """
     if not file.is_file():
         raise FileNotFoundError(f"no such LoRA file: {file}")
+    refuse_other_formats(file)
     header, tensors = read_safetensors(file)
     options = read_options(file, header.metadata)
     words, rest = collect_words(file, tensors)

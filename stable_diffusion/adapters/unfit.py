@@ -5,29 +5,49 @@ A file that fits is never refused: these functions are called if one does not.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import mlx.nn as nn
 
 from ..config.networks import UNetConfig
-from ..model_io.safetensors_file import Header
+from ..model_io.safetensors_file import LENGTH_BYTES, Header
 from .foreign_files import FOREIGN, find, identify_adapter, identify_model, identify_weights
 from .lora_parts import split_key
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-SD_1, SD_2, SDXL = "Stable Diffusion 1.x", "Stable Diffusion 2.x", "Stable Diffusion XL"
-KINDS_BY_TEXT = {768: SD_1, 1024: SD_2, 2048: SDXL, 1280: "the SDXL refiner"}
+MAX_START = 64  # bytes at the start of a file that show its format
+_CONVERT = (
+    "pickles are never loaded; if you trust the file, convert it in PyTorch, "
+    "safetensors.torch.save_file(torch.load(FILE, weights_only=True), NEW_FILE)"
+)
+# By the start of a file, in lower case: what it is, and what to do.
+FORMATS = {
+    b"pk\x03\x04": ("a pickle", _CONVERT),
+    b"\x80\x02": ("a pickle", _CONVERT),
+    b"gguf": ("a GGUF file", "use the safetensors file"),
+    b"sqlite format 3": ("a file of Draw Things", "use the safetensors file"),
+    b"version https://git-lfs": ("a pointer of Git LFS", "run git lfs pull, or download it"),
+    b"<!doctype html": ("a web page", "download the file again; the site may ask for a login"),
+    b"<html": ("a web page", "download the file again; the site may ask for a login"),
+    b'{"error"': ("an error message of a web site", "download the file again"),
+}
 
-# Parts of keys that only one kind of model has.
+SD_1, SD_2, SDXL = "Stable Diffusion 1.x", "Stable Diffusion 2.x", "Stable Diffusion XL"
+SD_1_OR_2 = "Stable Diffusion 1.x or 2.x"
+# By the width of the text embeddings.
+KINDS_BY_WIDTH = {768: SD_1, 1024: SD_2, 2048: SDXL, 1280: "the SDXL refiner"}
+
+# Parts of keys that only one kind of model has. SDXL has two text encoders and deep transformers,
+# and no attention at the largest size.
 _XL_KEYS = (
     r"^lora_te2_|^text_encoder_2\.|clip_g\b|label_emb|add_embedding"
-    r"|(transformer_blocks)[._]([2-9]|1\d)[._]"
-    r"|input_blocks[._][78][._]1[._]transformer_blocks[._]1[._]"
-    r"|down_blocks[._][12][._]attentions[._]\d[._]transformer_blocks[._]1[._]"
+    r"|(attentions[._]\d+|[._]1)[._]transformer_blocks[._][1-9]"
 )
-_NOT_XL_KEYS = r"down_blocks[._]0[._]attentions|up_blocks[._]3[._]|input_blocks[._][12][._]1[._]"
+_NOT_XL_KEYS = (
+    r"down_blocks[._]0[._]attentions|up_blocks[._]3[._]|input_blocks[._]([12][._]1|9|1\d)[._]"
+)
 _PROJECTION = re.compile(r"(.*[._])?proj_(in|out)")
 _TEXT_LAYER = re.compile(r".*[._]attn2[._](to_[kv]|processor[._]to_[kv])")
 
@@ -45,6 +65,22 @@ _METADATA_KEYS = (
 )
 
 
+def refuse_other_formats(file: Path) -> None:
+    """Check that a file is not known to be of another format than safetensors.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is; the message says what to do.
+    """
+    with file.open("rb") as opened:
+        start = opened.read(MAX_START)
+    if start[LENGTH_BYTES:].startswith(b"{"):  # a length, and a JSON object
+        return
+    for beginning, (what, advice) in FORMATS.items():
+        if start.lstrip().lower().startswith(beginning):
+            raise ValueError(f"{file} is {what}, not a safetensors file: {advice}")
+
+
 def explain_unfit(file: Path, header: Header, networks: Mapping[str, nn.Module]) -> str | None:
     """Return a message that says what a file is that does not fit, or None if it is not known.
 
@@ -59,35 +95,42 @@ def explain_unfit(file: Path, header: Header, networks: Mapping[str, nn.Module])
         return f"{file} is {kind.what}, not a LoRA of a model: {kind.advice}"
     if (model := identify_model(keys, header.metadata)) is not None:
         return f"{file} is a LoRA for {model}: {FOREIGN}"
-    own = find_kind_of_model(networks)
-    found = find_kind_of_lora(header.shapes, header.metadata)
-    if found is None or own is None or found == own:
-        return None
-    return f"{file} is a LoRA for {found}, and this model is {own}: use it with a model of {found}"
-
-
-def find_kind_of_model(networks: Mapping[str, nn.Module]) -> str | None:
-    """Return which Stable Diffusion the networks are of; None if that cannot be told."""
     if "unet" not in networks:
         return None
     config: UNetConfig = networks["unet"].config
+    own, layers = find_kind_of_model(config), group_by_layer(header.shapes)
+    found = find_kind_of_lora(layers, keys, header.metadata)
+    if found is not None and found != own and not (found == SD_1_OR_2 and own != SDXL):
+        return f"{file} is a LoRA for {found}, and this model is {own}: use a LoRA for {own}"
+    width, own_width = next(find_text_widths(layers), None), config.cross_attention_dim
+    if width is not None and width != own_width:
+        return (
+            f"{file} is a LoRA for another kind of model, whose text embeddings have {width} "
+            f"numbers; those of this model, {own}, have {own_width}"
+        )
+    return None
+
+
+def find_kind_of_model(config: UNetConfig) -> str:
+    """Return which Stable Diffusion a UNet is of."""
     if config.addition_embed_type is not None:
         return SDXL
-    return KINDS_BY_TEXT.get(
-        config.cross_attention_dim, SD_2 if config.use_linear_projection else SD_1
-    )
+    by_shape = SD_2 if config.use_linear_projection else SD_1
+    return KINDS_BY_WIDTH.get(config.cross_attention_dim, by_shape)
 
 
-def find_kind_of_lora(shapes: Shapes, metadata: Mapping[str, str]) -> str | None:
+def find_kind_of_lora(
+    layers: Mapping[str, Shapes], keys: Collection[str], metadata: Mapping[str, str]
+) -> str | None:
     """Return which Stable Diffusion a LoRA is for: by its shapes, its keys, then its metadata."""
-    layers = group_by_layer(shapes)
     for width in find_text_widths(layers):
-        if width in KINDS_BY_TEXT:
-            return KINDS_BY_TEXT[width]
-    keys = shapes.keys()
+        if width in KINDS_BY_WIDTH:
+            return KINDS_BY_WIDTH[width]
     if find(_XL_KEYS, keys):
         return SDXL
-    is_sd_1_or_2 = find(_NOT_XL_KEYS, keys)
+    said = find_kind_in_metadata(metadata)
+    if not find(_NOT_XL_KEYS, keys):
+        return said
     ranks = {
         len(shape)
         for name, parts in layers.items()
@@ -95,10 +138,9 @@ def find_kind_of_lora(shapes: Shapes, metadata: Mapping[str, str]) -> str | None
         for part, shape in parts.items()
         if part in ("lora_down.weight", "diff")
     }
-    if is_sd_1_or_2 and len(ranks) == 1:  # SD 1 has convolutions there, SD 2 linear layers
+    if len(ranks) == 1:  # SD 1 has convolutions there, SD 2 linear layers
         return SD_1 if ranks == {4} else SD_2
-    said = find_kind_in_metadata(metadata)
-    return None if is_sd_1_or_2 and said == SDXL else said
+    return said if said in (SD_1, SD_2) else SD_1_OR_2
 
 
 def find_kind_in_metadata(metadata: Mapping[str, str]) -> str | None:

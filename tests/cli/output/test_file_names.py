@@ -11,6 +11,8 @@ from stable_diffusion.cli.job import CompleteJob, Job, UsageError
 from stable_diffusion.cli.output.file_names import check_sizes
 from stable_diffusion.model_io.hub_file import ResolvedFile
 
+LORA = ResolvedFile(Path("in.png"), "in.png")
+
 
 def test_a_folder_is_made_and_its_numbers_go_up(tmp_path):
     """There may be gaps, other formats, and names that are not numbers."""
