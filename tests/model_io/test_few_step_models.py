@@ -14,18 +14,21 @@ from oracle import Oracle, psnr
 from ours import pictures
 from PIL import Image
 from safetensors.torch import save, save_file
+from unet_kinds import make_unet
 
 import txt2image
 from stable_diffusion import StableDiffusion, StableDiffusionXL
 from stable_diffusion.config import few_step
 from stable_diffusion.config.known_models import FEW_STEP_MODELS, MODELS
 from stable_diffusion.model_io.convert import convert_model
-from stable_diffusion.model_io.loaders import load_unet
+from stable_diffusion.model_io.loaders import load_unet, open_model
+from stable_diffusion.sampler.sampler import Sampler
 
 PROMPT = "a red fox"
 SAME = 45  # dB at least between equal pictures
 BASE = MODELS["sdxl-base"].repo
 TRAILING = {"timestep_spacing": "trailing"}
+X0 = {**TRAILING, "prediction_type": "sample"}
 
 LoRA = dict[str, torch.Tensor]
 
@@ -106,6 +109,39 @@ def test_a_recognized_lora(models, changed, tmp_path, kind, name, scheduler, opt
     assert (sd.config, sd.diffusion_config, sd.sampler) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "scheduler", "options", "call"),
+    [
+        ("sdxl_lightning_1step_unet_x0", "EulerDiscrete", X0, {"num_inference_steps": 1}),
+        ("dmd2_sdxl_4step_unet", "LCM", {}, {"timesteps": [999, 749, 499, 249]}),
+        ("Hyper-SDXL-1step-Unet", "LCM", {}, {"timesteps": [800]}),
+    ],
+)
+def test_a_recognized_unet(checkpoint, changed, tmp_path, name, scheduler, options, call):
+    """Its settings are the defaults, and stay if a LoRA is removed."""
+    reference, _ = changed("sdxl-published")
+    file = tmp_path / f"{name}.safetensors"
+    save_file(reference.single.unet.state_dict(), file)
+    sd = StableDiffusionXL(checkpoint("sdxl-published"), unet=file)
+    kind = getattr(diffusers, f"{scheduler}Scheduler")
+    assert psnr(make_ours(sd), make_expected(reference, kind, options, **call)) >= SAME
+    before = sd.config
+    assert before.few_step is not None
+    sd.unload_lora()
+    assert sd.config == before
+    given = open_model(checkpoint("sdxl-published"), unet=file, prediction_type="epsilon")
+    assert given.config.diffusion.prediction_type == "epsilon"
+
+
+def test_a_unet_that_embeds_the_guidance(checkpoint, tmp_path):
+    """It is LCM's, whatever it is called."""
+    tensors = make_unet("lcm").state_dict()
+    save_file(tensors, tmp_path / "x.safetensors")
+    sd = StableDiffusion(checkpoint("sd-1-published"), unet=tmp_path / "x.safetensors")
+    assert sd.config.few_step == few_step.LCM_UNET
+    assert sd.sampler.name == "lcm"
+
+
 def test_what_is_given_wins(models, changed, checkpoint, tmp_path):
     """Each setting for itself: of the constructor, of a call, and of the attribute."""
     reference, lora = changed("sdxl")
@@ -120,20 +156,15 @@ def test_what_is_given_wins(models, changed, checkpoint, tmp_path):
     ours = make_ours(sd, sampler="euler", schedule="trailing", num_steps=3, cfg_weight=3.0)
     assert psnr(ours, expected) >= SAME
     sd.unload_lora()
-    plain, sd.sampler = sd.sampler, few_step_sampler(sd)
+    plain, sd.sampler = sd.sampler, Sampler.for_model(sd.diffusion_config, "ddim")
+    own = sd.sampler
     sd.load_lora(file)
-    assert sd.sampler == few_step_sampler(sd)
+    assert sd.sampler is own
     sd.unload_lora()
     sd.sampler = plain
     chosen = StableDiffusionXL(checkpoint("sdxl"), sampler="ddim")
     chosen.load_lora(file)
     assert (chosen.sampler.name, chosen.config.defaults.steps) == ("ddim", 4)
-
-
-def few_step_sampler(sd: StableDiffusion):
-    from stable_diffusion.sampler.sampler import Sampler
-
-    return Sampler.for_model(sd.model.config.diffusion, "ddim")
 
 
 def test_a_lora_that_is_not_used_sets_nothing(models, changed, tmp_path):
