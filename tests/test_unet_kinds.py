@@ -11,7 +11,7 @@ import torch
 from oracle import channels_first, channels_last, relative_l2
 from original_layout import original_unet
 from parity import POOLED_WIDTH, TIME_IDS, random_normal
-from unet_kinds import UNETS, make_unet
+from unet_kinds import UNETS, make_unet, to_numpy, write_unet
 
 from stable_diffusion.config.networks import UNetConfig
 from stable_diffusion.model_io.hub_file import ResolvedFile
@@ -29,10 +29,8 @@ GUIDANCE = 8.5
 @pytest.mark.parametrize("name", sorted(UNETS.keys() - {"bk-sdm-base", "vega", "lcm-ssd-1b"}))
 def test_unet_equals_diffusers(name, tmp_path):
     theirs = make_unet(name)
-    theirs.save_pretrained(tmp_path)
-    config = UNetConfig.from_dict(dict(theirs.config), name)
-    ours = UNetModel(config)
-    load_weights(ours, [tmp_path / "diffusion_pytorch_model.safetensors"], UNET, mx.float32)
+    ours = UNetModel(UNetConfig.from_dict(dict(theirs.config), name))
+    load_weights(ours, [write_unet(name, tmp_path / "unet.safetensors")], UNET, mx.float32)
     assert compute_error(ours, theirs) <= NETWORK_ERROR
 
 
@@ -79,7 +77,7 @@ def compute_sinusoids(value: float, dims: int) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["bk-sdm-tiny", "sdxs-0.9", "ssd-1b", "koala-700m", "lcm"])
 def test_unet_is_detected_by_names_and_shapes(name, tmp_path):
     """A file without a config gives the same network, under each way to name its tensors."""
-    tensors = {key: value.numpy() for key, value in make_unet(name).state_dict().items()}
+    tensors = to_numpy(name)
     wanted = UNetConfig.from_dict(dict(make_unet(name).config), name)
     expected = make_network(wanted, tensors, UNET, tmp_path)
     ways = {

@@ -5,9 +5,12 @@ Widths, groups and heads are such that a single file, which has no config, is un
 
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from types import MappingProxyType
 
 import checkpoints
+import numpy as np
+import original_layout
 import torch
 from checkpoints import PUBLISHED
 from diffusers import UNet2DConditionModel
@@ -85,3 +88,13 @@ def make_unet(name: str) -> UNet2DConditionModel:
     if unet.config.time_cond_proj_dim:
         unet.time_embedding.cond_proj.weight.data *= 4  # so that the guidance matters
     return unet
+
+
+def to_numpy(name: str) -> dict[str, np.ndarray]:
+    """Return the weights of a UNet by diffusers' names."""
+    return {key: value.numpy() for key, value in make_unet(name).state_dict().items()}
+
+
+def write_unet(name: str, file: Path) -> Path:
+    """Write a UNet alone, in diffusers' names."""
+    return original_layout.save(to_numpy(name), file)

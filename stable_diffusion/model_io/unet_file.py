@@ -94,9 +94,9 @@ def open_unet_file(resolved: ResolvedFile, model: str, base: UNetConfig | None) 
     """
     name = resolved.name
     header = open_header(name, resolved.path)
+    refuse_keys(name, header.shapes)
     root = find_unet_root(header)
     if root is None:
-        refuse_keys(name, header.shapes)
         why = "it is a VAE (--vae)" if header.has("decoder.conv_in.") else "it holds no UNet"
         raise ValueError(f"{name} cannot replace a UNet: {why}")
     config, layout = detect_unet(header, root)
