@@ -121,14 +121,17 @@ def published_levels(schedule: str, n: int, sigmas: np.ndarray, table: list[floa
 
 
 def make_scheduler(sampler: str, config: dict):
-    """Return diffusers' scheduler for a sampler.
+    """Return diffusers' scheduler for a sampler, which has no timesteps yet."""
+    with mock.patch.object(SCHEDULERS[sampler], "set_timesteps", set_no_timesteps):
+        return SCHEDULERS[sampler].from_config(config)
 
-    Some schedulers compute all levels of the training when they are made, which takes a second.
+
+def set_no_timesteps(scheduler, *_: object) -> None:
+    """Take the place of `set_timesteps` while a scheduler is made.
+
+    Some of them set all timesteps of the training then, which takes a second.
     """
-    scheduler = SCHEDULERS[sampler]
-    skip = lambda self, *_: setattr(self, "sigmas", torch.zeros(1))  # noqa: E731
-    with mock.patch.object(scheduler, "set_timesteps", skip):
-        return scheduler.from_config(config)
+    scheduler.sigmas = torch.zeros(1)
 
 
 def set_timesteps(theirs, schedule: str | None, n: int, timesteps: list[int] | None = None) -> None:

@@ -32,15 +32,26 @@ from stable_diffusion.sampler.noise import NoiseStream, draw_latents
 from stable_diffusion.sampler.sampler import SAMPLERS, Sampler
 
 UNET_SIZES = ((8, 8), (7, 13), (1, 2))  # in latents; some sides cannot be halved evenly
+SIMPLE_SAMPLERS = ("euler", "euler-a", "ddim", "dpm++2m")  # all their combinations are cheap
 # (sampler, schedule, steps, prediction type) of all that diffusers has, too.
 TRAJECTORIES = [
     (*what, prediction_type)
     for what in (
-        *((name, schedule, 20) for name in SAMPLERS for schedule in SAMPLERS[name].schedules),
+        *((name, kind, 20) for name in SIMPLE_SAMPLERS for kind in SAMPLERS[name].schedules),
         *(("lcm", None, steps) for steps in (4, 8)),
     )
     for prediction_type in SAMPLERS[what[0]].prediction_types
 ]
+# Whose schedulers have `rescale_betas_zero_snr`.
+HAVE_ZERO_SNR = (*SIMPLE_SAMPLERS, "lcm", "dpm++2m-sde", "dpm++3m", "unipc", "ddpm", "tcd")
+# The others, with each schedule and with each prediction type.
+SOLVER_TRAJECTORIES = [
+    (name, kind, 7, spec.prediction_types[i % len(spec.prediction_types)])
+    for name, spec in SAMPLERS.items()
+    if name not in (*SIMPLE_SAMPLERS, "lcm")
+    for i, kind in enumerate(spec.schedules or (None,) * 3)
+]
+LAST_TIMESTEP = 999
 POOLED_WIDTH = 24  # of the tiny SDXL checkpoints
 TIME_IDS = np.array([[512, 640, 0, 16, 512, 640], [64, 64, 8, 0, 64, 64]], dtype=np.float32)
 
@@ -177,7 +188,7 @@ def trajectory_error(
     for i, (step, t) in enumerate(
         zip(steps.steps, theirs.timesteps[skipped:], strict=True), skipped
     ):
-        assert abs(step.timestep - float(t)) <= 1e-3, (i, step.timestep, t)
+        worst = max(worst, abs(step.timestep - float(t)) / LAST_TIMESTEP)
         seen = theirs.scale_model_input(expected, t)
         prediction = np.tanh(channels_last(seen.double()) * 2 + float(t) / 1000)
         needs_noise = sampler.needs_noise and step.adds_noise
@@ -230,9 +241,9 @@ def main() -> None:
             )
         print(f"| {kind} | " + " | ".join(f"{error:.1e}" for error in errors) + " |")
     print("\nSampler trajectories (in brackets with zero terminal SNR):")
-    for name, schedule, num_steps, predicts in TRAJECTORIES:
+    for name, schedule, num_steps, predicts in (*TRAJECTORIES, *SOLVER_TRAJECTORIES):
         error = f"{trajectory_error(name, predicts, schedule, num_steps):.1e}"
-        if predicts != "epsilon" and schedule != "ays":
+        if predicts != "epsilon" and schedule != "ays" and name in HAVE_ZERO_SNR:
             options = {"rescale_betas_zero_snr": True, "is_exact": name == "euler"}
             error += f" ({trajectory_error(name, predicts, schedule, num_steps, **options):.1e})"
         print(f"{name}, {schedule or 'its own'}, {num_steps} steps, {predicts}: {error}")

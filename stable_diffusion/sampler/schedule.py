@@ -65,7 +65,7 @@ class Step:
     order: int = 1  # of the solver; a step of two calls is one of order 1 and one of order 2
     adds_noise: bool = True  # if the sampler does
     next_timestep: int | None = None  # tcd: of the next step; None in the last one
-    before: Level | None = None  # pndm: the level one step before `start`
+    before: Level = CLEAN  # pndm: the level one step before `start`
     weights: tuple[float, ...] = ()  # lms: of this noise, the one before, …
 
 

@@ -55,7 +55,7 @@ def test_defaults_are_those_of_diffusers():
         (CLIPTextConfig, "architectures", ["T5EncoderModel"]),
         (DiffusionConfig, "prediction_type", "flow_prediction"),
         (DiffusionConfig, "beta_schedule", "squaredcos_cap_v2"),
-        (DiffusionConfig, "use_beta_sigmas", True),
+        (DiffusionConfig, "use_lu_lambdas", True),
         (DiffusionConfig, "use_flow_sigmas", True),
         (DiffusionConfig, "sigma_min", 0.002),
         (DiffusionConfig, "thresholding", True),

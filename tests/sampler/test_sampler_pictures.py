@@ -157,7 +157,7 @@ def test_the_sampler_of_a_call(models, checkpoint):
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"sampler": "heun"}, ValueError, "sampler must be one of euler, .*, got 'heun'"),
+        ({"sampler": "restart"}, ValueError, "sampler must be one of euler, .*, got 'restart'"),
         ({"schedule": "sgm"}, ValueError, "sampler euler has no schedule 'sgm', only trailing"),
         ({"sampler": "ddim", "schedule": "karras"}, ValueError, "ddim has no schedule 'karras'"),
         ({"sampler": 3}, TypeError, "sampler must be text, a Sampler or None, got 3, an int"),

@@ -307,11 +307,10 @@ def _parse_value(option: Option, value: Any) -> Any:
             raise ValueError(f"{key} must be true or false, got {_format_json(value)}")
         return value
     if option.kind == "numbers" and isinstance(value, list):
-        value = ",".join(map(str, value))
+        value = ",".join(str(_restore_integer(each)) for each in value)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"{key} must be text or a number, got {_format_json(value)}")
-    if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_EXACT:
-        value = int(value)  # tables write 3.0 in a column that has gaps
+    value = _restore_integer(value)
     try:
         parsed = option.text_parser(str(value))
         str(parsed).encode()
@@ -323,6 +322,12 @@ def _parse_value(option: Option, value: Any) -> Any:
         wanted = "text" if isinstance(parsed, str) else "a number"
         raise ValueError(f"{key} must be {wanted}, got {_format_json(value)}")
     return parsed
+
+
+def _restore_integer(value: Any) -> Any:
+    """Return 3 for 3.0, which tables write in a column that has gaps, and other values as is."""
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) <= MAX_EXACT
+    return int(value) if is_whole else value
 
 
 def _format_json(value: Any) -> str:

@@ -33,13 +33,13 @@ def ddim_step(at: StepInput) -> mx.array:
 def ddpm_step(at: StepInput) -> mx.array:
     """Step by ancestral sampling (Ho et al. 2020, arXiv:2006.11239, formulas 6, 7 and 11)."""
     start, end = at.step.start, at.step.end
-    if end == CLEAN:
+    is_large = at.config.variance_type == "fixed_large" and at.step.timestep > 0
+    if end == CLEAN and not is_large:
         return at.x_0
     kept = start.alpha / end.alpha  # the square root of the product of α from end to start
     beta = 1 - kept**2
     of_x_0 = end.alpha * beta / start.sigma**2
     of_x = kept * end.sigma**2 / start.sigma**2
-    is_large = at.config.variance_type == "fixed_large"
     variance = beta if is_large else compute_posterior_variance(start, end)
     return of_x_0 * at.x_0 + of_x * at.x + variance**0.5 * at.require_fresh()
 

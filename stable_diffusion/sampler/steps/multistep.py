@@ -34,20 +34,20 @@ def pndm_step(at: StepInput) -> mx.array:
     Formulas 9 and 12: predictions of up to four calls are combined, and x_0 and noise of the result
     mixed at the next level. The second call repeats the first step with the mean of both.
     """
-    step, type_ = at.step, at.config.prediction_type
+    prediction_type, step = at.config.prediction_type, at.step
     if at.n_calls == 1:
-        first = at.require_first()
-        prediction = (first.prediction + at.prediction) / 2
-        x_0, noise = split_into_x_0_and_noise(first.x, prediction, step.before, type_)
-        return step.start.mix(x_0, noise)
-    # The second call is left out, because it was at the same level as the third one.
-    numbered = zip(range(at.n_calls - 1, -1, -1), at.estimates, strict=False)
-    earlier = [estimate.prediction for number, estimate in numbered if number != 1]
-    predictions = [at.prediction, *earlier[:3]]
-    weights = ADAMS_BASHFORTH[len(predictions) - 1]
-    prediction = sum(w * each for w, each in zip(weights, predictions, strict=True))
-    x_0, noise = split_into_x_0_and_noise(at.x, prediction, step.start, type_)
-    return step.end.mix(x_0, noise)
+        first, start, end = at.require_first(), step.before, step.start
+        x, prediction = first.x, (first.prediction + at.prediction) / 2
+    else:
+        # The second call is left out, because it was at the same level as the third one.
+        numbered = zip(range(at.n_calls - 1, -1, -1), at.estimates, strict=False)
+        earlier = [estimate.prediction for number, estimate in numbered if number != 1][:3]
+        first_weight, *weights = ADAMS_BASHFORTH[len(earlier)]
+        x, start, end = at.x, step.start, step.end
+        prediction = first_weight * at.prediction
+        for weight, each in zip(weights, earlier, strict=True):
+            prediction = prediction + weight * each
+    return end.mix(*split_into_x_0_and_noise(x, prediction, start, prediction_type))
 
 
 def deis_step(at: StepInput) -> mx.array:

@@ -54,6 +54,15 @@ def test_lines_override_the_command_line(tmp_path):
     assert isinstance(one.cfg, float) and isinstance(one.steps, int)
 
 
+@pytest.mark.parametrize("value", [[999, 499, 3], "999, 499,3", [999.0, 499, 3]])
+def test_timesteps_and_eta(tmp_path, value):
+    """A list or text stands for timesteps. Tables write whole numbers as 999.0."""
+    line = json.dumps({"prompt": "a", "timesteps": value, "eta": 0})
+    (request,) = read_requests(tmp_path, line)
+    assert request.timesteps == (999, 499, 3) and request.eta == 0.0
+    assert request.steps is None and request.schedule is None
+
+
 def test_seeds_follow_the_one_given(tmp_path):
     content = '{"prompt": "a", "n_images": 3}\n{"prompt": "a", "seed": 50}\n{"prompt": "c"}'
     assert [request.seed for request in read_requests(tmp_path, content, "--seed=7")] == [7, 50, 11]

@@ -7,7 +7,11 @@ from dataclasses import replace
 import pytest
 
 from stable_diffusion.cli.recipe.recipe import Recipe
-from stable_diffusion.cli.recipe.webui_text import read_parameters, write_parameters
+from stable_diffusion.cli.recipe.webui_text import (
+    SCHEDULE_NAMES,
+    read_parameters,
+    write_parameters,
+)
 
 PLAIN = Recipe(
     prompt="a lighthouse at dusk",
@@ -42,6 +46,13 @@ def test_what_is_written():
         ({"sampler": "dpm++2m", "schedule": "karras"}, "DPM++ 2M, Schedule type: Karras, CFG"),
         ({"sampler": "ddim", "schedule": "trailing"}, "DDIM, Schedule type: SGM Uniform, CFG"),
         ({"sampler": "lcm", "schedule": None}, "Sampler: LCM, CFG"),
+        ({"schedule": "exponential"}, "Euler a, Schedule type: Exponential, CFG"),
+        ({"schedule": "ays"}, "Euler a, Schedule type: Align Your Steps, CFG"),
+        (
+            {"steps": None, "timesteps": (999, 9)},
+            'Steps: 2, Sampler: Euler a, Timesteps: "999,9", ',
+        ),
+        ({"sampler": "ddim", "eta": 0.5}, "Eta DDIM: 0.5, "),
         ({"cfg": 0.0}, "CFG scale: 1, "),
         ({"clip_skip": 1}, "Clip skip: 2, "),
         ({"strength": 0.6}, "Denoising strength: 0.6, "),
@@ -71,6 +82,58 @@ def test_what_is_written_is_read(prompt):
         written, revision=None, schedule=None, guidance_rescale=None, long_prompt=True, version=None
     )
     assert recipe == expected and model_name == "tiny" and not rest
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sampler": "ddim", "schedule": None, "eta": 0.5},
+        {"sampler": "euler", "schedule": None, "steps": None, "timesteps": (999, 499)},
+        *({"sampler": "euler", "schedule": schedule} for schedule in SCHEDULE_NAMES),
+    ],
+)
+def test_samplers_and_schedules_are_read(changes):
+    written = replace(PLAIN, **changes)
+    recipe, _, rest = read_parameters(write_parameters(written))
+    names = ("sampler", "schedule", "steps", "timesteps", "eta")
+    assert [getattr(recipe, n) for n in names] == [getattr(written, n) for n in names]
+    assert not rest
+
+
+@pytest.mark.parametrize(
+    ("said", "sampler", "schedule"),
+    [
+        ("DPM++ 2M, Schedule type: Automatic", "dpm++2m", "karras"),
+        ("Euler, Schedule type: Automatic", "euler", "linspace"),
+        ("DDIM, Schedule type: Automatic", "ddim", None),
+        ("LCM, Schedule type: Automatic", "lcm", None),
+        ("Euler, Schedule type: Normal", "euler", "linspace"),
+        ("Euler, Schedule type: DDIM", "euler", "leading"),
+        ("Euler, Schedule type: SGM Uniform", "euler", "sgm-uniform"),
+        ("Euler SGM Uniform", "euler", "sgm-uniform"),
+        ("DPM++ 2M Exponential", "dpm++2m", "exponential"),
+        ("DPM++ 2M", "dpm++2m", None),
+    ],
+)
+def test_names_of_schedules(said, sampler, schedule):
+    recipe, _, rest = read_parameters(f"a\nSteps: 2, Sampler: {said}, Seed: 1, Size: 8x8")
+    assert (recipe.sampler, recipe.schedule, rest) == (sampler, schedule, [])
+
+
+@pytest.mark.parametrize(
+    ("said", "rest"),
+    [
+        ("Euler a, Eta: 0.5", ["Eta: 0.5"]),
+        ("DDIM CFG++", ["Sampler: DDIM CFG++"]),
+        ("Euler, Schedule type: KL Optimal", ["Schedule type: KL Optimal"]),
+        ("Restart, Schedule type: Automatic", ["Sampler: Restart"]),
+        ("Euler, Timesteps: x", ["Timesteps: x"]),
+    ],
+)
+def test_what_is_not_understood_of_the_steps(said, rest):
+    assert read_parameters(f"a\nSteps: 2, Sampler: {said}, Seed: 1")[2] == rest
+    ddim = read_parameters("a\nSteps: 2, Sampler: DDIM, Eta: 0.5, Seed: 1")
+    assert (ddim[0].eta, ddim[2]) == (0.5, [])
 
 
 def test_what_automatic1111_writes():
