@@ -280,6 +280,11 @@ def test_wrong_class_names_the_right_one(checkpoint):
         ({"clip_skip": 0.5}, "clip_skip must be from 0 to .*, got 0.5"),
         ({"cfg_weight": 10**400}, "cfg_weight must be a finite number"),
         ({"guidance_rescale": 1.5}, r"guidance_rescale must be in \[0, 1\], got 1.5"),
+        ({"timesteps": [9, 9]}, "timesteps must fall from one to the next"),
+        ({"timesteps": [9], "num_steps": 1}, "timesteps are the steps: leave num_steps out"),
+        ({"timesteps": [9], "schedule": "karras"}, "timesteps and schedule karras"),
+        ({"eta": 0.5}, "sampler euler does not take eta"),
+        ({"eta": 1.5, "sampler": "ddim"}, r"eta must be in \[0, 1\], got 1.5"),
     ],
 )
 def test_arguments_are_checked_when_called(model, options, message):
@@ -345,6 +350,10 @@ def test_as_many_prompts_and_seeds_as_pictures(model, name):
         ({"num_steps": 1.5}, "num_steps must be an integer, got 1.5"),
         ({"cfg_weight": "7"}, "cfg_weight must be a number, got '7'"),
         ({"guidance_rescale": None}, "guidance_rescale must be a number, got None"),
+        ({"timesteps": "999,9"}, "timesteps must be a list of integers, got str"),
+        ({"timesteps": 9}, "timesteps must be a list of integers, got int"),
+        ({"timesteps": [9, 3.0]}, "each timestep must be an integer, got 3.0"),
+        ({"eta": "1", "sampler": "ddim"}, "eta must be a number, got '1'"),
         ({"seed": 1.5}, "seed must be an integer, got 1.5"),
         ({"seed": "7"}, "seed must be an integer, got '7'"),
         ({"seed": [True]}, "each seed must be an integer, got True"),

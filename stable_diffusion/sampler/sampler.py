@@ -223,7 +223,7 @@ def check_timesteps(timesteps: Sequence[int], num_train_timesteps: int) -> None:
     are_falling = all(t > t_next for t, t_next in pairwise(timesteps))
     if not timesteps or not are_falling or not 0 <= timesteps[-1] <= timesteps[0] <= last:
         raise ValueError(
-            f"timesteps must fall from one to the next, in {last} to 0; got "
+            f"timesteps must fall from one to the next, from {last} at most to 0 at least; got "
             f"{abbreviate(', '.join(map(str, timesteps)) or 'none')}"
         )
 

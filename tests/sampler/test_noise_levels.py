@@ -113,11 +113,11 @@ def test_chosen_timesteps_replace_the_schedule():
     [
         ("euler-a", CHOSEN, "sampler euler-a does not take timesteps: use one of euler, dpm"),
         ("ddim", CHOSEN, "sampler ddim does not take timesteps"),
-        ("euler", [1000, 4], "must fall from one to the next, in 999 to 0; got 1000, 4"),
+        ("euler", [1000, 4], "from 999 at most to 0 at least; got 1000, 4"),
         ("euler", [4, 4], "must fall from one to the next"),
         ("euler", [4, 5], "must fall from one to the next"),
         ("euler", [4, -1], "must fall from one to the next"),
-        ("euler", [], "must fall from one to the next, in 999 to 0; got none"),
+        ("euler", [], "from 999 at most to 0 at least; got none"),
     ],
 )
 def test_timesteps_that_are_refused(name, timesteps, message):

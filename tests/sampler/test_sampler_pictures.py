@@ -75,6 +75,27 @@ def test_image_to_image(models, oracle, kind, name, schedule, strength):
 
 
 @pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ddim", {"eta": 0.6, "num_steps": 5}),
+        ("euler", {"timesteps": [999, 749, 499, 249, 3]}),
+        ("lcm", {"timesteps": [999, 749, 499, 249]}),
+    ],
+)
+def test_eta_and_timesteps_from_a_picture(models, oracle, name, options):
+    """Fresh noise follows the noise that the picture gets; strength cuts the timesteps."""
+    image = np.linspace(-1, 1, 64 * 64 * 3, dtype=np.float32).reshape(64, 64, 3)
+    options = {"cfg_weight": 3.0, "strength": 0.7, **options}
+    sd = models["sd-1"]
+    latents = sd.generate_latents_from_image(image, PROMPT, seed=7, sampler=name, **options)
+    assert len(latents) == int(0.7 * len(options.get("timesteps", range(5))))
+    expected = oracle("sd-1").pictures_from_image(
+        image, PROMPT, sampler=name, **to_diffusers(options)
+    )
+    assert psnr(pictures(sd, latents), expected) >= SAME
+
+
+@pytest.mark.parametrize(
     ("kind", "name", "schedule"),
     [("sd-1", "dpm++2m", "karras"), ("sdxl", "euler", None), ("sd-2-v", "ddim", "trailing")],
 )

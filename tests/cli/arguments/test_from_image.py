@@ -78,7 +78,7 @@ START = "from a picture"
 RECIPES = {  # where to write, and options
     "plain": "o.png",
     "ancestral": "o.png --sampler=euler-a --width=96 --height=72 --cfg=4 --negative_prompt='a\nb'",
-    "ddim": "o.webp --sampler=ddim --schedule=linspace --guidance-rescale=0.7",
+    "ddim": "o.webp --sampler=ddim --schedule=linspace --guidance-rescale=0.7 --eta=0.5",
     "weights": "o.png --sampler=dpm++2m --schedule=karras --prompt-weights --negative-prompt=(a:2)",
     "lcm": "o.tif --sampler=lcm --clip-skip=1 --cfg=0 --seed=123456789012",
     "files": "o.png --lora=a.safetensors:0.7 --lora=a.safetensors:-0.2 "
@@ -151,6 +151,23 @@ def test_options_override(folder, tmp_path, capsys):
         lora_sha256=recipe.lora_sha256,
         version=recipe.version,
     )
+
+
+def test_timesteps_are_in_the_recipe(tmp_path):
+    """They replace the steps, and what is given replaces them."""
+    made = write_picture_with(tmp_path / "made.png", steps=None, timesteps=[999, 9], eta=None)
+    for options, timesteps, steps in (
+        ((), (999, 9), None),
+        (("--timesteps=500",), (500,), None),
+        (("--steps=1",), (), 1),
+        (("--schedule=simple", "--steps=1"), (), 1),
+        (("--sampler=ddim", "--eta=0.5", "--steps=1"), (), 1),
+    ):
+        again = tmp_path / f"again{steps}{len(options)}{len(timesteps)}.png"
+        assert run_script("--from-image", made, *options, "--output", again) == 0
+        recipe = read_recipe(again)
+        assert (recipe.timesteps, recipe.steps) == (timesteps, steps)
+        assert recipe.eta == (0.5 if "--eta=0.5" in options else None)
 
 
 def test_without_metadata(tmp_path, capsys):
