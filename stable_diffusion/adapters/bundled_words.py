@@ -14,6 +14,8 @@ from ..utils.strict_json import require
 from ..utils.wording import abbreviate, join_names
 from .textual_inversion import Reader, add_word
 
+MAX_WORDS = 200  # in a file; each makes the search for words a little slower
+
 # By word, and by the part of the key after it.
 BundledWords = dict[str, dict[str, mx.array]]
 
@@ -32,7 +34,11 @@ _KEY = re.compile(rf"bundle_emb\.(.+?)\.({'|'.join(map(re.escape, _VECTORS))})")
 def collect_words(
     file: Path, tensors: Mapping[str, mx.array]
 ) -> tuple[BundledWords, dict[str, mx.array]]:
-    """Return the words of a file, and its other tensors."""
+    """Return the words of a file, and its other tensors.
+
+    Raises:
+        ValueError: if there are more than `MAX_WORDS`.
+    """
     words: BundledWords = {}
     others = {}
     for key, tensor in tensors.items():
@@ -41,6 +47,8 @@ def collect_words(
             others[key] = tensor
         else:
             words.setdefault(match[1], {})[match[2]] = tensor
+    n = len(words)
+    require(n <= MAX_WORDS, f"{file} has {n} textual inversions in it, more than {MAX_WORDS}")
     return words, others
 
 
@@ -64,7 +72,8 @@ def choose_words(
             for tokenizer, _ in readers:
                 tokenizer.check_new(name)
         except ValueError as error:
-            warnings.warn(f"{file}: its word {abbreviate(name)} is left out: {error}", stacklevel=2)
+            why = str(error).partition(": ")[0]  # what follows is advice to choose another name
+            warnings.warn(f"{file}: its word {abbreviate(name)} is left out: {why}", stacklevel=2)
         else:
             chosen.append((name, vectors))
     return chosen

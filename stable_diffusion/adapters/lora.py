@@ -122,7 +122,7 @@ def _check_fit(file: LoRAFile, layers: Layers, networks: Mapping[str, nn.Module]
             raise ValueError(explanation)
         found = "; ".join(f"{what}: {join_names(keys)}" for what, keys in problems.items() if keys)
         raise ValueError(f"the LoRA {file.path} does not fit {', '.join(layers)}: {found}")
-    if not file.changes:
+    if not file.changes and not file.words:
         raise ValueError(f"{file.path} contains no LoRA")
 
 

@@ -17,7 +17,7 @@ from ..utils.wording import join_names
 from .bundled_words import BundledWords, collect_words
 from .leftovers import is_leftover
 from .lora_keys import Target, Targets, split_name
-from .lora_parts import ALPHA, DOWN, IA3_INPUT, UP, split_ia3_key, split_key
+from .lora_parts import ALPHA, DOWN, IA3_INPUT, MAGNITUDE, UP, split_ia3_key, split_key
 from .peft_options import PeftOptions, read_options
 from .unfit import refuse_other_formats
 
@@ -134,11 +134,18 @@ def read_lora(file: Path, targets: Mapping[str, Target]) -> LoRAFile:
     words, rest = collect_words(file, tensors)
     found = LoRAFile(file, header, words=words)
     parts = _split_keys(rest)
-    finder = Targets(targets).choose_text_encoder(name for name, _ in parts.values())
+    has_magnitudes = any(part == MAGNITUDE for _, part in parts.values())
+    require(
+        has_magnitudes or not options.uses_dora,
+        f"{file}: its options have use_dora, but it has no magnitudes of DoRA",
+    )
+    names = {name for name, _ in parts.values()}
+    finder = Targets(targets).choose_text_encoder(names)
+    targets_by_name = {name: finder.find(name) for name in names}
     leftovers = []
     for key, tensor in rest.items():
         name, part = parts.get(key, ("", ""))
-        target = finder.find(name) if part else None
+        target = targets_by_name.get(name)
         if target is not None:
             _add(found, target, name, part, key, tensor, options)
         elif is_leftover(key):

@@ -5,6 +5,7 @@ and Stability AI's code use for it, with underscores in the place of dots, as ko
 them. What programs put before these names is in the table `_PREFIXES`.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 
 import mlx.nn as nn
@@ -51,9 +52,10 @@ _PREFIXES: dict[str, tuple[str, ...]] = {
     "lycoris_": _ANY,  # LyCORIS's own saving
     "": _ANY,  # PEFT, diffusers' `save_lora_adapter`, and its oldest files
 }
-_LONGEST_FIRST = sorted(_PREFIXES, key=len, reverse=True)
 # What PEFT, torch.compile, distributed training and ComfyUI put before the name of a layer.
-_WRAPPERS = ("base_model.model.", "_orig_mod.", "module.", "text_encoders.", "transformer.")
+_WRAPPERS = r"(?:(?:base_model\.model|_orig_mod|module|text_encoders|transformer)\.)*"
+_LONGEST_FIRST = "|".join(map(re.escape, sorted(_PREFIXES, key=len, reverse=True)))
+_NAME = re.compile(rf"{_WRAPPERS}({_LONGEST_FIRST}){_WRAPPERS}(.*)")
 
 # Parts of the UNet, and layers of its residual blocks → their names in Stability AI's code.
 _ORIGINAL = {ours: theirs for theirs, ours in (UNET_PARTS | RESNET).items()} | {
@@ -104,9 +106,10 @@ class Targets:
 
 def split_name(name: str) -> tuple[tuple[str, ...], str]:
     """Return the components that a name in a file may be of, and the rest of the name."""
-    name = _unwrap(name)
-    prefix = next(prefix for prefix in _LONGEST_FIRST if name.startswith(prefix))
-    return _PREFIXES[prefix], _unwrap(name.removeprefix(prefix))
+    match = _NAME.fullmatch(name)
+    assert match is not None  # as the last prefix is empty, and the rest is anything
+    prefix, rest = match.groups()
+    return _PREFIXES[prefix], rest
 
 
 def make_name(component: str, name: str) -> str:
@@ -124,13 +127,6 @@ def list_names(component: str, network: nn.Module, paths: Iterable[str]) -> dict
         for spelling in {name, layout.prefix + name, rename(name, original)}:
             names[make_name(component, spelling)] = path
     return names
-
-
-def _unwrap(name: str) -> str:
-    """Return a name without what stands before the part of it that says what it is."""
-    while wrapper := next((each for each in _WRAPPERS if name.startswith(each)), ""):
-        name = name.removeprefix(wrapper)
-    return name
 
 
 def _list_original_names(config: UNetConfig) -> dict[str, str]:

@@ -9,11 +9,12 @@ import re
 from ..model_io.layouts import rename
 
 DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
+MAGNITUDE = "dora_scale"
 # (IA)³ only; in other files such a key is a weight of the layer itself.
 IA3_WEIGHT, IA3_INPUT = "weight", "on_input"
 PARTS = (
     *(DOWN, UP, "lora_mid.weight", "lora_down.bias", "lora_up.bias", ALPHA),  # LoRA, LoCon
-    *("dora_scale", "scalar"),
+    *(MAGNITUDE, "scalar"),
     *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),  # LoHa
     *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
     *("a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm1.weight", "bm2.weight"),  # GLoRA
@@ -31,8 +32,8 @@ _SPELLINGS = {
     "lora_linear_layer.up": "lora_up",
     "lora_A": "lora_down",  # PEFT and newer diffusers
     "lora_B": "lora_up",
-    "lora_magnitude_vector": "dora_scale",
-    "lora_magnitude_vector.weight": "dora_scale",
+    "lora_magnitude_vector": MAGNITUDE,
+    "lora_magnitude_vector.weight": MAGNITUDE,
     "weight.diff": "diff",
     "bias.diff": "diff_b",
 } | {  # the oldest diffusers, attention only
@@ -55,7 +56,7 @@ _KEY = re.compile(rf"(.+)\.({'|'.join(map(re.escape, (*PARTS, *_BARE_ENDS)))})")
 
 def split_key(key: str) -> tuple[str, str] | None:
     """Return the name of the layer, and the part of `PARTS`; None for other keys."""
-    match = _KEY.fullmatch(rename(_ADAPTER.sub(r".\1", key), _SPELLINGS))
+    match = _KEY.fullmatch(key) or _KEY.fullmatch(rename(_ADAPTER.sub(r".\1", key), _SPELLINGS))
     if match is None:
         return None
     name, part = match.groups()

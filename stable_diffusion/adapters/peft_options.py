@@ -41,6 +41,11 @@ class PeftOptions:
 
     options: Mapping[str, Any]
 
+    @property
+    def uses_dora(self) -> bool:
+        """Return whether they say that the adapter is DoRA."""
+        return any(bool(self.options.get(key)) for key in self.options if key.endswith("use_dora"))
+
     def compute_ratio(self, component: str, name: str, rank: int) -> float:
         """Return the factor of a change without an alpha of its own: alpha / rank.
 

@@ -10,6 +10,7 @@ from ..clip import CLIPTextModel
 from ..model_io.safetensors_file import FLOATS, read_safetensors
 from ..model_io.sources import PICKLES
 from ..tokenizer.tokenizer import Tokenizer
+from .lora_parts import split_key
 
 Reader = tuple[Tokenizer, CLIPTextModel]  # a tokenizer with its text encoder
 
@@ -74,6 +75,8 @@ def _read(file: Path, widths: tuple[int, ...]) -> list[mx.array]:
             "string_to_param, save_file(e, NEW_FILE)"
         )
     header, tensors = read_safetensors(file)
+    if any(split_key(key) is not None for key in header.shapes):
+        raise ValueError(f"{file} is a LoRA, not a textual inversion: give it with --lora")
     keys = _find_keys(file, tuple(header.shapes))
     shapes = _check_shapes(file, {key: header.shapes[key] for key in keys}, widths)
     kinds = [header.tensors[key].kind for key in keys]

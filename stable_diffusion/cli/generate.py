@@ -78,7 +78,7 @@ class Run:
     @property
     def adapter_files(self) -> list[Path]:
         """Return the files of LoRAs and textual inversions."""
-        loras = [file.path for file, _ in self.settings.lora]
+        loras = [Path(file) for file, _ in self.settings.lora]
         return loras + [file for _, file in self.settings.embedding]
 
     def read_networks(self, names: Iterable[str]) -> None:

@@ -5,9 +5,11 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
+from ..adapters.find_lora_file import find_lora_file
 from ..overflow import Fault, FaultyResultError, RecomputeWarning
 from ..utils.wording import PromptWarning, describe_error
 from .arguments import parse
@@ -16,7 +18,7 @@ from .job import UsageError
 from .mlx_errors import LESS_MEMORY, explain_error
 from .ranks import RankError, find_ranks
 from .settings import Settings
-from .terminal.console import FAILED, SUCCEEDED, WRONG_USAGE, run_with_safe_streams, warn
+from .terminal.console import FAILED, SUCCEEDED, WRONG_USAGE, run_with_safe_streams, say, warn
 from .terminal.signals import handle_signals, interrupted_status
 
 # The scripts, by the names of the commands that do the same; see pyproject.toml.
@@ -57,9 +59,19 @@ def run_program(read_settings: Callable[[], Settings]) -> int:
     ranks = find_ranks()
 
     def work() -> int:
-        return report_errors(lambda: generate(read_settings(), ranks))
+        return report_errors(lambda: generate(find_loras(read_settings()), ranks))
 
     return run_with_safe_streams(lambda: ranks.run_together(work))
+
+
+def find_loras(settings: Settings) -> Settings:
+    """Return the settings with the files of the LoRAs, which are downloaded if necessary.
+
+    Raises:
+        OSError, ValueError: see `find_lora_file`.
+    """
+    lora = tuple((find_lora_file(name, say), scale) for name, scale in settings.lora)
+    return replace(settings, lora=lora)
 
 
 def report_errors(work: Callable[[], None], less_memory: str = LESS_MEMORY) -> int:

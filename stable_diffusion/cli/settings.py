@@ -1,11 +1,11 @@
 """The settings of a run, as `cli.arguments` reads them. They do not change afterwards."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..model_io.hub_file import ResolvedFile
 from ..utils.size import Size
 
 
@@ -85,7 +85,8 @@ class Settings:
     vae: str | None = None
     unet: str | None = None
     prediction_type: str | None = None
-    lora: tuple[tuple[ResolvedFile, float], ...] = ()  # files and scales
+    # Files, or their names on the Hub before `main` has found them, and scales.
+    lora: tuple[tuple[str | os.PathLike[str], float], ...] = ()
     embedding: tuple[tuple[str, Path], ...] = ()  # names and files
 
     quantize: bool = False

@@ -131,6 +131,7 @@ def test_names_that_would_not_be_found(checkpoint, tmp_path, name):
             {"x": (2, 32), "y": (2, 32)},
             "is not a textual inversion, .*clip_l and clip_g; it has 2: x",
         ),
+        ({"lora_unet_x.lora_down.weight": (4, 32)}, "is a LoRA, not a textual inversion: give it"),
         ({}, "it has 0"),
         ({"x": (1, 2, 32)}, r"its tensors are \[1, 2, 32\], not \[n, D\]"),
         ({"x": (0, 32)}, r"its tensors are \[0, 32\], not \[n, D\]"),

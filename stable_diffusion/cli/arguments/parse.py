@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from ...adapters.find_lora_file import find_lora_file
 from ...images.arrays import MAX_PIXELS, MULTIPLE
 from ...images.reading import load_image, read_size
 from ...sampler.noise import MAX_SEED
@@ -97,16 +96,13 @@ def image2image_parser() -> Parser:
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> Settings:
-    """Parse and check a command line, and read the files that it names, except the model.
+    """Parse and check a command line, and read the picture to start from and the prompts file.
 
     Wrong usage ends the program with status 2, before any model is loaded.
 
     Args:
         parser: `txt2image_parser()` or `image2image_parser()`.
         argv: the words after the name of the script; those of this process if None.
-
-    Raises:
-        OSError, ValueError: if a LoRA is not on the Hub, or cannot be downloaded.
     """
     given = _parse_words(parser, argv)
     try:
@@ -301,17 +297,13 @@ def _read_start(values: Values) -> StartPicture:
 
 
 def _make_settings(values: Values, requests: list[Request], start: StartPicture | None) -> Settings:
-    """Return the settings that the values of the options mean; download LoRAs on the Hub.
-
-    Raises:
-        OSError, ValueError: if a LoRA is not on the Hub, or cannot be downloaded.
-    """
+    """Return the settings that the values of the options mean."""
     return Settings(
         **_select(values, _field_names(Settings))
         | {
             "requests": tuple(requests),
             "start": start,
-            "lora": tuple((find_lora_file(name, say), scale) for name, scale in values["lora"]),
+            "lora": tuple(values["lora"]),
             "embedding": tuple(values["embedding"]),
             "metadata": not values["no_metadata"],
         }

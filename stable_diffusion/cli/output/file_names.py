@@ -256,7 +256,7 @@ def _list_inputs(settings: Settings) -> Iterator[tuple[str, str | Path]]:
     if settings.prompts_file is not None:
         yield "the prompts file", settings.prompts_file
     for lora, _ in settings.lora:
-        yield "a LoRA", lora.path
+        yield "a LoRA", os.fspath(lora)
     for _, file in settings.embedding:
         yield "a textual inversion", file
 

@@ -114,7 +114,7 @@ class _Choices:
         start = settings.start
         return cls(
             prediction_type=settings.prediction_type,
-            lora=tuple(f"{_hide_home(file.name)}:{scale}" for file, scale in settings.lora),
+            lora=tuple(f"{_hide_home(str(file))}:{scale}" for file, scale in settings.lora),
             lora_sha256=tuple(sha256(file) for file, _ in settings.lora),
             embedding=tuple(f"{name}={_hide_home(file)}" for name, file in settings.embedding),
             embedding_sha256=tuple(sha256(file) for _, file in settings.embedding),

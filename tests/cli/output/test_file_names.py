@@ -9,9 +9,6 @@ from picture_files import list_files, make_jobs, make_writer, name_in_run, read_
 
 from stable_diffusion.cli.job import CompleteJob, Job, UsageError
 from stable_diffusion.cli.output.file_names import check_sizes
-from stable_diffusion.model_io.hub_file import ResolvedFile
-
-LORA = ResolvedFile(Path("in.png"), "in.png")
 
 
 def test_a_folder_is_made_and_its_numbers_go_up(tmp_path):
@@ -219,11 +216,7 @@ def test_names_that_a_mac_takes_for_one(tmp_path, monkeypatch, platform):
             "--preview would be written ove",
         ),
         (".", {"from_image": "now.preview.png", "preview": 1}, "--preview would be written over"),
-        (
-            "in.png",
-            {"lora": ((ResolvedFile(Path("in.png"), "in.png"), 1.0),)},
-            "in.png is a LoRA: choose another",
-        ),
+        ("in.png", {"lora": ((Path("in.png"), 1.0),)}, "in.png is a LoRA: choose another"),
         ("in.png", {"embedding": (("<a>", Path("in.png")),)}, "in.png is a textual inversion: ch"),
         (".", {"grid": "now.preview.png", "preview": 1}, "is the file of the --preview: choose"),
         (
