@@ -20,7 +20,7 @@ def adopt_few_step(settings: Settings, model: Model) -> ModelConfig:
         _announce(model.source_of("unet").name, config.few_step)
     for file, scale in settings.lora:
         if scale > 0 and (few_step := recognize_lora(file)) is not None:
-            _announce(file.name, few_step)
+            _announce(str(file), few_step)
             config = config.with_few_step(few_step)
     if config.few_step is None:
         _hint(settings)

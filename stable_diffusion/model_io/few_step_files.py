@@ -10,9 +10,11 @@ from .safetensors_file import Header
 def recognize_lora(path: str | os.PathLike[str]) -> FewStepSettings | None:
     """Return the settings that a LoRA file was distilled for; None if it is not known.
 
-    Raises:
-        OSError: if there is no such file.
-        ValueError: if it is not a safetensors file.
+    It is also None for a file that cannot be read: loading it says why.
     """
     file = Path(path)
-    return recognize_few_step(str(file), "lora", metadata=Header(str(file), file).metadata)
+    try:
+        metadata = Header(str(file), file).metadata
+    except (OSError, ValueError):
+        return None
+    return recognize_few_step(str(file), "lora", metadata)

@@ -138,8 +138,8 @@ def open_source(model: str | os.PathLike[str]) -> Source:
     if isinstance(model, str) and (found := find_few_step_model(name)) is not None:
         few_step, steps = found
         raise ValueError(
-            f"{name} is {few_step.base} with the LoRA {few_step.name_file(steps)}, which is not "
-            f"added here: give {few_step.base}"
+            f"{name} is {few_step.base} with a LoRA, which is not added here: give "
+            f"{few_step.base}, and the LoRA when you draw (--lora {few_step.name_file(steps)})"
         )
     folder = Path(os.path.expanduser(name))
     if name and folder.exists():

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ..config.model import ModelConfig
-from .sampler import Sampler
+from .sampler import SAMPLERS, Sampler
 
 
 def choose_sampler(
@@ -26,7 +26,10 @@ def choose_sampler(
         ValueError: as `Sampler.for_model` does.
     """
     few_step = config.few_step
-    name = config.sampler if name is None else name
+    if name is None:
+        name = config.sampler
+        if schedule is not None and schedule not in SAMPLERS[name].schedules:
+            name = config.diffusion.sampler  # the caller's schedule wins
     if few_step is not None and name == few_step.sampler:
         eta = few_step.eta if eta is None else eta
         own = few_step.timesteps
