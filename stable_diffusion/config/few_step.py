@@ -77,7 +77,7 @@ class _Family:
     """The names of the files of a distilled model.
 
     Attributes:
-        name: matches the words that name it.
+        name: a regular expression for the words that name it.
         settings: by the steps that the file is for.
         default_steps: of a file whose name does not say them; None if it must.
         kinds: of the files that are published.
@@ -85,7 +85,7 @@ class _Family:
             them. Otherwise all others must be `_FILLERS`.
     """
 
-    name: re.Pattern[str]
+    name: str
     settings: Mapping[int, FewStepSettings]
     default_steps: int | None = None
     kinds: tuple[FileKind, ...] = ("lora", "unet")
@@ -94,19 +94,19 @@ class _Family:
 
 # "lightning" and "hyper" are also words for pictures, so the number of steps must be there, too.
 _FAMILIES = (
-    _Family(re.compile(r"\b(sd ?)?xl ?lightning\b"), LIGHTNING, is_telling=True),
-    _Family(re.compile(r"\blightning\b"), LIGHTNING),
-    _Family(re.compile(r"\bhyper ?sd ?(xl|1 ?5)?\b"), HYPER, is_telling=True),
-    _Family(re.compile(r"\bhyper\b"), HYPER),
-    _Family(re.compile(r"\bdmd ?2\b"), DMD2, default_steps=4),
-    _Family(re.compile(r"\blcm\b"), {4: LCM}, 4, ("lora",)),
-    _Family(re.compile(r"\btcd\b"), {4: TCD}, 4, ("lora",)),
-    _Family(re.compile(r"\bflash ?sd ?(xl|1 ?5)?\b"), {4: FLASH}, 4, ("lora",)),
-    _Family(re.compile(r"\bsd ?xl ?turbo\b"), {4: replace(SDXL_TURBO, steps=4)}, 4, ("lora",)),
+    _Family(r"\b(sd ?)?xl ?lightning\b", LIGHTNING, is_telling=True),
+    _Family(r"\blightning\b", LIGHTNING),
+    _Family(r"\bhyper ?sd ?(xl|1 ?5)?\b", HYPER, is_telling=True),
+    _Family(r"\bhyper\b", HYPER),
+    _Family(r"\bdmd ?2\b", DMD2, default_steps=4),
+    _Family(r"\blcm\b", {4: LCM}, 4, ("lora",)),
+    _Family(r"\btcd\b", {4: TCD}, 4, ("lora",)),
+    _Family(r"\bflash ?sd ?(xl|1 ?5)?\b", {4: FLASH}, 4, ("lora",)),
+    _Family(r"\bsd ?xl ?turbo\b", {4: replace(SDXL_TURBO, steps=4)}, 4, ("lora",)),
 )
-_STEPS = re.compile(r"\b(?P<steps>\d+) ?steps?\b")
+_STEPS = r"\b(?P<steps>\d+) ?steps?\b"
 # Words that say how a file was made or stored, or what for, and not what it draws.
-_FILLERS = re.compile(
+_FILLERS = (
     r"sdxl|xl|ssd|ssd1b|sdv?(1|15|2|21)?|v?\d+|\d+b|loras?|unet|weights?|model|pytorch|diffusion"
     r"|fp16|fp32|bf16|f16|f32|rank\d*|r\d+|dim\d*|\d+dim|base|cfg|x0|bytedance|comfyui|comfy"
     r"|converted|pruned|diffusers|kohya|official|original|by|for|the|and|latent|consistency"
@@ -121,10 +121,10 @@ _CHECKPOINTS = {
     "sdxl_lightning_1step_x0": LIGHTNING_X0,
     **{f"sdxl_lightning_{n}step": settings for n, settings in LIGHTNING.items()},
 }
-_MERGE = re.compile(r"\b(lightning|turbo|lcm|dmd ?2|hyper ?(sd|xl)|hyper\b)")
+_MERGE = r"\b(lightning|turbo|lcm|dmd ?2|hyper ?(sd|xl)|hyper\b)"
 # Names that say nothing of the content: the folder, or the repository, does.
-_PLAIN_NAMES = re.compile(
-    r"(pytorch_lora_weights|adapter_model|(diffusion_pytorch_)?model|lora|unet)([._-]?(fp16|bf16))?",
+_PLAIN_NAMES = (
+    r"(pytorch_lora_weights|adapter_model|(diffusion_pytorch_)?model|lora|unet)([._-]?(fp16|bf16))?"
 )
 _TITLES = ("modelspec.title", "ss_output_name")  # in the metadata of a file
 
@@ -144,7 +144,7 @@ def recognize_few_step(
     if kind == "checkpoint":
         return None if stem == path.name else _CHECKPOINTS.get(stem.lower())
     names = [stem]
-    if _PLAIN_NAMES.fullmatch(stem.lower()):
+    if re.fullmatch(_PLAIN_NAMES, stem.lower()):
         names += [path.parent.name, _find_cached_repo(path)]
     titles = {} if metadata is None else metadata
     names += [titles[title][:MAX_TITLE] for title in _TITLES if title in titles]
@@ -156,7 +156,7 @@ def seems_few_step(file: str) -> bool:
 
     It may be a merge of one, whose settings only its author knows.
     """
-    return _MERGE.search(_normalize(PurePath(file).name)) is not None
+    return re.search(_MERGE, _normalize(PurePath(file).name)) is not None
 
 
 def _find_cached_repo(path: PurePath) -> str:
@@ -169,12 +169,12 @@ def _recognize_name(name: str, kind: FileKind) -> FewStepSettings | None:
     """Return the settings for a file of this name or title, or None."""
     text = _normalize(name.removesuffix(".safetensors").rpartition("/")[2])
     for family in _FAMILIES:
-        if kind not in family.kinds or (match := family.name.search(text)) is None:
+        if kind not in family.kinds or (match := re.search(family.name, text)) is None:
             continue
         rest = f"{text[: match.start()]} {text[match.end() :]}"
-        if not family.is_telling and not all(_FILLERS.fullmatch(word) for word in rest.split()):
+        if not family.is_telling and not all(re.fullmatch(_FILLERS, word) for word in rest.split()):
             continue
-        found = _STEPS.search(rest)
+        found = re.search(_STEPS, rest)
         steps = family.default_steps if found is None else int(found["steps"])
         if steps is not None and (settings := _choose(family, steps, rest.split(), kind)):
             return settings
