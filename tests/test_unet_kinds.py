@@ -11,7 +11,7 @@ import torch
 from oracle import channels_first, channels_last, relative_l2
 from original_layout import original_unet
 from parity import POOLED_WIDTH, TIME_IDS, random_normal
-from unet_kinds import UNETS, make_unet, to_numpy, write_unet
+from unet_kinds import make_unet, to_numpy, write_unet
 
 from stable_diffusion.config.networks import UNetConfig
 from stable_diffusion.model_io.hub_file import ResolvedFile
@@ -25,8 +25,8 @@ NETWORK_ERROR = 1e-5
 GUIDANCE = 8.5
 
 
-# Two of the others are like one of these, and one is larger.
-@pytest.mark.parametrize("name", sorted(UNETS.keys() - {"bk-sdm-base", "vega", "lcm-ssd-1b"}))
+# Each of the others has nothing that none of these has.
+@pytest.mark.parametrize("name", ["bk-sdm-tiny", "sdxs-0.9", "ssd-1b", "koala-700m", "lcm"])
 def test_unet_equals_diffusers(name, tmp_path):
     theirs = make_unet(name)
     ours = UNetModel(UNetConfig.from_dict(dict(theirs.config), name))
@@ -74,7 +74,7 @@ def compute_sinusoids(value: float, dims: int) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([np.sin(phases), np.cos(phases)]))[None]
 
 
-@pytest.mark.parametrize("name", ["bk-sdm-tiny", "sdxs-0.9", "ssd-1b", "koala-700m", "lcm"])
+@pytest.mark.parametrize("name", ["bk-sdm-tiny", "koala-700m", "lcm"])
 def test_unet_is_detected_by_names_and_shapes(name, tmp_path):
     """A file without a config gives the same network, under each way to name its tensors."""
     tensors = to_numpy(name)

@@ -128,12 +128,14 @@ class _Tensors:
 
 
 def _measure_levels(tensors: _Tensors) -> list[int]:
-    """Return the channels of each level of the UNet."""
-    channels: list[int] = []
-    while tensors.has(f"down_blocks.{len(channels)}.resnets.0.conv1"):
-        conv = f"down_blocks.{len(channels)}.resnets.0.conv1.weight"
-        channels.append(tensors.size(conv, 0))
-    return channels
+    """Return the channels of each level of the UNet.
+
+    Raises:
+        ValueError: if the first level is missing.
+    """
+    n_levels = next(i for i in count() if not tensors.has(f"down_blocks.{i}.resnets.0.conv1"))
+    levels = range(max(1, n_levels))
+    return [tensors.size(f"down_blocks.{level}.resnets.0.conv1.weight", 0) for level in levels]
 
 
 def _detect_mid_block(tensors: _Tensors) -> dict[str, Any]:
@@ -151,7 +153,7 @@ def _describe_depths(
     They are short if all layers of a level have the same number.
     """
     short = [_shorten(depths) for depths in down]
-    if not down or not down[-1]:  # the middle block, which has the last number, still attends
+    if not down[-1]:  # the middle block, which has the last number, still attends
         short[-1:] = [tensors.count_transformers(MID_ATTENTION)]
     options: dict[str, Any] = {"transformer_layers_per_block": short}
     up_short = [_shorten(depths) for depths in up]

@@ -71,7 +71,10 @@ def test_files_that_are_no_unet(checkpoint, tmp_path):
     )
     lora = original_layout.save({"lora_unet_x.lora_up.weight": np.ones(1)}, tmp_path / "l.st")
     nothing = original_layout.save({"x": np.ones(1)}, tmp_path / "x.safetensors")
+    empty = {"conv_in.weight": np.ones((4, 4, 3, 3)), "conv_norm_out.weight": np.ones(4)}
+    empty = original_layout.save(empty, tmp_path / "empty.safetensors")
     for file, message in (
+        (empty, "not clear, because down_blocks.0.resnets.0.conv1.weight is missing"),
         (vae, "cannot replace a UNet: it is a VAE"),
         (lora, "this is a LoRA, not a model"),
         (nothing, "cannot replace a UNet: it holds no UNet"),
