@@ -123,7 +123,7 @@ def test_steps_end_at_the_first_that_is_not_finite(kind, n_made):
 
 
 @pytest.mark.parametrize("options", [{}, {"guidance_rescale": 0.5}], ids=["plain", "rescale"])
-@pytest.mark.parametrize("sampler", ["euler-a", "dpm++2m"])
+@pytest.mark.parametrize("sampler", ["euler-a", "dpm++2m", "unipc"])
 def test_the_latents_are_the_same(options, sampler):
     """Check samplers with new noise in each step, and those that use the step before."""
     sd = StableDiffusion("tiny", sampler=sampler)

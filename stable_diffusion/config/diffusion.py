@@ -43,15 +43,14 @@ SAMPLERS_OF_CLASSES = {
     "UniPCMultistepScheduler": "unipc",
     "DEISMultistepScheduler": "deis",
     "SASolverScheduler": None,
-    "DDIMInverseScheduler": None,
-    "DDIMParallelScheduler": None,
-    "DDPMParallelScheduler": None,
-    "DPMSolverMultistepInverseScheduler": None,
-    **dict.fromkeys(
-        f"Flax{name}Scheduler"
-        for name in ("DDIM", "DDPM", "DPMSolverMultistep", "EulerDiscrete", "LMSDiscrete", "PNDM")
-    ),
 }
+# Other forms of them, which have the same options.
+CLASS_VARIANTS = (
+    *("DDIMInverseScheduler", "DDIMParallelScheduler", "DDPMParallelScheduler"),
+    *("DPMSolverMultistepInverseScheduler", "FlaxDDIMScheduler", "FlaxDDPMScheduler"),
+    *("FlaxDPMSolverMultistepScheduler", "FlaxEulerDiscreteScheduler"),
+    *("FlaxLMSDiscreteScheduler", "FlaxPNDMScheduler"),
+)
 # The samplers of the DPM-Solvers: algorithm_type, solver_order, solver_type.
 MULTISTEP_SAMPLERS = {
     ("dpmsolver++", 2, "midpoint"): "dpm++2m",
@@ -101,7 +100,6 @@ class DiffusionConfig(Config):
     clip_sample: bool = False  # of models whose latents are in [-1, 1]
     _class_name: str = "EulerDiscreteScheduler"
 
-    CLASS_NAMES = tuple(SAMPLERS_OF_CLASSES)
     # Options that would change the noise levels or x_0.
     FIXED = MappingProxyType(
         {
@@ -123,6 +121,12 @@ class DiffusionConfig(Config):
         return key not in cls.FIXED or super()._has_no_effect(key, value)
 
     def __post_init__(self) -> None:
+        known = ", ".join(name.removesuffix("Scheduler") for name in SAMPLERS_OF_CLASSES)
+        require(
+            self._class_name in (*SAMPLERS_OF_CLASSES, *CLASS_VARIANTS),
+            f"_class_name = {self._class_name!r} is not supported, only schedulers for models that "
+            f"are trained on discrete noise levels: {known}",
+        )
         require_in("num_train_timesteps", self.num_train_timesteps, 2, MAX_TIMESTEPS)
         require_in("beta_start", self.beta_start, 1e-6, 1)  # 1 - beta loses smaller ones in float32
         require(

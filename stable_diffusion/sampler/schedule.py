@@ -167,7 +167,7 @@ def make_euler_schedule(
     if timesteps is None and config.schedule not in SPACINGS:
         ratios = place_levels(config, num_steps, all_ratios, ratios[0], ratios[-1])
         times = interpolate_timesteps(ratios, all_ratios)
-    steps = _chain(times, map(Level.from_ratio, ratios.astype(np.float32).tolist()))
+    steps = chain_levels(times, map(Level.from_ratio, ratios.astype(np.float32).tolist()))
     # With leading spacing the first level is well below the noisiest of training. The first latents
     # are noise alone even so, of standard deviation 1.
     initial_sigma = 1.0 if config.timestep_spacing == "leading" else steps[0].start.sigma
@@ -193,7 +193,7 @@ def make_dpm_schedule(
     else:
         times = space_dpm_timesteps(config, num_steps) if timesteps is None else np.array(timesteps)
         ratios = np.interp(times, np.arange(len(all_ratios)), all_ratios)
-    return Schedule(_chain(times, map(Level.from_ratio, ratios.astype(np.float32).tolist())))
+    return Schedule(chain_levels(times, map(Level.from_ratio, ratios.astype(np.float32).tolist())))
 
 
 def space_dpm_timesteps(config: DiffusionConfig, num_steps: int) -> np.ndarray:
@@ -245,10 +245,10 @@ def make_lcm_schedule(
     if timesteps is not None:
         times = np.array(timesteps)
     levels = map(Level.from_alpha_bar, compute_alphas_bar(config)[times].tolist())
-    return Schedule(_chain(times, levels))
+    return Schedule(chain_levels(times, levels))
 
 
-def _chain(timesteps: np.ndarray, levels: Iterable[Level]) -> tuple[Step, ...]:
+def chain_levels(timesteps: np.ndarray, levels: Iterable[Level]) -> tuple[Step, ...]:
     """Return steps that end where the next one starts; the last one ends without noise."""
     starts = tuple(levels)
     times = timesteps.astype(np.float32).tolist()

@@ -17,7 +17,7 @@ from .schedule import (
     Level,
     Schedule,
     Step,
-    _chain,
+    chain_levels,
     compute_alphas_bar,
     compute_ratios,
     make_dpm_schedule,
@@ -223,7 +223,7 @@ def make_ddpm_schedule(
     chosen = _space_whole_timesteps(config, num_steps) if timesteps is None else timesteps
     whole = np.array(chosen)
     levels = map(Level.from_alpha_bar, compute_alphas_bar(config)[whole].tolist())
-    return Schedule(_chain(whole, levels))
+    return Schedule(chain_levels(whole, levels))
 
 
 def make_tcd_schedule(config: DiffusionConfig, num_steps: int, **given: Any) -> Schedule:

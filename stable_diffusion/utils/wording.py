@@ -49,11 +49,16 @@ def did_you_mean(
         likeness: how similar two spellings must be (`difflib.SequenceMatcher.ratio`).
     """
     words = {**({} if aliases is None else aliases), **{each: each for each in known}}
-    meant = {spelling.lower(): each for spelling, each in words.items()}
-    close = get_close_matches(word.lower(), meant, n=1, cutoff=likeness)
+    meant = {_fold(spelling): each for spelling, each in words.items()}
+    close = get_close_matches(_fold(word), meant, n=1, cutoff=likeness)
     if not close or meant[close[0]] == word:
         return ""
     return f": did you mean {meant[close[0]]}?"
+
+
+def _fold(word: str) -> str:
+    """Return a word in the spelling that words are compared in: small, with p for a plus."""
+    return word.lower().replace("+", "p")  # other programs call dpm++2m dpmpp_2m
 
 
 def escape_controls(text: str) -> str:

@@ -129,7 +129,7 @@ def test_zero_means_zero(checkpoint, oracle, tmp_path):
         (["--strength", "0.5"], "arguments: --strength, which is for image2image.py"),
         (["--fit=crop"], "arguments: --fit, which is for image2image.py"),
         (["--output", "pictures"], "there is no such folder: pictures/ makes it"),
-        (["--sampler", "heun"], "invalid choice: 'heun'"),
+        (["--sampler", "restart"], "invalid choice: 'restart'"),
         (["--schedule", "sgm"], "invalid choice: 'sgm'"),
         (
             ["--sampler", "ddim", "--schedule", "karras"],

@@ -30,9 +30,11 @@ ASTRONAUT, FAMILY = "\U0001f469\u200d\U0001f680", "\U0001f468\u200d\U0001f469\u2
         ("euler_a", "euler-a"),
         ("Euler-A", "euler-a"),
         ("dpmpp2m", "dpm++2m"),
+        ("dpmpp_2m_sde", "dpm++2m-sde"),
+        ("uni_pc", "unipc"),
         ("DPM++ 2M", "dpm++2m"),
         ("dddim", "ddim"),
-        ("heun", None),
+        ("restart", None),
         ("", None),
         ("ddim", None),  # nothing to correct
     ],

@@ -114,7 +114,7 @@ def test_pictures_have_strength_and_no_size_of_their_own(tmp_path):
         ('{"prompt": "a", "cfg": Infinity}', "Infinity is not a finite number"),
         ('{"prompt": "a", "seed": -1}', "seed: must be from 0 to"),
         ('{"prompt": "a", "long_prompt": 1}', "long_prompt must be true or false, got 1"),
-        ('{"prompt": "a", "sampler": "heun"}', "sampler: invalid choice: 'heun'"),
+        ('{"prompt": "a", "sampler": "restart"}', "sampler: invalid choice: 'restart'"),
         ('{"prompt": "a", "sampler": "ddim", "schedule": "karras"}', "line 1: sampler ddim has no"),
         ('{"prompt": "a", "steps": 1e30}', "steps: '1e+30' is not an integer"),
         ('{"prompt": "a", "colour": null}', "'colour' is not one of prompt, "),

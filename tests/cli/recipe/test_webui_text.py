@@ -173,13 +173,13 @@ def test_what_automatic1111_writes():
 
 def test_newer_names_and_unknown_values():
     recipe, model_name, rest = read_parameters(
-        "a cat\nSteps: 25, Sampler: DPM++ SDE, Schedule type: Karras, CFG scale: seven, Seed: 1, "
+        "a cat\nSteps: 25, Sampler: Restart, Schedule type: Karras, CFG scale: seven, Seed: 1, "
         "Size: 512, Model: my fine-tune, RNG: NV, Emphasis: No norm, and so on"
     )
     assert (recipe.steps, recipe.seed, recipe.schedule) == (25, 1, "karras")
     assert recipe.model is recipe.sampler is recipe.cfg is recipe.width is None
     assert recipe.prompt_weights is False and model_name == "my fine-tune"
-    assert rest == ["Sampler: DPM++ SDE", "CFG scale: seven", "Size: 512", "RNG: NV", "and so on"]
+    assert rest == ["Sampler: Restart", "CFG scale: seven", "Size: 512", "RNG: NV", "and so on"]
 
 
 def test_json_among_the_values_is_read_to_its_end():
