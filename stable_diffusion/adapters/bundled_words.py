@@ -73,7 +73,9 @@ def choose_words(
                 tokenizer.check_new(name)
         except ValueError as error:
             why = str(error).partition(": ")[0]  # what follows is advice to choose another name
-            warnings.warn(f"{file}: its word {abbreviate(name)} is left out: {why}", stacklevel=2)
+            warnings.warn(
+                f"{file}: its bundled word {abbreviate(name)} is left out: {why}", stacklevel=2
+            )
         else:
             chosen.append((name, vectors))
     return chosen

@@ -17,7 +17,7 @@ from ..utils.wording import join_names
 from .bundled_words import BundledWords, collect_words
 from .leftovers import is_leftover
 from .lora_keys import Target, Targets, split_name
-from .lora_parts import ALPHA, DOWN, IA3_INPUT, MAGNITUDE, UP, split_ia3_key, split_key
+from .lora_parts import ALPHA, DOWN, IA3_INPUT, MAGNITUDE, UP, split_key, split_plain_key
 from .peft_options import PeftOptions, read_options
 from .unfit import refuse_other_formats
 
@@ -166,11 +166,13 @@ def _split_keys(tensors: Mapping[str, mx.array]) -> dict[str, tuple[str, str]]:
     """Return the name of the layer and the part of each key that has one."""
     split = {key: split_key(key) for key in tensors}
     parts = {key: found for key, found in split.items() if found is not None}
+    names = {name for name, _ in parts.values()}
     ia3_names = {name for name, part in parts.values() if part == IA3_INPUT}
-    for key in tensors.keys() - parts.keys() if ia3_names else ():
-        found = split_ia3_key(key)
-        if found is not None and found[0] in ia3_names:
-            parts[key] = found
+    for key in tensors.keys() - parts.keys():
+        if (found := split_plain_key(key)) is not None:
+            name, part = found
+            if name in (ia3_names if part == "weight" else names):
+                parts[key] = found
     return parts
 
 

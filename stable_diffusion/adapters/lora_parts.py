@@ -10,8 +10,9 @@ from ..model_io.layouts import rename
 
 DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
 MAGNITUDE = "dora_scale"
-# (IA)³ only; in other files such a key is a weight of the layer itself.
-IA3_WEIGHT, IA3_INPUT = "weight", "on_input"
+IA3_INPUT = "on_input"
+# (IA)³'s, and the rest of a difference that LyCORIS extracted. Alone, they are of the layer itself.
+PLAIN_PARTS = ("weight", "bias")
 PARTS = (
     *(DOWN, UP, "lora_mid.weight", "lora_down.bias", "lora_up.bias", ALPHA),  # LoRA, LoCon
     *(MAGNITUDE, "scalar"),
@@ -56,14 +57,16 @@ _KEY = re.compile(rf"(.+)\.({'|'.join(map(re.escape, (*PARTS, *_BARE_ENDS)))})")
 
 def split_key(key: str) -> tuple[str, str] | None:
     """Return the name of the layer, and the part of `PARTS`; None for other keys."""
-    match = _KEY.fullmatch(key) or _KEY.fullmatch(rename(_ADAPTER.sub(r".\1", key), _SPELLINGS))
+    match = _KEY.fullmatch(key)
+    if match is None or match[1].endswith((".weight", ".bias")):  # not kohya's spelling
+        match = _KEY.fullmatch(rename(_ADAPTER.sub(r".\1", key), _SPELLINGS))
     if match is None:
         return None
     name, part = match.groups()
     return name, f"{part}.weight" if part in _BARE_ENDS else part
 
 
-def split_ia3_key(key: str) -> tuple[str, str] | None:
-    """Return the name of the layer and `IA3_WEIGHT` for a key of (IA)³ that `split_key` lacks."""
+def split_plain_key(key: str) -> tuple[str, str] | None:
+    """Return the name of the layer, and the part of `PLAIN_PARTS`; None for other keys."""
     name, _, part = key.rpartition(".")
-    return (name, part) if name and part == IA3_WEIGHT else None
+    return (name, part) if name and part in PLAIN_PARTS else None

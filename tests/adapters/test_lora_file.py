@@ -181,6 +181,18 @@ def test_options_that_are_refused(tmp_path, options, message):
     assert "adapter_config.json" in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_plain_weights_and_biases_need_others_of_their_layer(tmp_path):
+    """They are of (IA)³, and of an extraction by LyCORIS, or they are the weights of a network."""
+    one = np.ones(4, np.float32)
+    for part, other in (("weight", "on_input"), ("bias", "lora_down.weight")):
+        file = write(tmp_path, {f"{LAYER}.{part}": one, f"{LAYER}.{other}": one})
+        [change] = read_lora(file, TARGETS).changes.values()
+        assert change.keys == {part: f"{LAYER}.{part}", other: f"{LAYER}.{other}"}
+        assert read_lora(write(tmp_path, {f"{LAYER}.{part}": one}), TARGETS).changes == {}
+    file = write(tmp_path, {f"{LAYER}.weight": one, f"{LAYER}.alpha": one})
+    assert read_lora(file, TARGETS).unexpected == [f"{LAYER}.weight"]
+
+
 def test_dora_without_its_vectors_is_refused(tmp_path):
     file = write_pair(tmp_path, lora_adapter_metadata='{"unet.use_dora": true}')
     with pytest.raises(ValueError, match="use_dora, but it has no magnitudes"):
@@ -261,8 +273,10 @@ def test_words_in_a_file(checkpoint, tmp_path, kind):
         sd.load_lora(file)
     *left_out, learned = [str(each.message) for each in caught]
     assert learned == f"{file} has words in it, which prompts can use: <my.word>"
-    assert any("its word a is left out: 'a' is a token already" in line for line in left_out)
-    assert any("its word <c> is left out: it" in line for line in left_out)
+    assert any(
+        "its bundled word a is left out: 'a' is a token already" in line for line in left_out
+    )
+    assert any("its bundled word <c> is left out: it" in line for line in left_out)
     assert len(left_out) == 2
 
     vectors = {key.rpartition(".")[2]: words[key] for key in words if "my.word" in key}
@@ -292,7 +306,9 @@ def test_words_are_learned_with_the_lora_or_not_at_all(checkpoint, tmp_path):
         sd.load_lora(write(tmp_path, layer | bundle(sd, "<w>", 1)), 0)
     assert len(sd.text_encoder.token_embedding.weight) == rows
     networks = {"unet": sd.unet}
-    with pytest.warns(UserWarning, match="its word <w> is left out: the text encoders have been"):
+    with pytest.warns(
+        UserWarning, match="its bundled word <w> is left out: the text encoders have been"
+    ):
         load_lora(networks, write(tmp_path, layer | bundle(sd, "<w>", 1)), 1.0, mx.float32)
 
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from stable_diffusion import StableDiffusion, StableDiffusionXL
 from stable_diffusion.adapters.lora_keys import Target, Targets, list_names
 from stable_diffusion.adapters.lora_layers import find_layers
-from stable_diffusion.adapters.lora_parts import split_ia3_key, split_key
+from stable_diffusion.adapters.lora_parts import split_key, split_plain_key
 
 WEIGHTS = {
     "unet": "unet/diffusion_pytorch_model.safetensors",
@@ -177,6 +177,7 @@ def test_keys_without_a_part(key):
     assert split_key(key) is None
 
 
-def test_the_weight_of_ia3():
-    assert split_ia3_key("lora_unet_a.weight") == ("lora_unet_a", "weight")
-    assert split_ia3_key("weight") is None and split_ia3_key("a.bias") is None
+def test_plain_weights_and_biases():
+    assert split_plain_key("lora_unet_a.weight") == ("lora_unet_a", "weight")
+    assert split_plain_key("a.b.bias") == ("a.b", "bias")
+    assert split_plain_key("weight") is None and split_plain_key("a.alpha") is None

@@ -27,7 +27,7 @@ class Recipe(Config):
     vae: str | None = None
     unet: str | None = None
     prediction_type: str | None = None
-    lora: tuple[str, ...] = ()  # FILE:SCALE, as `--lora` takes it
+    lora: tuple[str, ...] = ()  # NAME:SCALE, as `--lora` takes it
     lora_sha256: tuple[str, ...] = ()  # of the files, in the same order
     embedding: tuple[str, ...] = ()  # NAME=FILE
     embedding_sha256: tuple[str, ...] = ()

@@ -305,7 +305,7 @@ def _find_stem(model: str | None) -> str | None:
 
 
 def _shorten_lora(lora: str) -> str:
-    """Return `FILE:SCALE` without folders and suffix."""
+    """Return `NAME:SCALE` without folders and suffix."""
     file, _, scale = lora.rpartition(":")
     return f"{_find_stem(file)}:{scale}"
 
