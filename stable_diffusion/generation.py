@@ -167,17 +167,20 @@ def find_sampler(
     timesteps, eta = check_timesteps(options.get("timesteps")), options.get("eta")
     if eta is not None:
         eta = check_number("eta", eta)
-    if sampler is None:
-        is_of_model = own_sampler == choose_sampler(config, own_sampler.name)
-        sampler = own_sampler if schedule is None and not is_of_model else own_sampler.name
+    if sampler is None and own_sampler == choose_sampler(config, own_sampler.name):
+        sampler = own_sampler.name  # nothing but what the model itself chooses
     if isinstance(sampler, str):
         return choose_sampler(config, sampler, schedule, timesteps, eta, steps=steps)
+    base = own_sampler if sampler is None else sampler
     if (schedule, timesteps, eta) == (None, None, None):
-        return sampler
+        return base
     if schedule is None and timesteps is None:
-        timesteps = sampler.timesteps
-    eta = sampler.eta if eta is None else eta
-    return Sampler.for_model(sampler.config, sampler.name, schedule, timesteps, eta)
+        timesteps = base.timesteps
+    eta = base.eta if eta is None else eta
+    # Another schedule for the object's own sampler begins from the spacing that the model says.
+    is_of_model = sampler is None and schedule is not None
+    diffusion = config.diffusion if is_of_model else base.config
+    return Sampler.for_model(diffusion, base.name, schedule, timesteps, eta)
 
 
 def check_timesteps(value: Any) -> tuple[int, ...] | None:

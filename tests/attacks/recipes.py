@@ -31,7 +31,16 @@ OPTIONS += ["output", "force", "from_image", "verbose", "auto_map", "schema", "x
 FILES = ["/dev/zero", "/etc/passwd", "..", "~nosuch/x", "a=/dev/zero", "/dev/zero:1", "x" * 5000]
 WORDS = [*SAMPLER_NAMES, *SCHEDULE_NAMES, "tiny", "org/name@main", "--output=/x.png", "-q", "a\0b"]
 KEYS = ["Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Model", "VAE", "Version"]
-KEYS += ["Denoising strength", "Clip skip", "RNG", "Emphasis", "Lora", "Hires upscale", "Tiling"]
+KEYS += [
+    "Denoising strength",
+    "Clip skip",
+    "RNG",
+    "Emphasis",
+    "Lora",
+    "Eta",
+    "Hires upscale",
+    "Tiling",
+]
 MEANT = ["1", "20", "DPM++ 2M", "Karras", "Euler a Karras", "7.5", "64x64", "CPU", "nan", "-1"]
 MEANT += ["1e400", "9" * 5000, "99999x99999", "64x", "x", '"a, b: c"', '"', "٣", "sd_xl_base_1.0"]
 VALID = {  # values of options
@@ -47,6 +56,8 @@ VALID = {  # values of options
     "guidance_rescale": [0, 1, 0.7],
     "sampler": [*SAMPLER_NAMES],
     "schedule": [*SCHEDULE_NAMES],
+    "timesteps": [[999], [999, 0], [1, 2], [], "999,1", [10**9], [True]],
+    "eta": [0, 1, 0.5],
     "clip_skip": [0, 1, 100_000],
     "long_prompt": [True, False],
     "prompt_weights": [True, False],

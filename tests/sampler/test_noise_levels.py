@@ -103,7 +103,7 @@ def test_chosen_timesteps_replace_the_schedule():
     config = DiffusionConfig(**BETAS, use_karras_sigmas=True)
     sampler = Sampler.for_model(config, "dpm++2m", timesteps=CHOSEN)
     assert [step.timestep for step in sampler.schedule(4).steps] == CHOSEN
-    assert sampler.schedule_name is None
+    assert sampler.schedule_name is None and sampler.config.schedule == "trailing"
     with pytest.raises(ValueError, match="4 timesteps are not 3 steps"):
         sampler.schedule(3)
 
