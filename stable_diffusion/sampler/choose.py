@@ -19,8 +19,8 @@ def choose_sampler(
 
     Args:
         name, schedule, timesteps, eta: as in `Sampler.for_model`.
-        steps: those that the caller asks for. The timesteps that a distilled model was made for
-            are not taken for another number of steps.
+        steps: those that the caller asks for. For another number of steps than a distilled model
+            was made for, its timesteps are left out.
 
     Raises:
         ValueError: as `Sampler.for_model` does.
