@@ -18,6 +18,7 @@ from .check_arguments import (
 )
 from .conditioning import TextOptions, Texts
 from .config.model import ModelConfig
+from .sampler.choose import choose_sampler
 from .sampler.noise import NoiseStream, make_noise_streams
 from .sampler.sampler import Sampler
 from .sampler.schedule import Schedule, ensure_one_step
@@ -115,15 +116,17 @@ def check_generation(arguments: Arguments, config: ModelConfig, own_sampler: Sam
     check_option_names(options, GenerationOptions.__annotations__)
     n_images = check_integer("n_images", arguments.n_images, low=1)
     texts, negative_texts = check_prompts(arguments.text, arguments.negative_text, n_images)
-    sampler = choose_sampler(config, own_sampler, options)
+    steps = arguments.num_steps
+    steps = None if steps is None else check_integer("num_steps", steps)
+    sampler = find_sampler(config, own_sampler, options, steps)
     defaults = config.defaults_with(sampler.name)
-    num_steps, cfg_weight = defaults.steps, defaults.guidance
+    num_steps = defaults.steps if steps is None else steps
+    cfg_weight = defaults.guidance
     if sampler.timesteps is not None:
-        if arguments.num_steps is not None:
-            raise ValueError("timesteps are the steps: leave num_steps out")
         num_steps = len(sampler.timesteps)
-    elif arguments.num_steps is not None:
-        num_steps = check_integer("num_steps", arguments.num_steps)
+        own = None if config.few_step is None else config.few_step.timesteps
+        if steps is not None and (sampler.timesteps, steps) != (own, num_steps):
+            raise ValueError("timesteps are the steps: leave num_steps out")
     if arguments.cfg_weight is not None:
         cfg_weight = check_number("cfg_weight", arguments.cfg_weight)
     rescale = check_number("guidance_rescale", options.get("guidance_rescale", 0.0), 0, 1)
@@ -147,10 +150,12 @@ def check_generation(arguments: Arguments, config: ModelConfig, own_sampler: Sam
     )
 
 
-def choose_sampler(
-    config: ModelConfig, own_sampler: Sampler, options: GenerationOptions
+def find_sampler(
+    config: ModelConfig, own_sampler: Sampler, options: GenerationOptions, steps: int | None
 ) -> Sampler:
     """Return the sampler of a call: `own_sampler` if the options do not say anything about it.
+
+    A sampler of the model that has timesteps of its own has them only in as many steps.
 
     Raises:
         TypeError: if one of the options is of the wrong kind.
@@ -162,8 +167,10 @@ def choose_sampler(
     timesteps, eta = check_timesteps(options.get("timesteps")), options.get("eta")
     if eta is not None:
         eta = check_number("eta", eta)
+    if sampler is None and own_sampler == choose_sampler(config, own_sampler.name):
+        sampler = own_sampler.name  # nothing but what the model itself chooses
     if isinstance(sampler, str):
-        return Sampler.for_model(config.diffusion, sampler, schedule, timesteps, eta)
+        return choose_sampler(config, sampler, schedule, timesteps, eta, steps=steps)
     base = own_sampler if sampler is None else sampler
     if (schedule, timesteps, eta) == (None, None, None):
         return base

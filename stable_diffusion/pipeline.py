@@ -4,7 +4,6 @@ Nothing is computed before the caller evaluates it, so the caller decides what i
 text encoders can be freed once `Denoising.inputs` are evaluated, and the UNet after the last step.
 """
 
-import os
 from collections.abc import Sequence
 from typing import Unpack
 
@@ -13,8 +12,7 @@ import mlx.nn as nn
 import numpy as np
 
 from . import check_arguments
-from .adapters.lora import load_lora, unload_lora
-from .adapters.textual_inversion import load_embedding
+from .adapted import Adapted, split_few_step_model
 from .clip import CLIPTextModel
 from .conditioning import (
     LAST,
@@ -43,18 +41,19 @@ from .model_io.loaders import (
 from .model_io.weights import read_weights
 from .precision import load_in_float32
 from .quantize import quantize_networks
+from .sampler.choose import choose_sampler
 from .sampler.noise import draw_latents
-from .sampler.sampler import Sampler
 from .sampler.schedule import Schedule
 from .vae_strips import decode, encode
 
 
-class StableDiffusion:
+class StableDiffusion(Adapted):
     """Stable Diffusion 1.x and 2.x.
 
     Args:
-        model: a known name (`config.MODELS`), a folder in the layout of diffusers, a safetensors
-            file in the original layout, or a Hub repository, `org/name` or `org/name@revision`.
+        model: a known name (`config.MODELS`, `config.FEW_STEP_MODELS`), a folder in the layout of
+            diffusers, a safetensors file in the original layout, or a Hub repository, `org/name`
+            or `org/name@revision`.
         float16: compute the text encoders and the UNet in half precision; on a Linux CPU only
             their weights are stored in it.
         sampler: one of `sampler.sampler.SAMPLERS`; the model's own if None.
@@ -91,6 +90,7 @@ class StableDiffusion:
     ):
         words = {"sampler": sampler, "schedule": schedule, "prediction_type": prediction_type}
         check_arguments.check_model(model, {"vae": vae, "unet": unet}, words)
+        model, lora = split_few_step_model(model)
         if cpu_kernels.is_used():
             cpu_kernels.keep_freed_memory()
         self.model = opened = open_model(model, vae=vae, unet=unet, prediction_type=prediction_type)
@@ -99,10 +99,13 @@ class StableDiffusion:
         _require_suitable(self)
         self.dtype = cpu_kernels.compute_dtype(mx.float16 if float16 else mx.float32)
         self.diffusion_config = self.config.diffusion
-        self.sampler = Sampler.for_model(self.diffusion_config, sampler, schedule)
+        self._chosen = sampler, schedule
+        self.sampler = choose_sampler(self.config, sampler, schedule)
         _load_readers(self)
         self.unet = load_unet(opened, float16)
         self.autoencoder = load_autoencoder(opened, float16, vae_float16=vae_float16)
+        if lora is not None:
+            self.load_lora(lora)
 
     def ensure_models_are_loaded(self) -> None:
         """Read all weights now."""
@@ -134,20 +137,6 @@ class StableDiffusion:
         if self.vae_float16 and hasattr(self, "autoencoder"):
             self.autoencoder = load_autoencoder(self.model, self.float16)
         self.vae_float16 = False
-
-    def load_lora(self, path: str | os.PathLike[str], scale: float = 1.0) -> None:
-        """Add a LoRA, a file or on the Hub, to the UNet and text encoders; see `adapters.lora`."""
-        scale = check_arguments.check_lora(path, scale)
-        load_lora(self._networks, path, scale, self.dtype, _list_readers(self))
-
-    def unload_lora(self) -> None:
-        """Remove every LoRA, so that the networks are as they were before, to the bit."""
-        unload_lora(self._networks)
-
-    def load_embedding(self, name: str, path: str | os.PathLike[str]) -> None:
-        """Make `name` in prompts a textual inversion; see `adapters.textual_inversion`."""
-        check_arguments.check_embedding(name, path)
-        load_embedding(name, path, self._readers)
 
     def free_text_encoders(self) -> None:
         """Delete the text encoders. Evaluate what they compute (`Denoising.inputs`) first."""
@@ -312,12 +301,6 @@ class StableDiffusionXL(StableDiffusion):
 def pipeline_class(config: ModelConfig) -> type[StableDiffusion]:
     """Return the class that runs a model."""
     return StableDiffusionXL if config.is_xl else StableDiffusion
-
-
-def _list_readers(sd: StableDiffusion) -> list[Reader]:
-    """Return each tokenizer with its text encoder; none if the text encoders have been freed."""
-    are_there = all(hasattr(sd, attribute) for attribute, _ in sd._TEXT_ENCODERS)
-    return sd._readers if are_there else []
 
 
 def _require_suitable(sd: StableDiffusion) -> None:

@@ -23,7 +23,15 @@ NETWORKS = {
 }
 BELOW_PIPELINE = {
     *(LOWER | NETWORKS),
-    *("adapters", "check_arguments", "compiled", "conditioning", "denoising", "generation"),
+    *(
+        "adapted",
+        "adapters",
+        "check_arguments",
+        "compiled",
+        "conditioning",
+        "denoising",
+        "generation",
+    ),
     *("model_io", "precision", "quantize", "vae_strips"),
 }
 MAY_IMPORT: dict[str, set[str]] = {
@@ -57,6 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adapters": LOWER | NETWORKS | {"model_io"},
     "precision": {"adapters", "model_io", "quantize"},
     "check_arguments": {"conditioning", "config", "model_io", "sampler", "utils"},
+    "adapted": {"adapters", "check_arguments", "conditioning", "config", "model_io", "sampler"},
     "generation": {"check_arguments", "conditioning", "config", "sampler"},
     "pipeline": BELOW_PIPELINE,
     "faults": {"utils"},
@@ -69,7 +78,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # Inside `cli`, from the bottom up: each may import those before it, and itself.
 CLI = (
-    *({"mlx_errors", "settings", "terminal"}, {"job", "ranks"}, {"recipe"}),
+    *({"mlx_errors", "settings", "terminal"}, {"few_step", "job", "ranks"}, {"recipe"}),
     {"arguments", "output"},
     *({"plan"}, {"generate"}, {"main"}, {"convert"}),
 )

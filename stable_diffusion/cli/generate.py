@@ -16,7 +16,6 @@ import mlx.core as mx
 import numpy as np
 
 from .. import overflow
-from ..config.model import ModelConfig
 from ..denoising import Denoising
 from ..device import backend, cpu_kernels, memory
 from ..images.arrays import to_uint8
@@ -28,9 +27,9 @@ from ..pipeline import StableDiffusion, pipeline_class
 from ..step_memory import count_fitting
 from ..utils.atomic_files import remove_abandoned
 from ..vae_strips import Vae
-from .job import Batch, CompleteJob, check_start, warn_of_no_guidance, warn_of_prompts
+from .few_step import adopt_few_step
+from .job import Batch, CompleteJob
 from .output.continuation import explain_continuation
-from .output.file_names import check_sizes
 from .output.picture_writer import PictureWriter
 from .output.preview import Preview, choose_decoder, load_preview_vae
 from .plan import Plan, make_batches, make_plan
@@ -195,7 +194,7 @@ def _prepare_run(settings: Settings, plan: Plan, progress: Progress) -> Run:
     float16 = _choose_precision(settings)
     for line in describe_downloads(model, STEMS, float16):
         say(line)
-    jobs = _complete_jobs(settings, plan, model.config)
+    jobs = plan.complete_jobs(settings, adopt_few_step(settings, model))
     preview_vae = load_preview_vae(settings, model, float16)
     memory.limit_cache()
     if cpu_kernels.needs_compiling():
@@ -217,23 +216,6 @@ def _choose_precision(settings: Settings) -> bool:
         return True
     say("Computing in float32, which is fastest on a CPU (--float16 stores the weights in half).")
     return False
-
-
-def _complete_jobs(settings: Settings, plan: Plan, config: ModelConfig) -> list[CompleteJob]:
-    """Return the jobs with the model's defaults; check that they suit the model and the files.
-
-    Raises:
-        UsageError: if something does not.
-    """
-    jobs = [job.with_defaults(config) for job in plan.jobs]
-    if plan.drawn_seed is not None:
-        say(f"Seed: {plan.drawn_seed}")
-    warn_of_no_guidance(jobs, config)
-    warn_of_prompts(jobs)
-    check_start(settings.start, config)
-    if plan.names is not None:
-        check_sizes(plan.names, jobs, settings.n_rows)
-    return jobs
 
 
 def _load(settings: Settings, model: Model, float16: bool) -> StableDiffusion:

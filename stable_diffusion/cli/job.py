@@ -10,7 +10,7 @@ from ..conditioning import warn_of_syntax
 from ..config.autoencoder_tiny import require_encoder
 from ..config.model import ModelConfig
 from ..images.arrays import MAX_PIXELS, MULTIPLE, find_similar_size
-from ..sampler.sampler import Sampler
+from ..sampler.choose import choose_sampler
 from .settings import PictureOptions, Settings, StartPicture
 
 # How many times the pixels that a model is made for a picture to start from may have if the user
@@ -55,13 +55,13 @@ class Job(PictureOptions):
                 f"got {self.clip_skip}"
             )
         try:
-            sampler = Sampler.for_model(
-                config.diffusion, self.sampler, self.schedule, self.timesteps, self.eta
+            sampler = choose_sampler(
+                config, self.sampler, self.schedule, self.timesteps, self.eta, steps=self.steps
             )
             defaults = config.defaults_with(sampler.name)
             steps = defaults.steps if self.steps is None else self.steps
-            if self.timesteps is not None:
-                steps = len(self.timesteps)
+            if sampler.timesteps is not None:
+                steps = len(sampler.timesteps)
             sampler.schedule(steps)
         except ValueError as error:
             raise UsageError(f"{self.where}{error}") from None
@@ -72,6 +72,7 @@ class Job(PictureOptions):
             "cfg": defaults.guidance if self.cfg is None else self.cfg,
             "sampler": sampler.name,
             "schedule": sampler.schedule_name,
+            "timesteps": sampler.timesteps,
             "eta": (sampler.used_eta or None) if self.eta is None else self.eta,
         }
         return CompleteJob(**vars(self) | chosen)

@@ -7,9 +7,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from ..config.model import ModelConfig
 from ..device import backend
-from .job import Batch, CompleteJob, Job, make_jobs
-from .output.file_names import FileNames, name_files
+from .job import (
+    Batch,
+    CompleteJob,
+    Job,
+    check_start,
+    make_jobs,
+    warn_of_no_guidance,
+    warn_of_prompts,
+)
+from .output.file_names import FileNames, check_sizes, name_files
 from .ranks import Ranks
 from .recipe.record import RecipeComparison
 from .settings import Settings
@@ -43,6 +52,22 @@ class Plan:
         if self.batch_size is not None:
             return self.batch_size
         return min(max(n_fitting, 1), MAX_AT_ONCE)
+
+    def complete_jobs(self, settings: Settings, config: ModelConfig) -> list[CompleteJob]:
+        """Return the jobs with the model's defaults; check that they suit the model and the files.
+
+        Raises:
+            UsageError: if something does not.
+        """
+        jobs = [job.with_defaults(config) for job in self.jobs]
+        if self.drawn_seed is not None:
+            say(f"Seed: {self.drawn_seed}")
+        warn_of_no_guidance(jobs, config)
+        warn_of_prompts(jobs)
+        check_start(settings.start, config)
+        if self.names is not None:
+            check_sizes(self.names, jobs, settings.n_rows)
+        return jobs
 
 
 def make_plan(settings: Settings, ranks: Ranks) -> Plan:

@@ -81,6 +81,7 @@ class Settings:
     start: StartPicture | None = None
 
     model: str = "sdxl"
+    model_name: str = ""  # what the user called it, if it is a few-step model; else as `model`
     vae: str | None = None
     unet: str | None = None
     prediction_type: str | None = None

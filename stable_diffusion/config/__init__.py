@@ -2,13 +2,15 @@
 
 from .autoencoder_tiny import AutoencoderTinyConfig
 from .diffusion import DiffusionConfig
-from .known_models import MODELS, ModelSpec
+from .few_step import FewStepSettings
+from .known_models import FEW_STEP_MODELS, MODELS, FewStepModel, ModelSpec
 from .model import Defaults, ModelConfig, PipelineConfig
 from .networks import AutoencoderConfig, CLIPTextConfig, UNetConfig
 
 CLIPTextModelConfig = CLIPTextConfig  # its name in the original MLX example
 
 __all__ = [
+    "FEW_STEP_MODELS",
     "MODELS",
     "AutoencoderConfig",
     "AutoencoderTinyConfig",
@@ -16,6 +18,8 @@ __all__ = [
     "CLIPTextModelConfig",
     "Defaults",
     "DiffusionConfig",
+    "FewStepModel",
+    "FewStepSettings",
     "ModelConfig",
     "ModelSpec",
     "PipelineConfig",

@@ -1,18 +1,18 @@
 """All the config files of one model together, and the settings that follow from them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..utils.size import Size
 from .autoencoder_tiny import VaeConfig
 from .diffusion import DiffusionConfig
+from .few_step import LCM_UNET, FewStepSettings
 from .known_models import ModelSpec
 from .networks import CLIPTextConfig, UNetConfig, repeat_per_block
 from .strict_config import Config
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")  # folders in a model; SD has only the first
 TIME_IDS = 6  # numbers that SDXL's UNet takes: original size, corner of the crop, target size
-EMBEDDED_GUIDANCE = 8.5  # of a UNet that embeds it: that of diffusers' pipeline for LCM
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class ModelConfig:
     diffusion: DiffusionConfig
     pipeline: PipelineConfig
     spec: ModelSpec | None = None  # if the model is a known one
+    few_step: FewStepSettings | None = None  # of a file that distils the model to few steps
 
     def __post_init__(self) -> None:
         width = sum(text_encoder.hidden_size for text_encoder in self.text_encoders)
@@ -126,15 +127,22 @@ class ModelConfig:
         return max(0, n_layers - (2 if self.is_xl else 1))
 
     @property
+    def sampler(self) -> str:
+        """Return the sampler to use if the caller gives none."""
+        return self.diffusion.sampler if self.few_step is None else self.few_step.sampler
+
+    @property
     def defaults(self) -> Defaults:
         """Return the steps, guidance and size to use if the caller gives none of them."""
-        return self.defaults_with(self.diffusion.sampler)
+        return self.defaults_with(self.sampler)
 
     def defaults_with(self, sampler: str) -> Defaults:
         """Return the steps, guidance and size to use if the caller gives only the sampler."""
         size = self._find_size()
+        if self.few_step is not None:
+            return Defaults(self.few_step.steps, self.few_step.guidance, size)
         if self.unet.embeds_guidance:
-            return Defaults(steps=4, guidance=EMBEDDED_GUIDANCE, size=size)
+            return Defaults(LCM_UNET.steps, LCM_UNET.guidance, size)
         # A model or a LoRA that is distilled to few steps without guidance (arXiv:2311.05556).
         if {"lcm", "tcd"} & {sampler, self.diffusion.sampler}:
             return Defaults(steps=4, guidance=0.0, size=size)
@@ -144,6 +152,15 @@ class ModelConfig:
         if (self.diffusion.sampler, self.diffusion.timestep_spacing) == ("euler-a", "trailing"):
             return Defaults(steps=2, guidance=0.0, size=size)
         return Defaults(steps=50, guidance=5.0 if self.is_xl else 7.5, size=size)
+
+    def with_few_step(self, few_step: FewStepSettings) -> "ModelConfig":
+        """Return the config of this model distilled to few steps, with what that changes."""
+        diffusion = self.diffusion
+        if few_step.spacing is not None:
+            diffusion = diffusion.with_schedule(few_step.spacing)
+        if few_step.prediction_type is not None:
+            diffusion = replace(diffusion, prediction_type=few_step.prediction_type)
+        return replace(self, few_step=few_step, diffusion=diffusion)
 
     def _find_size(self) -> Size:
         """Return the size of picture that the model was trained for, in pixels."""

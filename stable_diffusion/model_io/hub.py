@@ -12,7 +12,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from ..config.known_models import MODELS, PACKAGE, ModelSpec, find_spec
+from ..config.known_models import (
+    MODELS,
+    NAMES,
+    PACKAGE,
+    ModelSpec,
+    find_few_step_model,
+    find_spec,
+)
 from ..utils.atomic_files import write_atomically
 from ..utils.wording import did_you_mean, format_bytes
 from . import hub_cache
@@ -128,6 +135,12 @@ def open_source(model: str | os.PathLike[str]) -> Source:
     name = os.fspath(model)
     if isinstance(model, str) and name in MODELS:
         return _open_known(name, MODELS[name])
+    if isinstance(model, str) and (found := find_few_step_model(name)) is not None:
+        few_step, steps = found
+        raise ValueError(
+            f"{name} is {few_step.base} with a LoRA, which is not added here: give "
+            f"{few_step.base}, and the LoRA when you draw (--lora {few_step.name_file(steps)})"
+        )
     folder = Path(os.path.expanduser(name))
     if name and folder.exists():
         if not folder.is_dir():
@@ -169,7 +182,7 @@ def open_repository(repo: str, revision: str, name: str) -> Repository:
     except HFValidationError as error:
         raise ValueError(
             f"{name!r} is neither a folder, nor a Hub repository (organisation/name), nor one of "
-            + ", ".join(MODELS)
+            + ", ".join(NAMES)
             + _suggest(name)
         ) from error
     except (HTTPError, OSError, *GARBLED) as error:
@@ -224,7 +237,7 @@ def _suggest_other(repo: str) -> str:
     successors = [spec.repos[0] for spec in MODELS.values() if repo in spec.former_repos]
     if successors:
         return f" (the model is now {successors[0]})"
-    return _suggest(repo) or ("" if "/" in repo else f" (known: {', '.join(MODELS)})")
+    return _suggest(repo) or ("" if "/" in repo else f" (known: {', '.join(NAMES)})")
 
 
 def _suggest(name: str) -> str:
@@ -236,7 +249,7 @@ def _suggest(name: str) -> str:
     without_organisation = {repo.rpartition("/")[2]: repo for repo in cached}
     for known, spec in MODELS.items():
         without_organisation |= {repo.rpartition("/")[2]: known for repo in spec.repos}
-    return did_you_mean(name, MODELS, without_organisation)
+    return did_you_mean(name, NAMES, without_organisation)
 
 
 def explain_hub_error(error: Exception, repo: str) -> str:

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from ..config.autoencoder_tiny import AutoencoderTinyConfig, VaeConfig, read_vae_config
 from ..config.diffusion import DiffusionConfig
+from ..config.few_step import LCM_UNET, FewStepSettings, recognize_few_step
 from ..config.known_models import find_spec
 from ..config.model import TEXT_ENCODERS, ModelConfig, PipelineConfig
 from ..config.networks import CLIPTextConfig, UNetConfig
@@ -58,7 +59,7 @@ class Model:
         """
         pipeline, unet = self.pipeline_config, self.unet_config
         text_encoders = TEXT_ENCODERS if self.is_xl else TEXT_ENCODERS[:1]
-        return ModelConfig(
+        config = ModelConfig(
             name=self.name,
             unet=unet,
             autoencoder=self.autoencoder_config,
@@ -67,6 +68,20 @@ class Model:
             pipeline=pipeline,
             spec=find_spec(pipeline._converted_from or self.name),
         )
+        few_step = self._recognize_few_step(unet)
+        return config if few_step is None else config.with_few_step(few_step)
+
+    def _recognize_few_step(self, unet: UNetConfig) -> FewStepSettings | None:
+        """Return the settings of a UNet or a single file that is made for few steps, or None."""
+        if self.unet is None:
+            few_step = recognize_few_step(self.name, "checkpoint")
+        elif unet.embeds_guidance:
+            few_step = LCM_UNET
+        else:
+            few_step = recognize_few_step(self.unet.name.partition("@")[0], "unet")
+        if few_step is None or self.source.prediction_type is None:
+            return few_step
+        return replace(few_step, prediction_type=None)  # what the user says takes precedence
 
     @cached_property
     def pipeline_config(self) -> PipelineConfig:

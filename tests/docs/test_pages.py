@@ -20,7 +20,7 @@ from pages import (
 
 from stable_diffusion.cli.arguments.parse import parse
 from stable_diffusion.cli.convert import convert_parser
-from stable_diffusion.config.known_models import MODELS
+from stable_diffusion.config.known_models import FEW_STEP_MODELS, MODELS
 
 PRINTING = {"--list-models", "--version", "--help"}  # options that print something and end
 OUTPUTS = ("--output", "--grid", "--out", "--work")
@@ -177,6 +177,15 @@ def test_the_readme_lists_the_models():
         cells = [str(spec.size), str(spec.steps), guidance]
         assert [cell.strip() for cell in row.split("|")][3:6] == cells
         assert spec.licence in row and (spec.repo or "none") in row
+
+
+def test_the_readme_lists_the_few_step_models():
+    text = (ROOT / "README.md").read_text()
+    for name, model in FEW_STEP_MODELS.items():
+        (row,) = re.findall(rf"^\| `{name}`.*$", text, re.MULTILINE)
+        cells = [cell.strip() for cell in row.split("|")][3:6]
+        assert cells == [model.join_steps(), str(model.settings), model.licence]
+        assert f"`{model.base}` with a LoRA of `{model.repo}`" in row
 
 
 def test_the_tree_on_the_page_is_the_tree():

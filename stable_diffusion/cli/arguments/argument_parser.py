@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from itertools import takewhile
 from types import MappingProxyType
@@ -155,6 +156,10 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         short = [name for name in action.option_strings if not name.startswith("--")]
         value = "" if action.nargs == 0 else f" {self._format_args(action, action.dest.upper())}"
         return ", ".join([*short, _find_long_name(action)]) + value
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        """Return the lines of a help, which do not break inside a name like `sd-1-5`."""
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 def _find_long_name(action: argparse.Action) -> str:

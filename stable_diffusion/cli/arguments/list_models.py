@@ -4,7 +4,7 @@ from importlib.metadata import version
 from pathlib import Path
 from textwrap import wrap
 
-from ...config.known_models import MODELS, PACKAGE, ModelSpec
+from ...config.known_models import FEW_STEP_MODELS, MODELS, PACKAGE, FewStepModel, ModelSpec
 from ...device import backend
 from ...model_io import hub_cache
 from ...model_io.sources import CACHE_MARKER, INDEX, Source
@@ -31,6 +31,8 @@ def describe_models() -> str:
     lines = ["Models with a name, for --model NAME:"]
     for name, spec in MODELS.items():
         lines += _format_entry(name, _describe_known(name, spec, cached))
+    for name, model in FEW_STEP_MODELS.items():
+        lines += _format_entry(name, _describe_few_step(model, cached))
     known = {repo for spec in MODELS.values() for repo in spec.repos}
     others = [Source(repo, root) for repo, root in cached.items() if repo not in known]
     others = [source for source in others if _looks_like_a_model(source)]
@@ -62,6 +64,21 @@ def _describe_known(name: str, spec: ModelSpec, cached: dict[str, Path]) -> list
         elif repo == spec.repo:
             facts += [f"{repo}, not in the cache"]
     return [*facts, f"licence: {spec.licence}"]
+
+
+def _describe_few_step(model: FewStepModel, cached: dict[str, Path]) -> list[str]:
+    """Return the facts about a model that is another one with a LoRA."""
+    size = MODELS[model.base].size
+    root = cached.get(model.repo)
+    found = [n for n, file in model.files.items() if root is not None and (root / file).is_file()]
+    where = "in the cache" if found else "not in the cache"
+    if found and len(model.files) > 1:
+        where += f" for {model.join_steps(found, 'and')} steps"
+    return [
+        f"{size}x{size} pixels, {model.join_steps()} steps, by default {model.settings}",
+        f"{model.base} with a LoRA of {model.repo}, {where}",
+        f"licence of the LoRA: {model.licence}",
+    ]
 
 
 def _describe_other(source: Source) -> list[str]:

@@ -18,6 +18,7 @@ from ...utils.wording import abbreviate, describe_error
 from ..settings import Request, Settings, StartPicture
 from ..terminal.console import say
 from .argument_parser import Parser
+from .few_step_model import split_model
 from .from_image import read_options
 from .option import Option, Script
 from .options import GROUPS, all_options
@@ -110,6 +111,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> Set
         requests = _make_requests(values)
         for request in requests:
             _check_request(request)
+        values = split_model(values, requests)
         start = _read_start(values) if "image" in values else None
     except (ValueError, OSError) as error:
         parser.error(describe_error(error))

@@ -114,7 +114,7 @@ def _name_pictures(settings: Settings, jobs: Sequence[Job], is_folder: bool) -> 
     output, is_restartable = settings.output, settings.prompts_file is not None
     folder = output if is_folder else os.path.dirname(output)
     pattern = os.path.join(output, NAME_IN_FOLDER) if is_folder else output
-    model = format_model(settings.model)
+    model = format_model(settings.model_name or settings.model)
     fields = parse_fields(output)
     is_numbered = is_folder and not is_restartable and fields <= {"model"}
     last = find_last_number(Path(folder.format(model=model))) if is_numbered else 0

@@ -41,7 +41,7 @@ def test_every_value_has_a_field():
     renamed = {"image", "fit", "no_metadata"}  # `start` and `metadata`
     keys = {option.key for option in WITH_VALUES}
     assert keys - renamed <= field_names(Settings) | field_names(Request)
-    others = {"requests", "start", "metadata", "file", "where"}
+    others = {"requests", "start", "metadata", "file", "where", "model_name"}
     assert field_names(Settings) | field_names(Request) <= keys | others
 
 

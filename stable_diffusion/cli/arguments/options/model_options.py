@@ -1,14 +1,14 @@
 """The options that say which model computes, and with how much memory."""
 
 from ....config.diffusion import PREDICTION_TYPES
-from ....config.known_models import MODELS
+from ....config.known_models import NAMES
 from .. import value_types
 from ..option import Option
 
 MODEL = (
     Option(
         "--model",
-        f"one of {', '.join(MODELS)}; a folder in diffusers' layout; a .safetensors file in "
+        f"one of {', '.join(NAMES)}; a folder in diffusers' layout; a .safetensors file in "
         "the original one; or a Hugging Face repository, with @revision if wanted",
         parse=value_types.parse_model_name,
         default="sdxl",
