@@ -24,6 +24,7 @@ ADAPTERS = {
     r"controlnet.*lora|^lora_(controlnet|cnet)_": "a LoRA of a ControlNet",
     r"motion_modules|temporal_transformer": "a motion LoRA or motion module of AnimateDiff",
     r"^control_model\.|controlnet_|(^|\.)zero_convs\.|input_hint_block": "a ControlNet",
+    r"(^|\.)(conv_first|rdb\d|RDB\d)\.": "an upscaler",
     r"^(adapter\.)?body\.\d+\.": "a T2I-Adapter",
     r"to_[kv]_ip\.|^ip_adapter|^image_proj\.": "an IP-Adapter",
     r"^id_encoder\.": "a PhotoMaker",
@@ -35,6 +36,7 @@ ADAPTERS = {
     r"\.vera_lambda_": "a VeRA adapter",
     r"\.hra_": "an HRA adapter",
     r"\.lora_E": "an AdaLoRA adapter",
+    r"\.lambda_layer$": "a T-LoRA adapter",
     r"\.(bone|miss)_": "a MiSS (Bone) adapter",
     r"fourierft_": "a FourierFT adapter",
     r"randlora_": "a RandLoRA adapter",
@@ -52,10 +54,13 @@ MODELS = {
     r"attn[._]add_[qkv]_proj|ff_context|lora_te3_|t5xxl": "Stable Diffusion 3 or FLUX",
     rf"(layers|(noise|context)_refiner){_N}(attention|feed_forward)[._]": "Lumina 2 or Z-Image",
     rf"blocks{_N}attn[12][._](Wqkv|q_proj|kv_proj|out_proj)": "Hunyuan-DiT",
+    r"(double|single)_stream_blocks": "HiDream",
+    r"adaln_modulation": "Cosmos or Anima",
     rf"blocks{_N}cross_attn[._]kv_linear": "PixArt or Sana",
     rf"blocks{_N}(self_attn|cross_attn)[._]": "Wan or another video model",
     r"encoder_hid_proj": "Kolors",
-    r"^(lora_)?transformer[._]|^(diffusion_model|base_model\.model)\.transformer_blocks\.": (
+    r"(^|model\.)layers\.\d+\.(self_attn|mlp)\.": "a language model",
+    r"^((lora|lycoris)_)?transformer[._]|^(\w*model\.)*transformer_blocks\.|adaln_single": (
         "a transformer, such as PixArt, Sana or LTX-Video"
     ),
 }
@@ -97,7 +102,9 @@ WEIGHTS = {
         "a VAE", "give it with --vae"
     ),
     (r"^\d+\.conv\.0\.weight$",): Kind("a VAE", "give it with --vae"),  # TAESD, as published
+    (r"^(vision_model|visual)\.",): Kind("an image encoder"),
     (r"encoder\.layers\.\d+\.self_attn\.q_proj\.weight$",): Kind("a text encoder"),
+    (r"(^|\.)resblocks\.\d+\.attn\.in_proj_weight$",): Kind("a text encoder"),
 }
 _EMBEDDING = Kind("an embedding", "give it as --embedding NAME=FILE")
 _EMBEDDING_KEYS = {"emb_params", "clip_l", "clip_g", "string_to_param.*"}

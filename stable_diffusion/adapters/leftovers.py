@@ -14,7 +14,10 @@ _STARTS = (
 )
 # The projection after a text encoder that no model uses here. SDXL's second encoder uses it, so
 # there it is the name of a layer.
-_PROJECTION = r"(lora_te1?_|lora_te1?\.|clip_[lh]\.|text_encoder\.)(text_model[._])?text_projection"
+_PROJECTION = (
+    r"(lora_te1?_|lora_te1?\.|(text_encoders\.)?clip_[lh]\.|text_encoder\.)"
+    r"(transformer\.)?(text_model[._])?text_projection"
+)
 _LEFTOVER = re.compile(
     rf"(.*\.)?({'|'.join(_ENDS)})|({'|'.join(_STARTS)})(\..*)?|{_PROJECTION}\..*"
 )

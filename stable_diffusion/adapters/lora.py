@@ -134,7 +134,8 @@ def _read_changes(
         "wrong shape": misshapen,
     }
     if any(problems.values()):
-        if (explanation := explain_unfit(file.path, file.header, networks)) is not None:
+        explanation = explain_unfit(file.path, file.header, networks, file.unexpected)
+        if explanation is not None:
             raise ValueError(explanation)
         found = "; ".join(f"{what}: {join_names(keys)}" for what, keys in problems.items() if keys)
         raise ValueError(f"the LoRA {file.path} does not fit {', '.join(layers)}: {found}")

@@ -25,7 +25,7 @@ _CONVERT = (
 # By the start of a file, in lower case: what it is, and what to do.
 FORMATS = {
     b"pk\x03\x04": ("a pickle", _CONVERT),
-    b"\x80\x02": ("a pickle", _CONVERT),
+    **{bytes((0x80, protocol)): ("a pickle", _CONVERT) for protocol in range(2, 6)},
     b"gguf": ("a GGUF file", "use the safetensors file"),
     b"sqlite format 3": ("a file of Draw Things", "use the safetensors file"),
     b"version https://git-lfs": ("a pointer of Git LFS", "run git lfs pull, or download it"),
@@ -48,6 +48,7 @@ _XL_KEYS = (
 _NOT_XL_KEYS = (
     r"down_blocks[._]0[._]attentions|up_blocks[._]3[._]|input_blocks[._]([12][._]1|9|1\d)[._]"
 )
+_BLOCK = re.compile(r"(down_blocks|up_blocks|mid_block|(in|out)put_blocks|middle_block)[._]\w")
 _PROJECTION = re.compile(r"(.*[._])?proj_(in|out)")
 _TEXT_LAYER = re.compile(r".*[._]attn2[._](to_[kv]|processor[._]to_[kv])")
 
@@ -81,13 +82,16 @@ def refuse_other_formats(file: Path) -> None:
             raise ValueError(f"{file} is {what}, not a safetensors file: {advice}")
 
 
-def explain_unfit(file: Path, header: Header, networks: Mapping[str, nn.Module]) -> str | None:
+def explain_unfit(
+    file: Path, header: Header, networks: Mapping[str, nn.Module], unexpected: Collection[str] = ()
+) -> str | None:
     """Return a message that says what a file is that does not fit, or None if it is not known.
 
     Args:
         file: the file.
         header: its header.
         networks: the networks that it does not fit, by their names in `COMPONENTS`.
+        unexpected: the keys that belong to none of their layers.
     """
     keys = header.shapes.keys()
     kind = identify_adapter(keys) or identify_weights(header.shapes)
@@ -107,6 +111,12 @@ def explain_unfit(file: Path, header: Header, networks: Mapping[str, nn.Module])
         return (
             f"{file} is a LoRA for another kind of model, whose text embeddings have {width} "
             f"numbers; those of this model, {own}, have {own_width}"
+        )
+    if unexpected and all(map(_BLOCK.search, unexpected)):
+        return (
+            f"{file} is a LoRA for a UNet with other blocks: {len(unexpected)} of its "
+            f"{len(keys)} tensors are for layers that this model, {own}, does not have (distilled "
+            "models, such as SSD-1B, have LoRAs of their own)"
         )
     return None
 

@@ -219,6 +219,7 @@ def test_a_tensor_in_two_spellings(tmp_path):
         ("__step__", True),
         ("lora_te1_text_projection.lora_down.weight", True),
         ("clip_l.text_projection.alpha", True),
+        ("text_encoders.clip_l.transformer.text_projection.lora_up.weight", True),
         ("lora_te2_text_projection.lora_down.weight", False),
         ("lora_unet_x.lora_down.weight", False),
         ("lora_unet_x.scale", False),

@@ -40,9 +40,11 @@ ADVICE = {
 }
 
 
-def explain(shapes: dict, model: str = "sd-1", metadata: dict | None = None) -> str | None:
+def explain(
+    shapes: dict, model: str = "sd-1", metadata: dict | None = None, unexpected: tuple = ()
+) -> str | None:
     header = SimpleNamespace(shapes=shapes, metadata=metadata or {})
-    return explain_unfit(FILE, header, {"unet": SimpleNamespace(config=MODELS[model])})
+    return explain_unfit(FILE, header, {"unet": SimpleNamespace(config=MODELS[model])}, unexpected)
 
 
 def pair(name: str, width: int = 32, dimensions: int = 2) -> dict:
@@ -131,6 +133,11 @@ def test_another_width_of_the_text():
         ("lora_unet_double_layers_0_attn_w1q.lora_down.weight", "AuraFlow"),
         ("lora_unet_blocks_0_attn1_Wqkv.lora_down.weight", "Hunyuan-DiT"),
         ("unet.encoder_hid_proj.lora_A.weight", "Kolors"),
+        ("diffusion_model.double_stream_blocks.0.block.attn1.to_q.lora_A.weight", "HiDream"),
+        ("diffusion_model.blocks.0.adaln_modulation_mlp.1.lora_A.weight", "Cosmos or Anima"),
+        ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", "a language model"),
+        ("base_model.model.adaln_single.linear.lora_A.weight", "a transformer, such as PixArt"),
+        ("lycoris_transformer_blocks_0_attn1_to_q.lokr_w1", "a transformer, such as PixArt"),
     ],
 )  # fmt: skip
 def test_loras_of_other_models(key, what):
@@ -190,12 +197,23 @@ def test_other_models_by_metadata(architecture, what):
         ("decoder.layers.0.weight decoder.layers.2.conv.0.weight", "a VAE"),
         ("1.weight 3.conv.0.weight", "a VAE"),
         ("text_model.encoder.layers.0.self_attn.q_proj.weight", "a text encoder"),
+        ("transformer.resblocks.0.attn.in_proj_weight", "a text encoder"),
+        ("vision_model.encoder.layers.0.self_attn.q_proj.weight", "an image encoder"),
+        ("conv_first.weight body.0.rdb1.conv1.weight", "an upscaler"),
+        ("lycoris_x.q_layer.weight lycoris_x.p_layer.weight lycoris_x.lambda_layer", "a T-LoRA"),
     ],
 )  # fmt: skip
 def test_files_that_are_no_lora(keys, what):
     message = explain(dict.fromkeys(keys.split(), (2, 8)), "sdxl")
     assert message.startswith(f"{FILE} is {what}") and "not a LoRA of a model: " in message
     assert message.endswith(ADVICE.get(what, "such files are not supported"))
+
+
+def test_layers_that_a_distilled_model_does_not_have():
+    shapes = pair(ATTENTION.replace("attn2", "attn1").format(9))
+    message = explain(shapes, "sdxl", {}, tuple(shapes))
+    assert "is a LoRA for a UNet with other blocks: 2 of its 2 tensors are for layers" in message
+    assert explain(shapes, "sdxl", {}, (*shapes, "unknown.lora_A.weight")) is None
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -209,6 +227,7 @@ def test_unknown_files(model):
     [
         (b"PK\x03\x04", "is a pickle, not a safetensors file: pickles are never loaded; if you tr"),
         (b"\x80\x02}q", "is a pickle, not a safetensors file: .*save_file"),
+        (b"\x80\x05\x95", "is a pickle"),
         (b"GGUF\x03", "is a GGUF file"),
         (b"SQLite format 3\0", "is a file of Draw Things"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
