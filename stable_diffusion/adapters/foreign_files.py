@@ -32,6 +32,7 @@ ADAPTERS = {
     r"^(unet|text_encoder):\d+:(up|down)$": "a LoRA with the names of lora_diffusion",
     r"boft_": "a BOFT adapter",
     r"(^|[._])oft_": "an OFT adapter",
+    r"(token|position)_embedding[._](lora_|hada_|lokr_|diff$)": "an adapter of embeddings",
     r"\.ia3_l": "an (IA)³ adapter with PEFT's names",
     r"\.vera_lambda_": "a VeRA adapter",
     r"\.hra_": "an HRA adapter",

@@ -134,7 +134,7 @@ class Parts:
         tensor = self.change.tensors.get(name)
         if tensor is None:
             return 1
-        require_fit(tensor.size == 1)
+        require_fit(tensor.size == 1 and tensor.dtype != mx.complex64)
         number: Any = tensor.item()
         return float(number)
 

@@ -615,6 +615,8 @@ def test_counterparts_that_are_missing(tensors):
         ONES | {"lora_mid.weight": np.ones((3, 2))},
         ONES | {"scalar": np.ones(2)},
         ONES | {"alpha": np.ones(2)},
+        ONES | {"alpha": np.array(1j, np.complex64)},
+        ONES | {"scalar": np.array(1j, np.complex64)},
         ONES | {"dora_scale": np.ones(63)},
         ONES | {"dora_scale": np.ones(())},
         ONES | {"bias": np.ones(64)},

@@ -185,6 +185,7 @@ def test_other_models_by_metadata(architecture, what):
         ("oft_unet_x.oft_blocks", "an OFT adapter"),
         ("base_model.model.x.boft_R", "a BOFT adapter"),
         ("base_model.model.x.ia3_l", "an (IA)³ adapter"),
+        ("clip_l.text_model.embeddings.token_embedding.diff", "an adapter of embeddings"),
         ("unet:0:up unet:0:down", "a LoRA with the names of lora_diffusion"),
         ("down.attn2.processor.to_k_custom_diffusion.weight", "an adapter of Custom Diffusion"),
         ("emb_params", "an embedding"),
