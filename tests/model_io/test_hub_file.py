@@ -58,6 +58,7 @@ def test_a_file_of_a_repository_is_downloaded_once(hub: HubServer) -> None:
     assert resolve(f"{REPO}/sub/a.safetensors", lines).path == file.path
     assert len(lines) == 1 and hub.fetched() == []
     assert resolve(file) is file
+    assert resolve(REPO).filename == "b.safetensors"  # the only one that is in no folder
 
 
 def test_revisions(hub: HubServer) -> None:
