@@ -96,7 +96,7 @@ def open_unet_file(resolved: ResolvedFile, model: str, base: UNetConfig | None) 
     """
     name = resolved.name
     header = open_header(name, resolved.path)
-    refuse_keys(name, header.shapes)
+    refuse_keys(name, header.shapes, is_for_unet=True)
     root = find_unet_root(header)
     if root is None:
         why = "it is a VAE (--vae)" if header.has("decoder.conv_in.") else "it holds no UNet"

@@ -76,7 +76,7 @@ def test_files_that_are_no_unet(checkpoint, tmp_path):
     for file, message in (
         (empty, "not clear, because down_blocks.0.resnets.0.conv1.weight is missing"),
         (vae, "cannot replace a UNet: it is a VAE"),
-        (lora, "this is a LoRA, not a model"),
+        (lora, "this is a LoRA: give it beside a model"),
         (nothing, "cannot replace a UNet: it holds no UNet"),
         (tmp_path / "missing.safetensors", "there is no file"),
     ):
