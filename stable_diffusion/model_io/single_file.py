@@ -106,14 +106,15 @@ class SingleFile(Source):
 
     def _make_scheduler_config(self) -> dict[str, Any]:
         """Return the noise schedule that all models of Stable Diffusion share."""
-        is_zero_snr = has_zero_snr(self.header)
+        prediction_type = self._find_prediction_type()
+        is_zero_snr = has_zero_snr(self.header, prediction_type)
         return {
             "_class_name": "EulerDiscreteScheduler",
             "beta_schedule": "scaled_linear",
             "beta_start": 0.00085,
             "beta_end": 0.012,
             "steps_offset": 1,
-            "prediction_type": self._find_prediction_type(),
+            "prediction_type": prediction_type,
             # Trailing spacing begins with pure noise (arXiv:2305.08891, section 3.3).
             "timestep_spacing": "trailing" if is_zero_snr else self.family.timestep_spacing,
             "rescale_betas_zero_snr": is_zero_snr,
@@ -173,6 +174,8 @@ def open_single_file(name: str, file: Path) -> SingleFile:
     refuse_keys(name, header.shapes)
     if not header.has(UNET_ROOT):
         why = f"no keys begin with {UNET_ROOT} (of a model in diffusers' layout, give the folder)"
+        if header.has("model_ema."):
+            why = "it has the averaged weights of a UNet (EMA), but not the UNet itself"
         if header.has("decoder.conv_in.") or has_tiny_vae(header) or open_tiny_halves(header):
             why = "it is a VAE (--vae)"
         raise ValueError(f"{name} is not a Stable Diffusion checkpoint in one file: {why}")
