@@ -43,7 +43,10 @@ FAMILIES = {
     r"attn\.add_[qkv]_proj\.": "Stable Diffusion 3 or another transformer",
 }
 
-UNET_ALONE = r"^((model\.)?diffusion_model\.|unet\.|(model\.){1,2}|net\.)?(time_embedding\.linear_1|input_blocks\.0\.0)\."
+UNET_ALONE = (
+    r"^((model\.)?diffusion_model\.|unet\.|(model\.){1,2}|net\.)?"
+    r"(time_embedding\.linear_1|input_blocks\.0\.0)\."
+)
 # Files that are no model by themselves: what they are, and what to do.
 PARTS = {
     r"^lllite_": ("a ControlNet-LLLite", "such files are not supported"),
