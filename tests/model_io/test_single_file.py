@@ -145,6 +145,8 @@ def test_leftovers_are_passed_over_and_counted(spoil_file, checkpoint):
         "first_stage_model.encoder.norm_out.num_batches_tracked": np.array(3),
         "cond_stage_model.transformer.vision_model.x": np.zeros(2),
         "cond_stage_model.transformer.text_projection.weight": np.zeros((128, 128)),
+        "cond_stage_model.transformer.embedding_manager.x": np.zeros(2),
+        "model.diffusion_model.model_ema.decay": np.zeros(()),
         "lora_unet_x.alpha": np.zeros((), np.float16),
     }
     original = {"cond_stage_model.transformer.text_model.embeddings.position_ids": np.arange(77.0)}
@@ -157,7 +159,7 @@ def test_leftovers_are_passed_over_and_counted(spoil_file, checkpoint):
     with pytest.warns(UserWarning) as caught:
         model = open_model(spoil_file(SD_1, leave))
     (line,) = {str(each.message) for each in caught}
-    assert "x.safetensors: no network needs 8 of its " in line
+    assert "x.safetensors: no network needs 10 of its " in line
     assert "extra" in line and "num_batches_tracked" in line
     assert "position_ids" not in line and "text_projection" not in line
     folder = checkpoint(SD_1)
