@@ -61,7 +61,7 @@ def open_model(
         vae: where to take the VAE from: a model as above, a folder or repository of a VAE alone,
             or a file with one, in the original layout or that of diffusers, on the Hub
             `org/name/FILE.safetensors`; or "taesd", the tiny VAE for the model.
-        unet: where to take the UNet from, likewise.
+        unet: where to take the UNet from, named in the same ways.
         prediction_type: "epsilon", "v_prediction" or "sample", for files that do not say what the
             UNet predicts, or say it wrongly.
         on_message: called with a line before a file of a VAE or UNet is downloaded.

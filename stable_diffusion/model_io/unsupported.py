@@ -34,6 +34,7 @@ PIPELINES = {
     "Wuerstchen": "Würstchen",
     "PixArt": "PixArt",
     "QwenImage": "Qwen-Image",
+    "Kolors": "Kolors",
     "LTX": "LTX-Video",
 }
 

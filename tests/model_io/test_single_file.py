@@ -432,11 +432,19 @@ def test_vae_that_does_not_fit(single, checkpoint, tmp_path):
                 load_model_config(open_model(model, vae=vae))
     tensors = original_layout.vae_tensors(checkpoint(SD_1))
     tensors["decoder.conv_in.weight"] = np.zeros((64, 16, 3, 3))
+    within = {f"first_stage_model.{key}": value for key, value in tensors.items()}
+    within |= {"model.diffusion_model.x": np.zeros(1)}  # a model without text encoders
+    within = original_layout.save(within, tmp_path / "within.safetensors")
     wide = original_layout.save(tensors, tmp_path / "wide.safetensors")
-    with pytest.raises(ValueError, match="takes 4 channels .* the VAE has 16: they do not fit"):
-        load_model_config(open_model(single(SD_1), vae=wide))
+    for vae in (wide, within):
+        with pytest.raises(ValueError, match="takes 4 channels .* the VAE has 16: they do not fit"):
+            load_model_config(open_model(single(SD_1), vae=vae))
     none = tmp_path / "none.safetensors"
     save_file({"a": np.zeros(1)}, none)
+    ema = tmp_path / "ema.safetensors"
+    save_file({"model_ema.decay": np.zeros(1)}, ema)
+    with pytest.raises(ValueError, match="averaged weights of a UNet"):
+        open_model(ema)
     with pytest.raises(ValueError, match="holds no VAE"):
         open_model(single(SD_1), vae=none)
     with pytest.raises(ValueError, match=r"it is a VAE \(--vae\)"):
