@@ -19,8 +19,8 @@ from unet_kinds import make_unet
 import txt2image
 from stable_diffusion import StableDiffusion, StableDiffusionXL
 from stable_diffusion.config import few_step
-from stable_diffusion.config.model import PipelineConfig
 from stable_diffusion.config.known_models import FEW_STEP_MODELS, MODELS
+from stable_diffusion.config.model import PipelineConfig
 from stable_diffusion.model_io.convert import convert_model
 from stable_diffusion.model_io.loaders import load_unet, open_model
 from stable_diffusion.sampler.choose import choose_sampler
