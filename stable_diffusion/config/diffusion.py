@@ -100,6 +100,10 @@ class DiffusionConfig(Config):
     clip_sample: bool = False  # of models whose latents are in [-1, 1]
     _class_name: str = "EulerDiscreteScheduler"
 
+    CLASS_NAMES = (*SAMPLERS_OF_CLASSES, *CLASS_VARIANTS)
+    CLASSES = "schedulers for models that are trained on discrete noise levels: " + ", ".join(
+        name.removesuffix("Scheduler") for name in SAMPLERS_OF_CLASSES
+    )
     # Options that would change the noise levels or x_0.
     FIXED = MappingProxyType(
         {
@@ -121,12 +125,6 @@ class DiffusionConfig(Config):
         return key not in cls.FIXED or super()._has_no_effect(key, value)
 
     def __post_init__(self) -> None:
-        known = ", ".join(name.removesuffix("Scheduler") for name in SAMPLERS_OF_CLASSES)
-        require(
-            self._class_name in (*SAMPLERS_OF_CLASSES, *CLASS_VARIANTS),
-            f"_class_name = {self._class_name!r} is not supported, only schedulers for models that "
-            f"are trained on discrete noise levels: {known}",
-        )
         require_in("num_train_timesteps", self.num_train_timesteps, 2, MAX_TIMESTEPS)
         require_in("beta_start", self.beta_start, 1e-6, 1)  # 1 - beta loses smaller ones in float32
         require(

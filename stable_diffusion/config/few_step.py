@@ -126,6 +126,8 @@ _MERGE = r"\b(lightning|turbo|lcm|dmd ?2|hyper ?(sd|xl)|hyper\b)"
 _PLAIN_NAMES = (
     r"(pytorch_lora_weights|adapter_model|(diffusion_pytorch_)?model|lora|unet)([._-]?(fp16|bf16))?"
 )
+# Names of samplers, too, and of the scripts that trained a file: alone they do not say what it is.
+_AMBIGUOUS_NAMES = ("lcm", "tcd")
 _TITLES = ("modelspec.title", "ss_output_name")  # in the metadata of a file
 
 
@@ -168,6 +170,8 @@ def _find_cached_repo(path: PurePath) -> str:
 def _recognize_name(name: str, kind: FileKind) -> FewStepSettings | None:
     """Return the settings for a file of this name or title, or None."""
     text = _normalize(name.removesuffix(".safetensors").rpartition("/")[2])
+    if text.strip() in _AMBIGUOUS_NAMES:
+        return None
     for family in _FAMILIES:
         if kind not in family.kinds or (match := re.search(family.name, text)) is None:
             continue

@@ -6,7 +6,7 @@ from typing import Any
 from ..utils.size import Size
 from .autoencoder_tiny import VaeConfig
 from .diffusion import DiffusionConfig
-from .few_step import LCM_UNET, FewStepSettings
+from .few_step import FewStepSettings
 from .known_models import ModelSpec
 from .networks import CLIPTextConfig, UNetConfig, repeat_per_block
 from .strict_config import Config
@@ -38,6 +38,8 @@ class PipelineConfig(Config):
         "StableDiffusionImg2ImgPipeline",
         "StableDiffusionXLPipeline",
         "StableDiffusionXLImg2ImgPipeline",
+        "LatentConsistencyModelPipeline",  # of UNets that embed the guidance
+        "LatentConsistencyModelImg2ImgPipeline",
     )
 
     @classmethod
@@ -141,8 +143,6 @@ class ModelConfig:
         size = self._find_size()
         if self.few_step is not None:
             return Defaults(self.few_step.steps, self.few_step.guidance, size)
-        if self.unet.embeds_guidance:
-            return Defaults(LCM_UNET.steps, LCM_UNET.guidance, size)
         # A model or a LoRA that is distilled to few steps without guidance (arXiv:2311.05556).
         if {"lcm", "tcd"} & {sampler, self.diffusion.sampler}:
             return Defaults(steps=4, guidance=0.0, size=size)

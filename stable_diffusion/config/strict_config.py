@@ -18,6 +18,7 @@ class Config:
 
     # Values that `_class_name` may have; empty if it may have any.
     CLASS_NAMES: ClassVar[tuple[str, ...]] = ()
+    CLASSES: ClassVar[str] = ""  # what the message says of them, instead of listing all
     # Fields for which null is a value of its own; for the others it means the default.
     NULLABLE: ClassVar[frozenset[str]] = frozenset()
     # Options of which only one value is supported, diffusers' default.
@@ -40,7 +41,7 @@ class Config:
             raise ValueError(f"{source}: expected a JSON object, got {type(data).__name__}")
         class_name = data.get("_class_name")
         if cls.CLASS_NAMES and class_name is not None and class_name not in cls.CLASS_NAMES:
-            known = ", ".join(cls.CLASS_NAMES)
+            known = cls.CLASSES or ", ".join(cls.CLASS_NAMES)
             raise ValueError(
                 f"{source}: _class_name = {class_name!r} is not supported, only {known}"
             )

@@ -10,12 +10,12 @@ from typing import Any
 
 from ..config.model import TIME_IDS
 from .layouts import UNET, Layout
-from .original_layout import RESNET, UNET_PARTS
+from .original_layout import LEFTOVERS, RESNET, UNET_PARTS, UNET_ROOT
 from .safetensors_file import Header
 
 HEAD_WIDTH = 64  # of attention in the UNets of SD 2.x and XL
 # Starts of the UNet's keys: in whole models; in files of ComfyUI and of trainers; alone.
-ROOTS = ("model.diffusion_model.", "diffusion_model.", "unet.", "")
+ROOTS = (UNET_ROOT, "diffusion_model.", "unet.", "model.model.", "model.", "net.", "")
 # The first layer, whose input channels tell much: its original name, and diffusers'.
 FIRST_LAYERS = ("input_blocks.0.0.weight", "conv_in.weight")
 _PLACE = re.compile(r"(input|output)_blocks\.(\d{1,4})\.")
@@ -196,7 +196,7 @@ def _first_attention(tensors: _Tensors, level: int, n_levels: int) -> str:
 def _find_layout(header: Header, root: str) -> Layout:
     """Return how a file names the tensors of its UNet: originally, or as diffusers does."""
     if root + FIRST_LAYERS[0] not in header.shapes:
-        return Layout(UNET.renames, root=root)
+        return Layout(UNET.renames, root=root, leftovers=LEFTOVERS)
     renames = {**UNET.renames, **UNET_PARTS}
     for i, place in enumerate(("middle_block.0", "middle_block.2")):
         renames |= _rename_resnet(place, f"mid_block.resnets.{i}")
@@ -204,7 +204,7 @@ def _find_layout(header: Header, root: str) -> Layout:
         renames["time_embed.cond_proj"] = "time_embedding.cond_proj"
     renames |= _rename_down_blocks(header, root, _list_places(header, root, "input"))
     renames |= _rename_up_blocks(header, root, _list_places(header, root, "output"))
-    return Layout(renames, root=root)
+    return Layout(renames, root=root, leftovers=LEFTOVERS)
 
 
 def _list_places(header: Header, root: str, way: str) -> list[str]:

@@ -55,6 +55,13 @@ class ResolvedFile(os.PathLike[str]):
     filename: str | None = None
     revision: str | None = None
 
+    @property
+    def commit(self) -> tuple[str, str] | None:
+        """Return its path on the Hub, "organisation/name/FILE", and the commit, or None."""
+        if self.repo is None or self.revision is None:
+            return None
+        return f"{self.repo}/{self.filename}", self.revision
+
     def __fspath__(self) -> str:
         return str(self.path)
 

@@ -7,7 +7,7 @@ lazy: they are read when they are first used.
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,12 +27,13 @@ from ..tokenizer.files import SMALL_FILES, SmallFiles, read_tokenizer, read_toke
 from ..tokenizer.tokenizer import Tokenizer
 from ..unet import UNetModel
 from ..vae import Autoencoder
-from . import hub, hub_file
+from . import hub
+from .hub_file import ResolvedFile, parse_hub_name, resolve_file
 from .model import Model, read_unet_config
 from .safetensors_file import find_not_finite
 from .single_file import SUFFIXES, open_single_file, open_vae_file
-from .sources import UNET_CONFIG, VAE_CONFIG, BareNetwork, Source
-from .tiny_vae import TinyVaeFiles
+from .sources import BareNetwork, Source
+from .tiny_vae import TINY_DECODERS, TINY_ENCODERS, TinyVaeFiles
 from .unet_file import open_unet_file
 from .weight_files import NATIVE
 from .weights import flatten_parameters, load_native, load_weights
@@ -58,12 +59,12 @@ def open_model(
 
     Args:
         vae: where to take the VAE from: a model as above, a folder or repository of a VAE alone,
-            or a file with one, in the original layout or that of diffusers; or "taesd", the tiny
-            VAE for the model.
-        unet: where to take the UNet from, likewise; on the Hub also `org/name/FILE.safetensors`.
+            or a file with one, in the original layout or that of diffusers, on the Hub
+            `org/name/FILE.safetensors`; or "taesd", the tiny VAE for the model.
+        unet: where to take the UNet from, named in the same ways.
         prediction_type: "epsilon", "v_prediction" or "sample", for files that do not say what the
             UNet predicts, or say it wrongly.
-        on_message: called with a line before a file of the UNet is downloaded.
+        on_message: called with a line before a file of a VAE or UNet is downloaded.
 
     Raises:
         OSError: if the model or one of its files cannot be found.
@@ -79,7 +80,8 @@ def open_model(
         prediction_type = prediction_type or unet_source.prediction_type
     if prediction_type is not None:
         source = source.with_prediction_type(prediction_type)
-    return Model(source, model.vae if vae is None else _open_vae(vae, model), unet_source)
+    vae_source = model.vae if vae is None else _open_vae(vae, model, on_message)
+    return Model(source, vae_source, unet_source)
 
 
 def _open_source(path: ModelPath) -> Source:
@@ -88,39 +90,66 @@ def _open_source(path: ModelPath) -> Source:
     return hub.open_source(path) if file is None else open_single_file(os.fspath(path), file)
 
 
-def _open_vae(key: Key, model: Model) -> Source:
+def _open_vae(key: Key, model: Model, on_message: Callable[[str], object]) -> Source:
     """Find the files of a VAE for a model, alone or within another model."""
     if isinstance(key, Model):
         return key.source_of("vae")
     if isinstance(key, str) and key in TINY_VAES:
         key = TINY_VAES[key][model.is_xl]
-    if (file := _as_file(key)) is not None:
-        return open_vae_file(os.fspath(key), file)
-    source = hub.open_source(key)
-    is_bare = source.find(VAE_CONFIG) is None and source.find("config.json") is not None
-    return BareNetwork(source, "vae") if is_bare else source
+    decoders = TINY_DECODERS[:: -1 if model.is_xl else 1]
+    found = _find_network(key, "vae", "VAE", on_message, preferred=decoders, beside=TINY_ENCODERS)
+    if isinstance(found, Source):
+        return found
+    source = open_vae_file(_name_file(found), found.path)
+    source.file_commit = found.commit
+    return source
 
 
 def _open_unet(key: Key, model: Source, on_message: Callable[[str], object]) -> Source:
     """Find the files of a UNet, alone or within a model, for another model."""
     if isinstance(key, Model):
         return key.source_of("unet")
+    found = _find_network(key, "unet", "UNet", on_message)
+    if isinstance(found, Source):
+        return found
+    source = open_unet_file(_name_file(found), found.path, model.name, read_unet_config(model))
+    source.file_commit = found.commit
+    return source
+
+
+def _find_network(
+    key: ModelPath,
+    component: str,
+    what: str,
+    on_message: Callable[[str], object],
+    **choices: Sequence[str],
+) -> Source | ResolvedFile:
+    """Find the files of a network, alone or within a model; or the one file with it.
+
+    Args:
+        what: the network's name in messages.
+        choices: as for `resolve_file`.
+    """
     name = os.fspath(key)
     is_here = os.path.exists(os.path.expanduser(name))
-    hub_name = hub_file.parse_hub_name(name) if isinstance(key, str) and not is_here else None
+    hub_name = parse_hub_name(name) if isinstance(key, str) and not is_here else None
     if hub_name is None or not hub_name.path:
         if (file := _as_file(key)) is not None:
-            return _open_unet_file(hub_file.ResolvedFile(file, name), model)
+            return ResolvedFile(file, name)
         source = hub.open_source(key)
-        if source.find(UNET_CONFIG) is not None:
+        if source.find(f"{component}/config.json") is not None:
             return source
         if source.find("config.json") is not None:
-            return BareNetwork(source, "unet")
-    return _open_unet_file(hub_file.resolve_file(key, "UNet", announce=on_message), model)
+            return BareNetwork(source, component)
+    return resolve_file(key, what, announce=on_message, **choices)
 
 
-def _open_unet_file(resolved: hub_file.ResolvedFile, model: Source) -> Source:
-    return open_unet_file(resolved, model.name, read_unet_config(model))
+def _name_file(found: ResolvedFile) -> str:
+    """Return the name of a file for messages, also if its folder or repository was given."""
+    if found.commit is not None:
+        return found.commit[0]
+    is_folder = os.path.isdir(os.path.expanduser(found.name))
+    return os.path.join(found.name, found.path.name) if is_folder else found.name
 
 
 def _as_file(path: ModelPath) -> Path | None:

@@ -72,11 +72,12 @@ class Model:
         return config if few_step is None else config.with_few_step(few_step)
 
     def _recognize_few_step(self, unet: UNetConfig) -> FewStepSettings | None:
-        """Return the settings of a UNet or a single file that is made for few steps, or None."""
-        if self.unet is None:
-            few_step = recognize_few_step(self.name, "checkpoint")
-        elif unet.embeds_guidance:
+        """Return the settings of a model or UNet that is made for few steps, or None."""
+        few_step: FewStepSettings | None
+        if unet.embeds_guidance:
             few_step = LCM_UNET
+        elif self.unet is None:
+            few_step = recognize_few_step(self.name, "checkpoint")
         else:
             few_step = recognize_few_step(self.unet.name.partition("@")[0], "unet")
         if few_step is None or self.source.prediction_type is None:

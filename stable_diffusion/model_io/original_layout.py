@@ -12,14 +12,17 @@ from .layouts import TEXT_ENCODER, Layout
 UNET_ROOT, VAE_ROOT = "model.diffusion_model.", "first_stage_model."
 # The starts of the text encoder's keys, and of SDXL's two: as CompVis published SD 1 and 2, as
 # Stability's later programs (SGM) wrote SDXL and SD 2 Turbo, and as ComfyUI names them.
-TEXT_ROOTS = ("cond_stage_model.", "conditioner.embedders.0.", "text_encoders.clip_l.")
+TEXT_ROOTS = (
+    *("cond_stage_model.", "conditioner.embedders.0."),
+    *("text_encoders.clip_l.", "text_encoders.clip_h."),
+)
 XL_TEXT_ROOTS = (
     ("conditioner.embedders.0.", "conditioner.embedders.1."),
     ("text_encoders.clip_l.", "text_encoders.clip_g."),
 )
 
-# Starts of keys beside a network that stands alone in a file, under names without a common start:
-# the state of the training, averaged weights, the noise schedule, and markers.
+# Starts of keys that programs leave in or beside a network: the state of the training, averaged
+# weights, the noise schedule, and markers.
 LEFTOVERS = (
     *("model_ema.", "ema.", "loss.", "discriminator.", "denoiser.", "embedding_manager."),
     *("optimizer", "lr_scheduler", "state", "epoch", "iteration", "global_step", "callbacks"),
@@ -91,7 +94,8 @@ OPEN_CLIP = Layout(
     },
     transposed=frozenset({"text_projection.weight"}),
     buffers=frozenset({"logit_scale", "attn_mask"}),
-    leftovers=("visual.", "transformer.text_model."),  # CLIP's other half, and foreign buffers
+    # CLIP's other half, and foreign buffers.
+    leftovers=("visual.", "transformer.text_model.", *LEFTOVERS),
 )
 # The same under the names of transformers, which nest the network in `text_model`.
 CLIP = replace(
@@ -102,7 +106,7 @@ CLIP = replace(
     }
     | {"text_model.final_layer_norm": "final_layer_norm"},
     prefix="",
-    leftovers=("vision_model.", "visual_projection."),
+    leftovers=("vision_model.", "visual_projection.", *LEFTOVERS),
 )
 
 

@@ -43,6 +43,10 @@ FAMILIES = {
     r"attn\.add_[qkv]_proj\.": "Stable Diffusion 3 or another transformer",
 }
 
+UNET_ALONE = (
+    r"^((model\.)?diffusion_model\.|unet\.|(model\.){1,2}|net\.)?"
+    r"(time_embedding\.linear_1|input_blocks\.0\.0)\."
+)
 # Files that are no model by themselves: what they are, and what to do.
 PARTS = {
     r"^lllite_": ("a ControlNet-LLLite", "such files are not supported"),
@@ -67,7 +71,7 @@ PARTS = {
         "a LoRA",
         "give it beside a model (--lora)",
     ),
-    r"^((model\.)?diffusion_model\.|unet\.)?(time_embedding\.linear_1|input_blocks\.0\.0)\.": (
+    UNET_ALONE: (
         "a UNet alone",
         "give it beside a model (--unet)",
     ),

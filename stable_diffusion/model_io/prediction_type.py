@@ -67,9 +67,13 @@ def find_stated_prediction(header: Header) -> str | None:
     return prediction_type
 
 
-def has_zero_snr(header: Header) -> bool:
-    """Return whether the noise schedule of a model ends in pure noise."""
-    return ZERO_SNR_MARKER in header.shapes or header.metadata.get(ZERO_SNR_KEY) == "True"
+def has_zero_snr(header: Header, prediction_type: str) -> bool:
+    """Return whether the noise schedule of a model ends in pure noise.
+
+    The marker counts only for a UNet that predicts the velocity, as in ComfyUI.
+    """
+    is_stated = header.metadata.get(ZERO_SNR_KEY, "").strip().lower() == "true"
+    return is_stated or (prediction_type == VELOCITY and ZERO_SNR_MARKER in header.shapes)
 
 
 def _read_statements(header: Header) -> dict[str, str]:

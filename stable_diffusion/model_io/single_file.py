@@ -15,7 +15,7 @@ from .detect_text_encoder import detect_family, detect_text_encoder
 from .detect_unet import detect_added_embedding, detect_unet
 from .detect_vae import detect_vae
 from .layouts import Layout
-from .original_layout import UNET_ROOT, VAE_ROOT, Family
+from .original_layout import TEXT_ROOTS, UNET_ROOT, VAE_ROOT, XL_TEXT_ROOTS, Family
 from .prediction_type import V_MARKER, ZERO_SNR_MARKER, find_prediction_type, has_zero_snr
 from .safetensors_file import Header
 from .sources import PICKLES, Source
@@ -23,6 +23,8 @@ from .tiny_vae import find_family, has_tiny_vae, open_tiny_halves
 from .unsupported import refuse_keys
 
 TOKENIZER = PACKAGE / "tiny" / "tokenizer"  # CLIP's vocabulary, which is the same for all models
+ALL_TEXT_ROOTS = (*TEXT_ROOTS, *(root for roots in XL_TEXT_ROOTS for root in roots))
+VAE_ROOTS = (VAE_ROOT, "vae.", "")  # starts of its keys: in whole models, in some files, alone
 SUFFIXES = (".safetensors", ".ckpt")  # a name that ends so means a file, even if there is none
 
 
@@ -106,14 +108,15 @@ class SingleFile(Source):
 
     def _make_scheduler_config(self) -> dict[str, Any]:
         """Return the noise schedule that all models of Stable Diffusion share."""
-        is_zero_snr = has_zero_snr(self.header)
+        prediction_type = self._find_prediction_type()
+        is_zero_snr = has_zero_snr(self.header, prediction_type)
         return {
             "_class_name": "EulerDiscreteScheduler",
             "beta_schedule": "scaled_linear",
             "beta_start": 0.00085,
             "beta_end": 0.012,
             "steps_offset": 1,
-            "prediction_type": self._find_prediction_type(),
+            "prediction_type": prediction_type,
             # Trailing spacing begins with pure noise (arXiv:2305.08891, section 3.3).
             "timestep_spacing": "trailing" if is_zero_snr else self.family.timestep_spacing,
             "rescale_betas_zero_snr": is_zero_snr,
@@ -173,7 +176,9 @@ def open_single_file(name: str, file: Path) -> SingleFile:
     refuse_keys(name, header.shapes)
     if not header.has(UNET_ROOT):
         why = f"no keys begin with {UNET_ROOT} (of a model in diffusers' layout, give the folder)"
-        if header.has("decoder.conv_in.") or has_tiny_vae(header) or open_tiny_halves(header):
+        if header.has("model_ema."):
+            why = "it has the averaged weights of a UNet (EMA), but not the UNet itself"
+        if _has_vae(header, "") or open_tiny_halves(header):
             why = "it is a VAE (--vae)"
         raise ValueError(f"{name} is not a Stable Diffusion checkpoint in one file: {why}")
 
@@ -204,17 +209,22 @@ def open_vae_file(name: str, file: Path) -> Source:
             "weights_only=True), NEW_FILE)"
         )
     header = open_header(name, file)
-    if header.has(UNET_ROOT):
+    if header.has(UNET_ROOT) and any(map(header.has, ALL_TEXT_ROOTS)):
         return open_single_file(name, file)
     if (halves := open_tiny_halves(header)) is not None:
         return halves
-    root = VAE_ROOT if header.has(VAE_ROOT) else ""
-    if not (header.has(f"{root}decoder.conv_in.") or has_tiny_vae(header, root)):
+    root = next((root for root in VAE_ROOTS if _has_vae(header, root)), None)
+    if root is None:
         refuse_keys(name, header.shapes)
         raise ValueError(f"{name} holds no VAE")
     vae = Component(*detect_vae(header, root))
     _warn_of_leftovers(header, [vae.layout])
     return VaeFile(header, vae)
+
+
+def _has_vae(header: Header, root: str) -> bool:
+    """Return whether a file has a VAE behind `root`."""
+    return header.has(f"{root}decoder.conv_in.") or has_tiny_vae(header, root)
 
 
 def _warn_of_leftovers(header: Header, layouts: Iterable[Layout]) -> None:

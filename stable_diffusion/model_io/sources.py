@@ -39,6 +39,8 @@ class Source:
 
     # What the UNet predicts, if the user says so: it takes precedence over the files.
     prediction_type: str | None = None
+    # Of one file from the Hub: its path there, "organisation/name/FILE", and the commit.
+    file_commit: tuple[str, str] | None = None
 
     def __init__(self, name: str, root: Path):
         self.name = name
@@ -48,7 +50,7 @@ class Source:
     @property
     def commit(self) -> tuple[str, str] | None:
         """Return the repository and its commit, or None if the files are not from the Hub."""
-        return None
+        return self.file_commit
 
     def with_prediction_type(self, prediction_type: str) -> Self:
         """Return a copy for which the UNet predicts what the user says, not what the files say."""
@@ -161,7 +163,8 @@ class Source:
         """Return the files that an index names, each once, in the order of the index."""
         where = f"{self.name}: {component}/{index.name}"
         try:
-            names = list(dict.fromkeys(read_json(index)["weight_map"].values()))
+            content = read_json(index, must_be_finite=False)
+            names = list(dict.fromkeys(content["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{where} is not a JSON object with a weight_map") from error
         if not names:

@@ -26,6 +26,11 @@ DECODER, ENCODER = "decoder", "encoder"
 # files count one more layer at the start of the decoder, without weights, than diffusers does.
 KEY = re.compile(r"(?:taesd_)?(decoder|encoder)\.(layers\.)?(\d{1,3})\.(.+)")
 HALF_KEY = re.compile(r"(\d{1,3})\.((?:conv\.[024]\.)?(?:weight|bias))")
+# The files of the halves as they are published, for SD 1 and 2 and for SDXL.
+TINY_DECODERS, TINY_ENCODERS = (
+    tuple(f"{name}_{half}.safetensors" for name in ("taesd", "taesdxl"))
+    for half in (DECODER, ENCODER)
+)
 # How ComfyUI scales the latents of other models before it decodes them; those here are scaled.
 UNUSED = ("vae_scale", "vae_shift")
 

@@ -11,9 +11,7 @@ from typing import Any
 from ..config.model import TIME_IDS
 from ..config.networks import UNetConfig
 from .detect_unet import HEAD_WIDTH, detect_added_embedding, detect_unet, find_unet_root
-from .hub_file import ResolvedFile
 from .layouts import Layout
-from .original_layout import LEFTOVERS
 from .prediction_type import find_stated_prediction
 from .safetensors_file import Header
 from .single_file import Component, open_header
@@ -38,20 +36,13 @@ class UNetFile(Source):
     Args:
         header: of the file.
         unet: the network in it.
-        commit: the path of the file on the Hub, "organisation/name/FILE", and the commit; None if
-            it is not from the Hub.
     """
 
-    def __init__(self, header: Header, unet: Component, commit: tuple[str, str] | None = None):
+    def __init__(self, header: Header, unet: Component):
         super().__init__(header.name, header.file.parent)
         self.header = header
         self.unet = unet
-        self._commit = commit
         self.prediction_type = find_stated_prediction(header)
-
-    @property
-    def commit(self) -> tuple[str, str] | None:
-        return self._commit
 
     def find(self, path: str) -> Path | None:
         return None
@@ -81,11 +72,11 @@ class UNetFile(Source):
             raise FileNotFoundError(f"{self.name} has no {component}: it is a UNet (--unet)")
 
 
-def open_unet_file(resolved: ResolvedFile, model: str, base: UNetConfig | None) -> UNetFile:
+def open_unet_file(name: str, file: Path, model: str, base: UNetConfig | None) -> UNetFile:
     """Detect the UNet that a file holds, alone or within a model.
 
     Args:
-        resolved: the file.
+        name: the file's name in messages.
         model: the name of the model that it is for.
         base: the config of the UNet that it replaces, if the model has one: it says what the
             shapes do not show.
@@ -94,9 +85,8 @@ def open_unet_file(resolved: ResolvedFile, model: str, base: UNetConfig | None) 
         OSError: if the file cannot be read.
         ValueError: if it is a pickle, damaged, or holds something else; the message says what.
     """
-    name = resolved.name
-    header = open_header(name, resolved.path)
-    refuse_keys(name, header.shapes)
+    header = open_header(name, file)
+    refuse_keys(name, header.shapes, is_for_unet=True)
     root = find_unet_root(header)
     if root is None:
         why = "it is a VAE (--vae)" if header.has("decoder.conv_in.") else "it holds no UNet"
@@ -112,12 +102,7 @@ def open_unet_file(resolved: ResolvedFile, model: str, base: UNetConfig | None) 
         config["sample_size"] = base.sample_size
     if is_xl:
         config |= detect_added_embedding(header, layout, _count_pooled(base))
-    if not root:  # alone, the UNet's keys have no common start
-        layout = Layout(layout.renames, leftovers=LEFTOVERS)
-    commit = None
-    if resolved.repo is not None and resolved.revision is not None:
-        commit = f"{resolved.repo}/{resolved.filename}", resolved.revision
-    return UNetFile(header, Component(config, layout), commit)
+    return UNetFile(header, Component(config, layout))
 
 
 def _choose_heads(channels: Sequence[int], context: int, base: UNetConfig | None) -> Any:

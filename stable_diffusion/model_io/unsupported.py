@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from ..config.networks import UNetConfig
 from .original_layout import UNET_ROOT
-from .other_files import FAMILIES, PARTS, RELATIVES
+from .other_files import FAMILIES, PARTS, RELATIVES, UNET_ALONE
 
 REFINER = "the SDXL refiner"
 REFINER_CONTEXT = 1280  # the width of SDXL's second text encoder, the only one that it uses
@@ -34,6 +34,7 @@ PIPELINES = {
     "Wuerstchen": "Würstchen",
     "PixArt": "PixArt",
     "QwenImage": "Qwen-Image",
+    "Kolors": "Kolors",
     "LTX": "LTX-Video",
 }
 
@@ -117,11 +118,14 @@ def refuse_other_family(name: str, family: str, model: str, own_family: str) -> 
         )
 
 
-def refuse_keys(name: str, keys: Collection[str]) -> None:
+def refuse_keys(name: str, keys: Collection[str], *, is_for_unet: bool = False) -> None:
     """Refuse a file that is no model of a supported kind, by its keys.
 
     Beside the UNet of a whole model only relatives of Stable Diffusion are refused: its other keys
     may be left over from anything.
+
+    Args:
+        is_for_unet: whether only the UNet of the file is wanted, so that it may be alone.
 
     Raises:
         ValueError: as `refuse_pipeline` does, or with what the file is and what to do with it.
@@ -137,7 +141,7 @@ def refuse_keys(name: str, keys: Collection[str]) -> None:
         if has(pattern):
             refuse_model(name, model)
     for pattern, (what, advice) in parts.items():
-        if has(pattern):
+        if has(pattern) and not (is_for_unet and pattern == UNET_ALONE):
             raise ValueError(f"{name}: this is {what}: {advice}")
 
 

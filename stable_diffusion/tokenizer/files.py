@@ -227,6 +227,6 @@ def _name_file(file: Path | None) -> Iterator[None]:
 
 def _read_object(file: Path) -> dict[str, Any]:
     """Return the content of a JSON file that must be an object."""
-    content = read_json(file)
+    content = read_json(file, must_be_finite=False)
     require(isinstance(content, dict), f"expected a JSON object, got {type(content).__name__}")
     return content

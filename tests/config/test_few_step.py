@@ -51,6 +51,7 @@ def test_a_lora_is_recognized(file, settings):
         "Hyper-SD3-4steps-CFG-lora",
         "hyperdetailed_8steps",
         "anime_style_lcm",
+        "lcm",
         "AnimateLCM_sd15_t2v_lora",
         "my_style_dmd2",
         "flash_photography",

@@ -26,7 +26,8 @@ def make_files(*paths: str) -> Files:
 def make_shards(index: str, shards: list[str]) -> Files:
     """Make the files of a UNet in shards, and their index, with several tensors in each shard."""
     weight_map = {f"{name}.{tensor}": name for name in shards for tensor in ("weight", "bias")}
-    index_file = {f"unet/{index}": json.dumps({"weight_map": weight_map}).encode()}
+    content = {"metadata": {"total_size": float("nan")}, "weight_map": weight_map}
+    index_file = {f"unet/{index}": json.dumps(content).encode()}
     return make_files(*(f"unet/{name}" for name in shards)) | index_file
 
 

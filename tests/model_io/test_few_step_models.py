@@ -20,6 +20,7 @@ import txt2image
 from stable_diffusion import StableDiffusion, StableDiffusionXL
 from stable_diffusion.config import few_step
 from stable_diffusion.config.known_models import FEW_STEP_MODELS, MODELS
+from stable_diffusion.config.model import PipelineConfig
 from stable_diffusion.model_io.convert import convert_model
 from stable_diffusion.model_io.loaders import load_unet, open_model
 from stable_diffusion.sampler.choose import choose_sampler
@@ -138,6 +139,7 @@ def test_a_unet_that_embeds_the_guidance(checkpoint, tmp_path):
     config = open_model(checkpoint("sd-1-published"), unet=tmp_path / "x.safetensors").config
     assert config.few_step == few_step.LCM_UNET
     assert choose_sampler(config).name == "lcm"
+    PipelineConfig.from_dict({"_class_name": "LatentConsistencyModelPipeline"}, "a whole model")
 
 
 def test_what_is_given_wins(models, changed, checkpoint, tmp_path):

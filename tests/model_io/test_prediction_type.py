@@ -63,13 +63,13 @@ def test_something_that_is_not_supported(write):
         load_model_config(file)
 
 
-@pytest.mark.parametrize("markers", [["v_pred"], ["v_pred", "ztsnr"]])
+@pytest.mark.parametrize("markers", [["v_pred"], ["v_pred", "ztsnr"], ["ztsnr"]])
 def test_markers(write, markers):
     """Zero terminal SNR: the schedule ends in pure noise, where only trailing spacing begins."""
     config = load_model_config(write(SDXL, **{name: MARKERS[name] for name in markers}))
-    assert config.diffusion.prediction_type == VELOCITY
+    assert config.diffusion.prediction_type == (VELOCITY if "v_pred" in markers else EPSILON)
     assert config.defaults.size == (1024, 1024)
-    is_zero_snr = "ztsnr" in markers
+    is_zero_snr = len(markers) == 2
     assert config.diffusion.rescale_betas_zero_snr == is_zero_snr
     assert config.diffusion.timestep_spacing == ("trailing" if is_zero_snr else "leading")
 

@@ -145,6 +145,8 @@ def test_leftovers_are_passed_over_and_counted(spoil_file, checkpoint):
         "first_stage_model.encoder.norm_out.num_batches_tracked": np.array(3),
         "cond_stage_model.transformer.vision_model.x": np.zeros(2),
         "cond_stage_model.transformer.text_projection.weight": np.zeros((128, 128)),
+        "cond_stage_model.transformer.embedding_manager.x": np.zeros(2),
+        "model.diffusion_model.model_ema.decay": np.zeros(()),
         "lora_unet_x.alpha": np.zeros((), np.float16),
     }
     original = {"cond_stage_model.transformer.text_model.embeddings.position_ids": np.arange(77.0)}
@@ -157,7 +159,7 @@ def test_leftovers_are_passed_over_and_counted(spoil_file, checkpoint):
     with pytest.warns(UserWarning) as caught:
         model = open_model(spoil_file(SD_1, leave))
     (line,) = {str(each.message) for each in caught}
-    assert "x.safetensors: no network needs 8 of its " in line
+    assert "x.safetensors: no network needs 10 of its " in line
     assert "extra" in line and "num_batches_tracked" in line
     assert "position_ids" not in line and "text_projection" not in line
     folder = checkpoint(SD_1)
@@ -430,11 +432,19 @@ def test_vae_that_does_not_fit(single, checkpoint, tmp_path):
                 load_model_config(open_model(model, vae=vae))
     tensors = original_layout.vae_tensors(checkpoint(SD_1))
     tensors["decoder.conv_in.weight"] = np.zeros((64, 16, 3, 3))
+    within = {f"first_stage_model.{key}": value for key, value in tensors.items()}
+    within |= {"model.diffusion_model.x": np.zeros(1)}  # a model without text encoders
+    within = original_layout.save(within, tmp_path / "within.safetensors")
     wide = original_layout.save(tensors, tmp_path / "wide.safetensors")
-    with pytest.raises(ValueError, match="takes 4 channels .* the VAE has 16: they do not fit"):
-        load_model_config(open_model(single(SD_1), vae=wide))
+    for vae in (wide, within):
+        with pytest.raises(ValueError, match="takes 4 channels .* the VAE has 16: they do not fit"):
+            load_model_config(open_model(single(SD_1), vae=vae))
     none = tmp_path / "none.safetensors"
     save_file({"a": np.zeros(1)}, none)
+    ema = tmp_path / "ema.safetensors"
+    save_file({"model_ema.decay": np.zeros(1)}, ema)
+    with pytest.raises(ValueError, match="averaged weights of a UNet"):
+        open_model(ema)
     with pytest.raises(ValueError, match="holds no VAE"):
         open_model(single(SD_1), vae=none)
     with pytest.raises(ValueError, match=r"it is a VAE \(--vae\)"):

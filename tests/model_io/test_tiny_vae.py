@@ -32,6 +32,7 @@ LAYOUTS = {
         write_folder(path / "tiny") / "diffusion_pytorch_model.safetensors"
     ),
     "two files": lambda path: write_halves(path / "two"),
+    "folder of two files": lambda path: write_halves(path / "two").parent,
     "its encoder": lambda path: write_halves(path / "two").with_name("taesd_encoder.safetensors"),
     "ComfyUI's": lambda path: write_joined(path / "c.safetensors", "taesd_", **COMFY),
     "one file": lambda path: write_joined(path / "o.safetensors", ""),
@@ -56,6 +57,21 @@ def test_every_layout_is_read(checkpoint, tmp_path, expected, layout):
     for ours, theirs in zip(run(load_autoencoder(model)), expected, strict=True):
         assert np.array_equal(ours, theirs)
     assert model.autoencoder_config.scaling_factor == 1
+
+
+@pytest.mark.parametrize("name", ["org/tiny", "org/tiny/taesd_decoder.safetensors"])
+def test_on_the_hub(hub, checkpoint, tmp_path, expected, name):
+    """The encoder comes with the decoder, and of two decoders the one for the model is taken."""
+    files = {path.name: path.read_bytes() for path in write_halves(tmp_path / "x").parent.iterdir()}
+    commit = hub.add("org/tiny", {**files, "taesdxl_decoder.safetensors": b"x"})
+    lines: list[str] = []
+    model = open_model(checkpoint("sd-1"), vae=name, on_message=lines.append)
+    for ours, theirs in zip(run(load_autoencoder(model)), expected, strict=True):
+        assert np.array_equal(ours, theirs)
+    assert model.vae.commit == ("org/tiny/taesd_decoder.safetensors", commit)
+    assert len(lines) == 1 and lines[0].startswith("Downloading org/tiny, ")
+    with pytest.raises(ValueError, match="taesdxl_decoder"):
+        open_model(checkpoint("sdxl"), vae="org/tiny")
 
 
 def test_in_a_whole_checkpoint(checkpoint, tmp_path, expected):

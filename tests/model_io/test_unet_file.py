@@ -76,7 +76,7 @@ def test_files_that_are_no_unet(checkpoint, tmp_path):
     for file, message in (
         (empty, "not clear, because down_blocks.0.resnets.0.conv1.weight is missing"),
         (vae, "cannot replace a UNet: it is a VAE"),
-        (lora, "this is a LoRA, not a model"),
+        (lora, "this is a LoRA: give it beside a model"),
         (nothing, "cannot replace a UNet: it holds no UNet"),
         (tmp_path / "missing.safetensors", "there is no file"),
     ):
@@ -118,7 +118,8 @@ def test_unet_of_a_repository(hub, checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("sdxs-0.9", "sd-2-published"), ("ssd-1b", "sdxl-published")]
+    ("name", "kind"),
+    [("sdxs-0.9", "sd-2-published"), ("ssd-1b", "sdxl-published"), ("lcm", "sd-1-published")],
 )
 def test_whole_models_with_small_unets(checkpoint, tmp_path, name, kind):
     """A single file of such a model is the model with this UNet."""
@@ -135,6 +136,7 @@ def test_whole_models_with_small_unets(checkpoint, tmp_path, name, kind):
     for option in ("heads", "mid_block_type", "down_depths", "up_depths", "has_self_attention"):
         assert getattr(model.config.unet, option) == getattr(expected.config.unet, option)
     assert same(load_unet(model), load_unet(expected))
+    assert model.config.few_step == expected.config.few_step
 
 
 def test_conversion_keeps_the_unet(checkpoint, tmp_path):

@@ -51,6 +51,7 @@ def copy_configs(folder: Path, copy: Path, path: str, **changes) -> Path:
         ("unet/config.json", {"cross_attention_dim": 1280}, "the SDXL refiner"),
         ("model_index.json", {"_class_name": "StableDiffusion3Pipeline"}, "Stable Diffusion 3"),
         ("model_index.json", {"_class_name": "FluxInpaintPipeline"}, "FLUX"),
+        ("model_index.json", {"_class_name": "KolorsPipeline"}, "Kolors"),
         ("model_index.json", {"_class_name": "StableDiffusionXLInpaintPipeline"}, "an inpainting"),
         ("model_index.json", {"_class_name": "StableDiffusionUpscalePipeline"}, "an upscaler"),
     ],

@@ -240,7 +240,8 @@ def test_predictions_of_the_picture(name):
 )
 def test_schedulers_of_other_families(name):
     with pytest.raises(ValueError) as caught:
-        DiffusionConfig.from_dict({"_class_name": name}, "scheduler_config.json")
+        content = {"sigma_max": 80.0, "_class_name": name}
+        DiffusionConfig.from_dict(content, "scheduler_config.json")
     begin = f"scheduler_config.json: _class_name = {name!r} is not supported, only schedulers"
     assert str(caught.value).startswith(begin) and "\n" not in str(caught.value)
     assert DiffusionConfig.from_dict({"_class_name": None}, "").sampler == "euler"

@@ -424,7 +424,8 @@ def test_vocabulary_without_some_bytes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("written", "length"), [(10**30, 77), (None, 77), (64, 64), (77, 77), (1e30, 77)]
+    ("written", "length"),
+    [(10**30, 77), (None, 77), (64, 64), (77, 77), (1e30, 77), (float("inf"), 77)],
 )
 def test_max_length(small, written, length):
     folder = small("slow", "!")

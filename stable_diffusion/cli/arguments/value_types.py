@@ -34,7 +34,10 @@ HUB_HOSTS = ("huggingface.co", "hf.co", "hf-mirror.com")
 OTHER_HOSTS = ("civitai.com", "civitai.green", "civitai.red", "github.com", "modelscope.cn")
 NO_MODEL_PATHS = ("datasets", "spaces", "collections")  # on the Hub
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@\S+)?")
-VAE_CONFIGS = ("config.json", "vae/config.json")  # in the folder of a VAE, or of a model
+VAE_FILES = (  # in the folder of a VAE, or of a model
+    *("config.json", "vae/config.json"),
+    *("taesd_decoder.safetensors", "taesdxl_decoder.safetensors"),
+)
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 
 Number = TypeVar("Number", int, float)
@@ -117,7 +120,7 @@ def names_vae(word: str) -> bool:
     """
     path = os.path.expanduser(word)
     if os.path.isdir(path):
-        return any(os.path.isfile(os.path.join(path, name)) for name in VAE_CONFIGS)
+        return any(os.path.isfile(os.path.join(path, name)) for name in VAE_FILES)
     if os.path.isfile(path) or (word.lower().endswith(WEIGHT_SUFFIXES) and " " not in word):
         return word.lower().endswith(WEIGHT_SUFFIXES)
     return word in TINY_VAES or REPOSITORY.fullmatch(word) is not None

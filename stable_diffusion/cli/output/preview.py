@@ -62,7 +62,7 @@ def load_preview_vae(settings: Settings, model: Model, float16: bool) -> Vae | N
     """
     if settings.preview is None or not isinstance(settings.preview_vae, str):
         return None
-    opened = open_model(model, vae=settings.preview_vae)
+    opened = open_model(model, vae=settings.preview_vae, on_message=say)
     _ = opened.config  # checks that the VAE suits the model
     for line in describe_downloads(opened, ["vae"], float16):
         say(line)

@@ -72,6 +72,7 @@ def test_no_picture_has_a_seed_beyond_the_last(folder, capsys):
         (["--preview-vae", "a b.safetensors", "x"], "a b.safetensors", "x"),
         (["--preview-vae", "no.safetensors", "x"], "no.safetensors", "x"),
         (["--preview-vae", "vae", "x"], "vae", "x"),
+        (["--preview-vae", "tiny", "x"], "tiny", "x"),
         (["--preview-vae", "folder"], True, "folder"),
         (["--preview-vae", "black or a/white cat"], True, "black or a/white cat"),
         (["--preview-vae=prompt", "x"], "prompt", "x"),
@@ -87,6 +88,8 @@ def test_a_value_that_may_be_left_out(tmp_path, monkeypatch, words, vae, prompt)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "vae").mkdir()
     (tmp_path / "vae" / "config.json").touch()
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "taesd_decoder.safetensors").touch()
     (tmp_path / "folder").mkdir()
     (tmp_path / "a b.safetensors").touch()
     settings = parse(txt2image_parser(), ["--preview", "2", *words])

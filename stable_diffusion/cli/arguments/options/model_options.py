@@ -16,8 +16,9 @@ MODEL = (
     ),
     Option(
         "--vae",
-        "a model, folder, repository or file to take the VAE from; or taesd, a tiny VAE, which is "
-        "fast and a little less accurate",
+        "a model, folder, repository or file to take the VAE from, of a repository also one file, "
+        "ORGANISATION/NAME/FILE.safetensors; or taesd, a tiny VAE, which is fast and a little less "
+        "accurate",
         parse=value_types.parse_model_name,
         default_text="by model",
         in_recipe=True,
