@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from stable_diffusion.generation import Arguments, check_generation, choose_sampler
+from stable_diffusion.generation import Arguments, check_generation, find_sampler
 from stable_diffusion.model_io.loaders import load_model_config
 from stable_diffusion.sampler.sampler import Sampler
 
@@ -15,26 +15,26 @@ CHOSEN = (999, 499)
 
 def test_options_change_the_sampler_of_the_object():
     """What they do not say stays: its schedule beside eta, its eta and timesteps."""
-    assert choose_sampler(CONFIG, OWN, {}) is OWN
+    assert find_sampler(CONFIG, OWN, {}, None) is OWN
     given_once = Sampler.for_model(CONFIG.diffusion, "ddim", eta=0.1)
-    assert choose_sampler(CONFIG, given_once, {}) is given_once
-    with_eta = choose_sampler(CONFIG, OWN, {"eta": 0.5})
+    assert find_sampler(CONFIG, given_once, {}, None) is given_once
+    with_eta = find_sampler(CONFIG, OWN, {"eta": 0.5}, None)
     assert (with_eta.name, with_eta.schedule_name, with_eta.eta) == ("ddim", "leading", 0.5)
-    spaced = choose_sampler(CONFIG, OWN, {"schedule": "linspace"})
+    spaced = find_sampler(CONFIG, OWN, {"schedule": "linspace"}, None)
     assert (spaced.schedule_name, spaced.eta) == ("linspace", None)
-    spaced = choose_sampler(CONFIG, with_eta, {"schedule": "linspace"})
+    spaced = find_sampler(CONFIG, with_eta, {"schedule": "linspace"}, None)
     assert (spaced.schedule_name, spaced.eta) == ("linspace", 0.5)
     given = {"sampler": with_eta, "schedule": "linspace"}
-    assert choose_sampler(CONFIG, OWN, given).eta == 0.5
-    euler = choose_sampler(CONFIG, OWN, {"sampler": "euler", "timesteps": [*CHOSEN]})
-    assert choose_sampler(CONFIG, OWN, {"sampler": euler}) is euler
-    assert choose_sampler(CONFIG, euler, {"schedule": "karras"}).timesteps is None
+    assert find_sampler(CONFIG, OWN, given, None).eta == 0.5
+    euler = find_sampler(CONFIG, OWN, {"sampler": "euler", "timesteps": [*CHOSEN]}, None)
+    assert find_sampler(CONFIG, OWN, {"sampler": euler}, None) is euler
+    assert find_sampler(CONFIG, euler, {"schedule": "karras"}, None).timesteps is None
 
 
 @pytest.mark.parametrize("kind", [list, tuple, np.array, mx.array])
 def test_timesteps_of_every_kind_of_sequence(kind):
     options = {"sampler": "euler", "timesteps": kind([*CHOSEN])}
-    sampler = choose_sampler(CONFIG, OWN, options)
+    sampler = find_sampler(CONFIG, OWN, options, None)
     assert sampler.timesteps == CHOSEN and all(type(t) is int for t in sampler.timesteps)
     generation = check_generation(Arguments("a", 1, None, None, "", 1, options), CONFIG, OWN)
     assert generation.num_steps == 2

@@ -21,7 +21,7 @@ def adopt_few_step(settings: Settings, model: Model) -> ModelConfig:
     for file, scale in settings.lora:
         if scale > 0 and (few_step := recognize_lora(file)) is not None:
             _announce(str(file), few_step)
-            config = config.with_few_step(few_step)
+            config = model.config.with_few_step(few_step)  # the last one counts
     if config.few_step is None:
         _hint(settings)
     return config

@@ -198,11 +198,11 @@ def warn_of_no_guidance(jobs: Iterable[CompleteJob], config: ModelConfig) -> Non
         "--guidance-rescale": any(job.guidance_rescale for job in unguided),
     }
     if given := [option for option, is_given in options.items() if is_given]:
-        why = "without guidance: give --cfg more than 1"
+        what = "no effect without guidance: give --cfg more than 1"
         if config.unet.embeds_guidance:
-            why = "with this model, whose UNet takes the guidance as a number"
+            what = "no effect with this model, whose UNet takes the guidance as a number"
         has = "have" if len(given) > 1 else "has"
-        warnings.warn(f"{' and '.join(given)} {has} no effect {why}", stacklevel=2)
+        warnings.warn(f"{' and '.join(given)} {has} {what}", stacklevel=2)
 
 
 def warn_of_prompts(jobs: Iterable[CompleteJob]) -> None:

@@ -197,7 +197,8 @@ class DiffusionConfig(Config):
             return "skip_prk_steps = false"
         if sampler == "ddpm" and self.variance_type not in FIXED_VARIANCES:
             return f"variance_type = {self.variance_type!r}, only {', '.join(FIXED_VARIANCES)}"
-        if sampler in ("ddpm", "heun") and self.clip_sample:
+        # diffusers' pipelines of SD 1 and 2 switch it off, and the one of SDXL does not.
+        if sampler in ("ddpm", "heun") and self.clip_sample and self.is_xl:
             return "clip_sample = true"
         if sampler in ("dpm2", "dpm2-a", "dpm++sde") and self.prediction_type == "sample":
             return "prediction_type = 'sample'"

@@ -25,7 +25,7 @@ SCHEDULES = {
     spec.name: spec
     for spec in (
         ScheduleSpec("trailing", None),
-        ScheduleSpec("leading", None),
+        ScheduleSpec("leading", "DDIM"),
         ScheduleSpec("linspace", "Uniform"),
         ScheduleSpec("karras", "Karras"),
         ScheduleSpec("exponential", "Exponential"),

@@ -33,7 +33,7 @@ class SamplerSpec:
     """A sampler: its schedules, and how it steps down them."""
 
     name: str
-    webui_name: str | None  # in AUTOMATIC1111's web UI, if it has this sampler
+    webui_name: str | None  # in AUTOMATIC1111's web UI, or in those that are made from it
     schedules: tuple[str, ...]  # keys of SCHEDULES; () if it has only its own
     # Of a config and a number of steps; and of timesteps, if the sampler takes them.
     make_schedule: Callable[..., Schedule]
@@ -219,7 +219,7 @@ SAMPLERS = {
         ),
         SamplerSpec(
             name="deis",
-            webui_name=None,
+            webui_name="DEIS",
             schedules=NOISE_LEVELS,
             make_schedule=solver_schedules.make_deis_schedule,
             step=multistep.deis_step,
@@ -238,7 +238,7 @@ SAMPLERS = {
         ),
         SamplerSpec(
             name="ddpm",
-            webui_name=None,
+            webui_name="DDPM",
             schedules=SPACINGS,
             make_schedule=solver_schedules.make_ddpm_schedule,
             step=denoising_diffusion.ddpm_step,
@@ -248,7 +248,7 @@ SAMPLERS = {
         ),
         SamplerSpec(
             name="tcd",
-            webui_name=None,
+            webui_name="TCD",
             schedules=(),
             make_schedule=solver_schedules.make_tcd_schedule,
             step=denoising_diffusion.tcd_step,

@@ -124,6 +124,8 @@ def test_a_step_is_a_pure_function():
         ({"_class_name": "PNDMScheduler"}, "euler"),
         ({"_class_name": "DDIMScheduler"}, "euler"),
         ({"_class_name": "LCMScheduler"}, "lcm"),
+        ({"_class_name": "HeunDiscreteScheduler"}, "heun"),
+        ({"_class_name": "DEISMultistepScheduler"}, "deis"),
         ({"_class_name": "DPMSolverMultistepScheduler"}, "dpm++2m"),
         ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, "dpm++3m"),
         (

@@ -214,8 +214,8 @@ def test_weights_integrate_polynomials():
         ("unipc", {"disable_corrector": (0,)}, r"disable_corrector = \[0\]"),
         ("pndm", {"skip_prk_steps": False}, "skip_prk_steps = false"),
         ("ddpm", {"variance_type": "learned"}, "variance_type = 'learned', only fixed_small"),
-        ("ddpm", {"clip_sample": True}, "clip_sample = true"),
-        ("heun", {"clip_sample": True}, "clip_sample = true"),
+        ("ddpm", {"clip_sample": True, "is_xl": True}, "clip_sample = true"),
+        ("heun", {"clip_sample": True, "is_xl": True}, "clip_sample = true"),
     ],
 )
 def test_options_that_are_refused(name, options, fault):
@@ -224,6 +224,8 @@ def test_options_that_are_refused(name, options, fault):
     with pytest.raises(ValueError, match=message):
         Sampler.for_model(config, name)
     assert Sampler.for_model(config).name == Sampler.for_model(config, "euler").name == "euler"
+    if "is_xl" in options:
+        assert Sampler.for_model(replace(config, is_xl=False), name).name == name
 
 
 @pytest.mark.parametrize("name", ["dpm2", "dpm2-a", "dpm++sde", "pndm"])

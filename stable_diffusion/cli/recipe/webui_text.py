@@ -16,19 +16,21 @@ from typing import Any, NamedTuple
 
 from ...config.known_models import MODELS
 from ...sampler.sampler import SAMPLERS, SCHEDULES
+from ...sampler.table import SamplerSpec
 from ...tokenizer.prompt_weights import EXTRA_NETWORK
 from .recipe import MAX_CHARACTERS, PROGRAM, Recipe
 
 SAMPLER_NAMES = {spec.name: spec.webui_name for spec in SAMPLERS.values()}
 SCHEDULE_NAMES = {spec.name: spec.webui_name for spec in SCHEDULES.values() if spec.webui_name}
 SAMPLERS_BY_NAME = {theirs: ours for ours, theirs in SAMPLER_NAMES.items() if theirs}
-# "Normal" is "Uniform" under another name; "DDIM" is the spacing of the sampler of that name.
+# "Normal" is "Uniform" under another name.
 SCHEDULES_BY_NAME = {theirs: ours for ours, theirs in SCHEDULE_NAMES.items()} | {
-    "Normal": "linspace",
-    "DDIM": "leading",
+    "Normal": "linspace"
 }
-# The nearest that the web UI has to a schedule of ours. Such a text is read as what it says.
-NEAREST_NAMES = {"trailing": "SGM Uniform"}
+# The web UI has no trailing spacing. A text with the nearest name is read as what it says, if the
+# sampler has that schedule.
+NEAREST_SCHEDULES = {"trailing": "sgm-uniform"}
+NEAREST_NAMES = {ours: SCHEDULE_NAMES[nearest] for ours, nearest in NEAREST_SCHEDULES.items()}
 SAMPLERS_WITH_OWN_TIMES = ("DDIM", "PLMS", "UniPC")  # the web UI has no schedules for them
 
 # What "Automatic" means for a sampler, by the web UI's names; "Uniform" for the others.
@@ -159,6 +161,13 @@ def _read_pairs(pairs: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
     sampler = SAMPLERS.get(options.get("sampler", ""))
     if "eta" in options and (sampler is None or not sampler.takes_eta):
         rest.append(f"Eta: {options.pop('eta')}")  # of ancestral samplers, which always add as much
+    if sampler is not None and "schedule" in options:
+        name = SCHEDULE_NAMES[options["schedule"]]
+        schedule = _find_schedule(sampler, options.pop("schedule"))
+        if schedule is None:
+            rest.append(f"Schedule type: {name}")
+        else:
+            options["schedule"] = schedule
     if "timesteps" in options:  # in place of both
         options = {key: value for key, value in options.items() if key not in STEPS_OPTIONS}
     return options, rest
@@ -171,6 +180,12 @@ def _find_automatic_schedule(sampler_name: str) -> str:
     if sampler is None or SCHEDULES_BY_NAME[name] not in sampler.schedules:
         return AUTOMATIC
     return AUTOMATIC if sampler_name in SAMPLERS_WITH_OWN_TIMES else name
+
+
+def _find_schedule(sampler: SamplerSpec, schedule: str) -> str | None:
+    """Return the schedule if the sampler has it, or the one that it is nearest to; or None."""
+    candidates = (schedule, *(ours for ours, near in NEAREST_SCHEDULES.items() if near == schedule))
+    return next((each for each in candidates if each in sampler.schedules), None)
 
 
 def _split_pairs(line: str) -> tuple[dict[str, str], list[str]]:

@@ -35,7 +35,7 @@ def test_what_is_written():
     assert write_parameters(PLAIN) == (
         "a lighthouse at dusk\n"
         "Negative prompt: fog, rain\n"
-        "Steps: 20, Sampler: Euler a, CFG scale: 6.5, Seed: 7, Size: 640x448, "
+        "Steps: 20, Sampler: Euler a, Schedule type: DDIM, CFG scale: 6.5, Seed: 7, Size: 640x448, "
         "Model: stable-diffusion-xl-base-1.0, RNG: CPU, Version: Stable Diffusion for MLX 0.1.0"
     )
 
@@ -49,7 +49,7 @@ def test_what_is_written():
         ({"schedule": "exponential"}, "Euler a, Schedule type: Exponential, CFG"),
         ({"schedule": "ays"}, "Euler a, Schedule type: Align Your Steps, CFG"),
         (
-            {"steps": None, "timesteps": (999, 9)},
+            {"steps": None, "timesteps": (999, 9), "schedule": None},
             'Steps: 2, Sampler: Euler a, Timesteps: "999,9", ',
         ),
         ({"sampler": "ddim", "eta": 0.5}, "Eta DDIM: 0.5, "),
@@ -79,7 +79,7 @@ def test_what_is_written_is_read(prompt):
     written = replace(PLAIN, prompt=prompt, model="tiny", strength=0.25, clip_skip=2)
     recipe, model_name, rest = read_parameters(write_parameters(written))
     expected = replace(
-        written, revision=None, schedule=None, guidance_rescale=None, long_prompt=True, version=None
+        written, revision=None, guidance_rescale=None, long_prompt=True, version=None
     )
     assert recipe == expected and model_name == "tiny" and not rest
 
@@ -87,7 +87,8 @@ def test_what_is_written_is_read(prompt):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"sampler": "ddim", "schedule": None, "eta": 0.5},
+        {"sampler": "ddim", "schedule": "trailing", "eta": 0.5},
+        *({"sampler": name, "schedule": None} for name in ("deis", "ddpm", "tcd")),
         {"sampler": "euler", "schedule": None, "steps": None, "timesteps": (999, 499)},
         *({"sampler": "euler", "schedule": schedule} for schedule in SCHEDULE_NAMES),
     ],
@@ -113,6 +114,7 @@ def test_samplers_and_schedules_are_read(changes):
         ("Euler SGM Uniform", "euler", "sgm-uniform"),
         ("DPM++ 2M Exponential", "dpm++2m", "exponential"),
         ("DPM++ 2M", "dpm++2m", None),
+        ("PLMS, Schedule type: SGM Uniform", "pndm", "trailing"),
     ],
 )
 def test_names_of_schedules(said, sampler, schedule):
@@ -127,6 +129,8 @@ def test_names_of_schedules(said, sampler, schedule):
         ("DDIM CFG++", ["Sampler: DDIM CFG++"]),
         ("Euler, Schedule type: KL Optimal", ["Schedule type: KL Optimal"]),
         ("Restart, Schedule type: Automatic", ["Sampler: Restart"]),
+        ("LCM, Schedule type: SGM Uniform", ["Schedule type: SGM Uniform"]),
+        ("Euler a Karras", ["Schedule type: Karras"]),
         ("Euler, Timesteps: x", ["Timesteps: x"]),
     ],
 )
