@@ -20,7 +20,7 @@ from stable_diffusion import StableDiffusion, StableDiffusionXL
 from stable_diffusion.adapters.leftovers import is_leftover
 from stable_diffusion.adapters.lora import load_lora
 from stable_diffusion.adapters.lora_file import LayerChange, read_lora
-from stable_diffusion.adapters.lora_layers import find_lora
+from stable_diffusion.adapters.lora_layers import find_adapted
 from stable_diffusion.adapters.peft_options import PeftOptions
 
 ERROR = 2e-5
@@ -258,7 +258,7 @@ def bundle(sd: StableDiffusion, word: str, n: int) -> Tensors:
 
 
 def lora_is_there(sd: StableDiffusion) -> bool:
-    return len(find_lora(sd.unet)) > 0
+    return len(find_adapted(sd.unet)) > 0
 
 
 @pytest.mark.parametrize("kind", ["sd-1", "sdxl"])
