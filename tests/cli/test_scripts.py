@@ -26,9 +26,7 @@ def run_txt2image(folder: Path, output: Path, *options: str, prompt: str = "a ph
     return txt2image.main([prompt, *map(str, arguments)])
 
 
-@pytest.mark.parametrize(
-    ("kind", "guidance"), [("sd-2", 0.0), ("sd-2-v", 5.0), ("sdxl", 5.0), ("sdxl-turbo", 0.0)]
-)
+@pytest.mark.parametrize(("kind", "guidance"), [("sd-2-v", 5.0), ("sdxl-turbo", 0.0)])
 def test_txt2image_equals_diffusers(checkpoint, oracle, kind, guidance, tmp_path):
     """The pictures are not square; two kinds of models run without guidance."""
     output = tmp_path / "o.png"
@@ -51,7 +49,7 @@ def test_txt2image_equals_diffusers(checkpoint, oracle, kind, guidance, tmp_path
         assert picture.std() >= 30
 
 
-@pytest.mark.parametrize("kind", ["sd-1", "sdxl", "unusual"])
+@pytest.mark.parametrize("kind", ["sd-1", "sdxl"])
 def test_image2image_equals_diffusers(checkpoint, oracle, kind, tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "i.png")
@@ -71,7 +69,7 @@ def test_image2image_equals_diffusers(checkpoint, oracle, kind, tmp_path):
 
 def test_as_programs(checkpoint, tmp_path):
     """In their own processes, with the defaults, they make four pictures and print the seed."""
-    options = ["-v", "-q", "--model", str(checkpoint("sd-1")), "--steps", "2", "--n-rows", "2"]
+    options = ["-v", "-q", "--model", str(checkpoint("sd-1")), "--steps", "1", "--n-rows", "2"]
     options += ["--output", str(tmp_path / "o.png"), "--", "--a"]
     done = python("txt2image.py", *options)
     assert done.returncode == 0, done.stderr
