@@ -41,7 +41,7 @@ def model(checkpoint):
 
 def generate(sd: StableDiffusion, **options) -> np.ndarray:
     """Return the pictures of the prompt, uint8 [B, H, W, 3]."""
-    options = {"num_steps": 3, "seed": 7, **options}
+    options = {"num_steps": 2, "seed": 7, **options}
     return pictures(sd, sd.generate_latents(PROMPT, **options))
 
 
@@ -58,7 +58,7 @@ def test_text_to_picture_equals_diffusers(model, oracle, kind, guidance, is_odd)
     factor = sd.config.autoencoder.factor
     pixels = {} if size is None else {"height": size[0] * factor, "width": size[1] * factor}
     theirs = oracle(kind).pictures(
-        PROMPT, seeds=[7, 8], num_inference_steps=3, guidance_scale=guidance, **pixels
+        PROMPT, seeds=[7, 8], num_inference_steps=2, guidance_scale=guidance, **pixels
     )
     assert psnr(ours, theirs) >= SAME
     assert theirs.std() >= 30  # of 255: they show something
@@ -68,7 +68,7 @@ def test_text_to_picture_equals_diffusers(model, oracle, kind, guidance, is_odd)
 def test_negative_prompt_equals_diffusers(model, oracle, kind):
     ours = generate(model(kind), cfg_weight=5, negative_text="blurry!")
     theirs = oracle(kind).pictures(
-        PROMPT, seeds=[7], num_inference_steps=3, guidance_scale=5, negative_prompt="blurry!"
+        PROMPT, seeds=[7], num_inference_steps=2, guidance_scale=5, negative_prompt="blurry!"
     )
     assert psnr(ours, theirs) >= SAME
 
@@ -82,7 +82,7 @@ def test_another_sampler_equals_diffusers(model, oracle, kind, checkpoint):
     folder = checkpoint(kind)
     sd = type(model(kind))(folder, sampler=other)
     theirs = oracle(kind).pictures(
-        PROMPT, seeds=[7, 8], sampler=other, num_inference_steps=3, guidance_scale=3
+        PROMPT, seeds=[7, 8], sampler=other, num_inference_steps=2, guidance_scale=3
     )
     assert psnr(generate(sd, n_images=2, cfg_weight=3), theirs) >= SAME
 
@@ -96,14 +96,14 @@ def test_image_to_image_equals_diffusers(model, oracle, kind, strength):
     sd = model(kind)
     image = make_gradient(64, 96)
     latents = sd.generate_latents_from_image(
-        image, PROMPT, n_images=2, strength=strength, num_steps=4, cfg_weight=3, seed=7
+        image, PROMPT, n_images=2, strength=strength, num_steps=3, cfg_weight=3, seed=7
     )
     theirs = oracle(kind).pictures_from_image(
         image,
         PROMPT,
         seeds=[7, 8],
         strength=strength,
-        num_inference_steps=4,
+        num_inference_steps=3,
         guidance_scale=3,
     )
     assert psnr(pictures(sd, latents), theirs) >= SAME
@@ -123,7 +123,7 @@ def test_mistakes_show(model, oracle, kind, monkeypatch):
     and less than `SAME`.
     """
     sd = model(kind)
-    theirs = oracle(kind).pictures(PROMPT, seeds=[7], num_inference_steps=3, guidance_scale=6)
+    theirs = oracle(kind).pictures(PROMPT, seeds=[7], num_inference_steps=2, guidance_scale=6)
     right = {"cfg_weight": 6.0}
     assert psnr(generate(sd, **right), theirs) >= SAME
     assert psnr(generate(sd, **right, seed=8), theirs) < OTHER

@@ -60,7 +60,7 @@ def open_model(
         vae: where to take the VAE from: a model as above, a folder or repository of a VAE alone,
             or a file with one, in the original layout or that of diffusers; or "taesd", the tiny
             VAE for the model.
-        unet: where to take the UNet from, likewise; on the Hub also `org/name/FILE.safetensors`.
+        unet: where to take the UNet from, as the VAE; on the Hub also `org/name/FILE.safetensors`.
         prediction_type: "epsilon", "v_prediction" or "sample", for files that do not say what the
             UNet predicts, or say it wrongly.
         on_message: called with a line before a file of the UNet is downloaded.

@@ -67,8 +67,8 @@ def test_image2image_equals_diffusers(checkpoint, oracle, kind, tmp_path):
     assert psnr(read(tmp_path / "o.png"), theirs[0]) >= SAME
 
 
-def test_as_programs(checkpoint, tmp_path):
-    """In their own processes, with the defaults, they make four pictures and print the seed."""
+def test_as_a_program(checkpoint, tmp_path, capsys):
+    """In a process of its own, with the defaults, one makes four pictures and prints the seed."""
     options = ["-v", "-q", "--model", str(checkpoint("sd-1")), "--steps", "1", "--n-rows", "2"]
     options += ["--output", str(tmp_path / "o.png"), "--", "--a"]
     done = python("txt2image.py", *options)
@@ -81,9 +81,9 @@ def test_as_programs(checkpoint, tmp_path):
 
     options = ["--model", str(checkpoint("sd-1")), "--steps", "2"]
     options += ["--output", str(tmp_path / "p.png")]
-    done = python("image2image.py", str(tmp_path / "o.png"), "a photo", *options)
-    assert done.returncode == 0, done.stderr
-    assert "Resized" in done.stdout and "from 160x160 to 128x128" in done.stdout
+    assert image2image.main([str(tmp_path / "o.png"), "a photo", *options]) == 0
+    out = capsys.readouterr().out
+    assert "Resized" in out and "from 160x160 to 128x128" in out
     assert read(tmp_path / "p.png").shape == (144, 4 * 144, 3)
 
 

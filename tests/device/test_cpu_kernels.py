@@ -51,12 +51,15 @@ def compute_error(ours: mx.array, exact: np.ndarray | torch.Tensor) -> float:
 
 
 @pytest.fixture(scope="module")
-def wide_kernels(tmp_path_factory) -> ctypes.CDLL:
-    """Return the kernels as they are compiled for AVX-512."""
-    library = tmp_path_factory.mktemp("wide") / "kernels.so"
-    sources = sorted(compile_kernels.SOURCES.glob("*.cpp"))
-    flags = (*compile_kernels.FLAGS, "-DWIDE", "-O1")
-    compiler.compile_library("g++", sources, flags, library)
+def wide_kernels(tmp_path_factory, shared) -> ctypes.CDLL:
+    """Return the kernels as they are compiled for AVX-512, once for all processes."""
+    library = shared / "wide.so"
+    if not library.exists():
+        made = tmp_path_factory.mktemp("wide") / "kernels.so"
+        sources = sorted(compile_kernels.SOURCES.glob("*.cpp"))
+        flags = (*compile_kernels.FLAGS, "-DWIDE", "-O1")
+        compiler.compile_library("g++", sources, flags, made)
+        made.rename(library)
     return ctypes.CDLL(str(library))
 
 
