@@ -17,6 +17,7 @@ from stable_diffusion.cli.job import CompleteJob, UsageError, check_start, warn_
 from stable_diffusion.cli.settings import StartPicture
 from stable_diffusion.cli.terminal import progress
 from stable_diffusion.images import arrays
+from stable_diffusion.model_io.loaders import load_model_config
 from stable_diffusion.utils.size import Size
 
 NO_PIXELS = np.zeros((0, 0, 3), np.float32)
@@ -37,11 +38,19 @@ JOB = CompleteJob("a", seed=1, width=64, height=64, steps=4, cfg=7.5, sampler="e
     ],
 )
 def test_what_needs_guidance(recwarn, options, said):
-    warn_of_no_guidance([replace(JOB, cfg=7.5, negative_prompt="y"), replace(JOB, **options)])
+    jobs = [replace(JOB, cfg=7.5, negative_prompt="y"), replace(JOB, **options)]
+    warn_of_no_guidance(jobs, load_model_config("tiny"))
     warned = [str(warning.message) for warning in recwarn]
     assert warned == (
         [] if said is None else [f"{said} no effect without guidance: give --cfg more than 1"]
     )
+
+
+def test_a_unet_that_takes_the_guidance_as_a_number():
+    config = load_model_config("tiny")
+    config = replace(config, unet=replace(config.unet, time_cond_proj_dim=256))
+    with pytest.warns(UserWarning, match="--negative_prompt has no effect with this model, whose"):
+        warn_of_no_guidance([replace(JOB, negative_prompt="y")], config)
 
 
 def test_what_does_not_suit_the_model_names_the_line(tmp_path, capsys):
