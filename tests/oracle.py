@@ -12,7 +12,6 @@ import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.loaders import peft
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.schedulers import scheduling_lms_discrete
 from diffusers.utils import logging
@@ -35,9 +34,6 @@ sys.modules.setdefault("torchsde", ModuleType("torchsde"))
 from diffusers.schedulers.scheduling_dpmsolver_sde import DPMSolverSDEScheduler  # noqa: E402
 
 scheduling_lms_discrete.integrate = SimpleNamespace(quad=_integrate)
-# It expands scales that are given for each block, which tests do not do, and cannot handle a UNet
-# whose levels have different numbers of layers.
-peft._SET_ADAPTER_SCALE_FN_MAPPING["UNet2DConditionModel"] = lambda _, scales: scales
 
 warnings.filterwarnings("ignore", module="diffusers|transformers|torch")
 # The networks are too small for threads to help. On a busy machine, threads that wait for each

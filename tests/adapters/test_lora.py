@@ -195,11 +195,13 @@ def write_old_diffusers(file: Path, changes: Changes) -> None:
 @contextmanager
 def use_lora(pipeline: DiffusionPipeline, *files: Path) -> Iterator[None]:
     """Give a pipeline of diffusers, in float64, the LoRA of `files` with the names "0", "1" …"""
-    for i, file in enumerate(files):
-        pipeline.load_lora_weights(file, adapter_name=str(i))
-    pipeline.to(torch.float64)
-    yield
-    pipeline.unload_lora_weights()
+    try:
+        for i, file in enumerate(files):
+            pipeline.load_lora_weights(file, adapter_name=str(i))
+        pipeline.to(torch.float64)
+        yield
+    finally:  # other tests have the pipeline, too
+        pipeline.unload_lora_weights()
 
 
 def add_to_weights(pipeline: DiffusionPipeline, changes: Changes, scale: float) -> None:
