@@ -113,7 +113,7 @@ def list_changes(folder: Path) -> dict[str, Change]:
         "a number": change_factor,
         "a weight of the decoder": assign_vae,
         "another LoRA": lambda sd: sd.load_lora(second, 1.5),
-        "quantized": lambda sd: nn.quantize(sd.unet, 32, 4),
+        "quantized": lambda sd: nn.quantize(sd.unet, 32, 2),
         "unloaded again": lambda sd: sd.unload_lora(),
     }
 
