@@ -168,7 +168,7 @@ def find_sampler(
     if eta is not None:
         eta = check_number("eta", eta)
     if sampler is None and own_sampler == choose_sampler(config, own_sampler.name):
-        sampler = own_sampler.name  # nothing but what the model itself chooses
+        sampler = own_sampler.name  # only what the model itself chooses
     if isinstance(sampler, str):
         return choose_sampler(config, sampler, schedule, timesteps, eta, steps=steps)
     base = own_sampler if sampler is None else sampler

@@ -60,7 +60,7 @@ class StableDiffusion(Adapted):
         schedule: one of the sampler's schedules: the spacing of the timesteps, or "karras"; the
             model's own if None.
         vae: where to take another VAE from: a model, a VAE's folder or repository, or a file.
-        unet: where to take another UNet from, likewise; see `open_model`.
+        unet: where to take another UNet from; see `open_model`.
         prediction_type: "epsilon", "v_prediction" or "sample", if the model's files do not say.
         vae_float16: compute the VAE in half precision, too. The VAE of an SDXL model must be made
             for it. Pictures may differ visibly from those in float32.

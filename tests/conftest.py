@@ -58,16 +58,19 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of all processes of this run."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Callable[[str], Path]:
     """Return a function that returns the folder of a tiny checkpoint of a kind.
 
     diffusers has written it. Not to be changed.
     """
     from checkpoints import write_checkpoint
-
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent  # of all processes of this run
 
     @cache
     def write(kind: str) -> Path:

@@ -280,10 +280,10 @@ def test_pictures_equal_diffusers(models, oracle, kind):
     }
     given = {k: torch.from_numpy(v).float() for k, v in given.items() if v is not None}
     options = {"long_prompt": True, "prompt_weights": True, "negative_text": "blurry"}
-    options |= {"num_steps": 4, "cfg_weight": 4, "seed": 7, "n_images": 2}
+    options |= {"num_steps": 2, "cfg_weight": 4, "seed": 7, "n_images": 2}
     sd = models[kind]
     theirs = oracle(kind).pictures(
-        None, seeds=[7, 8], num_inference_steps=4, guidance_scale=4, **given
+        None, seeds=[7, 8], num_inference_steps=2, guidance_scale=4, **given
     )
     assert psnr(pictures(sd, sd.generate_latents(WEIGHTED, **options)), theirs) >= SAME
     plain = pictures(sd, sd.generate_latents(WEIGHTED, **options | {"prompt_weights": False}))
@@ -291,7 +291,7 @@ def test_pictures_equal_diffusers(models, oracle, kind):
 
     image = np.linspace(-1, 1, 64 * 64 * 3, dtype=np.float32).reshape(64, 64, 3)
     theirs = oracle(kind).pictures_from_image(
-        image, None, seeds=[7, 8], strength=0.5, num_inference_steps=4, guidance_scale=4, **given
+        image, None, seeds=[7, 8], strength=0.5, num_inference_steps=2, guidance_scale=4, **given
     )
     latents = sd.generate_latents_from_image(image, WEIGHTED, strength=0.5, **options)
     assert psnr(pictures(sd, latents), theirs) >= SAME

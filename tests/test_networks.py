@@ -2,7 +2,6 @@
 
 import mlx.core as mx
 import parity
-import pytest
 from oracle import relative_l2
 from parity import POOLED_WIDTH, TIME_IDS, random_normal, random_tokens
 
@@ -19,9 +18,10 @@ def test_text_encoders(oracle, kind):
     assert max(errors) <= TEXT_ERROR
 
 
-@pytest.mark.parametrize("size", parity.UNET_SIZES)
-def test_unet(oracle, kind, size):
-    assert parity.unet_error(oracle(kind), size) <= NETWORK_ERROR
+def test_unet(oracle, kind):
+    """Each kind at its own size, and the first also at odd ones."""
+    for size in parity.UNET_SIZES[: len(parity.UNET_SIZES) if kind == "sd-1" else 1]:
+        assert parity.unet_error(oracle(kind), size) <= NETWORK_ERROR
 
 
 def test_vae_decode(oracle, kind):

@@ -125,18 +125,16 @@ def test_restart_makes_the_same_picture(checkpoint):
     sd = StableDiffusion(checkpoint("sd-1"), sampler="euler-a")
     latents = sd.generate_latents("a cat", **OPTIONS)
     first = pictures(sd, latents)
-    for _ in range(2):
-        latents.restart()
-        next(latents)
-        latents.restart()
-        assert np.array_equal(pictures(sd, latents), first)
+    latents.restart()
+    next(latents)
+    latents.restart()
+    assert np.array_equal(pictures(sd, latents), first)
 
 
 @pytest.mark.parametrize(
     ("file", "what", "kind"),
     [
         (UNET_FILE, "latents", "sd-1"),
-        (TEXT_FILE, "embeddings of text and picture", "sd-1"),
         (VAE_FILE, "pictures", "sd-1"),
         ("text_encoder_2/model.safetensors", "embeddings of text and picture", "sdxl"),
     ],
@@ -263,10 +261,8 @@ def make_zeroing(*ends: str) -> Callable[[dict], None]:
 @pytest.mark.parametrize(
     ("file", "what", "ends", "kind"),
     [
-        (UNET_FILE, "latents", ("conv_out.weight", "conv_out.bias"), "sd-1"),
         (UNET_FILE, "latents", ("conv_out.weight",), "sd-1"),  # constant, not zero
         (VAE_FILE, "pictures", ("decoder.conv_out.weight", "decoder.conv_out.bias"), "sd-1"),
-        (TEXT_FILE, "embeddings of text and picture", ("final_layer_norm.weight",), "sd-1"),
         # One of two text encoders is damaged.
         (TEXT_FILE, "embeddings of text and picture", ("embedding.weight", "_proj.weight"), "sdxl"),
     ],

@@ -41,7 +41,7 @@ def model(checkpoint):
 
 def generate(sd: StableDiffusion, **options) -> np.ndarray:
     """Return the pictures of the prompt, uint8 [B, H, W, 3]."""
-    options = {"num_steps": 3, "seed": 7, **options}
+    options = {"num_steps": 2, "seed": 7, **options}
     return pictures(sd, sd.generate_latents(PROMPT, **options))
 
 
@@ -58,21 +58,23 @@ def test_text_to_picture_equals_diffusers(model, oracle, kind, guidance, is_odd)
     factor = sd.config.autoencoder.factor
     pixels = {} if size is None else {"height": size[0] * factor, "width": size[1] * factor}
     theirs = oracle(kind).pictures(
-        PROMPT, seeds=[7, 8], num_inference_steps=3, guidance_scale=guidance, **pixels
+        PROMPT, seeds=[7, 8], num_inference_steps=2, guidance_scale=guidance, **pixels
     )
     assert psnr(ours, theirs) >= SAME
     assert theirs.std() >= 30  # of 255: they show something
 
 
+@pytest.mark.parametrize("kind", ["sd-2", "sdxl", "sdxl-turbo"])
 def test_negative_prompt_equals_diffusers(model, oracle, kind):
     ours = generate(model(kind), cfg_weight=5, negative_text="blurry!")
     theirs = oracle(kind).pictures(
-        PROMPT, seeds=[7], num_inference_steps=3, guidance_scale=5, negative_prompt="blurry!"
+        PROMPT, seeds=[7], num_inference_steps=2, guidance_scale=5, negative_prompt="blurry!"
     )
     assert psnr(ours, theirs) >= SAME
 
 
 @pytest.mark.usefixtures("all_cores")
+@pytest.mark.parametrize("kind", ["sd-2-v", "sdxl-turbo", "unusual"])
 def test_another_sampler_equals_diffusers(model, oracle, kind, checkpoint):
     """Pictures of other samplers do, with kernels that divide the work between all cores."""
     own = model(kind).sampler.name
@@ -80,16 +82,13 @@ def test_another_sampler_equals_diffusers(model, oracle, kind, checkpoint):
     folder = checkpoint(kind)
     sd = type(model(kind))(folder, sampler=other)
     theirs = oracle(kind).pictures(
-        PROMPT, seeds=[7, 8], sampler=other, num_inference_steps=3, guidance_scale=3
+        PROMPT, seeds=[7, 8], sampler=other, num_inference_steps=2, guidance_scale=3
     )
     assert psnr(generate(sd, n_images=2, cfg_weight=3), theirs) >= SAME
 
 
 # What a strength means depends on the schedule, which differs between three of the kinds.
-STRENGTHS = [
-    *((kind, 0.7) for kind in KINDS),
-    *(("sd-1", 0.3), ("sdxl-turbo", 1.0), ("unusual", 0.3), ("unusual", 1.0)),
-]
+STRENGTHS = [*((kind, 0.7) for kind in KINDS), ("sd-1", 0.4), ("sdxl-turbo", 1.0)]
 
 
 @pytest.mark.parametrize(("kind", "strength"), STRENGTHS)
@@ -97,14 +96,14 @@ def test_image_to_image_equals_diffusers(model, oracle, kind, strength):
     sd = model(kind)
     image = make_gradient(64, 96)
     latents = sd.generate_latents_from_image(
-        image, PROMPT, n_images=2, strength=strength, num_steps=4, cfg_weight=3, seed=7
+        image, PROMPT, n_images=2, strength=strength, num_steps=3, cfg_weight=3, seed=7
     )
     theirs = oracle(kind).pictures_from_image(
         image,
         PROMPT,
         seeds=[7, 8],
         strength=strength,
-        num_inference_steps=4,
+        num_inference_steps=3,
         guidance_scale=3,
     )
     assert psnr(pictures(sd, latents), theirs) >= SAME
@@ -124,7 +123,7 @@ def test_mistakes_show(model, oracle, kind, monkeypatch):
     and less than `SAME`.
     """
     sd = model(kind)
-    theirs = oracle(kind).pictures(PROMPT, seeds=[7], num_inference_steps=3, guidance_scale=6)
+    theirs = oracle(kind).pictures(PROMPT, seeds=[7], num_inference_steps=2, guidance_scale=6)
     right = {"cfg_weight": 6.0}
     assert psnr(generate(sd, **right), theirs) >= SAME
     assert psnr(generate(sd, **right, seed=8), theirs) < OTHER
@@ -190,7 +189,7 @@ def test_the_same_seed_gives_the_same_picture(model):
 def test_no_guidance_ignores_the_negative_prompt(model):
     sd = model("sd-2")
     unguided = generate(sd, cfg_weight=1, num_steps=2)
-    for guidance in (0, 0.5, 1):
+    for guidance in (0, 0.5):
         one = generate(sd, cfg_weight=guidance, num_steps=2, negative_text="blue")
         assert np.array_equal(one, unguided)
 
@@ -205,7 +204,7 @@ def test_image_to_image_strength_0_is_the_picture_through_the_vae(model):
     assert psnr(ours[:1], through) >= SAME
 
 
-@pytest.mark.parametrize(("strength", "raised"), [(0.3, 4), (0.1, 10), (1 / 49, 50)])
+@pytest.mark.parametrize(("strength", "raised"), [(0.3, 4), (1 / 49, 50)])
 def test_image_to_image_takes_at_least_one_step(model, strength, raised):
     sd = model("sd-1")
     with pytest.warns(UserWarning, match=f"less than one: 1 step is run, the last of {raised}$"):
@@ -228,7 +227,7 @@ def test_every_step_can_be_decoded(model, monkeypatch):
         assert relative_l2(x_t, x_0 * step.end.alpha) < 1e-6
 
 
-@pytest.mark.parametrize("kind", ["sd-2-v", "sdxl", "unusual"])
+@pytest.mark.parametrize("kind", ["sd-2-v", "sdxl"])
 def test_float16(model, checkpoint, kind):
     """Half precision makes nearly the same picture, and the VAE stays in float32."""
     full = model(kind)
@@ -321,9 +320,7 @@ def test_image_arguments_are_checked_when_called(model, image, strength, message
         model("sd-1").generate_latents_from_image(image, PROMPT, strength=strength)
 
 
-@pytest.mark.parametrize(
-    ("kind", "guidance"), [("sd-1", 1), ("sd-2", 5), ("sdxl", 1), ("sdxl", 5), ("sdxl-turbo", 5)]
-)
+@pytest.mark.parametrize(("kind", "guidance"), [("sd-1", 5), ("sdxl", 1), ("sdxl-turbo", 5)])
 def test_several_prompts_at_once_give_the_pictures_of_each_alone(model, kind, guidance):
     """They do, also if one has no negative text, for which SDXL-turbo uses zeros."""
     sd, options = model(kind), {"num_steps": 2, "cfg_weight": guidance}

@@ -14,7 +14,7 @@ from tools.check_shapes import ASPECTS, judge
 from tools.shapes import COLOURS, Item, Scene, render
 from tools.tiny_scores import prompts, score
 
-N_PROMPTS = 16
+N_PROMPTS = 10
 MUST = ("background", "count", "colour", "shape", "relation")  # what a prompt is scored by
 
 
@@ -87,7 +87,7 @@ def test_image_to_image_keeps_the_scene_or_follows_the_prompt(sd):
     prompt, asked = "a pink circle on a grey background", make_scene("pink", "circle", "grey")
 
     def drawn(strength: float) -> np.ndarray:
-        options = {"n_images": 8, "strength": strength, "num_steps": 10, "seed": 0}
+        options = {"n_images": 4, "strength": strength, "num_steps": 10, "seed": 0}
         return pictures(sd, sd.generate_latents_from_image(picture, prompt, **options))
 
     assert compute_share(drawn(0.3), scene, *ASPECTS) >= 0.75
@@ -99,7 +99,7 @@ def test_quantized_is_near(sd):
     quantized = StableDiffusion("tiny")
     quantized.quantize()
     prompt = "a green star on a black background"
-    assert psnr(draw(quantized, prompt, n_images=4), draw(sd, prompt, n_images=4)) >= 20
+    assert psnr(draw(quantized, prompt), draw(sd, prompt)) >= 20
 
 
 def test_the_same_picture_as_diffusers(sd):
@@ -108,10 +108,10 @@ def test_the_same_picture_as_diffusers(sd):
     theirs = Oracle(hub.open_source("tiny").root).pictures(
         prompt,
         seeds=[3, 4],
-        num_inference_steps=spec.steps,
+        num_inference_steps=10,
         guidance_scale=spec.guidance,
     )
-    assert psnr(draw(sd, prompt, n_images=2, num_steps=None, seed=3), theirs) >= 50
+    assert psnr(draw(sd, prompt, n_images=2, seed=3), theirs) >= 50
 
 
 def test_the_first_command(tmp_path):

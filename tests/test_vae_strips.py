@@ -36,8 +36,7 @@ def autoencoder(request, checkpoint) -> Autoencoder:
     return load_autoencoder(name if name == "tiny" else checkpoint(name))
 
 
-@pytest.mark.parametrize("strip", [1, 500, 3000])
-@pytest.mark.parametrize("size", [(8, 8), (5, 9)])
+@pytest.mark.parametrize(("strip", "size"), [(1, (5, 9)), (500, (8, 8)), (3000, (5, 9))])
 def test_strips_do_not_show(autoencoder, monkeypatch, strip, size):
     """Strips of one row and odd sizes give the same picture."""
     monkeypatch.setattr(memory, "choose_strip_pixels", lambda _: strip)
@@ -53,7 +52,6 @@ def test_strips_do_not_show(autoencoder, monkeypatch, strip, size):
     ("strip", "size", "device"),
     [
         (1, (37, 53), None),
-        (500, (40, 72), None),
         (500, (64, 64), Backend.METAL),
         (3000, (37, 53), Backend.METAL),
     ],

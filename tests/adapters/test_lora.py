@@ -195,11 +195,13 @@ def write_old_diffusers(file: Path, changes: Changes) -> None:
 @contextmanager
 def use_lora(pipeline: DiffusionPipeline, *files: Path) -> Iterator[None]:
     """Give a pipeline of diffusers, in float64, the LoRA of `files` with the names "0", "1" …"""
-    for i, file in enumerate(files):
-        pipeline.load_lora_weights(file, adapter_name=str(i))
-    pipeline.to(torch.float64)
-    yield
-    pipeline.unload_lora_weights()
+    try:
+        for i, file in enumerate(files):
+            pipeline.load_lora_weights(file, adapter_name=str(i))
+        pipeline.to(torch.float64)
+        yield
+    finally:  # other tests have the pipeline, too
+        pipeline.unload_lora_weights()
 
 
 def add_to_weights(pipeline: DiffusionPipeline, changes: Changes, scale: float) -> None:
@@ -297,9 +299,8 @@ def list_parameters(sd: StableDiffusion) -> dict[str, mx.array]:
     ("kind", "write", "only"),
     [
         ("sd-1", write_old_diffusers, "attn"),
-        ("sd-1", write_diffusers, ""),
+        ("sd-1", write_peft, ""),
         ("sdxl", write_kohya, ""),
-        ("sdxl", write_peft, ""),
     ],
 )
 def test_namings(model, oracle, tmp_path, kind, write, only):
@@ -355,14 +356,13 @@ def widen_weight(layer: nn.Module) -> np.ndarray:
     return wide if wide.ndim == 2 else np.ascontiguousarray(wide.transpose(0, 3, 1, 2))
 
 
-@pytest.mark.parametrize("kind", ["sd-1", "sdxl"])
-def test_quantized(checkpoint, oracle, tmp_path, kind):
+def test_quantized(checkpoint, oracle, tmp_path):
     """LoRA work on quantized weights; diffusers gets the same weights in float32."""
-    pipeline = oracle(kind).make_copy()
+    pipeline = oracle("sdxl").make_copy()
     file = tmp_path / "lora.safetensors"
     changes = random_changes(pipeline, seed=1, rank=4, alpha=4.0)
     write_diffusers(file, changes)
-    sd = load(checkpoint(kind))
+    sd = load(checkpoint("sdxl"))
     sd.quantize()
     for component, network in sd._networks.items():
         modules = dict(getattr(pipeline, component).named_modules())

@@ -86,8 +86,8 @@ def numeric_keys() -> list[tuple[str, str, int | None]]:
         types = {field.name: str(field.type) for field in fields(cls)}
         for key, known in config.items():
             if isinstance(known, list | tuple):
-                places = range(len(known)) if isinstance(known[0], int | float) else ()
-                found += [(path, key, place) for place in places]
+                numbers = [i for i, old in enumerate(known) if isinstance(old, int | float)]
+                found += [(path, key, place) for place in numbers]
             elif isinstance(known, int | float) or re.search(r"int|float", types.get(key, "")):
                 found.append((path, key, None))
     return found

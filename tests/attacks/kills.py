@@ -55,7 +55,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in pictures(folder) if "preview" not in path.name}
 
 
-@attack("kills", cases=200, quick=1)
+@attack("kills", cases=200, quick=0)
 def pictures_of(case: Case) -> None:
     """Kill runs in folders with pictures, with every way of naming files."""
     options, n = outputs(case)

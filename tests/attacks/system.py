@@ -113,7 +113,7 @@ def calls_of_a_run() -> int:
     return at.count
 
 
-@attack("system", cases=600, quick=2)
+@attack("system", cases=600, quick=1)
 def interrupted(case: Case) -> None:
     """Send SIGINT or SIGTERM at any call: the program ends in order and keeps what is finished."""
     options, n = outputs(case)
@@ -150,7 +150,7 @@ ENVIRONMENTS = (
 NAMES = (b"o", "é".encode(), b"a\nb", b"\xff", b"\x1b[31m", "\U0001f600".encode(), b"%s{{", b"-q")
 
 
-@attack("system", cases=150, quick=1)
+@attack("system", cases=150, quick=0)
 def surroundings(case: Case) -> None:
     """Use closed, full or ASCII streams, odd names, and a folder that was deleted."""
     redirection, environment = case.rng.choice(REDIRECTIONS), case.rng.choice(ENVIRONMENTS)
@@ -278,7 +278,7 @@ def memory(case: Case) -> None:
 # --- other programs ------------------------------------------------------------------------------
 
 
-@attack("system", cases=25, quick=1)
+@attack("system", cases=25, quick=0)
 def at_once(case: Case) -> None:
     """Start several runs with the same name for their output."""
     options, n = outputs(case)

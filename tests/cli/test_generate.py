@@ -98,7 +98,7 @@ def test_lines_of_pictures_to_start_from(tmp_path):
 
 def test_killed_and_started_again(tmp_path, capsys):
     """The finished pictures are complete and kept, and the others are made."""
-    n, folder = 10, tmp_path / "d"
+    n, folder = 6, tmp_path / "d"
     (tmp_path / "p.txt").write_text("\n".join(f"a red circle {i}" for i in range(n)))
     arguments = ["--model=tiny", "--steps=2", "--batch-size=1", f"--output={folder}/"]
     arguments += [f"--prompts-file={tmp_path / 'p.txt'}"]

@@ -46,6 +46,13 @@ def test_what_needs_guidance(recwarn, options, said):
     )
 
 
+def test_a_unet_that_takes_the_guidance_as_a_number():
+    config = load_model_config("tiny")
+    config = replace(config, unet=replace(config.unet, time_cond_proj_dim=256))
+    with pytest.warns(UserWarning, match="--negative_prompt has no effect with this model, whose"):
+        warn_of_no_guidance([replace(JOB, negative_prompt="y")], config)
+
+
 def test_what_does_not_suit_the_model_names_the_line(tmp_path, capsys):
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "width": 60, "height": 64}')
     arguments = [f"--prompts-file={tmp_path / 'p.jsonl'}", "--model=tiny"]

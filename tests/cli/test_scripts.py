@@ -26,9 +26,7 @@ def run_txt2image(folder: Path, output: Path, *options: str, prompt: str = "a ph
     return txt2image.main([prompt, *map(str, arguments)])
 
 
-@pytest.mark.parametrize(
-    ("kind", "guidance"), [("sd-2", 0.0), ("sd-2-v", 5.0), ("sdxl", 5.0), ("sdxl-turbo", 0.0)]
-)
+@pytest.mark.parametrize(("kind", "guidance"), [("sd-2-v", 5.0), ("sdxl-turbo", 0.0)])
 def test_txt2image_equals_diffusers(checkpoint, oracle, kind, guidance, tmp_path):
     """The pictures are not square; two kinds of models run without guidance."""
     output = tmp_path / "o.png"
@@ -51,7 +49,7 @@ def test_txt2image_equals_diffusers(checkpoint, oracle, kind, guidance, tmp_path
         assert picture.std() >= 30
 
 
-@pytest.mark.parametrize("kind", ["sd-1", "sdxl", "unusual"])
+@pytest.mark.parametrize("kind", ["sd-1", "sdxl"])
 def test_image2image_equals_diffusers(checkpoint, oracle, kind, tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "i.png")
@@ -69,9 +67,9 @@ def test_image2image_equals_diffusers(checkpoint, oracle, kind, tmp_path):
     assert psnr(read(tmp_path / "o.png"), theirs[0]) >= SAME
 
 
-def test_as_programs(checkpoint, tmp_path):
-    """In their own processes, with the defaults, they make four pictures and print the seed."""
-    options = ["-v", "-q", "--model", str(checkpoint("sd-1")), "--steps", "2", "--n-rows", "2"]
+def test_as_a_program(checkpoint, tmp_path, capsys):
+    """In a process of its own, with the defaults, one makes four pictures and prints the seed."""
+    options = ["-v", "-q", "--model", str(checkpoint("sd-1")), "--steps", "1", "--n-rows", "2"]
     options += ["--output", str(tmp_path / "o.png"), "--", "--a"]
     done = python("txt2image.py", *options)
     assert done.returncode == 0, done.stderr
@@ -83,9 +81,9 @@ def test_as_programs(checkpoint, tmp_path):
 
     options = ["--model", str(checkpoint("sd-1")), "--steps", "2"]
     options += ["--output", str(tmp_path / "p.png")]
-    done = python("image2image.py", str(tmp_path / "o.png"), "a photo", *options)
-    assert done.returncode == 0, done.stderr
-    assert "Resized" in done.stdout and "from 160x160 to 128x128" in done.stdout
+    assert image2image.main([str(tmp_path / "o.png"), "a photo", *options]) == 0
+    out = capsys.readouterr().out
+    assert "Resized" in out and "from 160x160 to 128x128" in out
     assert read(tmp_path / "p.png").shape == (144, 4 * 144, 3)
 
 

@@ -48,7 +48,7 @@ def to_diffusers(options: dict) -> dict:
 
 @pytest.mark.parametrize(
     ("kind", "name", "schedule"),
-    [*(("sd-1", *new) for new in NEW), ("sd-2-v", *NEW[2]), ("sdxl", *NEW[2]), ("sdxl", *NEW[3])],
+    [*(("sd-1", *new) for new in NEW), ("sd-2-v", *NEW[2]), ("sdxl", *NEW[3])],
 )
 def test_text_to_picture(models, oracle, euler_pictures, kind, name, schedule):
     ours = make_pictures(models[kind], sampler=name, schedule=schedule, **USUAL)
@@ -58,17 +58,19 @@ def test_text_to_picture(models, oracle, euler_pictures, kind, name, schedule):
     assert psnr(euler_pictures(kind), expected) < SAME
 
 
-@pytest.mark.parametrize("strength", [0.2, 0.7])
-@pytest.mark.parametrize(("kind", "name", "schedule"), [("sd-1", *new) for new in NEW])
-def test_image_to_image(models, oracle, kind, name, schedule, strength):
-    """One step or three steps of five are run, from the middle of the schedule."""
+@pytest.mark.parametrize(
+    ("name", "schedule", "strength"),
+    [(*NEW[0], 0.7), (*NEW[1], 0.4), (*NEW[2], 0.7), (*NEW[3], 0.2)],
+)
+def test_image_to_image(models, oracle, name, schedule, strength):
+    """One, two or three steps of five are run, from the middle of the schedule."""
     image = np.linspace(-1, 1, 64 * 64 * 3, dtype=np.float32).reshape(64, 64, 3)
     options = {"num_steps": 5, "cfg_weight": 3.0, "strength": strength}
-    sd = models[kind]
+    sd = models["sd-1"]
     latents = sd.generate_latents_from_image(
         image, PROMPT, seed=7, sampler=name, schedule=schedule, **options
     )
-    expected = oracle(kind).pictures_from_image(
+    expected = oracle("sd-1").pictures_from_image(
         image, PROMPT, sampler=name, schedule=schedule, **to_diffusers(options)
     )
     assert psnr(pictures(sd, latents), expected) >= SAME
@@ -97,7 +99,7 @@ def test_eta_and_timesteps_from_a_picture(models, oracle, name, options):
 
 @pytest.mark.parametrize(
     ("kind", "name", "schedule"),
-    [("sd-1", "dpm++2m", "karras"), ("sdxl", "euler", None), ("sd-2-v", "ddim", "trailing")],
+    [("sd-1", "dpm++2m", "karras"), ("sdxl", "euler", None)],
 )
 def test_guidance_rescale(models, oracle, kind, name, schedule):
     sd, options = models[kind], {**RESCALED, "sampler": name, "schedule": schedule}
@@ -119,7 +121,7 @@ def test_guidance_rescale_from_a_picture(models, oracle):
     assert psnr(pictures(sd, latents), expected) >= SAME
 
 
-@pytest.mark.parametrize("name", ["euler", "ddim", "dpm++2m"])
+@pytest.mark.parametrize("name", ["euler", "dpm++2m"])
 def test_zero_terminal_snr(models, oracle, name, monkeypatch):
     """A velocity model begins with noise alone, as published: trailing, and rescaled."""
     sd = models["sd-2-v"]

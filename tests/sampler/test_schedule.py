@@ -18,7 +18,7 @@ from stable_diffusion.sampler.schedule import (
 )
 
 EXTRA_STEP = (61, 103, 121, 122)  # diffusers runs one step too many with trailing spacing
-NUMBERS_OF_STEPS = sorted({*range(1, 61), *range(61, 151, 8), *EXTRA_STEP})
+NUMBERS_OF_STEPS = sorted({*range(1, 12), *range(12, 151, 9), *EXTRA_STEP})
 ROUNDING = 4e-7
 
 
@@ -108,7 +108,7 @@ def test_level(ratio):
 def test_last_steps():
     schedule = Sampler(DiffusionConfig(), "euler").schedule(10)
     assert schedule.last(3).steps == schedule.steps[7:]
-    assert schedule.last(10) == schedule
+    assert schedule.last(10).steps == schedule.steps
 
 
 @pytest.mark.parametrize(

@@ -195,11 +195,11 @@ def assert_equal_ids(tokenizers: Path | Pair, texts: list[str]) -> None:
 
 
 def test_random_strings(pair):
-    assert_equal_ids(pair, draw_texts()[:1000])
+    assert_equal_ids(pair, draw_texts()[:200])
 
 
-def test_ten_thousand_random_strings(slow_pair):
-    assert_equal_ids(slow_pair, draw_texts())
+def test_many_random_strings(slow_pair):
+    assert_equal_ids(slow_pair, draw_texts()[:2000])
 
 
 def test_nasty_strings(pair):

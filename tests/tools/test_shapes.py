@@ -70,20 +70,20 @@ def soften(picture: np.ndarray) -> np.ndarray:
 def test_checker_accepts_true_pictures_and_refuses_one_change(finish):
     rng = np.random.default_rng(0)
     right = wrong = 0
-    count = 80
+    count = 25
     for _ in range(count):
         scene = complete(sample(rng), rng)
         picture = finish(render(scene, rng))
         seen = look(picture)  # what `accepts` does, once for both scenes
         right += all(compare(*seen, scene).values())
         wrong += all(compare(*seen, one_change(scene, rng)).values())
-    assert right >= 0.99 * count
-    assert wrong <= 0.02 * count
+    assert right == count
+    assert wrong == 0
 
 
 def test_checker_accepts_what_a_vague_prompt_leaves_open():
     rng = np.random.default_rng(1)
-    for _ in range(50):
+    for _ in range(20):
         asked = sample(rng, bare=0.5)
         assert accepts(render(complete(asked, rng), rng), asked)
 

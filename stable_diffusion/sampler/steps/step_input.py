@@ -62,7 +62,7 @@ class StepInput:
         return min(self.step.order, len(self.estimates) + 1)
 
     def require_first(self) -> Estimate:
-        """Return the estimate of a step's first call, which the second call goes on from.
+        """Return the estimate of a step's first call, which the second call needs.
 
         Raises:
             ValueError: if there is none.

@@ -76,17 +76,14 @@ def write_picture_with(file: Path, **changes: object) -> Path:
 
 START = "from a picture"
 RECIPES = {  # where to write, and options
-    "plain": "o.png",
     "ancestral": "o.png --sampler=euler-a --width=96 --height=72 --cfg=4 --negative_prompt='a\nb'",
-    "ddim": "o.webp --sampler=ddim --schedule=linspace --guidance-rescale=0.7 --eta=0.5",
-    "weights": "o.png --sampler=dpm++2m --schedule=karras --prompt-weights --negative-prompt=(a:2)",
-    "lcm": "o.tif --sampler=lcm --clip-skip=1 --cfg=0 --seed=123456789012",
+    "ddim": "o.webp --sampler=ddim --schedule=linspace --guidance-rescale=0.7 --eta=0.5 "
+    "--prompt-weights --negative-prompt=(a:2) --clip-skip=1 --seed=123456789012",
     "files": "o.png --lora=a.safetensors:0.7 --lora=a.safetensors:-0.2 "
     "--embedding='<ring>=word.safetensors' --negative-prompt='a <ring>'",
-    "quantized": "o.webp -q --width=64 --height=96",
-    "half": f"o.png --float16 --long-prompt --negative-prompt='{'a star, ' * 30}'",
+    "half": f"o.tif -q --float16 --cfg=4 --long-prompt --negative-prompt='{'a star, ' * 30}'",
     "one of three": "made/ --n_images=3",
-    "grid": "o.jpg --n_images=4 --n_rows=2",
+    "grid": "o.jpg --n_images=2 --n_rows=2",
     START: "o.webp --strength=0.7 --fit=crop --width=96 --height=64",
     f"{START}, as it is": "o.png --strength=0.9",
 }

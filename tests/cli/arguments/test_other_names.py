@@ -1,5 +1,8 @@
 """`other_names.py`: options of other programs get a hint at ours."""
 
+import argparse
+from functools import cache
+
 import pytest
 from command_lines import PARSERS, list_options
 
@@ -16,10 +19,16 @@ from stable_diffusion.cli.arguments.other_names import (
 from stable_diffusion.cli.arguments.parse import parse
 
 
+@cache
+def make_parser(script: str) -> argparse.ArgumentParser:
+    """Return a script's parser, not to be changed: making one takes longer than parsing."""
+    return PARSERS[script]()
+
+
 def get_explanation(script: str, words: list[str], capsys) -> str:
     """Return the part of the error after the option of another program."""
     with pytest.raises(SystemExit) as stopped:
-        parse(PARSERS[script](), words)
+        parse(make_parser(script), words)
     assert stopped.value.code == 2
     _, line = capsys.readouterr().err.splitlines()
     (word,) = {word.partition("=")[0] for word in words if word.startswith("-")}

@@ -40,8 +40,8 @@ MODEL = (
     ),
     Option(
         "--lora",
-        "a LoRA to add, a file, folder or Hub repository, and how much of it (1 if left out); "
-        "repeat for more",
+        "a LoRA or LyCORIS to add, a file, folder or Hub repository, and how much of it (1 if left "
+        "out); repeat for more",
         kind="list",
         parse=value_types.parse_lora,
         default=(),
