@@ -14,7 +14,6 @@ from parity import POOLED_WIDTH, TIME_IDS, random_normal
 from unet_kinds import make_unet, to_numpy, write_unet
 
 from stable_diffusion.config.networks import UNetConfig
-from stable_diffusion.model_io.hub_file import ResolvedFile
 from stable_diffusion.model_io.layouts import UNET, Layout
 from stable_diffusion.model_io.unet_file import open_unet_file
 from stable_diffusion.model_io.weights import flatten_parameters, load_weights
@@ -88,7 +87,7 @@ def test_unet_is_detected_by_names_and_shapes(name, tmp_path):
         ways["script"] = original_unet(tensors, has_gaps=True)
     for way in ways.values():
         file = original_layout.save(way, tmp_path / "x.safetensors")
-        unet = open_unet_file(ResolvedFile(file, "x.safetensors"), "model", wanted)
+        unet = open_unet_file("x.safetensors", file, "model", wanted)
         found = UNetConfig.from_dict(*unet.config("unet/config.json"))
         assert found.heads == wanted.heads
         ours = UNetModel(found)

@@ -141,6 +141,7 @@ class UNetConfig(Config):
 
     def _check_layers(self) -> None:
         require(min(self.layers) > 0, f"layers_per_block = {self.layers_per_block} has a zero")
+        self._check_count("residual", sum(self.layers))
         for channels, heads in zip(self.block_out_channels, self.heads, strict=True):
             require(
                 channels % self.norm_num_groups == 0,
@@ -155,9 +156,11 @@ class UNetConfig(Config):
             n == len(self.layers), f"only_cross_attention names {n} of {len(self.layers)} blocks"
         )
         depths = [*self.down_depths, *self.up_depths, (self.mid_depth,)]
-        transformers = sum(map(sum, depths))
-        for what, count in (("residual", sum(self.layers)), ("transformer", transformers)):
-            require(count <= MAX_LAYERS, f"{count} {what} blocks are more than {MAX_LAYERS}")
+        self._check_count("transformer", sum(map(sum, depths)))
+
+    def _check_count(self, what: str, count: int) -> None:
+        """Check that there are not more blocks of a kind than any real model is near to."""
+        require(count <= MAX_LAYERS, f"{count} {what} blocks are more than {MAX_LAYERS}")
 
     def _check_added_embedding(self, kind: str) -> None:
         """Check that SDXL's embedding of text and sizes is complete."""

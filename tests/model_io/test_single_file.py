@@ -297,7 +297,7 @@ def test_other_names_of_the_attention_of_a_vae(checkpoint, tmp_path, names, ends
         ("first_stage_model.", r"x.safetensors has no VAE: give one \(--vae\)"),
         ("cond_stage_model.", "has no text encoder of SD 1.x, 2.x or XL"),
         (
-            "model.diffusion_model.",
+            ("model.diffusion_model.", "model_ema."),
             "not a Stable Diffusion checkpoint in one file: no keys begin with model.d",
         ),
         (
