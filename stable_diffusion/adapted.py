@@ -38,8 +38,13 @@ class Adapted:
     # The sampler and the schedule that the caller chose, which no file replaces.
     _chosen: tuple[str | None, str | None]
 
-    def load_lora(self, path: str | os.PathLike[str], scale: float = 1.0) -> None:
+    def load_lora(
+        self, path: str | os.PathLike[str], scale: float = 1.0, *, merged: bool = False
+    ) -> None:
         """Add a LoRA, a file or on the Hub, to the UNet and text encoders; see `adapters.lora`.
+
+        With `merged` its changes of linear layers are added to copies of the weights once a batch,
+        which is faster in each step and takes as much memory as these weights.
 
         If the file is recognized as one that distils the model to few steps, its settings become
         the defaults: `config.few_step` has them.
@@ -48,7 +53,7 @@ class Adapted:
         file = find_lora_file(path)
         # The text encoders may have been freed.
         readers = self._readers if "text_encoder" in self._networks else []
-        load_lora(self._networks, file, scale, self.dtype, readers)
+        load_lora(self._networks, file, scale, self.dtype, readers, merged)
         if scale > 0 and (few_step := recognize_lora(file)) is not None:
             self._set_few_step(few_step)
 

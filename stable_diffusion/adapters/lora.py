@@ -22,6 +22,7 @@ from .layer_parts import IncompleteError, ShapeError
 from .lora_file import LoRAFile, read_lora
 from .lora_keys import list_names
 from .lora_layers import (
+    AdaptedLinear,
     Layer,
     add_changes,
     find_adapted,
@@ -42,6 +43,7 @@ def load_lora(
     scale: float,
     dtype: mx.Dtype,
     readers: Sequence[Reader] = (),
+    merged: bool = False,
 ) -> None:
     """Add the LoRA of a file to the layers of `networks`, after any that they have.
 
@@ -55,6 +57,7 @@ def load_lora(
         scale: the scale of the change. At 0 the file is only checked.
         dtype: the type that the networks compute in.
         readers: each tokenizer with its text encoder, for the textual inversions.
+        merged: whether the changes of linear layers are merged, see `add_changes`.
 
     Raises:
         OSError: if there is no such file, or it cannot be downloaded.
@@ -70,7 +73,7 @@ def load_lora(
         for name, layer_path in list_names(component, network, layers[component]).items()
     }
     file = read_lora(Path(find_lora_file(path)), targets)
-    changed = _read_changes(file, networks, layers, scale, dtype)
+    changed = _read_changes(file, networks, layers, scale, dtype, merged)
     if scale == 0:
         return
     words = choose_words(file.path, file.words, readers)
@@ -87,14 +90,11 @@ def unload_lora(networks: Mapping[str, nn.Module]) -> None:
 
 def copy_lora(old: nn.Module, new: nn.Module, dtype: mx.Dtype) -> None:
     """Add the changes of a network's layers to another network of the same model, as `dtype`."""
-    layers = find_layers(new)
-    replace_layers(
-        new,
-        {
-            path: add_changes(layers[path], [each.astype(dtype) for each in list_changes(layer)])
-            for path, layer in find_adapted(old).items()
-        },
-    )
+    layers, copied = find_layers(new), {}
+    for path, layer in find_adapted(old).items():
+        changes = [each.astype(dtype) for each in list_changes(layer)]
+        copied[path] = add_changes(layers[path], changes, isinstance(layer, AdaptedLinear))
+    replace_layers(new, copied)
 
 
 def _read_changes(
@@ -103,6 +103,7 @@ def _read_changes(
     layers: Layers,
     scale: float,
     dtype: mx.Dtype,
+    merged: bool,
 ) -> dict[str, dict[str, Layer]]:
     """Return the changed layers, by component and path.
 
@@ -120,7 +121,7 @@ def _read_changes(
         unknown += list_unknown(change)
         try:
             changes = read_changes(change, get_weight_shape(layer), scale, dtype)
-            changed[component][path] = add_changes(layer, changes)
+            changed[component][path] = add_changes(layer, changes, merged)
         except IncompleteError:
             missing += [f"the counterpart of {key}" for key in change.keys.values()]
         except ShapeError:

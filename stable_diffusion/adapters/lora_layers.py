@@ -1,9 +1,9 @@
 """Layers with changes by adapters, and how to put them into a network and take them out.
 
 The layer that is changed stays as it is, quantized or not, so that after removing the changes the
-network is as it was before, to the bit. A low-rank change of a linear layer is computed beside it.
-Other changes are merged with its weight: at each call, or once for the steps of a batch, see
-`merged_layers`.
+network is as it was before, to the bit. A low-rank change of a linear layer is computed beside it,
+unless the caller wants it merged. Other changes are merged with its weight: at each call, or once
+for the steps of a batch, see `merged_layers`.
 """
 
 import copy
@@ -287,8 +287,13 @@ def list_changes(layer: Layer) -> list[Change]:
     return list(layer.changes) if isinstance(layer, AdaptedLayer) else []
 
 
-def add_changes(layer: Layer, added: Sequence[Change]) -> AdaptedLayer:
-    """Return the layer with changes, after any that it has."""
+def add_changes(layer: Layer, added: Sequence[Change], merged: bool = False) -> AdaptedLayer:
+    """Return the layer with changes, after any that it has.
+
+    Args:
+        merged: merge low-rank changes of a linear layer, too. That is faster in each step, and
+            takes a copy of the weight. The layer stays so. A quantized layer is never merged.
+    """
     changes = list_changes(layer)
     for change in added:
         if changes and isinstance(change, LowRank) and isinstance(changes[-1], LowRank):
@@ -302,7 +307,8 @@ def add_changes(layer: Layer, added: Sequence[Change]) -> AdaptedLayer:
         return AdaptedGroupNorm(base, changes)
     if isinstance(base, nn.LayerNorm):
         return AdaptedLayerNorm(base, changes)
+    merged = (merged or isinstance(layer, AdaptedLinear)) and not isinstance(base, QuantizedLinear)
     first, *others = changes
-    if isinstance(first, LowRank) and not others:
+    if isinstance(first, LowRank) and not others and not merged:
         return LoRALinear(base, first.down, first.up)
     return AdaptedLinear(base, changes)

@@ -226,7 +226,7 @@ def _load(settings: Settings, model: Model, float16: bool) -> StableDiffusion:
     for name, file in settings.embedding:  # before the words in LoRA files, which may be the same
         sd.load_embedding(name, file)
     for lora, scale in settings.lora:
-        sd.load_lora(lora, scale)
+        sd.load_lora(lora, scale, merged=settings.merge_loras)
     return sd
 
 

@@ -87,6 +87,7 @@ class Settings:
     prediction_type: str | None = None
     # Files, or their names on the Hub before `main` has found them, and scales.
     lora: tuple[tuple[str | os.PathLike[str], float], ...] = ()
+    merge_loras: bool = False
     embedding: tuple[tuple[str, Path], ...] = ()  # names and files
 
     quantize: bool = False

@@ -17,9 +17,12 @@ from stable_diffusion.adapters.changes import LowRank
 from stable_diffusion.adapters.kinds import list_unknown, read_changes
 from stable_diffusion.adapters.layer_parts import IncompleteError, ShapeError
 from stable_diffusion.adapters.lora_layers import (
+    AdaptedLinear,
+    LoRALinear,
     add_changes,
     get_base,
     get_weight_shape,
+    list_changes,
 )
 from stable_diffusion.layers import Conv3x3, GroupNorm, Linear, QuantizedLinear
 from stable_diffusion.merged_layers import MergedLayers
@@ -340,6 +343,18 @@ def test_stacks(kind):
     assert relative_l2(adapted(x), expected) <= MAX_ERROR
     n_lora = sum(isinstance(change, LowRank) for change in adapted.changes)
     assert n_lora < sum("lora_up.weight" in tensors for tensors, _ in samples)  # joined
+
+
+def test_merged_low_rank_changes():
+    """They are added to a copy of the weight, also those of later files; quantized layers stay."""
+    layer, x = make_layer("linear"), make_input(make_layer("linear"))
+    changes = list_changes(adapt(layer, to_file(sample("LoRA", layer, "linear")[0])))
+    beside = add_changes(add_changes(layer, changes), changes)
+    merged = add_changes(add_changes(layer, changes, merged=True), changes)
+    assert isinstance(beside, LoRALinear) and isinstance(merged, AdaptedLinear)
+    assert relative_l2(merged(x), beside(x)) <= MAX_ERROR
+    assert type(merged.merge()) is Linear and get_base(merged) is layer
+    assert isinstance(add_changes(make_layer("quantized"), changes, merged=True), LoRALinear)
 
 
 @pytest.mark.parametrize("kind", ["linear", "square", "quantized", "conv"])

@@ -29,6 +29,7 @@ import txt2image
 from stable_diffusion import StableDiffusion, StableDiffusionXL
 from stable_diffusion.adapters.lora import load_lora
 from stable_diffusion.adapters.lora_keys import COMPONENTS
+from stable_diffusion.adapters.lora_layers import AdaptedLinear
 from stable_diffusion.cli.arguments import value_types
 from stable_diffusion.device import cpu_kernels
 
@@ -508,8 +509,10 @@ def test_files_that_are_no_lora(tmp_path):
         load_lora({}, file, float("nan"), mx.float32)
 
 
-def test_the_option(checkpoint, oracle, tmp_path):
-    """Two LoRA, one of them with a scale, change the script's picture as in diffusers."""
+def test_the_options(checkpoint, oracle, tmp_path, monkeypatch):
+    """Two LoRA, one of them with a scale, change the script's picture as in diffusers; merged."""
+    merged, merge = [], AdaptedLinear.merge
+    monkeypatch.setattr(AdaptedLinear, "merge", lambda layer: merged.append(layer) or merge(layer))
     bare, theirs = oracle("sd-1").exact, Oracle(checkpoint("sd-1"))
     files = [tmp_path / "a.safetensors", tmp_path / "b:1.safetensors"]
     for i, (file, scale) in enumerate(zip(files, (0.4, 1.0), strict=True)):
@@ -519,7 +522,8 @@ def test_the_option(checkpoint, oracle, tmp_path):
     expected = theirs.pictures("a photo", seeds=[7], num_inference_steps=2, guidance_scale=3.0)
     options = ["--model", checkpoint("sd-1"), "--seed=7", "--steps=2", "--cfg=3", "--n_images=1"]
     options += ["--output", tmp_path / "o.png", "--lora", f"{files[0]}:0.4", "--lora", files[1]]
-    assert txt2image.main(["a photo", *map(str, options)]) == 0
+    assert txt2image.main(["a photo", "--merge-loras", *map(str, options)]) == 0
+    assert merged
     picture = np.asarray(Image.open(tmp_path / "o.png"))
     assert psnr(picture, expected[0]) >= 50
 

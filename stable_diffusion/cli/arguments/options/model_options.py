@@ -61,6 +61,13 @@ MEMORY_AND_SPEED = (
         in_recipe=True,
     ),
     Option(
+        "--merge-loras",
+        "add LoRAs to copies of the weights once, not in each step: faster with several, and takes "
+        "as much memory as the weights; no effect with -q",
+        kind="switch",
+        default=False,
+    ),
+    Option(
         "--float16",
         "half precision, except in the VAE",
         kind="switch",
