@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..config.known_models import PACKAGE
 from ..utils.wording import join_names
@@ -15,6 +15,7 @@ from .detect_text_encoder import detect_family, detect_text_encoder
 from .detect_unet import detect_added_embedding, detect_unet
 from .detect_vae import detect_vae
 from .layouts import Layout
+from .network_file import Component, NetworkFile
 from .original_layout import TEXT_ROOTS, UNET_ROOT, VAE_ROOT, XL_TEXT_ROOTS, Family
 from .prediction_type import V_MARKER, ZERO_SNR_MARKER, find_prediction_type, has_zero_snr
 from .safetensors_file import Header
@@ -26,13 +27,6 @@ TOKENIZER = PACKAGE / "tiny" / "tokenizer"  # CLIP's vocabulary, which is the sa
 ALL_TEXT_ROOTS = (*TEXT_ROOTS, *(root for roots in XL_TEXT_ROOTS for root in roots))
 VAE_ROOTS = (VAE_ROOT, "vae.", "")  # starts of its keys: in whole models, in some files, alone
 SUFFIXES = (".safetensors", ".ckpt")  # a name that ends so means a file, even if there is none
-
-
-class Component(NamedTuple):
-    """A network in a single file."""
-
-    config: dict[str, Any]  # as diffusers would write it
-    layout: Layout
 
 
 class SingleFile(Source):
@@ -123,45 +117,6 @@ class SingleFile(Source):
         }
 
 
-class VaeFile(Source):
-    """A file with a VAE alone, which does not say how it scales latents."""
-
-    def __init__(self, header: Header, vae: Component):
-        super().__init__(header.name, header.file.parent)
-        self.header = header
-        self.vae = vae
-
-    def find(self, path: str) -> Path | None:
-        return None
-
-    def files(self) -> Collection[str]:
-        return ()
-
-    def config(self, path: str) -> tuple[Any, str]:
-        """Return what the VAE's config file would say, and the name of the single file."""
-        self._require_vae(path.partition("/")[0])
-        return dict(self.vae.config), self.name
-
-    def weights(self, component: str, float16: bool) -> list[Path]:
-        """Return the single file."""
-        self._require_vae(component)
-        return [self.header.file]
-
-    def is_native(self, file: Path) -> bool:
-        return False
-
-    def layout(self, component: str) -> Layout:
-        self._require_vae(component)
-        return self.vae.layout
-
-    def scaling_factor(self) -> float | None:
-        return None
-
-    def _require_vae(self, component: str) -> None:
-        if component != "vae":
-            raise FileNotFoundError(f"{self.name} has no {component}: it is a VAE (--vae)")
-
-
 def open_single_file(name: str, file: Path) -> SingleFile:
     """Detect the model that a file holds.
 
@@ -219,7 +174,7 @@ def open_vae_file(name: str, file: Path) -> Source:
         raise ValueError(f"{name} holds no VAE")
     vae = Component(*detect_vae(header, root))
     _warn_of_leftovers(header, [vae.layout])
-    return VaeFile(header, vae)
+    return NetworkFile(header, "vae", vae)
 
 
 def _has_vae(header: Header, root: str) -> bool:

@@ -4,18 +4,16 @@ A UNet alone has no config: it is made from the names and shapes of its tensors,
 that it is for.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..config.model import TIME_IDS
 from ..config.networks import UNetConfig
 from .detect_unet import HEAD_WIDTH, detect_added_embedding, detect_unet, find_unet_root
-from .layouts import Layout
+from .network_file import Component, NetworkFile
 from .prediction_type import find_stated_prediction
-from .safetensors_file import Header
-from .single_file import Component, open_header
-from .sources import Source
+from .single_file import open_header
 from .unsupported import (
     describe_family,
     describe_unet,
@@ -30,50 +28,10 @@ SD_1_CONTEXT, SD_1_HEADS = 768, 8
 XL_POOLED = 1280  # numbers of pooled text that SDXL's UNet takes
 
 
-class UNetFile(Source):
-    """A file with a UNet. What it predicts is known only if its metadata or a marker say it.
-
-    Args:
-        header: of the file.
-        unet: the network in it.
-    """
-
-    def __init__(self, header: Header, unet: Component):
-        super().__init__(header.name, header.file.parent)
-        self.header = header
-        self.unet = unet
-        self.prediction_type = find_stated_prediction(header)
-
-    def find(self, path: str) -> Path | None:
-        return None
-
-    def files(self) -> Collection[str]:
-        return ()
-
-    def config(self, path: str) -> tuple[Any, str]:
-        """Return what the UNet's config file would say, and the name of the file."""
-        self._require_unet(path.partition("/")[0])
-        return dict(self.unet.config), self.name
-
-    def weights(self, component: str, float16: bool) -> list[Path]:
-        """Return the file."""
-        self._require_unet(component)
-        return [self.header.file]
-
-    def is_native(self, file: Path) -> bool:
-        return False
-
-    def layout(self, component: str) -> Layout:
-        self._require_unet(component)
-        return self.unet.layout
-
-    def _require_unet(self, component: str) -> None:
-        if component != "unet":
-            raise FileNotFoundError(f"{self.name} has no {component}: it is a UNet (--unet)")
-
-
-def open_unet_file(name: str, file: Path, model: str, base: UNetConfig | None) -> UNetFile:
+def open_unet_file(name: str, file: Path, model: str, base: UNetConfig | None) -> NetworkFile:
     """Detect the UNet that a file holds, alone or within a model.
+
+    What it predicts is known only if the metadata or a marker of the file say it.
 
     Args:
         name: the file's name in messages.
@@ -102,7 +60,9 @@ def open_unet_file(name: str, file: Path, model: str, base: UNetConfig | None) -
         config["sample_size"] = base.sample_size
     if is_xl:
         config |= detect_added_embedding(header, layout, _count_pooled(base))
-    return UNetFile(header, Component(config, layout))
+    source = NetworkFile(header, "unet", Component(config, layout))
+    source.prediction_type = find_stated_prediction(header)
+    return source
 
 
 def _choose_heads(channels: Sequence[int], context: int, base: UNetConfig | None) -> Any:
