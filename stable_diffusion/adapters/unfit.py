@@ -12,16 +12,14 @@ import mlx.nn as nn
 
 from ..config.networks import UNetConfig
 from ..model_io.safetensors_file import LENGTH_BYTES, Header
+from ..model_io.sources import CONVERT_PICKLE
 from .foreign_files import FOREIGN, find, identify_adapter, identify_model, identify_weights
 from .lora_parts import split_key
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 MAX_START = 64  # bytes at the start of a file that show its format
-_CONVERT = (
-    "pickles are never loaded; if you trust the file, convert it in PyTorch, "
-    "safetensors.torch.save_file(torch.load(FILE, weights_only=True), NEW_FILE)"
-)
+_CONVERT = f"pickles are never loaded; if you trust the file, {CONVERT_PICKLE}"
 # By the start of a file, in lower case: what it is, and what to do.
 FORMATS = {
     b"pk\x03\x04": ("a pickle", _CONVERT),

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from ..utils.wording import join_names
 from .hub import Repository, open_repository
-from .sources import INDEX, PICKLES
+from .sources import CONVERT_PICKLE, INDEX, PICKLES
 
 SUFFIX = ".safetensors"
 MAIN = "main"  # the revision of a repository if none is given
@@ -214,7 +214,4 @@ def _advise(paths: Collection[str]) -> str:
     """Return what to do in place of loading a pickle, as the end of a sentence."""
     if found := _select_weights(paths):
         return f"take one of {join_names(found)}"
-    return (
-        "if you trust the file, convert it in PyTorch, safetensors.torch.save_file("
-        "torch.load(FILE, weights_only=True), NEW_FILE)"
-    )
+    return f"if you trust the file, {CONVERT_PICKLE}"

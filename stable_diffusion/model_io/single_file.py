@@ -19,7 +19,7 @@ from .network_file import Component, NetworkFile
 from .original_layout import TEXT_ROOTS, UNET_ROOT, VAE_ROOT, XL_TEXT_ROOTS, Family
 from .prediction_type import V_MARKER, ZERO_SNR_MARKER, find_prediction_type, has_zero_snr
 from .safetensors_file import Header
-from .sources import PICKLES, Source
+from .sources import CONVERT_PICKLE, PICKLES, Source
 from .tiny_vae import find_family, has_tiny_vae, open_tiny_halves
 from .unsupported import refuse_keys
 
@@ -160,8 +160,7 @@ def open_vae_file(name: str, file: Path) -> Source:
     if file.suffix in PICKLES and file.is_file() and find_family(name) is not None:
         raise ValueError(
             f"{name} is a pickle, and pickles are never loaded: take its .safetensors file, or, if "
-            "you trust it, convert it in PyTorch, safetensors.torch.save_file(torch.load(FILE, "
-            "weights_only=True), NEW_FILE)"
+            f"you trust it, {CONVERT_PICKLE}"
         )
     header = open_header(name, file)
     if header.has(UNET_ROOT) and any(map(header.has, ALL_TEXT_ROOTS)):

@@ -23,6 +23,10 @@ SCHEDULER_CONFIG, VAE_CONFIG = "scheduler/scheduler_config.json", "vae/config.js
 # does not download model_index.json.
 UNET_CONFIG = CACHE_MARKER = "unet/config.json"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")  # opening one can run code
+CONVERT_PICKLE = (  # what to do with the pickle of one network or adapter, as the end of a sentence
+    "convert it in PyTorch, safetensors.torch.save_file(torch.load(FILE, weights_only=True), "
+    "NEW_FILE)"
+)
 SHARD_NAME = re.compile(r"[^/\\]+\.safetensors")  # a plain file name, which stays in its folder
 
 
