@@ -15,7 +15,7 @@ from .activations import ACTIVATIONS, Activation, relu
 from .config.autoencoder_tiny import AutoencoderTinyConfig
 from .device import cpu_kernels
 from .layers import Conv3x3
-from .vae import MIN_LOGVAR
+from .vae import MIN_LOGVAR, NetworkPair
 
 Layer = Callable[..., mx.array]  # a module, or an activation
 
@@ -115,12 +115,10 @@ class TinyDecoder(nn.Module):
         return x * 2 - 1
 
 
-class AutoencoderTiny(nn.Module):
-    """The networks between pictures and the sampler's latents, with the methods of `Autoencoder`.
+class AutoencoderTiny(NetworkPair):
+    """The tiny VAE. There is no `encoder` if the config says that it is missing.
 
-    They compute in the type of their weights, except that a Linux CPU computes in float32; what
-    they are given is converted to that type. Their results are float32. There is no `encoder` if
-    the config says that it is missing.
+    Diffusers' `forward` also stores the latents in bytes between encoding and decoding.
     """
 
     def __init__(self, config: AutoencoderTinyConfig):
@@ -131,31 +129,15 @@ class AutoencoderTiny(nn.Module):
         self.decoder = TinyDecoder(config)
 
     @property
-    def latent_channels(self) -> int:
-        """Return the number C of channels of the latents."""
-        return self.config.latent_channels
-
-    @property
     def dtype(self) -> mx.Dtype:
         """Return the type that the networks compute in."""
         return cpu_kernels.compute_dtype(self.decoder.first.weight.dtype)
 
-    def encode(self, x: mx.array) -> tuple[mx.array, mx.array]:
-        """Return mean and log variance of the scaled latents, [B, H / f, W / f, C] each.
-
-        A tiny VAE gives the latents themselves: their variance is the least that there is.
-
-        Args:
-            x: pictures [B, H, W, 3] in [-1, 1], whose sides are multiples of f.
-        """
-        return self.scale(self.encoder(x.astype(self.dtype)))
-
-    def decode(self, z: mx.array) -> mx.array:
-        """Return pictures [B, f·h, f·w, 3], about in [-1, 1], for scaled latents [B, h, w, C]."""
-        return self.decoder(self.unscale(z)).astype(mx.float32)
-
     def scale(self, x: mx.array) -> tuple[mx.array, mx.array]:
-        """Return mean and log variance of the scaled latents for what the encoder returns."""
+        """Return mean and log variance of the scaled latents for what the encoder returns.
+
+        It returns the latents themselves, so their variance is the least that there is.
+        """
         mean = x.astype(mx.float32) * self.config.scaling_factor
         return mean, mx.full(mean.shape, MIN_LOGVAR)
 
@@ -163,11 +145,3 @@ class AutoencoderTiny(nn.Module):
         """Return the input of the decoder for scaled latents, of the same shape."""
         # Divided in float32: a small factor could exceed half precision.
         return (z.astype(mx.float32) / self.config.scaling_factor).astype(self.dtype)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """Return pictures [B, H, W, 3] after encoding and decoding them.
-
-        Diffusers' `forward` also stores the latents in bytes between the two.
-        """
-        mean, _ = self.encode(x)
-        return self.decode(mean)

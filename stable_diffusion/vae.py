@@ -166,13 +166,41 @@ class Decoder(nn.Module):
         return self.conv_out(x, norm=self.conv_norm_out, activation=silu)
 
 
-class Autoencoder(nn.Module):
-    """The networks between pictures and scaled latents, which have about unit variance.
+class NetworkPair(nn.Module):
+    """The networks between pictures and scaled latents, of either kind of VAE.
 
     f is the number of pixels per latent along each side: `config.factor`, 8 in the real models.
     They compute in the type of their weights, except that a Linux CPU computes in float32; what
     they are given is converted to that type. Their results are float32.
+
+    A kind of VAE has its `config`, `encoder`, `decoder` and `dtype`, and `scale` and `unscale`.
     """
+
+    @property
+    def latent_channels(self) -> int:
+        """Return the number C of channels of the latents."""
+        return self.config.latent_channels
+
+    def encode(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        """Return mean and log variance of the scaled latents, [B, H / f, W / f, C] each.
+
+        Args:
+            x: pictures [B, H, W, 3] in [-1, 1], whose sides are multiples of f.
+        """
+        return self.scale(self.encoder(x.astype(self.dtype)))
+
+    def decode(self, z: mx.array) -> mx.array:
+        """Return pictures [B, f·h, f·w, 3], about in [-1, 1], for scaled latents [B, h, w, C]."""
+        return self.decoder(self.unscale(z)).astype(mx.float32)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Return pictures [B, H, W, 3] after encoding and decoding them, without noise."""
+        mean, _ = self.encode(x)
+        return self.decode(mean)
+
+
+class Autoencoder(NetworkPair):
+    """The VAE of Stable Diffusion, whose scaled latents have about unit variance."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -186,26 +214,9 @@ class Autoencoder(nn.Module):
             self.post_quant_conv = Linear(channels, channels)
 
     @property
-    def latent_channels(self) -> int:
-        """Return the number C of channels of the latents."""
-        return self.config.latent_channels
-
-    @property
     def dtype(self) -> mx.Dtype:
         """Return the type that the networks compute in."""
         return cpu_kernels.compute_dtype(self.decoder.conv_in.weight.dtype)
-
-    def encode(self, x: mx.array) -> tuple[mx.array, mx.array]:
-        """Return mean and log variance of the scaled latents, [B, H / f, W / f, C] each.
-
-        Args:
-            x: pictures [B, H, W, 3] in [-1, 1], whose sides are multiples of f.
-        """
-        return self.scale(self.encoder(x.astype(self.dtype)))
-
-    def decode(self, z: mx.array) -> mx.array:
-        """Return pictures [B, f·h, f·w, 3], about in [-1, 1], for scaled latents [B, h, w, C]."""
-        return self.decoder(self.unscale(z)).astype(mx.float32)
 
     def scale(self, x: mx.array) -> tuple[mx.array, mx.array]:
         """Return mean and log variance of the scaled latents for what the encoder returns.
@@ -226,8 +237,3 @@ class Autoencoder(nn.Module):
         # Divided in float32: a small factor could exceed half precision.
         z = (z.astype(mx.float32) / self.config.scaling_factor).astype(self.dtype)
         return self.post_quant_conv(z) if "post_quant_conv" in self else z
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """Return pictures [B, H, W, 3] after encoding and decoding them, without noise."""
-        mean, _ = self.encode(x)
-        return self.decode(mean)
