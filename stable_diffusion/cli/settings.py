@@ -26,6 +26,31 @@ class StartPicture:
     fit: str = "stretch"
 
 
+@dataclass(frozen=True, eq=False)
+class ControlPicture:
+    """A picture that steers what is drawn, and the control network that reads it.
+
+    Attributes:
+        model: the network, as the user named it.
+        type: what the picture shows, for a union of ControlNets; None if the user does not say it.
+        file: the name of the picture, as the user gave it.
+        pixels: float32 [height, width, 3] in [0, 1], in its own size.
+        scale: how much it steers.
+        start, end: the part of the steps in which it does, from 0 to 1.
+        canny: the lower and the higher threshold, if its edges are to be drawn; None if it is a
+            control picture already.
+    """
+
+    model: str
+    type: str | None
+    file: str
+    pixels: np.ndarray
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    canny: tuple[int, int] | None = None
+
+
 @dataclass(frozen=True)
 class PictureOptions:
     """What may differ from picture to picture of a run, except the seed.
@@ -79,6 +104,7 @@ class Settings:
 
     requests: tuple[Request, ...]
     start: StartPicture | None = None
+    controls: tuple[ControlPicture, ...] = ()
 
     model: str = "sdxl"
     model_name: str = ""  # what the user called it, if it is a few-step model; else as `model`

@@ -11,6 +11,7 @@ from ...utils.wording import describe_error
 from ..settings import Request, Settings, StartPicture
 from .argument_parser import Parser
 from .combinations import check_combinations, check_request
+from .control_pictures import read_controls
 from .few_step_model import split_model
 from .from_image import read_options
 from .option import Option, Script
@@ -107,9 +108,10 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> Set
             check_request(request)
         values = split_model(values, requests)
         start = read_start(values) if "image" in values else None
+        controls = read_controls(values)
     except (ValueError, OSError) as error:
         parser.error(describe_error(error))
-    return _make_settings(values, requests, start)
+    return _make_settings(values | {"controls": controls}, requests, start)
 
 
 def _select_groups(script: Script) -> dict[str, list[Option]]:

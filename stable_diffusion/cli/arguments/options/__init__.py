@@ -9,6 +9,7 @@ recipes have is in `Recipe`, too.
 from collections.abc import Iterator
 
 from ..option import Option, Script
+from .control_options import CONTROL
 from .model_options import MEMORY_AND_SPEED, MODEL
 from .output_options import OUTPUT, REPORTS
 from .picture_options import PICTURES, PROMPT, START
@@ -18,6 +19,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
     "picture to start from": START,
     "prompt": PROMPT,
     "pictures": PICTURES,
+    "control": CONTROL,
     "sampling": SAMPLING,
     "model": MODEL,
     "memory and speed": MEMORY_AND_SPEED,
