@@ -5,6 +5,7 @@ what `denoising.py` needs in each step.
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -208,6 +209,18 @@ def check_controls(value: Any, loaded: Sequence[LoadedControl]) -> tuple[Control
                 "of this one returned"
             )
     return tuple(value)
+
+
+def warn_of_no_steps(controls: Sequence[Control], n_steps: int) -> None:
+    """Warn about controls that are active in none of the steps of a call."""
+    for i, control in enumerate(controls):
+        if not any(control.is_active(step, n_steps) for step in range(n_steps)):
+            steps = "1 step" if n_steps == 1 else f"{n_steps} steps"
+            warnings.warn(
+                f"controls[{i}], {control.network.name}, has no effect: no step of {steps} is "
+                f"between its start {control.start:g} and end {control.end:g}",
+                stacklevel=4,
+            )
 
 
 def activate(controls: Sequence[Control], size: Size, n_steps: int) -> list[ActiveControl]:

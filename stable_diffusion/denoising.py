@@ -8,6 +8,13 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from . import compiled
+from .active_control import (
+    ActiveControl,
+    ControlArguments,
+    ControlledUNet,
+    compute_residuals,
+    prepare_control,
+)
 from .attention import KeysValues
 from .device import backend
 from .merged_layers import MergedLayers
@@ -34,13 +41,13 @@ class NetworkInputs:
             and the latents of the masked picture, for inpainting.
         image: the latents of the picture that is edited, [1, h, w, C], for InstructPix2Pix.
         image_cfg: the weight of guidance by that picture.
-        controls: networks that steer the UNet.
+        controls: networks that steer the UNet by pictures, each in some of the steps.
     """
 
     channels: mx.array | None = None
     image: mx.array | None = None
     image_cfg: float | None = None
-    controls: Sequence[Any] = ()
+    controls: Sequence[ActiveControl] = ()
 
 
 EMPTY = NetworkInputs()
@@ -182,6 +189,7 @@ def make_predict(
     """
     channels = None if inputs.channels is None else inputs.channels.astype(dtype)
     text = unet.project_text(embeddings.astype(dtype))  # the same at all steps
+    controls = [prepare_control(each, embeddings.astype(dtype), dtype) for each in inputs.controls]
     embedded: mx.array | None = None
     if (dims := unet.config.time_cond_proj_dim) is not None:  # there is no second half then
         embedded = embed_guidance(cfg_weight, dims)
@@ -194,13 +202,24 @@ def make_predict(
         guidance = numbers if len(embeddings) > len(x) else []
         arguments = x.astype(dtype), timestep, text, text_time, guidance, embedded, channels
         network = merged_layers.put_into(unet)
-        return compiled.run(predict_with_guidance, network, *arguments, owner=unet)
+        active = [i for i, each in enumerate(inputs.controls) if index in each.steps]
+        if not active:
+            return compiled.run(predict_with_guidance, network, *arguments, owner=unet)
+        networks = [inputs.controls[i].network for i in active]
+        # What is compiled with control networks is kept beside what is compiled without them.
+        return compiled.run(
+            predict_with_guidance,
+            ControlledUNet(network, networks),
+            *arguments,
+            [controls[i] for i in active],
+            owner=networks[0],
+        )
 
     return predict
 
 
 def predict_with_guidance(
-    unet: UNetModel,
+    network: UNetModel | ControlledUNet,
     x: mx.array,
     timestep: mx.array,
     text: Sequence[KeysValues],
@@ -208,25 +227,35 @@ def predict_with_guidance(
     guidance: Sequence[Any],
     embedded: mx.array | None = None,
     channels: mx.array | None = None,
+    controls: Sequence[ControlArguments] = (),
 ) -> mx.array:
     """Return the prediction of noise, velocity or x_0, in float32 [B, h, w, C].
 
     Args:
+        network: the UNet, together with the control networks if there are any.
         x: latents [B, h, w, C].
         text: the keys and values of the text, with 2B rows if there is guidance.
         guidance: its weight, and the amount of rescaling unless that is 0; nothing without
             guidance.
         embedded: the guidance as an input of the UNet; None if it takes none.
         channels: what the UNet takes after the latents, [B or 1, h, w, E]; None if it takes none.
+        controls: the arguments of each control network.
     """
+    unet, residuals = network, None
+    if controls:
+        n_parts = 2 if guidance else 1
+        unet = network.unet
+        residuals = compute_residuals(
+            network.controls, controls, x, timestep, text_time, n_parts
+        )
     if channels is not None:
         channels = mx.broadcast_to(channels, (len(x), *channels.shape[1:]))
         x = mx.concatenate([x, channels], axis=-1)  # [B, h, w, C + E]
     if not guidance:
-        return unet(x, timestep, text, text_time, embedded).astype(mx.float32)
-    prediction = unet(mx.concatenate([x, x]), timestep, text, text_time, embedded).astype(
-        mx.float32
-    )
+        return unet(x, timestep, text, text_time, embedded, residuals).astype(mx.float32)
+    prediction = unet(
+        mx.concatenate([x, x]), timestep, text, text_time, embedded, residuals
+    ).astype(mx.float32)
     conditional, unconditional = prediction.split(2)
     weight, *amounts = guidance
     prediction = unconditional + weight * (conditional - unconditional)

@@ -5,6 +5,7 @@ text encoders can be freed once `Denoising.inputs` are evaluated, and the UNet a
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Unpack
 
 import mlx.core as mx
@@ -22,6 +23,7 @@ from .conditioning import (
     make_time_ids,
 )
 from .config.model import ModelConfig
+from .control import activate, warn_of_no_steps
 from .denoising import (
     EMPTY,
     Denoising,
@@ -45,6 +47,7 @@ from .model_io.loaders import (
 from .sampler.choose import choose_sampler
 from .sampler.noise import draw_latents
 from .sampler.schedule import Schedule
+from .utils.size import Size
 from .vae_strips import decode, encode
 
 DEFAULT_STRENGTH = 0.8
@@ -128,7 +131,7 @@ class StableDiffusion(LoadedNetworks):
             latent_size: (height, width) in latents; the model's default if None.
             seed: of the first picture, or one for each; a random one if None, see `Denoising.seed`.
             options: sampler, schedule, timesteps, eta, guidance_rescale, long_prompt,
-                prompt_weights and clip_skip, see `GenerationOptions`.
+                prompt_weights, clip_skip and controls, see `GenerationOptions`.
 
         Raises:
             TypeError: if an argument is of the wrong kind or has an unknown name.
@@ -136,7 +139,7 @@ class StableDiffusion(LoadedNetworks):
         """
         latent_size = check_arguments.check_size(latent_size, self.config)
         arguments = Arguments(text, n_images, num_steps, cfg_weight, negative_text, seed, options)
-        generation = check_generation(arguments, self.config, self.sampler)
+        generation = check_generation(arguments, self.config, self.sampler, self.controls)
         schedule = generation.sampler.schedule(generation.num_steps)
         shape = (*latent_size, self.config.autoencoder.latent_channels)
         noise = mx.array(draw_latents(generation.streams, shape))
@@ -167,7 +170,7 @@ class StableDiffusion(LoadedNetworks):
         """
         image = check_pictures.check_image(image, self.config.autoencoder.factor)
         arguments = Arguments(text, n_images, num_steps, cfg_weight, negative_text, seed, options)
-        generation = check_generation(arguments, self.config, self.sampler)
+        generation = check_generation(arguments, self.config, self.sampler, self.controls)
         strength = DEFAULT_STRENGTH if strength is None else strength
         strength = check_arguments.check_number("strength", strength, 0, 1)
         mean, _ = encode(self.autoencoder, image[None])  # the most likely latents, without noise
@@ -273,15 +276,18 @@ def _denoise(
     embeddings, pooled = sd._embed_text(*texts, generation.text_options)
     inputs = [x, embeddings]
     text_time = None
+    height, width = (side * sd.config.autoencoder.factor for side in x.shape[1:3])
     if pooled is not None:
-        height, width = (side * sd.config.autoencoder.factor for side in x.shape[1:3])
         text_time = (pooled, make_time_ids(height, width, len(pooled)))
         inputs.append(pooled)
     guidance = generation.cfg_weight, generation.guidance_rescale
+    warn_of_no_steps(generation.controls, len(schedule))
 
     def start() -> Steps:
-        # Not bound earlier: `use_float32` may have replaced the UNet and the type.
-        predict = make_predict(sd.unet, embeddings, text_time, *guidance, sd.dtype, network_inputs)
+        # Not bound earlier: `use_float32` may have replaced the networks and the type.
+        active = activate(generation.controls, Size(width, height), len(schedule))
+        what = replace(network_inputs, controls=active)
+        predict = make_predict(sd.unet, embeddings, text_time, *guidance, sd.dtype, what)
         return denoise(x, schedule, generation.sampler, predict, generation.streams, restore)
 
     return Denoising(start, len(schedule), inputs, generation.seed)
