@@ -53,12 +53,19 @@ class Recipe(Config):
     fit: str | None = None
     image: str | None = None  # the name of its file, without the folder
     image_sha256: str | None = None
+    control: tuple[str, ...] = ()  # MODEL[@TYPE]=IMAGE:SCALE, as `--control` takes it
+    control_sha256: tuple[str, ...] = ()  # of the pictures, in the same order
+    control_range: tuple[str, ...] = ()  # START-END, as `--control-range` takes it
+    control_canny: str | None = None  # LOW,HIGH
     version: str | None = None  # of this program
 
     IGNORED = frozenset({"schema", "program"})
     # Fields that are not options, or not as they are.
     NOT_OPTIONS: ClassVar[frozenset[str]] = frozenset(
-        {"revision", "lora_sha256", "embedding_sha256", "image", "image_sha256", "version"}
+        {
+            *("revision", "lora_sha256", "embedding_sha256", "image", "image_sha256"),
+            *("control_sha256", "version"),
+        }
     )
 
     @property

@@ -16,6 +16,7 @@ from ...utils.fold_name import fold_name
 from ...version import __version__
 from ..job import Job
 from ..settings import Settings
+from .control_text import name_control, name_ranges, name_thresholds
 from .recipe import Recipe, sha256
 from .webui_text import write_parameters
 
@@ -108,6 +109,10 @@ class _Choices:
     vae_float16: bool | None  # True or None, as in recipes that are older than the option
     fit: str | None
     image_sha256: str | None
+    control: tuple[str, ...]
+    control_sha256: tuple[str, ...]
+    control_range: tuple[str, ...]
+    control_canny: str | None
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "_Choices":
@@ -123,6 +128,13 @@ class _Choices:
             vae_float16=settings.vae_float16 or None,
             fit=None if start is None else start.fit,
             image_sha256=None if start is None else sha256(start.file),
+            control=tuple(
+                name_control(replace(each, model=_hide_home(each.model), file=_hide_home(each.file)))
+                for each in settings.controls
+            ),
+            control_sha256=tuple(sha256(each.file) for each in settings.controls),
+            control_range=name_ranges(settings.controls),
+            control_canny=name_thresholds(settings.controls),
         )
 
 

@@ -18,6 +18,7 @@ from ...config.known_models import MODELS
 from ...sampler.sampler import SAMPLERS, SCHEDULES
 from ...sampler.table import SamplerSpec
 from ...tokenizer.prompt_weights import EXTRA_NETWORK
+from .control_text import describe_controls
 from .recipe import MAX_CHARACTERS, PROGRAM, Recipe
 
 SAMPLER_NAMES = {spec.name: spec.webui_name for spec in SAMPLERS.values()}
@@ -104,6 +105,7 @@ def write_parameters(recipe: Recipe) -> str:
         "Clip skip": recipe.clip_skip + 1 if recipe.clip_skip else None,  # they count from 1
         "Emphasis": None if recipe.prompt_weights or not _has_brackets(recipe) else "None",
         "Lora": ", ".join(map(_shorten_lora, recipe.lora)) or None,
+        **describe_controls(recipe),
         "RNG": "CPU",  # the noise is the same as PyTorch's on a CPU
         "Version": PROGRAM if recipe.version is None else f"{PROGRAM} {recipe.version}",
     }

@@ -1,0 +1,78 @@
+"""Load the control networks of a run, and give them the control pictures in the size of a batch."""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from ..control import Control, LoadedControl, resize
+from ..images.arrays import to_uint8
+from ..images.edges import draw_edges
+from ..pipeline import StableDiffusion
+from ..utils.size import Size
+from .settings import ControlPicture
+
+MAX_STRETCH = 0.02  # how much proportions may differ before it shows
+
+
+def load_controls(sd: StableDiffusion, opened: Mapping[str, object]) -> None:
+    """Load the control networks into a pipeline.
+
+    Args:
+        opened: what `open_control` returned, by the names that the user gave.
+    """
+
+
+def make_controls(
+    pictures: Sequence[ControlPicture], networks: Mapping[str, LoadedControl], size: Size
+) -> list[Control]:
+    """Return the argument `controls` of the library's generators.
+
+    Args:
+        networks: the loaded networks, by the names that the user gave.
+        size: of the pictures that are made.
+    """
+    return [
+        Control(
+            network=networks[each.model],
+            image=_prepare_picture(each, size),
+            scale=each.scale,
+            start=each.start,
+            end=each.end,
+            type=each.type,
+        )
+        for each in pictures
+    ]
+
+
+def _prepare_picture(control: ControlPicture, size: Size) -> np.ndarray:
+    """Return the control picture, [H, W, 3] in [0, 1]; its edges are drawn at the size wanted."""
+    if control.canny is None:
+        return control.pixels
+    pixels = to_uint8(np.array(resize(mx.array(control.pixels), size)))
+    return (draw_edges(pixels, *control.canny) / 255).astype(np.float32)
+
+
+def warn_of_pictures(pictures: Iterable[ControlPicture], sizes: Iterable[Size]) -> None:
+    """Warn about control pictures that are stretched, or show nothing.
+
+    Args:
+        sizes: of the pictures that are made.
+    """
+    sizes = list(dict.fromkeys(sizes))
+    for control in pictures:
+        height, width, _ = control.pixels.shape
+        for size in sizes:
+            ratio = width / height * size.height / size.width
+            if abs(ratio - 1) > MAX_STRETCH:
+                warnings.warn(
+                    f"{control.file} has other proportions than the pictures: it is stretched "
+                    f"from {width}x{height} to {size.width}x{size.height}",
+                    stacklevel=2,
+                )
+                break
+        shown = control.pixels if control.canny is None else _prepare_picture(control, sizes[0])
+        if (shown == shown[0, 0]).all():
+            what = "has one colour" if control.canny is None else "has no edges at --control-canny"
+            warnings.warn(f"{control.file} {what}: it steers little", stacklevel=2)
