@@ -13,9 +13,7 @@ import mlx.nn as nn
 
 from .attention import KeysValues
 from .device import backend
-from .unet import Residuals
-
-TextTime = tuple[mx.array, mx.array]  # pooled embeddings and time ids, for SDXL
+from .unet import Residuals, TextTime
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +71,9 @@ def prepare_control(
     pictures = [picture.astype(dtype) for picture in control.pictures]
     scales: list[Any] = list(control.scales)
     if backend.is_gpu():
-        scales = [mx.array(scale, dtype) for scale in scales]  # not constants of a compiled function
+        scales = [
+            mx.array(scale, dtype) for scale in scales
+        ]  # not constants of a compiled function
     return ControlArguments(
         network.prepare(pictures, control.types), network.project_text(embeddings), scales
     )
@@ -123,10 +123,7 @@ def compute_residuals(
 def add_residuals(first: Residuals, second: Residuals) -> Residuals:
     """Return the sums of the residuals of two networks, either of which may lack some."""
     down, inner = (
-        [
-            a if b is None else b if a is None else a + b
-            for a, b in zip_longest(firsts, seconds)
-        ]
+        [a if b is None else b if a is None else a + b for a, b in zip_longest(firsts, seconds)]
         for firsts, seconds in ((first.down, second.down), (first.inner, second.inner))
     )
     mids = [mid for mid in (first.mid, second.mid) if mid is not None]

@@ -17,8 +17,15 @@ import numpy as np
 
 from .active_control import ActiveControl
 from .check_arguments import check_integer, check_number, describe, is_pil
-from .utils.wording import did_you_mean
+from .config.controlnet import ControlNetUnionConfig
+from .model_io.control_models import (
+    OpenedControl,
+    find_damaged_control_weights,
+    load_control_network,
+)
+from .quantize import is_quantized, quantize_unet
 from .utils.size import Size
+from .utils.wording import did_you_mean
 
 IMAGE = "image must be [H, W, 3] floats in [0, 1]: x / 255 for x of 8 bits"
 ROUNDING = 1e-3  # how far beyond [0, 1] rounding may take a picture in half precision
@@ -38,14 +45,18 @@ class LoadedControl:
     """A control network of a pipeline, which `StableDiffusion.load_control` returns.
 
     Attributes:
-        name: as the caller named it.
+        name: of the control model.
         types: the names of what its pictures may show, if it is a union; empty for the others.
     """
 
-    def __init__(self, name: str, network: nn.Module, types: Sequence[str] = ()):
-        self.name = name
-        self.types = tuple(types)
-        self._network: nn.Module | None = network
+    def __init__(self, opened: OpenedControl, float16: bool):
+        self._opened = opened
+        self._network: nn.Module | None = load_control_network(opened, float16)
+        self.name = opened.name
+        self.types: tuple[str, ...] = ()
+        if isinstance(opened.config, ControlNetUnionConfig):
+            numbers = range(len(UNION_TYPES), opened.config.num_control_type)
+            self.types = (*UNION_TYPES, *map(str, numbers))[: opened.config.num_control_type]
 
     def __repr__(self) -> str:
         return f"LoadedControl({self.name!r})"
@@ -58,17 +69,33 @@ class LoadedControl:
             ValueError: if it has been unloaded.
         """
         if self._network is None:
-            raise ValueError(f"the control {self.name} has been unloaded: load it again")
+            raise ValueError(f"the control network {self.name} has been unloaded: load it again")
         return self._network
-
-    @network.setter
-    def network(self, network: nn.Module | None) -> None:
-        self._network = network
 
     @property
     def is_unloaded(self) -> bool:
         """Return whether the network has been unloaded."""
         return self._network is None
+
+    def quantize(self) -> None:
+        """Quantize its linear layers to 8 bits, in place, unless they are quantized."""
+        if not is_quantized(self.network):
+            quantize_unet(self.network)
+
+    def use_float32(self) -> None:
+        """Load the network again, to compute in float32; quantized if it was."""
+        was_quantized = is_quantized(self.network)
+        self._network = load_control_network(self._opened, True, widened=True)
+        if was_quantized:
+            self.quantize()
+
+    def find_damaged_weights(self, float16: bool) -> list[str]:
+        """Return the tensors that have a number that is not finite, "FILE: KEY"."""
+        return find_damaged_control_weights(self._opened, float16)
+
+    def unload(self) -> None:
+        """Delete the network. A `Denoising` that has begun keeps it until it ends."""
+        self._network = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,14 +191,13 @@ def _check_type(value: Any, network: LoadedControl) -> int | None:
         return None
     known = ", ".join(types)
     if value is None:
-        raise ValueError(f"{network.name} is a union: type must say what the picture shows: {known}")
-    if not isinstance(value, str):
-        number = check_integer("type", value)
-    else:
-        number = find_union_type(value)
-        if number is None:
-            suggestion = did_you_mean(value, (*types, *UNION_ALIASES))
-            raise ValueError(f"type must be one of {known}, got {value!r}{suggestion}")
+        raise ValueError(
+            f"{network.name} is for several types: type must say what the picture shows: {known}"
+        )
+    number = find_union_type(value) if isinstance(value, str) else check_integer("type", value)
+    if number is None:
+        suggestion = did_you_mean(value, (*types, *UNION_ALIASES))
+        raise ValueError(f"type must be one of {known}, got {value!r}{suggestion}")
     if not 0 <= number < len(types):
         raise ValueError(f"{network.name} has {len(types)} types ({known}), got type {value!r}")
     return number
@@ -246,8 +272,8 @@ def activate(controls: Sequence[Control], size: Size, n_steps: int) -> list[Acti
         active += [
             ActiveControl(
                 network=group[0].network.network,
-                pictures=[resize(each.image, size)[None] for each in together],
-                types=[each.type for each in together if each.type is not None],
+                pictures=[resize(mx.array(each.image), size)[None] for each in together],
+                types=[each.type for each in together if isinstance(each.type, int)],
                 scales=[each.scale for each in together],
                 steps=frozenset(numbers),
             )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from . import compiled
 from .active_control import (
@@ -23,7 +24,7 @@ from .sampler.sampler import Sampler
 from .sampler.schedule import Schedule, Step
 from .sampler.steps.step_input import History
 from .time_embedding import embed_guidance
-from .unet import UNetModel
+from .unet import Residuals, UNetModel
 
 # Latents, timestep, index of the step in `Schedule.steps` → the prediction.
 Predict = Callable[[mx.array, mx.array, int], mx.array]
@@ -241,13 +242,12 @@ def predict_with_guidance(
         channels: what the UNet takes after the latents, [B or 1, h, w, E]; None if it takes none.
         controls: the arguments of each control network.
     """
-    unet, residuals = network, None
-    if controls:
+    unet: nn.Module = network
+    residuals: Residuals | None = None
+    if isinstance(network, ControlledUNet):
         n_parts = 2 if guidance else 1
         unet = network.unet
-        residuals = compute_residuals(
-            network.controls, controls, x, timestep, text_time, n_parts
-        )
+        residuals = compute_residuals(network.controls, controls, x, timestep, text_time, n_parts)
     if channels is not None:
         channels = mx.broadcast_to(channels, (len(x), *channels.shape[1:]))
         x = mx.concatenate([x, channels], axis=-1)  # [B, h, w, C + E]

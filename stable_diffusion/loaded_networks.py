@@ -5,9 +5,12 @@ import mlx.nn as nn
 
 from .adapted import Adapted
 from .autoencoder_tiny import AutoencoderTiny
+from .check_arguments import check_path
 from .clip import CLIPTextModel
 from .conditioning import Reader, require_fit
-from .model_io.loaders import load_autoencoder, load_text_encoder, load_tokenizer
+from .control import LoadedControl
+from .model_io.control_models import OpenedControl, open_control
+from .model_io.loaders import ModelPath, load_autoencoder, load_text_encoder, load_tokenizer
 from .model_io.weights import read_weights
 from .precision import load_in_float32
 from .quantize import quantize_networks
@@ -27,18 +30,23 @@ class LoadedNetworks(Adapted):
     autoencoder: Autoencoder | AutoencoderTiny
     float16: bool
     vae_float16: bool
+    controls: tuple[LoadedControl, ...] = ()
 
     def ensure_models_are_loaded(self) -> None:
         """Read all weights now."""
-        for network in (*self._text_encoders, self.unet, self.autoencoder):
+        controls = (control.network for control in self.controls)
+        for network in (*self._text_encoders, self.unet, self.autoencoder, *controls):
             read_weights(network)
 
     def quantize(self) -> None:
-        """Quantize linear layers to 4 bits (text encoders) and 8 bits (UNet), in place.
+        """Quantize linear layers to 4 bits (text encoders) and 8 bits (UNet, control), in place.
 
-        The UNet's other weights are kept in float16. Quantized networks stay so, with a warning.
+        Their other weights, except the text encoders', are kept in float16. Quantized networks stay
+        so, with a warning. Control networks that are loaded later are not quantized.
         """
         quantize_networks(self.unet, self._text_encoders, self.config.name)
+        for control in self.controls:
+            control.quantize()
 
     def use_float32(self) -> None:
         """Load the networks again, to compute in float32.
@@ -52,12 +60,38 @@ class LoadedNetworks(Adapted):
             if hasattr(self, attribute):
                 network = load_in_float32(self.model, name, getattr(self, attribute))
                 setattr(self, attribute, network)
+        for control in self.controls:
+            control.use_float32()
 
     def use_float32_vae(self) -> None:
         """Load the VAE again, to compute in float32, if it computes in half precision."""
         if self.vae_float16 and hasattr(self, "autoencoder"):
             self.autoencoder = load_autoencoder(self.model, self.float16)
         self.vae_float16 = False
+
+    def load_control(self, model: ModelPath | OpenedControl) -> LoadedControl:
+        """Load a ControlNet, a union of ControlNets or a T2I-Adapter, for the argument `controls`.
+
+        Args:
+            model: a short name such as "canny", a folder, a safetensors file, a Hub repository, or
+                a file of one; see `open_control`.
+
+        Raises:
+            OSError: if it cannot be found.
+            ValueError: if it is not supported, is broken, or is for another kind of model.
+        """
+        if not isinstance(model, OpenedControl):
+            check_path("model", model)
+            model = open_control(model, self.model)
+        control = LoadedControl(model, self.float16)
+        self.controls = (*self.controls, control)
+        return control
+
+    def unload_controls(self) -> None:
+        """Delete all control networks."""
+        for control in self.controls:
+            control.unload()
+        self.controls = ()
 
     def free_text_encoders(self) -> None:
         """Delete the text encoders. Evaluate what they compute (`Denoising.inputs`) first."""

@@ -9,19 +9,33 @@ import numpy as np
 from ..control import Control, LoadedControl, resize
 from ..images.arrays import to_uint8
 from ..images.edges import draw_edges
-from ..pipeline import StableDiffusion
+from ..model_io.control_models import OpenedControl, open_control
+from ..model_io.model import Model
 from ..utils.size import Size
 from .settings import ControlPicture
+from .terminal.console import say
 
 MAX_STRETCH = 0.02  # how much proportions may differ before it shows
 
 
-def load_controls(sd: StableDiffusion, opened: Mapping[str, object]) -> None:
-    """Load the control networks into a pipeline.
+def open_controls(
+    pictures: Iterable[ControlPicture], model: Model, float16: bool
+) -> dict[str, OpenedControl]:
+    """Open the control models of a run, each once, by the names that the user gave.
 
-    Args:
-        opened: what `open_control` returned, by the names that the user gave.
+    What is to be downloaded is said.
+
+    Raises:
+        OSError, ValueError: see `open_control`.
     """
+    opened: dict[str, OpenedControl] = {}
+    for picture in pictures:
+        if picture.model not in opened:
+            control = open_control(picture.model, model, on_message=say)
+            if (line := control.describe_download(float16)) is not None:
+                say(line)
+            opened[picture.model] = control
+    return opened
 
 
 def make_controls(

@@ -20,6 +20,8 @@ from ..model_io.weights import flatten_parameters
 from ..pipeline import StableDiffusion
 from ..step_memory import count_fitting
 from ..utils.atomic_files import remove_abandoned
+from ..utils.size import Size
+from .controls import make_controls
 from .decode import decode_all, decode_pictures
 from .job import Batch, CompleteJob
 from .output.continuation import explain_continuation
@@ -106,7 +108,11 @@ def _make_pictures(
     if writer is not None:
         writer.record = run.record
 
-    weight_bytes = sum(weight.nbytes for weight in flatten_parameters(run.sd.unet).values())
+    networks = run.sd.unet, *(control.network for control in run.sd.controls)
+    weight_bytes = sum(
+        weight.nbytes for network in networks for weight in flatten_parameters(network).values()
+    )
+    del networks  # they are freed after the last step
 
     def count_at_once(job: CompleteJob) -> int:
         # The ranks, whose memory may differ, come here with the same jobs in the same order.
@@ -118,6 +124,7 @@ def _make_pictures(
     if started:
         with progress.measure("reading the UNet"):
             run.read_networks(["unet"])
+            run.read_controls()
     work = [BatchWork(len(each.batch.jobs), len(each.latents)) for each in started]
     with progress.show_batches(work):
         for i in range(0, len(batches), ranks.size):
@@ -145,7 +152,7 @@ def _start_batches(run: Run, batches: Sequence[Batch]) -> deque[StartedBatch]:
         for batch in batches:
             latents = overflow.start_checked(
                 run.sd,
-                partial(_call_generator, run.sd, run.settings, batch),
+                partial(_call_generator, run, batch),
                 others=[each.latents for each in started],
                 adapter_files=run.adapter_files,
                 is_flat=run.starts_flat,
@@ -155,13 +162,17 @@ def _start_batches(run: Run, batches: Sequence[Batch]) -> deque[StartedBatch]:
     return started
 
 
-def _call_generator(sd: StableDiffusion, settings: Settings, batch: Batch) -> Denoising:
+def _call_generator(run: Run, batch: Batch) -> Denoising:
     """Call the library's generator for a batch."""
+    sd, settings = run.sd, run.settings
+    size = Size(batch.jobs[0].width, batch.jobs[0].height)
+    controls = make_controls(settings.controls, run.controls, size)
     if settings.start is None or batch.strength is None:  # they are given together
-        size = batch.latent_size(sd.config.autoencoder.factor)
-        return sd.generate_latents(latent_size=size, **batch.options)
-    pixels, strength = settings.start.pixels, batch.strength
-    return sd.generate_latents_from_image(pixels, strength=strength, **batch.options)
+        latent_size = batch.latent_size(sd.config.autoencoder.factor)
+        return sd.generate_latents(latent_size=latent_size, controls=controls, **batch.options)
+    return sd.generate_latents_from_image(
+        settings.start.pixels, strength=batch.strength, controls=controls, **batch.options
+    )
 
 
 def _prepare_preview(run: Run, path: Path) -> Preview | None:
@@ -193,6 +204,7 @@ def _make_next_batch(
         del latents
         if not started:
             del run.sd.unet
+            run.sd.unload_controls()
     with run.progress.measure("decoding"):
         run.read_decoder()
         for picture in decode_pictures(run, x_0):

@@ -1,15 +1,18 @@
 """What the phases of a run need: the settings, and the model that they name."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..control import LoadedControl
 from ..device import backend, cpu_kernels, memory
 from ..model_io.loaders import open_model
-from ..model_io.model import Model, describe_downloads
+from ..model_io.model import describe_downloads
 from ..model_io.weight_files import STEMS
 from ..pipeline import StableDiffusion, pipeline_class
+from ..utils.size import Size
 from ..vae_strips import Vae
+from .controls import open_controls, warn_of_pictures
 from .few_step import adopt_few_step
 from .job import CompleteJob
 from .output.preview import load_preview_vae
@@ -39,6 +42,7 @@ class Run:
         sd: the model, with the LoRAs and textual inversions of the settings.
         record: what the files say of how their pictures were made.
         preview_vae: the VAE that the settings name for previews, if they name one.
+        controls: the control networks, by the names that the settings give them.
     """
 
     settings: Settings
@@ -47,6 +51,7 @@ class Run:
     sd: StableDiffusion
     record: Record
     preview_vae: Vae | None = None
+    controls: Mapping[str, LoadedControl] = field(default_factory=dict)
 
     @property
     def starts_flat(self) -> bool:
@@ -66,6 +71,11 @@ class Run:
             if hasattr(self.sd, name):
                 self.progress.read_network(NETWORKS[name], getattr(self.sd, name))
 
+    def read_controls(self) -> None:
+        """Read the weights of the control networks."""
+        for name, control in self.controls.items():
+            self.progress.read_network(f"control network {name}", control.network)
+
     def read_decoder(self) -> None:
         """Read the weights of the VAE's decoder."""
         self.progress.read_network("VAE's decoder", self.sd.autoencoder.decoder)
@@ -78,17 +88,22 @@ def prepare_run(settings: Settings, plan: Plan, progress: Progress) -> Run:
     float16 = _choose_precision(settings)
     for line in describe_downloads(model, STEMS, float16):
         say(line)
+    opened = open_controls(settings.controls, model, float16)
     jobs = plan.complete_jobs(settings, adopt_few_step(settings, model))
+    warn_of_pictures(settings.controls, (Size(job.width, job.height) for job in jobs))
     preview_vae = load_preview_vae(settings, model, float16)
     memory.limit_cache()
     if cpu_kernels.needs_compiling():
         say("Compiling the kernels for this processor, once …")
-    sd = _load(settings, model, float16)
+    sd = pipeline_class(model.config)(model, float16, vae_float16=settings.vae_float16)
+    controls = {name: sd.load_control(control) for name, control in opened.items()}
+    _adapt(sd, settings)
     record = Record(settings, model, float16)
-    run = Run(settings, progress, jobs, sd, record, preview_vae)
+    run = Run(settings, progress, jobs, sd, record, preview_vae, controls)
     if settings.preload_models:
         with progress.measure("loading"):
             run.read_networks(NETWORKS)
+            run.read_controls()
     return run
 
 
@@ -102,13 +117,11 @@ def _choose_precision(settings: Settings) -> bool:
     return False
 
 
-def _load(settings: Settings, model: Model, float16: bool) -> StableDiffusion:
-    """Return the model with the LoRAs and textual inversions of the settings."""
-    sd = pipeline_class(model.config)(model, float16, vae_float16=settings.vae_float16)
+def _adapt(sd: StableDiffusion, settings: Settings) -> None:
+    """Quantize the model, and add the LoRAs and textual inversions of the settings."""
     if settings.quantize:
         sd.quantize()
     for name, file in settings.embedding:  # before the words in LoRA files, which may be the same
         sd.load_embedding(name, file)
     for lora, scale in settings.lora:
         sd.load_lora(lora, scale, merged=settings.merge_loras)
-    return sd

@@ -10,10 +10,14 @@ from .recipe import Recipe
 FULL_RANGE = "0-1"
 
 
-def name_control(control: ControlPicture) -> str:
-    """Return the text of `--control` for a control picture."""
+def name_control(control: ControlPicture, model: str, file: str) -> str:
+    """Return the text of `--control` for a control picture.
+
+    Args:
+        model, file: what to call its model and its file.
+    """
     kind = "" if control.type is None else f"@{control.type}"
-    return f"{control.model}{kind}={control.file}:{_format(control.scale)}"
+    return f"{model}{kind}={file}:{_format(control.scale)}"
 
 
 def name_ranges(controls: Sequence[ControlPicture]) -> tuple[str, ...]:

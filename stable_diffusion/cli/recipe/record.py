@@ -129,7 +129,9 @@ class _Choices:
             fit=None if start is None else start.fit,
             image_sha256=None if start is None else sha256(start.file),
             control=tuple(
-                name_control(replace(each, model=_hide_home(each.model), file=_hide_home(each.file)))
+                name_control(
+                    replace(each, model=_hide_home(each.model), file=_hide_home(each.file))
+                )
                 for each in settings.controls
             ),
             control_sha256=tuple(sha256(each.file) for each in settings.controls),
