@@ -32,12 +32,16 @@ class PipelineConfig(Config):
     force_zeros_for_empty_prompt: bool = True
     _converted_from: str | None = None  # the known model that this one was converted from
 
-    # Image to image runs on the same weights; inpainting and others do not.
+    # What the UNet takes decides what the model can do, not the class; see `UNetConfig.task`.
     CLASS_NAMES = (
         "StableDiffusionPipeline",
         "StableDiffusionImg2ImgPipeline",
         "StableDiffusionXLPipeline",
         "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+        "StableDiffusionXLInpaintPipeline",
+        "StableDiffusionInstructPix2PixPipeline",
+        "StableDiffusionXLInstructPix2PixPipeline",
         "LatentConsistencyModelPipeline",  # of UNets that embed the guidance
         "LatentConsistencyModelImg2ImgPipeline",
     )
@@ -78,7 +82,7 @@ class ModelConfig:
                 f"these text encoders give {self._n_added_inputs}: they do not fit together"
             )
         latent_channels = self.autoencoder.latent_channels
-        if (self.unet.in_channels, self.unet.out_channels) != (latent_channels, latent_channels):
+        if self.unet.task is None or self.unet.out_channels != latent_channels:
             raise ValueError(
                 f"{self.name}: the UNet takes {self.unet.in_channels} channels and gives "
                 f"{self.unet.out_channels}, the VAE has {latent_channels}: they do not fit together"
