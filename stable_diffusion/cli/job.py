@@ -18,6 +18,10 @@ from .settings import PictureOptions, Settings, StartPicture
 # a step takes minutes, unless the picture has few pixels in all (the embedded model is small).
 MAX_USUAL_FACTOR, MAX_FACTOR = 2, 8
 FEW_PIXELS = 1024 * 1024
+# How far to go from the picture if the user does not say. A part is repainted from noise alone, as
+# diffusers' inpainting pipelines do.
+DEFAULT_STRENGTH, REPAINTING_STRENGTH = 0.9, 1.0
+USUAL_CROP = 32  # pixels around the mask that are suggested for --mask-crop
 
 
 class UsageError(ValueError):
@@ -31,10 +35,13 @@ class Job(PictureOptions):
     Attributes:
         seed: its own.
         index: the number of the picture among all pictures of the run, from 1.
+        is_padded: whether the picture is padded until the networks take it, so that any size will
+            do.
     """
 
     seed: int = field(kw_only=True)
     index: int = 1
+    is_padded: bool = False
 
     def with_defaults(self, config: ModelConfig) -> "CompleteJob":
         """Return the job with the model's defaults in place of None.
@@ -44,7 +51,7 @@ class Job(PictureOptions):
         """
         factor = config.autoencoder.factor
         for option, pixels in (("width", self.width), ("height", self.height)):
-            if pixels is not None and pixels % factor:
+            if pixels is not None and pixels % factor and not self.is_padded:
                 raise UsageError(
                     f"{self.where}--{option} must be a multiple of {factor}, got {pixels}"
                 )
@@ -145,13 +152,28 @@ def make_jobs(settings: Settings, seed: int) -> list[Job]:
     for request in settings.requests:
         options = {option.name: getattr(request, option.name) for option in fields(PictureOptions)}
         if settings.start is not None:
-            options["height"], options["width"], _ = settings.start.pixels.shape
+            options |= _make_start_options(settings.start, request.strength)
         first_seed = seed if request.seed is None else request.seed
         jobs += [
             Job(seed=first_seed + i, index=len(jobs) + i + 1, **options)
             for i in range(request.n_images)
         ]
     return jobs
+
+
+def _make_start_options(start: StartPicture, strength: float | None) -> dict[str, Any]:
+    """Return the options of a job that depend on the picture to start from.
+
+    Args:
+        strength: as the user says it; None if the user does not.
+    """
+    repaints = start.repainting is not None
+    if strength is None:
+        strength = REPAINTING_STRENGTH if repaints else DEFAULT_STRENGTH
+    options = {"strength": strength, "is_padded": repaints and not start.is_cropped}
+    if not start.is_cropped:
+        options["width"], options["height"] = start.size
+    return options
 
 
 def check_start(start: StartPicture | None, config: ModelConfig) -> None:
@@ -166,7 +188,7 @@ def check_start(start: StartPicture | None, config: ModelConfig) -> None:
     if start is None:
         return
     require_encoder(config.autoencoder)
-    if start.own_size is None:
+    if start.own_size is None or start.is_cropped:
         return
     own_size = start.own_size
     width, height = config.defaults.size
@@ -177,11 +199,16 @@ def check_start(start: StartPicture | None, config: ModelConfig) -> None:
     # Sides of a small picture must be rounded more finely, or its proportions change.
     multiple = MULTIPLE if min(width, height) >= 4 * MULTIPLE else config.autoencoder.factor
     fitting = find_similar_size(own_size, usual, multiple)
+    name = start.file
+    if start.repainting is not None and any(start.repainting.margins):
+        name += " with --outpaint"
     about = (
-        f"{start.file} has {own_size.width}x{own_size.height} pixels, about "
+        f"{name} has {own_size.width}x{own_size.height} pixels, about "
         f"{n_pixels / usual:.0f} times as many as the model is made for ({width}x{height})"
     )
     options = "--width {} --height {}".format(*fitting)
+    if start.repainting is not None:
+        options = f"--mask-crop {USUAL_CROP}, or {options}"
     if n_pixels > MAX_PIXELS or n_pixels > max(MAX_FACTOR * usual, FEW_PIXELS):
         raise UsageError(f"{about}: add {options}, or another --width and --height")
     warnings.warn(

@@ -66,7 +66,8 @@ class Plan:
         warn_of_prompts(jobs)
         check_start(settings.start, config)
         if self.names is not None:
-            check_sizes(self.names, jobs, settings.n_rows)
+            size = None if settings.start is None else settings.start.size
+            check_sizes(self.names, jobs, settings.n_rows, size)
         return jobs
 
 

@@ -38,6 +38,22 @@ class Box(NamedTuple):
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
 
+class Margins(NamedTuple):
+    """Pixels at the sides of a picture."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    def extend(self, size: Size) -> Size:
+        """Return the size of a picture to which the pixels are added."""
+        return Size(self.left + size.width + self.right, self.top + size.height + self.bottom)
+
+
+NO_MARGINS = Margins(0, 0, 0, 0)
+
+
 def read_mask(path: str | os.PathLike) -> np.ndarray:
     """Read the brightness of a picture, uint8 [H, W]. Transparent parts count as black.
 
@@ -75,7 +91,7 @@ def blur(mask: np.ndarray, radius: float) -> np.ndarray:
     return np.asarray(Image.fromarray(mask).filter(ImageFilter.GaussianBlur(radius)))
 
 
-def extend(pixels: np.ndarray, margins: Box, value: int | None = None) -> np.ndarray:
+def extend(pixels: np.ndarray, margins: Margins, value: int | None = None) -> np.ndarray:
     """Return a picture or mask with pixels added at its sides.
 
     Args:
@@ -95,7 +111,7 @@ def pad_to_multiple(pixels: np.ndarray, multiple: int) -> np.ndarray:
     Both sides become multiples of `multiple`, as the networks need.
     """
     height, width = pixels.shape[:2]
-    return extend(pixels, Box(0, 0, -width % multiple, -height % multiple))
+    return extend(pixels, Margins(0, 0, -width % multiple, -height % multiple))
 
 
 def paste(picture: np.ndarray, original: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -162,7 +178,7 @@ def enlarge_part(pixels: np.ndarray, box: Box, size: Size) -> np.ndarray:
         new_width, new_height = max(old_width * height // old_height, 1), height
     part = resize(pixels[box.slices], Fit(Size(new_width, new_height)))
     left, top = width // 2 - new_width // 2, height // 2 - new_height // 2
-    return extend(part, Box(left, top, width - new_width - left, height - new_height - top))
+    return extend(part, Margins(left, top, width - new_width - left, height - new_height - top))
 
 
 def paste_part(picture: np.ndarray, original: np.ndarray, mask: np.ndarray, box: Box) -> np.ndarray:
