@@ -134,7 +134,8 @@ def _count_fitting(sd: StableDiffusion, job: CompleteJob, weight_bytes: int) -> 
     """Return how many pictures like this one fit into the memory, beside the UNet's weights."""
     factor = sd.config.autoencoder.factor
     latent_size = job.height // factor, job.width // factor
-    return count_fitting(sd.config.unet, latent_size, job.cfg > 1, sd.dtype, weight_bytes)
+    has_guidance = sd.config.needs_second_text(job.cfg, job.image_cfg)
+    return count_fitting(sd.config.unet, latent_size, has_guidance, sd.dtype, weight_bytes)
 
 
 def _start_batches(run: Run, batches: Sequence[Batch]) -> deque[StartedBatch]:
@@ -157,11 +158,15 @@ def _start_batches(run: Run, batches: Sequence[Batch]) -> deque[StartedBatch]:
 
 def _call_generator(sd: StableDiffusion, settings: Settings, batch: Batch) -> Denoising:
     """Call the library's generator for a batch."""
-    if settings.start is None or batch.strength is None:  # they are given together
+    if settings.start is None:
         size = batch.latent_size(sd.config.autoencoder.factor)
         return sd.generate_latents(latent_size=size, **batch.options)
-    pixels, strength = settings.start.pixels, batch.strength
-    return sd.generate_latents_from_image(pixels, strength=strength, **batch.options)
+    return sd.generate_latents_from_image(
+        settings.start.pixels,
+        strength=batch.strength,
+        image_cfg_weight=batch.jobs[0].image_cfg,
+        **batch.options,
+    )
 
 
 def _prepare_preview(run: Run, path: Path) -> Preview | None:

@@ -9,6 +9,7 @@ from typing import Any
 from ..conditioning import warn_of_syntax
 from ..config.autoencoder_tiny import require_encoder
 from ..config.model import ModelConfig
+from ..config.task import IMAGE_GUIDANCE
 from ..images.arrays import MAX_PIXELS, MULTIPLE, find_similar_size
 from ..sampler.choose import choose_sampler
 from .settings import PictureOptions, Settings, StartPicture
@@ -18,6 +19,8 @@ from .settings import PictureOptions, Settings, StartPicture
 # a step takes minutes, unless the picture has few pixels in all (the embedded model is small).
 MAX_USUAL_FACTOR, MAX_FACTOR = 2, 8
 FEW_PIXELS = 1024 * 1024
+
+STRENGTH = 0.9  # if the user does not say it
 
 
 class UsageError(ValueError):
@@ -36,8 +39,11 @@ class Job(PictureOptions):
     seed: int = field(kw_only=True)
     index: int = 1
 
-    def with_defaults(self, config: ModelConfig) -> "CompleteJob":
+    def with_defaults(self, config: ModelConfig, *, has_start: bool = False) -> "CompleteJob":
         """Return the job with the model's defaults in place of None.
+
+        Args:
+            has_start: whether there is a picture to start from.
 
         Raises:
             UsageError: if the model cannot do what the job asks for.
@@ -70,12 +76,21 @@ class Job(PictureOptions):
             "height": defaults.size.height if self.height is None else self.height,
             "steps": steps,
             "cfg": defaults.guidance if self.cfg is None else self.cfg,
+            **self._choose_start_options(config, has_start),
             "sampler": sampler.name,
             "schedule": sampler.schedule_name,
             "timesteps": sampler.timesteps,
             "eta": (sampler.used_eta or None) if self.eta is None else self.eta,
         }
         return CompleteJob(**vars(self) | chosen)
+
+    def _choose_start_options(self, config: ModelConfig, has_start: bool) -> dict[str, Any]:
+        """Return the options about the picture to start from, with defaults."""
+        if config.unet.task == "editing":
+            return {"image_cfg": IMAGE_GUIDANCE if self.image_cfg is None else self.image_cfg}
+        if has_start and self.strength is None:
+            return {"strength": STRENGTH}
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,13 +207,24 @@ def check_start(start: StartPicture | None, config: ModelConfig) -> None:
 
 def warn_of_no_guidance(jobs: Iterable[CompleteJob], config: ModelConfig) -> None:
     """Warn about options that have no effect because their jobs predict for one text only."""
-    unguided = [job for job in jobs if not config.needs_second_text(job.cfg)]
+    jobs = list(jobs)
+    for job in jobs:
+        if job.image_cfg is not None and job.image_cfg < 1 < job.cfg:
+            warnings.warn(
+                f"{job.where}--image-cfg {job.image_cfg:g} is less than 1, which means no guidance "
+                "at all: neither by the prompt nor by the picture",
+                stacklevel=2,
+            )
+            break
+    unguided = [job for job in jobs if not config.needs_second_text(job.cfg, job.image_cfg)]
     options = {
         "--negative_prompt": any(job.negative_prompt for job in unguided),
         "--guidance-rescale": any(job.guidance_rescale for job in unguided),
     }
     if given := [option for option, is_given in options.items() if is_given]:
         what = "no effect without guidance: give --cfg more than 1"
+        if config.unet.task == "editing":
+            what += ", and --image-cfg at least 1"
         if config.unet.embeds_guidance:
             what = "no effect with this model, whose UNet takes the guidance as a number"
         has = "have" if len(given) > 1 else "has"

@@ -36,7 +36,9 @@ class PictureOptions:
         width, height: in pixels. Both are None, or neither.
         cfg: the guidance.
         timesteps: in place of steps and a schedule.
-        strength: how far to go from the picture to start from, 0 to 1; None without one.
+        strength: how far to go from the picture to start from, 0 to 1; None without one, and for
+            models that edit a picture.
+        image_cfg: the guidance by the picture, of these models.
         file: the file name of the picture inside the output folder, if the line gives one.
         where: the file and the line, with which error messages start.
     """
@@ -56,6 +58,7 @@ class PictureOptions:
     prompt_weights: bool = False
     clip_skip: int = 0
     strength: float | None = None
+    image_cfg: float | None = None
     file: str | None = None
     where: str = ""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...utils.wording import describe_error
+from ..model_task import check_known_model
 from ..settings import Request, Settings, StartPicture
 from .argument_parser import Parser
 from .combinations import check_combinations, check_request
@@ -105,6 +106,8 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> Set
         requests = _make_requests(values)
         for request in requests:
             check_request(request)
+        has_image = "image" in values
+        check_known_model(values["model"], values["unet"], requests, has_image=has_image)
         values = split_model(values, requests)
         start = read_start(values) if "image" in values else None
     except (ValueError, OSError) as error:
