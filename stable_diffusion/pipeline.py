@@ -168,7 +168,6 @@ class StableDiffusion(LoadedNetworks):
                 steps, so that one is run, with a warning.
         """
         check_task(self.config, has_image=True)
-        image = check_arguments.check_image(image, self.config.autoencoder.factor)
         image = check_pictures.check_image(image, self.config.autoencoder.factor)
         arguments = Arguments(text, n_images, num_steps, cfg_weight, negative_text, seed, options)
         generation = check_generation(arguments, self.config, self.sampler)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -135,7 +135,8 @@ def _count_fitting(sd: StableDiffusion, job: CompleteJob, weight_bytes: int) -> 
     """Return how many pictures like this one fit into the memory, beside the UNet's weights."""
     factor = sd.config.autoencoder.factor
     latent_size = -(-job.height // factor), -(-job.width // factor)  # as padded
-    return count_fitting(sd.config.unet, latent_size, job.cfg > 1, sd.dtype, weight_bytes)
+    has_guidance = sd.config.needs_second_text(job.cfg, job.image_cfg)
+    return count_fitting(sd.config.unet, latent_size, has_guidance, sd.dtype, weight_bytes)
 
 
 def _start_batches(run: Run, batches: Sequence[Batch]) -> deque[StartedBatch]:
@@ -158,11 +159,13 @@ def _start_batches(run: Run, batches: Sequence[Batch]) -> deque[StartedBatch]:
 
 def _call_generator(sd: StableDiffusion, start: Start | None, batch: Batch) -> Denoising:
     """Call the library's generator for a batch."""
-    if start is None or batch.strength is None:  # they are given together
+    if start is None:
         size = batch.latent_size(sd.config.autoencoder.factor)
         return sd.generate_latents(latent_size=size, **batch.options)
+    more: dict[str, Any] = {"mask": start.mask, "image_cfg_weight": batch.jobs[0].image_cfg}
+    given = {name: value for name, value in more.items() if value is not None}
     return sd.generate_latents_from_image(
-        start.pixels, strength=batch.strength, mask=start.mask, **batch.options
+        start.pixels, strength=batch.strength, **given, **batch.options
     )
 
 

@@ -63,6 +63,11 @@ class StartPicture:
         return Size(width, height)
 
     @property
+    def is_padded(self) -> bool:
+        """Return whether the picture is padded until the networks take it: any size will do."""
+        return self.repainting is not None and self.repainting.crop is None
+
+    @property
     def is_cropped(self) -> bool:
         """Return whether only a part is drawn, in a size of its own."""
         return self.repainting is not None and self.repainting.crop is not None
@@ -79,8 +84,9 @@ class PictureOptions:
             picture to start from is drawn. Both are None, or neither.
         cfg: the guidance.
         timesteps: in place of steps and a schedule.
-        strength: how far to go from the picture to start from, 0 to 1; None without one, and in a
-            request that does not say it.
+        strength: how far to go from the picture to start from, 0 to 1; None without one, and for
+            models that edit a picture.
+        image_cfg: the guidance by the picture, of these models.
         file: the file name of the picture inside the output folder, if the line gives one.
         where: the file and the line, with which error messages start.
     """
@@ -100,6 +106,7 @@ class PictureOptions:
     prompt_weights: bool = False
     clip_skip: int = 0
     strength: float | None = None
+    image_cfg: float | None = None
     file: str | None = None
     where: str = ""
 

@@ -14,7 +14,7 @@ from ...model_io.model import Model
 from ...model_io.sources import Source
 from ...utils.fold_name import fold_name
 from ...version import __version__
-from ..job import Job
+from ..job import Job, find_default_strength
 from ..settings import TRANSPARENCY, Repainting, Settings
 from .recipe import Recipe, sha256
 from .webui_text import write_parameters
@@ -70,6 +70,7 @@ class RecipeComparison:
         self._wanted: dict[str, Any] = vars(_Choices.from_settings(settings))
         if settings.float16 is not None:
             self._wanted["float16"] = settings.float16
+        self._default_strength = find_default_strength(settings.start)
         self._models = _list_model_names(settings.model)
         self._parts = {name: _list_model_names(getattr(settings, name)) for name in PARTS}
 
@@ -92,6 +93,8 @@ class RecipeComparison:
             if not _list_model_names(getattr(recipe, name)) & wanted_names:
                 return True
         wanted = _collect_job_values(job) | self._wanted
+        if job.strength is None and recipe.strength is not None and self._default_strength:
+            wanted["strength"] = self._default_strength
         return any(_fold(getattr(recipe, name)) != _fold(value) for name, value in wanted.items())
 
 
