@@ -93,7 +93,11 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # Inside `cli`, from the bottom up: each may import those before it, and itself.
 CLI = (
-    *({"mlx_errors", "settings", "terminal"}, {"few_step", "job", "ranks"}, {"recipe"}),
+    *(
+        {"mlx_errors", "settings", "terminal"},
+        {"few_step", "job", "model_task", "ranks", "start"},
+        {"recipe"},
+    ),
     {"arguments", "output"},
     *({"plan"}, {"run"}, {"decode"}, {"generate"}, {"main"}, {"convert"}),
 )

@@ -13,6 +13,7 @@ from ..model_io.control_models import OpenedControl, open_control
 from ..model_io.model import Model
 from ..utils.size import Size
 from .settings import ControlPicture
+from .start import Start, show_like
 from .terminal.console import say
 
 MAX_STRETCH = 0.02  # how much proportions may differ before it shows
@@ -39,18 +40,23 @@ def open_controls(
 
 
 def make_controls(
-    pictures: Sequence[ControlPicture], networks: Mapping[str, LoadedControl], size: Size
+    pictures: Sequence[ControlPicture],
+    networks: Mapping[str, LoadedControl],
+    size: Size,
+    start: Start | None = None,
 ) -> list[Control]:
     """Return the argument `controls` of the library's generators.
 
     Args:
         networks: the loaded networks, by the names that the user gave.
         size: of the pictures that are made.
+        start: what they start from; of a picture of which a part is drawn, the control pictures
+            show the whole.
     """
     return [
         Control(
             network=networks[each.model],
-            image=_prepare_picture(each, size),
+            image=_prepare_picture(each, size, start),
             scale=each.scale,
             start=each.start,
             end=each.end,
@@ -60,12 +66,19 @@ def make_controls(
     ]
 
 
-def _prepare_picture(control: ControlPicture, size: Size) -> np.ndarray:
-    """Return the control picture, [H, W, 3] in [0, 1]; its edges are drawn at the size wanted."""
+def _prepare_picture(control: ControlPicture, size: Size, start: Start | None) -> np.ndarray:
+    """Return a control picture, [H, W, 3] in [0, 1]; edges are drawn in the size that is drawn."""
+    picture = control.pixels
+    if start is not None and start.original is not None:
+        height, width, _ = start.original.shape
+        whole = to_uint8(np.array(resize(mx.array(picture), Size(width, height))))
+        height, width, _ = start.pixels.shape
+        size = Size(width, height)
+        picture = show_like(start, whole) / np.float32(255)
     if control.canny is None:
-        return control.pixels
-    pixels = to_uint8(np.array(resize(mx.array(control.pixels), size)))
-    return (draw_edges(pixels, *control.canny) / 255).astype(np.float32)
+        return picture
+    pixels = to_uint8(np.array(resize(mx.array(picture), size)))
+    return draw_edges(pixels, *control.canny) / np.float32(255)
 
 
 def warn_of_pictures(pictures: Iterable[ControlPicture], sizes: Iterable[Size]) -> None:
@@ -86,7 +99,9 @@ def warn_of_pictures(pictures: Iterable[ControlPicture], sizes: Iterable[Size]) 
                     stacklevel=2,
                 )
                 break
-        shown = control.pixels if control.canny is None else _prepare_picture(control, sizes[0])
+        shown = (
+            control.pixels if control.canny is None else _prepare_picture(control, sizes[0], None)
+        )
         if (shown == shown[0, 0]).all():
             what = "has one colour" if control.canny is None else "has no edges at --control-canny"
             warnings.warn(f"{control.file} {what}: it steers little", stacklevel=2)

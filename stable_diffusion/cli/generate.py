@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -140,8 +140,9 @@ def _make_pictures(
 def _count_fitting(sd: StableDiffusion, job: CompleteJob, weight_bytes: int) -> int:
     """Return how many pictures like this one fit into the memory, beside the UNet's weights."""
     factor = sd.config.autoencoder.factor
-    latent_size = job.height // factor, job.width // factor
-    return count_fitting(sd.config.unet, latent_size, job.cfg > 1, sd.dtype, weight_bytes)
+    latent_size = -(-job.height // factor), -(-job.width // factor)  # as padded
+    has_guidance = sd.config.needs_second_text(job.cfg, job.image_cfg)
+    return count_fitting(sd.config.unet, latent_size, has_guidance, sd.dtype, weight_bytes)
 
 
 def _start_batches(run: Run, batches: Sequence[Batch]) -> deque[StartedBatch]:
@@ -164,15 +165,17 @@ def _start_batches(run: Run, batches: Sequence[Batch]) -> deque[StartedBatch]:
 
 def _call_generator(run: Run, batch: Batch) -> Denoising:
     """Call the library's generator for a batch."""
-    sd, settings = run.sd, run.settings
-    size = Size(batch.jobs[0].width, batch.jobs[0].height)
-    controls = make_controls(settings.controls, run.controls, size)
-    if settings.start is None or batch.strength is None:  # they are given together
-        latent_size = batch.latent_size(sd.config.autoencoder.factor)
-        return sd.generate_latents(latent_size=latent_size, controls=controls, **batch.options)
-    return sd.generate_latents_from_image(
-        settings.start.pixels, strength=batch.strength, controls=controls, **batch.options
+    sd, start = run.sd, run.start
+    controls = make_controls(
+        run.settings.controls, run.controls, Size(batch.jobs[0].width, batch.jobs[0].height), start
     )
+    options = batch.options | {"controls": controls}
+    if start is None:
+        size = batch.latent_size(sd.config.autoencoder.factor)
+        return sd.generate_latents(latent_size=size, **options)
+    more: dict[str, Any] = {"mask": start.mask, "image_cfg_weight": batch.jobs[0].image_cfg}
+    given = {name: value for name, value in more.items() if value is not None}
+    return sd.generate_latents_from_image(start.pixels, strength=batch.strength, **given, **options)
 
 
 def _prepare_preview(run: Run, path: Path) -> Preview | None:
@@ -183,7 +186,9 @@ def _prepare_preview(run: Run, path: Path) -> Preview | None:
     with run.progress.measure("preparing previews"):
         run.read_decoder()
         decode = choose_decoder(settings, sd, run.preview_vae, partial(decode_all, run))
-    return Preview(path, settings.preview, settings.n_rows, decode)
+    return Preview(
+        path, settings.preview, settings.n_rows, lambda x: run.finish_pictures(decode(x))
+    )
 
 
 def _make_next_batch(
@@ -208,7 +213,7 @@ def _make_next_batch(
     with run.progress.measure("decoding"):
         run.read_decoder()
         for picture in decode_pictures(run, x_0):
-            yield picture
+            yield picture if run.start is None else run.start.finish(picture)
             run.progress.count_decoded()
 
 

@@ -4,6 +4,10 @@ from typing import Literal
 
 Task = Literal["text", "inpainting", "editing"]
 
+# How much weight the picture to edit has in guidance, if the caller does not say it; diffusers has
+# the same default.
+IMAGE_GUIDANCE = 1.5
+
 
 def find_task(in_channels: int, out_channels: int) -> Task | None:
     """Return what a UNet is trained for, by its channels; None if it is something else.

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from ..option import Option, Script
 from .control_options import CONTROL
+from .inpainting_options import INPAINTING
 from .model_options import MEMORY_AND_SPEED, MODEL
 from .output_options import OUTPUT, REPORTS
 from .picture_options import PICTURES, PROMPT, START
@@ -17,6 +18,7 @@ from .sampling_options import SAMPLING
 
 GROUPS: dict[str, tuple[Option, ...]] = {
     "picture to start from": START,
+    "repaint a part": INPAINTING,
     "prompt": PROMPT,
     "pictures": PICTURES,
     "control": CONTROL,
