@@ -2,7 +2,8 @@
 
 import mlx.core as mx
 
-from .config.networks import MID_WITH_ATTENTION, UNetConfig
+from .config.networks import UNetConfig
+from .config.unet_encoder import MID_WITH_ATTENTION
 from .device import backend, fused_attention, memory
 
 # Numbers in memory at the peak of a step, for each latent and each channel of the first block.

@@ -17,8 +17,8 @@ PACKAGE = Path(__file__).parents[1] / "stable_diffusion"
 # `cli` is below; only the entries import it.
 LOWER = {"config", "device", "sampler", "tokenizer", "utils"}
 NETWORKS = {
-    *("activations", "attention", "autoencoder_tiny", "clip", "layers", "time_embedding", "unet"),
-    "vae",
+    *("activations", "attention", "autoencoder_tiny", "clip", "controlnet", "layers"),
+    *("t2i_adapter", "time_embedding", "unet", "unet_blocks", "vae"),
 }
 BELOW_PIPELINE = {
     *(LOWER | NETWORKS),
@@ -45,7 +45,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "attention": {"device", "layers"},
     "clip": {"activations", "attention", "config", "device", "layers"},
     "time_embedding": {"activations", "layers"},
-    "unet": {"activations", "attention", "config", "device", "layers", "time_embedding"},
+    "unet_blocks": {"attention", "config", "layers"},
+    "unet": {"activations", "attention", "config", "layers", "time_embedding", "unet_blocks"},
+    "controlnet": {"activations", "attention", "config", "layers", "time_embedding", "unet"},
+    "t2i_adapter": {"activations", "attention", "config", "layers", "unet"},
     "vae": {"activations", "attention", "config", "device", "layers"},
     "autoencoder_tiny": {"activations", "config", "device", "layers", "vae"},
     "quantize": {"config", "device", "layers"},

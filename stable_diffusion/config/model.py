@@ -8,7 +8,8 @@ from .autoencoder_tiny import VaeConfig
 from .diffusion import DiffusionConfig
 from .few_step import FewStepSettings
 from .known_models import ModelSpec
-from .networks import CLIPTextConfig, UNetConfig, repeat_per_block
+from .networks import CLIPTextConfig, UNetConfig
+from .per_block import repeat_per_block
 from .strict_config import Config
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")  # folders in a model; SD has only the first
