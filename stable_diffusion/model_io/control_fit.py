@@ -91,8 +91,8 @@ def _check_controlnet(name: str, config: ControlNetConfig, model: Model) -> None
             )
     if config.factor != factor:
         raise ValueError(
-            f"{name} makes a number of {config.factor} pixels along each side, {model.name} of "
-            f"{factor}: they do not fit together"
+            f"{name} halves its picture until a number stands for {config.factor} pixels along "
+            f"each side, and the latents of {model.name} for {factor}: they do not fit together"
         )
 
 

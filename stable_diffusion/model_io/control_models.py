@@ -7,50 +7,59 @@ file of one (`org/name/FILE.safetensors`).
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
-from ..config.controlnet import (
-    ControlConfig,
-    ControlNetUnionConfig,
-    T2IAdapterConfig,
-    read_control_config,
-)
+from ..config.controlnet import ControlConfig, ControlNetConfig, read_control_config
 from ..config.known_controls import explain_short_name, find_control
-from ..controlnet import ControlNet, ControlNetUnion
+from ..controlnet import ControlNet
 from ..device import memory
-from ..t2i_adapter import T2IAdapter
 from ..utils.strict_json import read_json
 from . import hub
 from .control_fit import check_fit, find_control_family
-from .control_layouts import CONTROLNET, CONTROLNET_UNION, T2I_ADAPTER
+from .control_layouts import CONTROLNET
 from .control_single_file import DIFFERENCE, detect_control
 from .control_unsupported import (
     CONTROL,
+    is_control_config,
     refuse_control_config,
     refuse_control_keys,
     refuse_control_suffix,
     refuse_no_control,
 )
-from .hub_file import ResolvedFile, parse_hub_name, resolve_file
+from .hub_file import SUFFIX, ResolvedFile, parse_hub_name, resolve_file
 from .layouts import Layout
 from .loaders import ModelPath, load_unet, name_file
 from .model import Model
 from .network_file import Component, NetworkFile
 from .safetensors_file import Header, find_not_finite
+from .single_file import open_header
 from .sources import INDEX, BareNetwork, Source
-from .weight_files import FP16, FULL, STEMS, list_weight_files
+from .weight_files import CONTROLNET as COMPONENT
+from .weight_files import ALL_STEMS, FP16, FULL, list_weight_files
 from .weights import flatten_parameters, load_weights
 
-COMPONENT = "controlnet"  # the folder in a pipeline of diffusers
 CONFIG = "config.json"
-ControlNetwork = ControlNet | ControlNetUnion | T2IAdapter
+ControlNetwork = ControlNet
 # Names of the file of weights in a folder of diffusers, whose config.json is beside it.
-WEIGHT_NAMES = tuple(pattern.format(STEMS[COMPONENT]) for pattern in (*FP16, *FULL))
+WEIGHT_NAMES = tuple(pattern.format(ALL_STEMS[COMPONENT]) for pattern in (FULL[0], FP16[0]))
+
+
+class Kind(NamedTuple):
+    """What belongs to a class of configs."""
+
+    network: Callable[[Any], ControlNetwork]
+    layout: Layout  # of diffusers' files
+
+
+NETWORKS: Mapping[type, Kind] = {
+    ControlNetConfig: Kind(ControlNet, CONTROLNET),
+}
 
 
 @dataclass(frozen=True)
@@ -106,8 +115,56 @@ def open_control(
     found = _find(name, model, on_message)
     if isinstance(found, ResolvedFile):
         return _open_file(found, model)
-    content, where = found.config(f"{COMPONENT}/{CONFIG}")
-    return _open_config(found, content, where, model)
+    return _open_folder(found, model)
+
+
+def load_control_network(
+    opened: OpenedControl, float16: bool = False, *, widened: bool = False
+) -> ControlNetwork:
+    """Load the network of an open control model. Its weights are read when they are first used.
+
+    Weights that are differences are added to those of the model's UNet, as its files have them.
+
+    Args:
+        float16: half precision instead of float32.
+        widened: take the files that `float16` chooses, but convert the weights to float32.
+
+    Raises:
+        OSError: if one of the files cannot be found.
+        ValueError: if one is broken, lacks tensors, has others, or is too large for this machine.
+    """
+    dtype = mx.float16 if float16 and not widened else mx.float32
+    network = NETWORKS[type(opened.config)].network(opened.config)
+    n_weights = sum(math.prod(value.shape) for value in flatten_parameters(network).values())
+    memory.require_room(n_weights, opened.name)
+    files = opened.source.weights(COMPONENT, float16)
+    if not opened.is_difference:
+        load_weights(network, files, opened.layout, dtype)
+        return network
+    load_weights(network, files, opened.layout, mx.float32)
+    unet = flatten_parameters(load_unet(opened.model, float16, widened=True))
+    weights = [
+        (key, (value + unet[key] if key in unet else value).astype(dtype))
+        for key, value in flatten_parameters(network).items()
+    ]
+    network.update(tree_unflatten(weights))
+    return network
+
+
+def find_damaged_control_weights(opened: OpenedControl, float16: bool) -> list[str]:
+    """Return the tensors of a control model that have a number that is not finite, "FILE: KEY".
+
+    All of its files are read. With `float16` numbers that half precision cannot hold count too.
+
+    Raises:
+        OSError, ValueError: as `load_control_network` does.
+    """
+    dtype = mx.float16 if float16 else mx.float32
+    return [
+        f"{file}: {key}"
+        for file in opened.source.weights(COMPONENT, float16)
+        for key in find_not_finite(file, dtype, opened.layout)
+    ]
 
 
 def _find(
@@ -116,21 +173,74 @@ def _find(
     """Find the files of a control model: a folder with its config, or the one file with it."""
     text = os.fspath(name)
     family = find_control_family(model)
-    if isinstance(name, str) and (known := find_control(text, family)) is not None:
+    known = find_control(text, family) if isinstance(name, str) else None
+    if known is not None:
         text = known.location
-        name = Path(text) if known.repo is None else text
+        name = text if known.repo is not None else Path(text)
     path = os.path.expanduser(text)
-    is_word = isinstance(name, str) and "/" not in text and "\\" not in text
+    is_here = os.path.exists(path)
     refuse_control_suffix(text)
-    if is_word and not os.path.exists(path) and not text.endswith(".safetensors"):
+    if not is_here and isinstance(name, str) and _is_word(text):
         raise FileNotFoundError(explain_short_name(text, family))
-    hub_name = parse_hub_name(text) if isinstance(name, str) and not os.path.exists(path) else None
-    if os.path.isdir(path) or (hub_name is not None and not hub_name.path):
-        source = Source(text, Path(path)) if os.path.isdir(path) else _open_repository(hub_name)
+    hub_name = parse_hub_name(text) if isinstance(name, str) and not is_here else None
+    if os.path.isdir(path):
+        source: Source | None = Source(text, Path(path))
+    else:
+        source = hub.open_source(text) if hub_name is not None and not hub_name.path else None
+    if source is not None:
         if source.find(f"{COMPONENT}/{CONFIG}") is not None:
             return source
         if source.find(CONFIG) is not None:
             return BareNetwork(source, COMPONENT)
         if source.find(INDEX) is not None:
             raise ValueError(f"{text} is a whole model without a {CONTROL}: give it with --model")
-    return resolve_file(name, CONTROL, WEIGHT_NAMES[::-1], [CONFIG], announce=on_message)
+    return resolve_file(name, CONTROL, WEIGHT_NAMES, [CONFIG], announce=on_message)
+
+
+def _is_word(text: str) -> bool:
+    """Return whether a name can only be a short one."""
+    return not any(mark in text for mark in "/\\~") and not text.endswith(SUFFIX)
+
+
+def _open_file(found: ResolvedFile, model: Model) -> OpenedControl:
+    """Open the control model in a file, by the config beside it if it is in a diffusers folder."""
+    name = name_file(found)
+    header = open_header(name, found.path)
+    refuse_control_keys(header)
+    config_file = found.path.with_name(CONFIG)
+    if found.path.name in WEIGHT_NAMES and config_file.is_file():
+        content = _read_config(config_file)
+        if is_control_config(content):
+            config = read_control_config(content, str(config_file))
+            component = Component(content, NETWORKS[type(config)].layout)
+            return _make(header, component, config, found, model)
+    component = detect_control(header, model.unet_config)
+    if component is None:
+        refuse_no_control(header)
+    return _make(header, component, read_control_config(component.config, name), found, model)
+
+
+def _make(
+    header: Header, component: Component, config: ControlConfig, found: ResolvedFile, model: Model
+) -> OpenedControl:
+    """Return the control model in a file, if it fits the model."""
+    check_fit(header.name, config, model)
+    source = NetworkFile(header, COMPONENT, component)
+    source.file_commit = found.commit
+    return OpenedControl(source, config, component.layout, model, DIFFERENCE in header.shapes)
+
+
+def _read_config(file: Path) -> Any:
+    try:
+        return read_json(file, must_be_finite=False)
+    except ValueError as error:
+        raise ValueError(f"{file} is not a JSON file: {error}") from None
+
+
+def _open_folder(source: Source, model: Model) -> OpenedControl:
+    """Open a control model in a folder or repository of diffusers."""
+    content, where = source.config(f"{COMPONENT}/{CONFIG}")
+    refuse_control_config(where, content)
+    config = read_control_config(content, where)
+    check_fit(source.name, config, model)
+    return OpenedControl(source, config, NETWORKS[type(config)].layout, model)

@@ -1,23 +1,26 @@
 """Refuse what is given as a control model and is none that can be run: it shows what it is."""
 
 import re
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any, NoReturn
 
 from ..config.known_controls import KNOWN_CONTROLS
-from .original_layout import UNET_ROOT
+from .detect_unet import find_unet_root
+from .original_layout import UNET_ROOT, VAE_ROOT
 from .other_files import CONTROL_ADVICE, FAMILIES, PARTS
 from .safetensors_file import Header
 from .sources import CONVERT_PICKLE, PICKLES
-from .tiny_vae import open_tiny_halves
-from .unet_file import find_unet_root
+from .tiny_vae import has_tiny_vae
 
 CONTROL = "control model"  # in messages
 SUPPORTED = (
     "only ControlNets and T2I-Adapters of Stable Diffusion 1.x, 2.x and XL are supported as control"
 )
-PATCHES = (".patch",)  # suffixes of Fooocus' files
+PATCHES = (".patch",)  # of Fooocus
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif")
+
+VAE_STARTS = ("decoder.conv_in.", f"{VAE_ROOT}decoder.", "vae.decoder.")
 
 # Other things that steer a model, by a part of a key that only they have, as in `other_files`.
 OTHER_CONTROLS = {
@@ -95,6 +98,43 @@ def refuse_control_config(where: str, content: Any) -> None:
         raise ValueError(f"{where}: this is a LoRA: give it with --lora")
 
 
+def is_control_config(content: Any) -> bool:
+    """Return whether the content of a config.json says that it is one of a control network."""
+    class_name = str(content.get("_class_name")) if isinstance(content, Mapping) else ""
+    return "ControlNet" in class_name or "Adapter" in class_name
+
+
+def refuse_control_suffix(name: str) -> None:
+    """Refuse a file whose name shows that it holds no weights that are read.
+
+    Raises:
+        ValueError: if it is a pickle, a picture, or a patch of Fooocus.
+    """
+    suffix = PurePath(name).suffix.lower()
+    if suffix in PICKLES:
+        raise ValueError(
+            f"{name} is a pickle, and pickles are never loaded: {_find_safe_copy(name)}if you "
+            f"trust it, {CONVERT_PICKLE}"
+        )
+    if suffix in PICTURES:
+        raise ValueError(f"{name} is a picture, not a {CONTROL}: write --control MODEL={name}")
+    if suffix in PATCHES:
+        raise ValueError(
+            f"{name} is an inpainting patch of Fooocus; {SUPPORTED}: give an inpainting model with "
+            "--model"
+        )
+
+
+def _find_safe_copy(name: str) -> str:
+    """Return "take … or, " with the known control model that a pickle is, or "" for others."""
+    stem = PurePath(name).stem
+    for controls in KNOWN_CONTROLS.values():
+        for short, known in controls.items():
+            if known.repo is not None and stem in (known.repo.rpartition("/")[2], PurePath(known.file).stem):
+                return f"take {known.location} (its short name is {short}) or, "
+    return ""
+
+
 def refuse_control_keys(header: Header) -> None:
     """Refuse a file that steers a model in a way that is not supported, by its keys.
 
@@ -107,7 +147,7 @@ def refuse_control_keys(header: Header) -> None:
             raise ValueError(f"{header.name}: this is {what}; {SUPPORTED}")
 
 
-def refuse_no_control(header: Header) -> None:
+def refuse_no_control(header: Header) -> NoReturn:
     """Refuse a file without a control network, by its keys.
 
     Raises:
@@ -117,14 +157,18 @@ def refuse_no_control(header: Header) -> None:
     name = header.name
     if header.has(f"{UNET_ROOT}input_blocks."):
         raise ValueError(f"{name}: this is a whole model: give it with --model")
-    if header.has("decoder.conv_in.") or header.has("first_stage_model.decoder.") or _is_tiny(header):
+    if any(map(header.has, VAE_STARTS)) or has_tiny_vae(header):
         raise ValueError(f"{name}: this is a VAE: give it with --vae")
-    if (what := next((what for pattern, what in OTHER_MODELS.items() if _has(pattern, lines)), None)):
-        kind = "a ControlNet of" if _has("control", lines) else "a model or a part of one:"
-        raise ValueError(f"{name}: this is {kind} {what}; {SUPPORTED}")
+    for pattern, what in OTHER_MODELS.items():
+        if _has(pattern, lines):
+            raise ValueError(f"{name}: this is of {what}; {SUPPORTED}")
     if find_unet_root(header) is not None:
         raise ValueError(f"{name}: this is a UNet: give it with --unet")
     for pattern, (what, advice) in PARTS.items():
         if advice != CONTROL_ADVICE and _has(pattern, lines):
             raise ValueError(f"{name}: this is {what}: {advice}")
     raise ValueError(f"{name} holds no {CONTROL}: no key of a ControlNet or T2I-Adapter is in it")
+
+
+def _has(pattern: str, lines: str) -> bool:
+    return re.search(pattern, lines, re.MULTILINE) is not None
