@@ -9,11 +9,13 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from .activations import silu
-from .attention import KeysValues
-from .config.controlnet import BGR, ControlNetConfig
+from .activations import quick_gelu, silu
+from .attention import Attention, KeysValues
+from .config.controlnet import BGR, ControlNetConfig, ControlNetUnionConfig
 from .layers import Conv3x3, Linear
+from .time_embedding import TimestepEmbedding
 from .unet import Residuals, TextTime, UNetEncoder
+from .unet_blocks import count_temb_channels
 
 
 class PictureEmbedding(nn.Module):
@@ -46,9 +48,8 @@ class ControlNet(UNetEncoder):
         super().__init__(config)
         self.controlnet_cond_embedding = PictureEmbedding(config)
         self.controlnet_down_blocks = [Linear(n, n) for n in config.skip_channels]
-        self.controlnet_mid_block = Linear(
-            config.block_out_channels[-1], config.block_out_channels[-1]
-        )
+        bottom = config.block_out_channels[-1]
+        self.controlnet_mid_block = Linear(bottom, bottom)
 
     @property
     def is_conditional_only(self) -> bool:
@@ -112,6 +113,133 @@ class ControlNet(UNetEncoder):
         if scale is not None:
             outputs = [each * mx.array(scale, each.dtype) for each in outputs]
         return Residuals(outputs[:-1], outputs[-1], [])
+
+
+class UnionAttention(nn.Module):
+    """A transformer block over the pictures of a union.
+
+    As in diffusers, whose attention has the batch first in its place for the sequence, each
+    picture attends to the same picture in the other rows of the batch.
+    """
+
+    def __init__(self, dims: int, num_heads: int):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(dims)
+        self.attn = Attention(dims, num_heads)
+        self.ln_2 = nn.LayerNorm(dims)
+        self.c_fc = Linear(dims, 4 * dims)
+        self.c_proj = Linear(4 * dims, dims)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Return the output [N, B, C] for N pictures in B rows of a batch, [N, B, C]."""
+        x = self.attn(x, norm=self.ln_1, residual=x)
+        return self.c_proj(quick_gelu(self.c_fc(x, norm=self.ln_2)), residual=x)
+
+
+class ControlNetUnion(ControlNet):
+    """A ControlNet for pictures of several types at once: diffusers' ControlNetUnionModel.
+
+    Attributes:
+        task_embedding: what tells the types apart, [number of types, C].
+    """
+
+    config: ControlNetUnionConfig
+
+    def __init__(self, config: ControlNetUnionConfig):
+        super().__init__(config)
+        dims = config.num_trans_channel
+        self.task_embedding = mx.zeros((config.num_control_type, dims))
+        self.transformer_layers = [
+            UnionAttention(dims, config.num_trans_head) for _ in range(config.num_trans_layer)
+        ]
+        self.spatial_ch_projs = Linear(dims, config.num_proj_channel)
+        # With SiLU, as in diffusers, even if act_fn says something else.
+        self.control_add_embedding = TimestepEmbedding(
+            config.type_channels, count_temb_channels(config), "silu"
+        )
+
+    def prepare(self, pictures: Sequence[mx.array], types: Sequence[int] = ()) -> list[mx.array]:
+        """Return what depends on the pictures alone, for all steps.
+
+        Args:
+            pictures: one or more, as `ControlNet.prepare` takes it.
+            types: the number of the type of each picture.
+
+        Raises:
+            ValueError: if there is not one type for each picture, or the network has no such type.
+        """
+        n_types = self.config.num_control_type
+        if len(types) != len(pictures) or not pictures:
+            raise ValueError(
+                f"a union needs one type for each of its pictures, got {len(pictures)} pictures "
+                f"and {len(types)} types"
+            )
+        if unknown := [each for each in types if not 0 <= each < n_types]:
+            raise ValueError(f"types must be from 0 to {n_types - 1}, got {unknown[0]}")
+        prepared = [self._embed_types(types, pictures[0].dtype)]
+        for picture, number in zip(pictures, types, strict=True):
+            features = self.controlnet_cond_embedding(picture)
+            mean = average_over_picture(features)[:, 0, 0]  # [B or 1, C]
+            prepared += [features, mean + self.task_embedding[number].astype(mean.dtype)]
+        return prepared
+
+    def _embed_types(self, types: Sequence[int], dtype: mx.Dtype) -> mx.array:
+        """Return the embedding of the types that are present, [1, temb_channels]."""
+        is_present = mx.array([float(i in types) for i in range(self.config.num_control_type)])
+        dims = self.config.addition_time_embed_dim
+        assert dims is not None  # the config checks it
+        return self.control_add_embedding(
+            self._embed_numbers(is_present, dims, dtype).reshape(1, -1)
+        )
+
+    def __call__(
+        self,
+        x: mx.array,
+        timestep: mx.array,
+        text: mx.array | Sequence[KeysValues],
+        text_time: TextTime | None,
+        prepared: Sequence[mx.array],
+        scales: Sequence[float | mx.array],
+    ) -> Residuals:
+        """Return the residuals for the UNet.
+
+        Args:
+            scales: one number for each picture. A single one multiplies the residuals; several
+                multiply what the pictures add to the input, as in diffusers.
+
+        See `ControlNet` for the others.
+        """
+        type_embedding, *rest = prepared
+        features, tokens = rest[::2], rest[1::2]
+        outer_scale = None
+        if len(features) == 1:
+            outer_scale, scales = scales[0], [1.0]
+        temb = self._embed_time(timestep, text_time, x.dtype, added=type_embedding)
+        x = self.conv_in(x) + self._fuse(features, tokens, scales)
+        return self._compute_residuals(x, temb, text, outer_scale)
+
+    def _fuse(
+        self,
+        features: Sequence[mx.array],
+        tokens: Sequence[mx.array],
+        scales: Sequence[float | mx.array],
+    ) -> mx.array:
+        """Return what the pictures add to the input, [B or 1, h, w, C].
+
+        Args:
+            features: of the pictures, [B or 1, h, w, C] each.
+            tokens: their means with the embedding of their types, [B or 1, C] each.
+        """
+        factors = [mx.array(scale, features[0].dtype) for scale in scales]
+        h = mx.stack([token * factor for token, factor in zip(tokens, factors, strict=True)])
+        for layer in self.transformer_layers:
+            h = layer(h)
+        shifts = self.spatial_ch_projs(h)[:, :, None, None]  # [N, B or 1, 1, 1, C]
+        parts = [
+            (each + shift) * factor
+            for each, shift, factor in zip(features, shifts, factors, strict=True)
+        ]
+        return sum(parts[1:], start=parts[0])
 
 
 def average_over_picture(x: mx.array) -> mx.array:

@@ -97,6 +97,11 @@ class ControlNetUnionConfig(ControlNetConfig):
     def _channel_orders(self) -> tuple[str, ...]:
         return (RGB,)
 
+    @property
+    def type_channels(self) -> int:
+        """Return how many numbers the types are embedded in."""
+        return self.num_control_type * (self.addition_time_embed_dim or 0)
+
 
 @dataclass(frozen=True)
 class T2IAdapterConfig(Config):
