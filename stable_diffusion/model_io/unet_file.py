@@ -52,7 +52,7 @@ def open_unet_file(name: str, file: Path, model: str, base: UNetConfig | None) -
         raise ValueError(f"{name} cannot replace a UNet: {why}")
     config, layout = detect_unet(header, root)
     channels, context = config["block_out_channels"], config["cross_attention_dim"]
-    config["num_attention_heads"] = _choose_heads(channels, context, base)
+    config["num_attention_heads"] = choose_heads(channels, context, base)
     is_xl = header.has(f"{layout.key('add_embedding.linear_1')}.")
     if is_xl:
         refuse_context(name, context)
@@ -60,7 +60,7 @@ def open_unet_file(name: str, file: Path, model: str, base: UNetConfig | None) -
         refuse_other_family(name, describe_family(is_xl, context), model, describe_unet(base))
         config["sample_size"] = base.sample_size
     if is_xl:
-        config |= detect_added_embedding(header, layout, _count_pooled(base))
+        config |= detect_added_embedding(header, layout, count_pooled(base))
     source = NetworkFile(header, "unet", Component(config, layout))
     source.prediction_type = find_stated_prediction(header)
     if source.prediction_type is None and context == SD_2_CONTEXT and not is_xl:
@@ -70,7 +70,7 @@ def open_unet_file(name: str, file: Path, model: str, base: UNetConfig | None) -
     return source
 
 
-def _choose_heads(channels: Sequence[int], context: int, base: UNetConfig | None) -> Any:
+def choose_heads(channels: Sequence[int], context: int, base: UNetConfig | None) -> Any:
     """Return the heads of each level: those of levels of the same width in the model's own UNet.
 
     Args:
@@ -87,7 +87,7 @@ def _choose_heads(channels: Sequence[int], context: int, base: UNetConfig | None
     return [max(1, width // HEAD_WIDTH) for width in channels]
 
 
-def _count_pooled(base: UNetConfig | None) -> int:
+def count_pooled(base: UNetConfig | None) -> int:
     """Return how many numbers of pooled text the model gives to SDXL's UNet."""
     if base is None or base.projection_class_embeddings_input_dim is None:
         return XL_POOLED
