@@ -17,6 +17,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from .control import LoadedControl
 from .denoising import Denoising
 from .faults import Fault, FaultyResultError, RecomputeWarning
 from .model_io.loaders import find_damaged_weights
@@ -147,7 +148,8 @@ def denoise_checked(
         _prepare_again(sd, "latents", fault, others)
         latents.restart()
         x_0 = run(latents)
-    _require_finite([x_0], "latents", sd, ("unet", *sd.config.text_encoder_names), adapter_files)
+    components = ("unet", *sd.config.text_encoder_names)
+    _require_finite([x_0], "latents", sd, components, adapter_files, sd.controls)
     if has_constant(x_0):
         raise FaultyResultError("latents", Fault.CONSTANT)
     return x_0
@@ -263,11 +265,12 @@ def _require_finite(
     sd: StableDiffusion,
     components: Iterable[str],
     adapter_files: Sequence[Path] = (),
+    controls: Sequence[LoadedControl] = (),
 ) -> None:
     """Check that results are finite.
 
     Args:
-        components, adapter_files: where to search for damaged weights, for the error.
+        components, adapter_files, controls: where to search for damaged weights, for the error.
 
     Raises:
         FaultyResultError: if they are not finite.
@@ -275,6 +278,8 @@ def _require_finite(
     if is_finite(*results):
         return
     damaged = find_damaged_weights(sd.model, components, sd.float16)
+    for control in controls:
+        damaged += control.find_damaged_weights(sd.float16)
     damaged += [
         f"{file}: {key}" for file in adapter_files for key in find_not_finite(file, mx.float32)
     ]

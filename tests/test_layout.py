@@ -23,6 +23,7 @@ NETWORKS = {
 BELOW_PIPELINE = {
     *(LOWER | NETWORKS),
     *(
+        "active_control",
         "adapted",
         "adapters",
         "check_arguments",
@@ -30,6 +31,7 @@ BELOW_PIPELINE = {
         "check_task",
         "compiled",
         "conditioning",
+        "control",
         "denoising",
         "generation",
         "image_start",
@@ -64,8 +66,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "conditioning": {"clip", "config", "tokenizer", "utils"},
     "compiled": {"device"},
     "merged_layers": {"compiled", "device"},
+    "active_control": {"attention", "device", "unet"},
+    "control": {
+        *("active_control", "check_arguments", "config", "model_io", "quantize", "utils"),
+    },
     "denoising": {
-        *("attention", "compiled", "config", "device", "merged_layers", "sampler"),
+        *(
+            "active_control",
+            "attention",
+            "compiled",
+            "config",
+            "device",
+            "merged_layers",
+            "sampler",
+        ),
         *("time_embedding", "unet"),
     },
     "inpainting": {"denoising", "sampler"},
@@ -78,10 +92,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "check_task": {"config"},
     "adapted": {"adapters", "check_arguments", "conditioning", "config", "model_io", "sampler"},
     "loaded_networks": {
-        *("adapted", "autoencoder_tiny", "clip", "conditioning", "model_io", "precision"),
-        *("quantize", "unet", "vae"),
+        *("adapted", "autoencoder_tiny", "check_arguments", "clip", "conditioning", "control"),
+        *("model_io", "precision", "quantize", "unet", "vae"),
     },
-    "generation": {"check_arguments", "conditioning", "config", "sampler"},
+    "generation": {"check_arguments", "conditioning", "config", "control", "sampler"},
     "pipeline": BELOW_PIPELINE,
     "faults": {"utils"},
     "step_memory": {"config", "device"},
@@ -96,7 +110,7 @@ CLI = (
     *(
         {"mlx_errors", "settings", "terminal"},
         {"few_step", "job", "model_task", "ranks", "start"},
-        {"recipe"},
+        {"controls", "recipe"},
     ),
     {"arguments", "output"},
     *({"plan"}, {"run"}, {"decode"}, {"generate"}, {"main"}, {"convert"}),
@@ -104,6 +118,7 @@ CLI = (
 # Packages outside of the standard library, and who may import them.
 OTHERS = {
     "PIL": {"cli", "images"},
+    "cv2": {"images"},
     "pillow_heif": {"images"},
     "tqdm": {"cli"},
     "huggingface_hub": {"model_io"},

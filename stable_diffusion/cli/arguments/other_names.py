@@ -99,7 +99,7 @@ USUAL_EXPLANATION = "use"
 # Options that do not exist here: why, or what to do instead.
 IMAGE = "the picture to start from is the first argument of image2image.py"
 PROMPT = "write the prompt alone, in quotes"
-CONTROL = "ControlNet and similar methods are not supported"
+CONTROL = "write --control MODEL=IMAGE:SCALE, such as --control canny=edges.png:0.8"
 MASKS = "inpainting and masks are not supported"
 UPSCALERS = "upscaling and second passes are not supported"
 OTHER_MODELS = "only Stable Diffusion 1.x, 2.x and XL are supported"

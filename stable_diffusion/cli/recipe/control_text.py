@@ -1,6 +1,7 @@
 """Control pictures in recipes: as the options take them, and in the words of the web UI."""
 
 from collections.abc import Sequence
+from pathlib import PurePath
 
 import numpy as np
 
@@ -46,7 +47,7 @@ def describe_controls(recipe: Recipe) -> dict[str, str]:
         start, _, end = steps.partition("-")
         details = {
             "Module": "none" if recipe.control_canny is None else "canny",
-            "Model": model,
+            "Model": PurePath(model.replace("\\", "/")).name.removesuffix(".safetensors"),
             "Weight": picture.rpartition(":")[2],
             "Resize Mode": "Just Resize",
             "Guidance Start": start,
