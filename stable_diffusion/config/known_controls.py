@@ -125,9 +125,7 @@ KNOWN_CONTROLS: Mapping[str, Mapping[str, KnownControl]] = {
         "t2i-sketch": _adapter_xl("sketch", SCRIBBLE),
     },
     TINY: {
-        "outline": KnownControl(
-            None, "outlines, white on black", "MIT", "tiny/controlnet"
-        ),
+        "outline": KnownControl(None, "outlines, white on black", "MIT", "tiny/controlnet"),
     },
 }
 

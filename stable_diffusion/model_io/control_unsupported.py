@@ -130,7 +130,10 @@ def _find_safe_copy(name: str) -> str:
     stem = PurePath(name).stem
     for controls in KNOWN_CONTROLS.values():
         for short, known in controls.items():
-            if known.repo is not None and stem in (known.repo.rpartition("/")[2], PurePath(known.file).stem):
+            if known.repo is not None and stem in (
+                known.repo.rpartition("/")[2],
+                PurePath(known.file).stem,
+            ):
                 return f"take {known.location} (its short name is {short}) or, "
     return ""
 
