@@ -4,7 +4,6 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .adapters.lora import copy_lora
-from .model_io.control_models import ControlNetwork, OpenedControl, load_control_network
 from .model_io.loaders import load_text_encoder, load_unet
 from .model_io.model import Model
 from .quantize import is_quantized, quantize_text_encoder, quantize_unet
@@ -31,19 +30,4 @@ def load_in_float32(model: Model, component: str, old: nn.Module) -> nn.Module:
     if is_quantized(old) and not is_quantized(new):
         (quantize_unet if component == "unet" else quantize_text_encoder)(new)
     copy_lora(old, new, mx.float32)
-    return new
-
-
-def load_control_in_float32(opened: OpenedControl, old: ControlNetwork) -> ControlNetwork:
-    """Load a control network again, from the same files, to compute in float32.
-
-    Args:
-        old: the network in half precision. The new one is quantized like it.
-
-    Raises:
-        OSError, ValueError: see `load_control_network`.
-    """
-    new = load_control_network(opened, True, widened=True)
-    if is_quantized(old):
-        quantize_unet(new)
     return new
