@@ -15,17 +15,20 @@ class Kind:
     advice: str = "such files are not supported"
 
 
+CONTROL = "give it with --control MODEL=IMAGE"
 _N = r"[._]\d+[._]"  # the number of a block
 
 # Files that are no LoRA of a model, by a part of a key that only they have. The first match counts.
-ADAPTERS = {
+ADAPTERS: dict[str, str | Kind] = {
     r"^lllite_": "a ControlNet-LLLite",
     r"^lora_controlnet$": "a control-LoRA",
     r"controlnet.*lora|^lora_(controlnet|cnet)_": "a LoRA of a ControlNet",
     r"motion_modules|temporal_transformer": "a motion LoRA or motion module of AnimateDiff",
-    r"^control_model\.|controlnet_|(^|\.)zero_convs\.|input_hint_block": "a ControlNet",
+    r"^control_model\.|controlnet_|(^|\.)zero_convs\.|input_hint_block": Kind(
+        "a ControlNet", CONTROL
+    ),
     r"(^|\.)(conv_first|rdb\d|RDB\d)\.": "an upscaler",
-    r"^(adapter\.)?body\.\d+\.": "a T2I-Adapter",
+    r"^(adapter\.)?body\.\d+\.": Kind("a T2I-Adapter", CONTROL),
     r"to_[kv]_ip\.|^ip_adapter|^image_proj\.": "an IP-Adapter",
     r"^id_encoder\.": "a PhotoMaker",
     r"_custom_diffusion\.": "an adapter of Custom Diffusion",
@@ -126,7 +129,8 @@ def identify_weights(shapes: Mapping[str, tuple[int, ...]]) -> Kind | None:
 
 def identify_adapter(keys: Collection[str]) -> Kind | None:
     """Return what a file is that is no LoRA of a model, or None."""
-    return next((Kind(what) for pattern, what in ADAPTERS.items() if find(pattern, keys)), None)
+    found = next((kind for pattern, kind in ADAPTERS.items() if find(pattern, keys)), None)
+    return Kind(found) if isinstance(found, str) else found
 
 
 def identify_model(keys: Collection[str], metadata: Mapping[str, str]) -> str | None:

@@ -74,6 +74,7 @@ def _adapter_xl(name: str, picture: str) -> KnownControl:
     return KnownControl(f"TencentARC/t2i-adapter-{name}-sdxl-1.0", picture, APACHE)
 
 
+# Not among them: control_v11p_sd15_inpaint, whose pictures have -1 where they are repainted.
 KNOWN_CONTROLS: Mapping[str, Mapping[str, KnownControl]] = {
     SD_1: {
         "canny": _v11("v11p_sd15_canny", EDGES),
@@ -87,7 +88,6 @@ KNOWN_CONTROLS: Mapping[str, Mapping[str, KnownControl]] = {
         "normal": _v11("v11p_sd15_normalbae", NORMALS),
         "seg": _v11("v11p_sd15_seg", SEGMENTS),
         "mlsd": _v11("v11p_sd15_mlsd", "straight lines, white on black (M-LSD)"),
-        "inpaint": _v11("v11p_sd15_inpaint", "the picture, black where it is repainted"),
         "ip2p": _v11("v11e_sd15_ip2p", "the picture that the prompt, an instruction, changes"),
         "shuffle": _v11("v11e_sd15_shuffle", "a picture whose content is shuffled"),
     },
@@ -125,9 +125,7 @@ KNOWN_CONTROLS: Mapping[str, Mapping[str, KnownControl]] = {
         "t2i-sketch": _adapter_xl("sketch", SCRIBBLE),
     },
     TINY: {
-        "outline": KnownControl(
-            None, "outlines, white on black", "MIT", "tiny/controlnet"
-        ),
+        "outline": KnownControl(None, "outlines, white on black", "MIT", "tiny/controlnet"),
     },
 }
 
@@ -153,7 +151,7 @@ def explain_short_name(name: str, family: str) -> str:
     listed = listed or f"there are no short names for {family}: give a file or folder"
     others = [each for each, controls in KNOWN_CONTROLS.items() if name in controls]
     if others:
-        return f"{name} is a control model for {' and '.join(others)}, not for {family} ({listed})"
+        return f"{name} is a control model for {', '.join(others)}, not for {family} ({listed})"
     spellings = dict.fromkeys(chain.from_iterable(KNOWN_CONTROLS.values()))
     suggestion = did_you_mean(name, known or spellings) if known else ""
     return f"there is no control model {name} ({listed}){suggestion}"

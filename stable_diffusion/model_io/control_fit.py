@@ -24,9 +24,9 @@ def check_fit(name: str, config: ControlConfig, model: Model) -> None:
     Raises:
         ValueError: if they cannot.
     """
-    family, what = describe_control(config)
     own = describe_unet(model.unet_config)
-    if family is not None and family != own:
+    family, what = _describe_control(config, model.unet_config)
+    if family != own:
         raise ValueError(
             f"{name} is {what} for {family}, and {model.name} is {own}: {_advise(name, model)}"
         )
@@ -36,14 +36,20 @@ def check_fit(name: str, config: ControlConfig, model: Model) -> None:
         _check_controlnet(name, config, model)
 
 
-def describe_control(config: ControlConfig) -> tuple[str | None, str]:
-    """Return the family that a control network is for, None for any, and what it is."""
+def _describe_control(config: ControlConfig, base: UNetConfig) -> tuple[str, str]:
+    """Return the family that a control network is for, and what it is.
+
+    What does not depend on the text is for a base with text embeddings of any width.
+    """
     if isinstance(config, T2IAdapterConfig):
-        return (SDXL if config.adapter_type == FULL_XL else None), "a T2I-Adapter"
-    is_xl = config.addition_embed_type is not None
-    if not _attends(config):
-        return (SDXL if is_xl else None), "a ControlNet"
-    return describe_family(is_xl, config.cross_attention_dim), "a ControlNet"
+        is_xl, what = config.adapter_type == FULL_XL, "a T2I-Adapter"
+    else:
+        is_xl, what = config.addition_embed_type is not None, "a ControlNet"
+        if _attends(config):
+            return describe_family(is_xl, config.cross_attention_dim), what
+    if is_xl == (base.addition_embed_type is not None):
+        return describe_unet(base), what
+    return SDXL if is_xl else SD_1, what
 
 
 def _attends(config: ControlNetConfig) -> bool:
@@ -102,11 +108,6 @@ def _check_adapter(name: str, config: T2IAdapterConfig, model: Model) -> None:
     expected = list_adapter_features(base, model.autoencoder_config.factor)
     if config.features in (expected[:-1], expected):
         return
-    own = describe_unet(base)
-    if own == SDXL and config.adapter_type != FULL_XL:
-        raise ValueError(
-            f"{name} is a T2I-Adapter for {SD_1}, and {model.name} is {own}: {_advise(name, model)}"
-        )
     raise ValueError(
         f"{name} is a T2I-Adapter for another UNet than that of {model.name}: the widths and "
         f"factors of its features are {_describe(config.features)}, not {_describe(expected[:-1])}"

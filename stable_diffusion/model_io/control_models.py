@@ -15,14 +15,21 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
-from ..config.controlnet import ControlConfig, ControlNetConfig, read_control_config
+from ..config.controlnet import (
+    ControlConfig,
+    ControlNetConfig,
+    ControlNetUnionConfig,
+    T2IAdapterConfig,
+    read_control_config,
+)
 from ..config.known_controls import explain_short_name, find_control
-from ..controlnet import ControlNet
+from ..controlnet import ControlNet, ControlNetUnion
 from ..device import memory
+from ..t2i_adapter import T2IAdapter
 from ..utils.strict_json import read_json
 from . import hub
 from .control_fit import check_fit, find_control_family
-from .control_layouts import CONTROLNET
+from .control_layouts import CONTROLNET, CONTROLNET_UNION, T2I_ADAPTER
 from .control_single_file import DIFFERENCE, detect_control
 from .control_unsupported import (
     CONTROL,
@@ -40,12 +47,12 @@ from .network_file import Component, NetworkFile
 from .safetensors_file import Header, find_not_finite
 from .single_file import open_header
 from .sources import INDEX, BareNetwork, Source
-from .weight_files import CONTROLNET as COMPONENT
 from .weight_files import ALL_STEMS, FP16, FULL, list_weight_files
+from .weight_files import CONTROLNET as COMPONENT
 from .weights import flatten_parameters, load_weights
 
 CONFIG = "config.json"
-ControlNetwork = ControlNet
+ControlNetwork = ControlNet | ControlNetUnion | T2IAdapter
 # Names of the file of weights in a folder of diffusers, whose config.json is beside it.
 WEIGHT_NAMES = tuple(pattern.format(ALL_STEMS[COMPONENT]) for pattern in (FULL[0], FP16[0]))
 
@@ -59,6 +66,8 @@ class Kind(NamedTuple):
 
 NETWORKS: Mapping[type, Kind] = {
     ControlNetConfig: Kind(ControlNet, CONTROLNET),
+    ControlNetUnionConfig: Kind(ControlNetUnion, CONTROLNET_UNION),
+    T2IAdapterConfig: Kind(T2IAdapter, T2I_ADAPTER),
 }
 
 
@@ -214,10 +223,10 @@ def _open_file(found: ResolvedFile, model: Model) -> OpenedControl:
             config = read_control_config(content, str(config_file))
             component = Component(content, NETWORKS[type(config)].layout)
             return _make(header, component, config, found, model)
-    component = detect_control(header, model.unet_config)
-    if component is None:
+    detected = detect_control(header, model.unet_config)
+    if detected is None:
         refuse_no_control(header)
-    return _make(header, component, read_control_config(component.config, name), found, model)
+    return _make(header, detected, read_control_config(detected.config, name), found, model)
 
 
 def _make(

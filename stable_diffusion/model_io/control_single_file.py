@@ -58,7 +58,7 @@ def detect_control(header: Header, base: UNetConfig) -> Component | None:
             return _detect_controlnet(header, root, base)
     for root in ADAPTER_ROOTS:
         if header.has(f"{root}body.0."):
-            return _detect_adapter(header, root)
+            return _detect_adapter(header, root, len(base.block_out_channels))
     return None
 
 
@@ -138,8 +138,11 @@ def _detect_union(header: Header, root: str) -> dict[str, Any]:
     }
 
 
-def _detect_adapter(header: Header, root: str) -> Component:
+def _detect_adapter(header: Header, root: str, n_levels: int) -> Component:
     """Return a T2I-Adapter whose keys begin with `root`.
+
+    Args:
+        n_levels: of the UNet that it is for.
 
     Raises:
         ValueError: if its first layer takes something other than a picture.
@@ -151,7 +154,7 @@ def _detect_adapter(header: Header, root: str) -> Component:
     if not kinds:
         raise ValueError(f"{header.name}: {first} takes {n_inputs} numbers, which are no picture")
     in_channels, factor = kinds[0]
-    n_resnets, places = _list_resnets(header, root)
+    n_resnets, places = _list_resnets(header, root, n_levels + (UNSHUFFLED[factor] == FULL_XL))
     blocks = range(len(places) // n_resnets)
     if is_light:
         channels = [header.size(f"{root}body.{i}.out_conv.weight", 0) for i in blocks][:-1]
@@ -169,11 +172,14 @@ def _detect_adapter(header: Header, root: str) -> Component:
     return Component(config, _find_adapter_layout(root, n_resnets, places))
 
 
-def _list_resnets(header: Header, root: str) -> tuple[int, list[str]]:
+def _list_resnets(header: Header, root: str, n_blocks: int) -> tuple[int, list[str]]:
     """Return how many residual blocks a block of a T2I-Adapter has, and the places of all.
 
-    In full ones by the authors they are numbered through all blocks: those with `in_conv`, which
+    In full ones by the authors they are numbered through all blocks. Those with `in_conv`, which
     changes the width, are the first ones of their blocks.
+
+    Args:
+        n_blocks: how many blocks it has if it fits the UNet.
 
     Raises:
         ValueError: if there are none.
@@ -184,8 +190,8 @@ def _list_resnets(header: Header, root: str) -> tuple[int, list[str]]:
             return n, [f"body.{i}.{inner}.{j}" for i in range(blocks) for j in range(n)]
     n = header.count(f"{root}body.{{}}.block1.weight")
     header.size(f"{root}body.0.block1.weight", 0)  # raises if there are none
-    widened = (i for i in range(1, n) if header.has(f"{root}body.{i}.in_conv."))
-    return next(widened, n), [f"body.{i}" for i in range(n)]
+    widened = next((i for i in range(1, n) if header.has(f"{root}body.{i}.in_conv.")), n)
+    return widened if n % n_blocks else n // n_blocks, [f"body.{i}" for i in range(n)]
 
 
 def _find_adapter_layout(root: str, n_resnets: int, places: list[str]) -> Layout:

@@ -10,7 +10,7 @@ from .detect_unet import find_unet_root
 from .original_layout import UNET_ROOT, VAE_ROOT
 from .other_files import CONTROL_ADVICE, FAMILIES, PARTS
 from .safetensors_file import Header
-from .sources import CONVERT_PICKLE, PICKLES
+from .sources import CONTROL_CLASSES, CONVERT_PICKLE, PICKLES
 from .tiny_vae import has_tiny_vae
 
 CONTROL = "control model"  # in messages
@@ -101,7 +101,7 @@ def refuse_control_config(where: str, content: Any) -> None:
 def is_control_config(content: Any) -> bool:
     """Return whether the content of a config.json says that it is one of a control network."""
     class_name = str(content.get("_class_name")) if isinstance(content, Mapping) else ""
-    return "ControlNet" in class_name or "Adapter" in class_name
+    return any(part in class_name for part in CONTROL_CLASSES)
 
 
 def refuse_control_suffix(name: str) -> None:
@@ -130,7 +130,10 @@ def _find_safe_copy(name: str) -> str:
     stem = PurePath(name).stem
     for controls in KNOWN_CONTROLS.values():
         for short, known in controls.items():
-            if known.repo is not None and stem in (known.repo.rpartition("/")[2], PurePath(known.file).stem):
+            if known.repo is not None and stem in (
+                known.repo.rpartition("/")[2],
+                PurePath(known.file).stem,
+            ):
                 return f"take {known.location} (its short name is {short}) or, "
     return ""
 

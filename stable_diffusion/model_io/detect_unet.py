@@ -61,9 +61,9 @@ def detect_unet(header: Header, root: str) -> tuple[dict[str, Any], Layout]:
 
 
 def detect_encoder(tensors: "Tensors") -> dict[str, Any]:
-    """Return the options of the ways down and up, and of the middle, except the kinds on the way up.
+    """Return the options of the way down and the middle, and the depths of all transformers.
 
-    A ControlNet has no way up.
+    A ControlNet has these, and no way up.
 
     Raises:
         ValueError: if a tensor that shows the architecture is missing.

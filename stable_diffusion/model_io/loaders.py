@@ -30,6 +30,7 @@ from ..vae import Autoencoder
 from . import hub
 from .hub_file import ResolvedFile, parse_hub_name, resolve_file
 from .model import Model, read_unet_config
+from .other_files import CONTROL_ADVICE
 from .safetensors_file import find_not_finite
 from .single_file import SUFFIXES, open_single_file, open_vae_file
 from .sources import BareNetwork, Source
@@ -139,6 +140,8 @@ def _find_network(
         source = hub.open_source(key)
         if source.find(f"{component}/config.json") is not None:
             return source
+        if source.is_control:
+            raise ValueError(f"{source.name} is a control model: {CONTROL_ADVICE}")
         if source.find("config.json") is not None:
             return BareNetwork(source, component)
     return resolve_file(key, what, announce=on_message, **choices)

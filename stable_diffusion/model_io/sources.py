@@ -15,6 +15,7 @@ from ..config.known_models import PAD_TOKEN, find_spec
 from ..config.networks import AutoencoderConfig
 from ..utils.strict_json import read_json
 from .layouts import LAYOUTS, Layout
+from .other_files import CONTROL_ADVICE
 from .weight_files import ALL_STEMS, FULL, NATIVE, list_weight_files
 
 INDEX = "model_index.json"
@@ -22,6 +23,8 @@ SCHEDULER_CONFIG, VAE_CONFIG = "scheduler/scheduler_config.json", "vae/config.js
 # A repository with this file in the cache has been used; also by the original MLX example, which
 # does not download model_index.json.
 UNET_CONFIG = CACHE_MARKER = "unet/config.json"
+CONTROL_CONFIG = "config.json"
+CONTROL_CLASSES = ("ControlNet", "T2IAdapter", "MultiAdapter")  # parts of diffusers' names
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")  # opening one can run code
 CONVERT_PICKLE = (  # what to do with the pickle of one network or adapter, as the end of a sentence
     "convert it in PyTorch, safetensors.torch.save_file(torch.load(FILE, weights_only=True), "
@@ -163,6 +166,15 @@ class Source:
         found = [*self.root.glob("*"), *self.root.glob("*/*")]
         return [file.relative_to(self.root).as_posix() for file in found if file.is_file()]
 
+    @property
+    def is_control(self) -> bool:
+        """Return whether the folder itself is that of a control network."""
+        if self.find(CONTROL_CONFIG) is None:
+            return False
+        content, _ = self.config(CONTROL_CONFIG)
+        class_name = str(content.get("_class_name")) if isinstance(content, dict) else ""
+        return any(part in class_name for part in CONTROL_CLASSES)
+
     def _find_shards(self, component: str, index: Path) -> list[Path]:
         """Return the files that an index names, each once, in the order of the index."""
         where = f"{self.name}: {component}/{index.name}"
@@ -184,6 +196,8 @@ class Source:
 
     def _absence(self, path: str) -> Exception:
         """Return the error to raise because the model does not have a file."""
+        if path == UNET_CONFIG and self.is_control:
+            return ValueError(f"{self.name} is a control model: {CONTROL_ADVICE}")
         for folder in (f"{PurePosixPath(path).parent}/", ""):
             files = [file for file in self.files() if file.startswith(folder)]
             pickles = sorted(file for file in files if file.endswith(PICKLES))

@@ -234,7 +234,8 @@ def together(case: Case) -> None:
     given = list(any_options(case, program))
     taken = reach(case, program, *given)
     if not taken:
-        require({"-h", "--help", "--version", "--list-models", "--list_models"} & {*given}, "ended")
+        printing = {"--list-models", "--list_models", "--list-controls", "--list_controls"}
+        require(({"-h", "--help", "--version"} | printing) & {*given}, "ended")
         return
     require(not (taken.get("preload_models") and taken.get("low_memory")), "opposites")
     require((taken.get("width") is None) == (taken.get("height") is None), "half a size")

@@ -22,7 +22,12 @@ from stable_diffusion.cli.arguments.parse import parse
 from stable_diffusion.cli.convert import convert_parser
 from stable_diffusion.config.known_models import FEW_STEP_MODELS, MODELS
 
-PRINTING = {"--list-models", "--version", "--help"}  # options that print something and end
+PRINTING = {
+    "--list-models",
+    "--list-controls",
+    "--version",
+    "--help",
+}  # options that print something and end
 OUTPUTS = ("--output", "--grid", "--out", "--work")
 TROUBLESHOOTING = ROOT / "docs/troubleshooting.md"
 # The pages whose options are those of this program, with a few exceptions.

@@ -1,15 +1,16 @@
-"""What `--version` and `--list-models` print."""
+"""What `--version`, `--list-models` and `--list-controls` print."""
 
 from importlib.metadata import version
 from pathlib import Path
 from textwrap import wrap
 
+from ...config.known_controls import KNOWN_CONTROLS, KnownControl
 from ...config.known_models import FEW_STEP_MODELS, MODELS, PACKAGE, FewStepModel, ModelSpec
 from ...device import backend
 from ...model_io import hub_cache
 from ...model_io.sources import CACHE_MARKER, INDEX, Source
 from ...model_io.unsupported import refuse_pipeline
-from ...model_io.weight_files import STEMS
+from ...model_io.weight_files import CONTROLNET, STEMS, list_weight_files
 from ...utils.wording import format_bytes
 from ...version import __version__
 
@@ -45,6 +46,33 @@ def describe_models() -> str:
     for source in others:
         lines += _format_entry(source.name, _describe_other(source))
     return "\n".join([*lines, "", f"The cache: {hub_cache.cache_folder()}"])
+
+
+def describe_controls() -> str:
+    """Return the known control models by family, and which are in the Hub's cache.
+
+    This does not use the network.
+    """
+    cached = hub_cache.list_repositories()
+    lines = ["Control models with a name, for --control NAME=IMAGE, by kind of model:"]
+    for family, controls in KNOWN_CONTROLS.items():
+        lines += ["", f"{family}:"]
+        for name, control in controls.items():
+            lines += _format_entry(name, _describe_control(control, cached))
+    return "\n".join([*lines, "", f"The cache: {hub_cache.cache_folder()}"])
+
+
+def _describe_control(control: KnownControl, cached: dict[str, Path]) -> list[str]:
+    """Return the facts about a control model with a name."""
+    if control.repo is None:
+        where = "in this package"
+    else:
+        root = cached.get(control.repo)
+        weights = [control.file] if control.file else list_weight_files(CONTROLNET, float16=True)
+        names = [path.removeprefix(f"{CONTROLNET}/") for path in weights]
+        found = root is not None and any((root / name).is_file() for name in names)
+        where = f"{control.location}, {'' if found else 'not '}in the cache"
+    return [f"picture: {control.picture}", where, f"licence: {control.licence}"]
 
 
 def _format_entry(title: str, facts: list[str]) -> list[str]:

@@ -74,6 +74,7 @@ SAME = {
     "--decoding_batch_size": "decode-batch-size vae-batch-size",
     "--verbose": "debug log-level stats",
     "--list-models": "models ls models-list",
+    "--list-controls": "list-controlnets controlnets",
 }
 
 # What to say before the name of our option, if the two do not mean quite the same.

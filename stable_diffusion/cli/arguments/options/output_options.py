@@ -69,6 +69,12 @@ REPORTS = (
         show=list_models.describe_models,
     ),
     Option(
+        "--list-controls",
+        "list the control models with a short name, their licences, and which are on this machine",
+        kind="print",
+        show=list_models.describe_controls,
+    ),
+    Option(
         "--version",
         "print the versions of this program and of MLX, and what computes: cpu, metal or cuda",
         kind="print",
