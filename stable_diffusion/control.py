@@ -136,7 +136,7 @@ class Control:
             "scale": check_number("scale", self.scale),
             "start": start,
             "end": end,
-            "type": _check_type(self.type, self.network),
+            "type": check_type(self.type, self.network),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)  # the class is frozen for its users
@@ -177,7 +177,7 @@ def check_control_image(image: Any) -> mx.array:
     return picture
 
 
-def _check_type(value: Any, network: LoadedControl) -> int | None:
+def check_type(value: Any, network: LoadedControl) -> int | None:
     """Return the number of a type of a union; None for other networks.
 
     Raises:

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 import mlx.core as mx
 import numpy as np
 
-from ..control import Control, LoadedControl, resize
+from ..control import Control, LoadedControl, check_type, resize
 from ..images.arrays import to_uint8
 from ..images.edges import draw_edges
 from ..model_io.control_models import OpenedControl, open_control
 from ..model_io.model import Model
+from ..pipeline import StableDiffusion
 from ..utils.size import Size
+from .job import UsageError
 from .settings import ControlPicture
 from .start import Start, show_like
 from .terminal.console import say
@@ -37,6 +39,24 @@ def open_controls(
                 say(line)
             opened[picture.model] = control
     return opened
+
+
+def load_controls(
+    sd: StableDiffusion, opened: Mapping[str, OpenedControl], pictures: Iterable[ControlPicture]
+) -> dict[str, LoadedControl]:
+    """Return the control networks of a run, by the names that the user gave; weights stay lazy.
+
+    Raises:
+        UsageError: if the type of a picture does not suit its network.
+        OSError, ValueError: see `StableDiffusion.load_control`.
+    """
+    loaded = {name: sd.load_control(control) for name, control in opened.items()}
+    for picture in pictures:
+        try:
+            check_type(picture.type, loaded[picture.model])
+        except ValueError as error:
+            raise UsageError(f"--control {picture.model}: {error}") from None
+    return loaded
 
 
 def make_controls(

@@ -14,7 +14,7 @@ from ..model_io.weight_files import STEMS
 from ..pipeline import StableDiffusion, pipeline_class
 from ..utils.size import Size
 from ..vae_strips import Vae
-from .controls import open_controls, warn_of_pictures
+from .controls import load_controls, open_controls, warn_of_pictures
 from .few_step import adopt_few_step
 from .job import CompleteJob
 from .output.preview import load_preview_vae
@@ -107,7 +107,7 @@ def prepare_run(settings: Settings, plan: Plan, progress: Progress) -> Run:
     if cpu_kernels.needs_compiling():
         say("Compiling the kernels for this processor, once …")
     sd = pipeline_class(model.config)(model, float16, vae_float16=settings.vae_float16)
-    controls = {name: sd.load_control(control) for name, control in opened.items()}
+    controls = load_controls(sd, opened, settings.controls)
     _adapt(sd, settings)
     record = Record(settings, model, float16)
     start = None
