@@ -1,10 +1,9 @@
 """`control.py`: pictures that steer what is drawn, as in diffusers, and its arguments."""
 
-
 import mlx.core as mx
 import numpy as np
 import pytest
-from controls import make_controlnet, make_picture, save, their_pictures, to_pil
+from controls import make_controlnet, make_picture, make_union, save, their_pictures, to_pil
 from gpu import as_on, without_fusing
 from oracle import psnr, relative_l2
 from ours import pictures
@@ -295,3 +294,29 @@ def test_wrong_lists_of_controls(controls, error, message):
     sd = StableDiffusion("tiny")
     with pytest.raises(error, match=message):
         sd.generate_latents("a ring", controls=controls)
+
+
+def test_a_union_equals_diffusers(loaded, oracle, tmp_path):
+    """Two pictures of different types are given to it together, each with a scale."""
+    sd, _, _ = loaded("sdxl")
+    theirs = make_union(oracle("sdxl"))
+    union = sd.load_control(save(theirs, tmp_path))
+    controls = (
+        Control(union, PICTURE, 0.8, type="canny"),
+        Control(union, OTHER_PICTURE, 0.5, type=6),
+    )
+    ours = generate(sd, *controls, cfg_weight=4, num_steps=2)
+    expected = their_pictures(
+        oracle("sdxl"),
+        "ControlNetUnionPipeline",
+        theirs,
+        seeds=[7, 8],
+        prompt=PROMPT,
+        control_image=[to_pil(PICTURE), to_pil(OTHER_PICTURE)],
+        control_mode=[3, 6],
+        controlnet_conditioning_scale=[0.8, 0.5],
+        num_inference_steps=2,
+        guidance_scale=4.0,
+    )
+    assert psnr(ours, expected) >= SAME
+    assert psnr(generate(sd, controls[0], cfg_weight=4, num_steps=2), expected) <= OTHER
