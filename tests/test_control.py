@@ -75,7 +75,7 @@ def test_pictures_equal_diffusers(loaded, oracle, kind, guidance):
         guidance_scale=guidance,
     )
     assert psnr(ours, expected) >= SAME
-    for others in ([], controls[:1], controls[1:]):
+    for others in (controls[:1], controls[1:]):
         assert psnr(generate(sd, *others, cfg_weight=guidance), expected) <= OTHER
 
 
@@ -184,12 +184,11 @@ def test_residuals_are_summed():
     assert [each.item() for each in (*down, mid, *inner)] == [2, 4, 6]
 
 
-@pytest.mark.parametrize("guidance", [1.0, 5.0])
-def test_a_gpu_computes_the_same(loaded, guidance):
+def test_a_gpu_computes_the_same(loaded):
     """There the networks are compiled, with the weights as arguments."""
     sd, networks, _ = loaded("sd-1")
     controls = [Control(networks[0], PICTURE, end=0.7), Control(networks[1], OTHER_PICTURE, 0.5)]
-    options = {"cfg_weight": guidance, "num_steps": 3, "seed": 1, "latent_size": SIZE}
+    options = {"cfg_weight": 5.0, "num_steps": 3, "seed": 1, "latent_size": SIZE}
     begin = lambda: sd.generate_latents(PROMPT, controls=controls, **options)  # noqa: E731
     expected = evaluate_steps(begin())
     with as_on(Backend.METAL), without_fusing():
