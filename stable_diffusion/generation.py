@@ -140,18 +140,12 @@ def check_generation(
     if arguments.cfg_weight is not None:
         cfg_weight = check_number("cfg_weight", arguments.cfg_weight)
     rescale = check_number("guidance_rescale", options.get("guidance_rescale", 0.0), 0, 1)
-    text_options = TextOptions.for_model(
-        config,
-        options.get("long_prompt", False),
-        options.get("prompt_weights", False),
-        options.get("clip_skip", 0),
-    )
     controls = check_controls(options.get("controls", ()), loaded)
     first_seed, streams = make_noise_streams(check_seed(arguments.seed), n_images)
     return Generation(
         texts=texts,
         negative_texts=negative_texts if config.needs_second_text(cfg_weight) else None,
-        text_options=text_options,
+        text_options=_read_text_options(options, config),
         sampler=sampler,
         num_steps=num_steps,
         cfg_weight=cfg_weight,
@@ -159,6 +153,20 @@ def check_generation(
         seed=first_seed,
         streams=streams,
         controls=controls,
+    )
+
+
+def _read_text_options(options: GenerationOptions, config: ModelConfig) -> TextOptions:
+    """Return the options about the text.
+
+    Raises:
+        TypeError, ValueError: see `TextOptions.for_model`.
+    """
+    return TextOptions.for_model(
+        config,
+        options.get("long_prompt", False),
+        options.get("prompt_weights", False),
+        options.get("clip_skip", 0),
     )
 
 
