@@ -72,6 +72,7 @@ class ControlNetUnionConfig(ControlNetConfig):
     num_proj_channel: int = 320
 
     CLASS_NAMES = (*UNION_CLASSES, *ControlNetConfig.CLASS_NAMES)
+    IGNORED = ControlNetConfig.IGNORED | frozenset(UNION_KEYS)
 
     def _check_numbers(self) -> None:
         super()._check_numbers()
