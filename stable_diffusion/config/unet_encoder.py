@@ -191,22 +191,6 @@ class UNetEncoderConfig(Config):
         """Return how often the size of each skip connection is halved, in the same order."""
         return (0, *(halvings for _, halvings in self._list_skips()))
 
-    @property
-    def inner_features(self) -> tuple[tuple[int, int], ...]:
-        """Return the features that a T2I-Adapter adds: width, and how many latents a number is for.
-
-        There is one for each down block, and one for the middle, which an adapter may leave out. A
-        block with transformers adds it before it halves the size, and one without does after that.
-        """
-        last = len(self.block_out_channels) - 1
-        features = []
-        for level, (channels, kind) in enumerate(
-            zip(self.block_out_channels, self.down_block_types, strict=True)
-        ):
-            halves = kind == "DownBlock2D" and level < last
-            features.append((channels, 2 ** (level + halves)))
-        return (*features, (self.block_out_channels[-1], 2**last))
-
     def _list_skips(self) -> list[tuple[int, int]]:
         """Return the level of each skip connection but the first, and how often it is halved."""
         last = len(self.layers) - 1

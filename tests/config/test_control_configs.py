@@ -5,7 +5,7 @@ import json
 import random
 
 import pytest
-from control_networks import ADAPTERS, make_adapter, make_base, make_controlnet, make_union
+from control_networks import ADAPTERS, make_adapter, make_controlnet, make_union
 from diffusers import ControlNetModel, ControlNetUnionModel, T2IAdapter
 
 from stable_diffusion.config.controlnet import (
@@ -14,7 +14,6 @@ from stable_diffusion.config.controlnet import (
     T2IAdapterConfig,
     read_control_config,
 )
-from stable_diffusion.config.networks import UNetConfig
 
 CONTROLNET = {"_class_name": "ControlNetModel"}
 UNION = {"_class_name": "ControlNetUnionModel", "addition_time_embed_dim": 8}
@@ -61,9 +60,6 @@ def test_skips_and_features():
     assert config.factor == 8
     features = T2IAdapterConfig.from_dict(XL_ADAPTER, "x").features
     assert features == ((320, 16), (640, 16), (1280, 32), (1280, 32))
-    assert UNetConfig().inner_features == ((320, 1), (640, 2), (1280, 4), (1280, 8), (1280, 8))
-    xl = UNetConfig.from_dict(dict(make_base("sdxl").config), "x")
-    assert xl.inner_features == ((16, 2), (16, 2), (32, 4), (32, 4))
 
 
 @pytest.mark.parametrize(
