@@ -148,7 +148,7 @@ ControlConfig = ControlNetConfig | ControlNetUnionConfig | T2IAdapterConfig
 def read_control_config(content: Any, where: str) -> ControlConfig:
     """Return the config of a control network; see `Config.from_dict` for the arguments and errors.
 
-    A published union calls itself a ControlNet, so it is told by its number of types.
+    A union is known by its number of types, because published ones call themselves ControlNets.
     """
     if not isinstance(content, Mapping):
         return ControlNetConfig.from_dict(content, where)  # which refuses it
