@@ -116,22 +116,22 @@ def test_residuals_equal_diffusers(name, tmp_path):
     assert ours.is_conditional_only == (name == "sd-1 pooled")
 
 
-@pytest.mark.parametrize("n_types", [6, 8])
-def test_residuals_of_a_union_equal_diffusers(n_types, tmp_path):
+@pytest.mark.parametrize(
+    ("n_types", "types", "scales"), [(6, (3,), [0.7]), (8, (1, 7, 0), [0.5, 1.5, 0.8])]
+)
+def test_residuals_of_a_union_equal_diffusers(n_types, types, scales, tmp_path):
     """One type, whose scale acts on the results, and three, whose scales act inside.
 
     Each row of the batch has other pictures; diffusers mixes them.
     """
     theirs = make_union(n_types)
-    ours = load(theirs, tmp_path)
-    for types, scales in (((3,), [0.7]), ((1, n_types - 1, 0), [0.5, 1.5, 0.8])):
-        inputs = Inputs(theirs, len(types))
-        wanted = inputs.ask_theirs(scales, *types)
-        assert max(find_errors(inputs.ask_ours(ours, *scales, types=types), wanted)) <= ERROR
+    ours, inputs = load(theirs, tmp_path), Inputs(theirs, len(types))
+    wanted = inputs.ask_theirs(scales, *types)
+    assert max(find_errors(inputs.ask_ours(ours, *scales, types=types), wanted)) <= ERROR
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["sd-1", "sd-1 pooled", "sdxl"])
+@pytest.mark.parametrize("name", ["sd-1 pooled", "sdxl"])
 def test_a_unet_with_residuals_equals_diffusers(name, tmp_path):
     theirs, base = make_controlnet(name), control_networks.CONTROLNETS[name][0]
     ours, inputs, unet = load(theirs, tmp_path), Inputs(theirs), load_base(base, tmp_path / "unet")
@@ -150,7 +150,7 @@ def test_a_unet_with_residuals_equals_diffusers(name, tmp_path):
     assert relative_l2(unet(*arguments), channels_last(wanted)) > 0.1
 
 
-@pytest.mark.parametrize("name", ["sd-1", "sdxl small", "union"])
+@pytest.mark.parametrize("name", ["sd-1", "union"])
 def test_float16(name, tmp_path, monkeypatch):
     """No layer computes in, or returns, another precision, and the results are near."""
     monkeypatch.setattr(cpu_kernels, "is_used", lambda: False)
@@ -192,13 +192,14 @@ def test_scales_are_numbers_or_arrays(tmp_path):
     assert all(abs(slope.item()) > 0 for slope in slopes)
 
 
-def test_wrong_types_and_numbers_of_residuals(tmp_path):
-    ours, unet = load(make_union(6), tmp_path), load_base("sdxl", tmp_path / "unet")
+def test_wrong_types_and_numbers_of_residuals():
+    ours = ControlNetUnion(read_control_config(dict(make_union(6).config), "config.json"))
+    unet = UNetModel(UNetConfig.from_dict(dict(make_base("sdxl").config), "config.json"))
     picture = mx.zeros((1, 8, 8, 3))
     for types, message in (((6,), "types must be from 0 to 5, got 6"), ((), "one type for each")):
         with pytest.raises(ValueError, match=message):
             ours.prepare([picture], types)
     text_time = mx.zeros((1, POOLED_WIDTH)), mx.zeros((1, 6))
     arguments = mx.zeros((1, 2, 2, 4)), mx.array(0), mx.zeros((1, 7, 16)), text_time
-    with pytest.raises(ValueError, match="residuals.down must have 9 arrays, .* got 2"):
+    with pytest.raises(ValueError, match="residuals.down must have 6 arrays, .* got 2"):
         unet(*arguments, residuals=Residuals([mx.zeros(1)] * 2, None, []))
