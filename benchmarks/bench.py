@@ -5,7 +5,7 @@
     python benchmarks/bench.py --quick     # a few minutes once the checkpoints exist
     python benchmarks/bench.py --only unet decode
 
-It first writes checkpoints of the real sizes with random weights, 10 GB, to the cache folder. Then
+It first writes checkpoints of the real sizes with random weights, 16 GB, to the cache folder. Then
 both sides run in turn, every time in a new process, so that other programs on the machine slow down
 both; the figures are medians. The floor is the time of diffusers' operations, counted by torch, at
 the rate of large matrix products, which is measured in the same run.
@@ -32,6 +32,7 @@ from worker import peak_resident
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 NAMES = {"sd": "SD 2.1", "sdxl": "SDXL-turbo"}
+CONTROL_PICTURE = ROOT / "images" / "square.png"  # any picture
 CACHE = Path.home() / ".cache" / "stable_diffusion_benchmark"
 
 
@@ -125,11 +126,17 @@ def measure_product_rate() -> tuple[float, str]:
     return float(rate), device
 
 
-def measure_script_peak(model: Path, size: int) -> int:
-    """Return the peak memory, in bytes, of the script with `-q` for one picture in one step."""
+def measure_script_peak(model: Path, size: int, control: Path | None) -> int:
+    """Return the peak memory, in bytes, of the script with `-q` for one picture in one step.
+
+    Args:
+        control: the folder of a ControlNet, if there is one.
+    """
     with tempfile.TemporaryDirectory() as folder:
         options = ["--model", model, "--width", size, "--height", size, "--n_images", 1, "-q"]
         options += ["--steps", 1, "--cfg", 1, "--seed", 1, "--output", Path(folder) / "out.png"]
+        if control is not None:
+            options += ["--control", f"{control}={CONTROL_PICTURE}"]
         command = [sys.executable, ROOT / "txt2image.py", *options, "a vase"]
         process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
@@ -163,6 +170,8 @@ def main() -> None:
 
     folder = args.checkpoints.expanduser().resolve()
     needed = {(TASKS | QUANTIZED)[name].model for name in names}
+    if whole:
+        needed |= {control for *_, control in MEMORY.values() if control is not None}
     write_checkpoints(folder, sorted(needed))
     args.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -221,9 +230,11 @@ def make_table(rows: list[Row], rate: float) -> list[str]:
 def measure_memory(folder: Path) -> list[str]:
     """Return a Markdown table of the peak resident size of the script."""
     lines = ["| one picture, the whole process | peak resident size |", "|---|---|"]
-    for title, (model, size) in MEMORY.items():
+    for title, (model, size, control) in MEMORY.items():
         say(title)
-        lines.append(f"| {title} | {measure_script_peak(folder / model, size) / 1e9:.2f} GB |")
+        network = None if control is None else folder / control
+        peak = measure_script_peak(folder / model, size, network)
+        lines.append(f"| {title} | {peak / 1e9:.2f} GB |")
     return lines
 
 

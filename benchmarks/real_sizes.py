@@ -33,6 +33,7 @@ AUTOENCODER: Sizes = {
     "layers_per_block": 2,
 }
 SDXL_SCALING_FACTOR = 0.13025  # of the latents
+SD_1_UNET: Sizes = {"sample_size": 64, "cross_attention_dim": 768}
 SD_2_UNET: Sizes = {
     "sample_size": 64,
     "attention_head_dim": (5, 10, 20, 20),
@@ -80,7 +81,7 @@ CLIP_BIG_G: Sizes = {
 MODELS = {
     "sd-1.5": RealModel(
         title="SD 1.5",
-        unet=UNetConfig(sample_size=64, cross_attention_dim=768),
+        unet=UNetConfig(**SD_1_UNET),
         autoencoder=AutoencoderConfig(**AUTOENCODER),
         text_encoders=(CLIPTextConfig(**CLIP_L),),
         size=512,

@@ -8,6 +8,7 @@ import numpy as np
 PROMPT = "A photo of an astronaut riding a horse on Mars."
 LATENTS = (64, 64, 4)  # of 512×512 pixels; channels last
 TIMESTEP = 601
+PIXELS = 8  # of a picture for each latent, along each side
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,10 @@ class Task:
     """One row of the table.
 
     Attributes:
-        model: the checkpoint, `sd` (SD 2.1 base) or `sdxl` (SDXL-turbo).
-        part: what runs: "load", "text", "unet", "decode", "encode" or "picture".
+        model: the checkpoint, `sd` (SD 2.1 base), `sdxl` (SDXL-turbo) or `sd15` (SD 1.5 with a
+            ControlNet).
+        part: what runs: "load", "text", "unet", "control" (the UNet with a ControlNet), "decode",
+            "encode" or "picture".
         batch: number of pictures, or of latents for the UNet.
         is_quick: whether `--quick` runs it.
     """
@@ -47,6 +50,7 @@ TASKS = {
     "decode": Task("VAE decode, 512×512", "sd", "decode", is_quick=True),
     "encode": Task("VAE encode, 512×512", "sd", "encode"),
     "xl-unet": Task("UNet step, SDXL-turbo", "sdxl", "unet"),
+    "control": Task("UNet step with a ControlNet, SD 1.5, batch 2", "sd15", "control", batch=2),
     "picture": _picture("picture, SD 2.1, 10 steps", "sd", steps=10, guidance=7.5),
     "xl-picture": _picture("picture, SDXL-turbo, 2 steps", "sdxl", steps=2),
 }
@@ -57,11 +61,13 @@ QUANTIZED = {
     "q4": _picture("`-q`, four pictures, 2 steps", "sd", steps=2, guidance=7.5, batch=4),
 }
 
-# Checkpoint and size of the pictures for which the script's peak resident size is measured.
-MEMORY = {
-    "SD 2.1 base, `-q`, 512×512": ("sd", 512),
-    "SDXL-turbo, `-q`, 512×512": ("sdxl", 512),
-    "SDXL-turbo, `-q`, 1024×1024": ("sdxl", 1024),
+# Checkpoint and size of the pictures for which the script's peak resident size is measured, and the
+# ControlNet if there is one.
+MEMORY: dict[str, tuple[str, int, str | None]] = {
+    "SD 2.1 base, `-q`, 512×512": ("sd", 512, None),
+    "SDXL-turbo, `-q`, 512×512": ("sdxl", 512, None),
+    "SDXL-turbo, `-q`, 1024×1024": ("sdxl", 1024, None),
+    "SDXL-turbo, `-q`, 1024×1024, with a ControlNet": ("sdxl", 1024, "sdxl-controlnet"),
 }
 
 
@@ -73,6 +79,12 @@ def random_normal(*shape: int, seed: int = 0) -> np.ndarray:
 def random_picture() -> np.ndarray:
     """Return a picture [1, 512, 512, 3] in [-1, 1]."""
     return np.random.default_rng(0).uniform(-1, 1, (1, 512, 512, 3)).astype(np.float32)
+
+
+def control_picture(height: int, width: int) -> np.ndarray:
+    """Return a picture [1, H, W, 3] in [0, 1] for latents of a height and width."""
+    shape = (1, PIXELS * height, PIXELS * width, 3)
+    return np.random.default_rng(3).random(shape, dtype=np.float32)
 
 
 def token_ids() -> np.ndarray:

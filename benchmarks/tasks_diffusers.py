@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     DiffusionPipeline,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
@@ -19,9 +20,11 @@ from diffusers import (
 from diffusers.utils import logging
 from tasks import (
     LATENTS,
+    PIXELS,
     PROMPT,
     TIMESTEP,
     Task,
+    control_picture,
     pooled_width,
     random_normal,
     random_picture,
@@ -52,6 +55,8 @@ def prepare(task: Task, folder: Path) -> Callable[[], np.ndarray]:
             return torch.no_grad()(lambda: encoder(ids).last_hidden_state.numpy())
         case "unet":
             return torch.no_grad()(_unet(task, folder))
+        case "control":
+            return torch.no_grad()(_control(task, folder))
     vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
     vae.to(memory_format=torch.channels_last)
     scale = vae.config.scaling_factor
@@ -76,6 +81,9 @@ def count_operations(task: Task, folder: Path) -> int:
             text = sum(_count("text", rows // task.batch, path) for path in encoders)
             steps = task.steps * _count("unet", rows, folder / "unet")
             return text + steps + _count("decode", task.batch, folder / "vae")
+        case "control":
+            parts = ("unet", "controlnet")
+            return sum(_count(part, task.batch, folder / part) for part in parts)
     name = {"text": "text_encoder", "unet": "unet"}.get(task.part, "vae")
     return _count(task.part, task.batch, folder / name)
 
@@ -94,6 +102,11 @@ def _count(part: str, batch: int, folder: Path) -> int:
                 x, text = (batch, channels, height, width), unet.config.cross_attention_dim
                 added = _added(unet, batch)
                 unet(torch.zeros(x), 1, torch.zeros(batch, 77, text), added_cond_kwargs=added)
+            case "controlnet":
+                network = ControlNetModel.from_config(ControlNetModel.load_config(folder))
+                x, text = (batch, channels, height, width), network.config.cross_attention_dim
+                picture = torch.zeros(batch, 3, PIXELS * height, PIXELS * width)
+                network(torch.zeros(x), 1, torch.zeros(batch, 77, text), picture)
             case _:
                 vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder))
                 if part == "decode":
@@ -110,6 +123,24 @@ def _unet(task: Task, folder: Path) -> Callable[[], np.ndarray]:
     text = torch.from_numpy(random_normal(task.batch, 77, unet.config.cross_attention_dim, seed=1))
     added = _added(unet, task.batch)
     return lambda: _channels_last(unet(x, TIMESTEP, text, added_cond_kwargs=added).sample)
+
+
+def _control(task: Task, folder: Path) -> Callable[[], np.ndarray]:
+    """Return the UNet with a ControlNet, as diffusers' pipeline calls them."""
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    network = ControlNetModel.from_pretrained(folder / "controlnet", torch_dtype=torch.float32)
+    for each in (unet, network):
+        each.to(memory_format=torch.channels_last)
+    x = _channels_first(random_normal(task.batch, *LATENTS))
+    text = torch.from_numpy(random_normal(task.batch, 77, unet.config.cross_attention_dim, seed=1))
+    picture = _channels_first(control_picture(*LATENTS[:2])).repeat(task.batch, 1, 1, 1)
+
+    def step() -> np.ndarray:
+        down, mid = network(x, TIMESTEP, text, picture, return_dict=False)
+        options = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+        return _channels_last(unet(x, TIMESTEP, text, **options).sample)
+
+    return step
 
 
 def _added(unet: UNet2DConditionModel, batch: int) -> dict[str, torch.Tensor]:

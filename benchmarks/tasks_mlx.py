@@ -2,6 +2,7 @@
 
 import stable_diffusion  # noqa: F401  isort: skip  (before mlx, for its BLAS)
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,15 +13,19 @@ from tasks import (
     PROMPT,
     TIMESTEP,
     Task,
+    control_picture,
     pooled_width,
     random_normal,
     random_picture,
     token_ids,
 )
 
+from stable_diffusion.config.controlnet import read_control_config
+from stable_diffusion.controlnet import ControlNet
 from stable_diffusion.device import cpu_kernels
 from stable_diffusion.model_io import loaders
-from stable_diffusion.model_io.weights import read_weights
+from stable_diffusion.model_io.control_layouts import CONTROLNET
+from stable_diffusion.model_io.weights import load_weights, read_weights
 from stable_diffusion.pipeline import StableDiffusion, pipeline_class
 
 
@@ -38,6 +43,8 @@ def prepare(task: Task, folder: Path) -> Callable[[], np.ndarray]:
             run, inputs = _text(folder)
         case "unet":
             run, inputs = _unet(task, folder)
+        case "control":
+            run, inputs = _control(task, folder)
         case "decode":
             run, inputs = _vae(folder).decode, (mx.array(random_normal(1, *LATENTS)),)
         case "encode":
@@ -63,7 +70,33 @@ def _unet(task: Task, folder: Path):
         text_time = pooled, mx.array([[512.0, 512, 0, 0, 512, 512]] * task.batch)
     keys_values = unet.project_text(text)  # once per picture, not once per step
     mx.eval(keys_values)
-    return lambda *inputs: unet(*inputs), (x, mx.array(TIMESTEP), keys_values, text_time)
+    return lambda *inputs, **options: unet(*inputs, **options), (
+        x,
+        mx.array(TIMESTEP),
+        keys_values,
+        text_time,
+    )
+
+
+def _control(task: Task, folder: Path):
+    """Return the UNet with a ControlNet, whose picture is embedded once, not once per step."""
+    run, inputs = _unet(task, folder)
+    config_file = folder / "controlnet" / "config.json"
+    config = read_control_config(json.loads(config_file.read_text()), str(config_file))
+    network = ControlNet(config)
+    weights = folder / "controlnet" / "diffusion_pytorch_model.safetensors"
+    load_weights(network, [weights], CONTROLNET, mx.float32)
+    read_weights(network)
+    picture = mx.array(control_picture(*LATENTS[:2]))
+    text = mx.array(random_normal(task.batch, 77, config.cross_attention_dim, seed=1))
+    prepared, keys_values = network.prepare([picture]), network.project_text(text)
+    mx.eval(prepared, keys_values)
+
+    def step(x: mx.array, timestep: mx.array, unet_text, text_time) -> mx.array:
+        residuals = network(x, timestep, keys_values, text_time, prepared, [1.0])
+        return run(x, timestep, unet_text, text_time, residuals=residuals)
+
+    return step, inputs
 
 
 def _vae(folder: Path):

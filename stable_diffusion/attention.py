@@ -49,7 +49,8 @@ def _attend_by_mlx(
     parts: list[mx.array] = []
     for chunk in [queries] if causal else _split_queries(queries, keys):
         if parts:
-            chunk = _wait_for(parts[-1], chunk)
+            # Otherwise MLX computes the scores of some twenty chunks before it completes the first.
+            chunk = wait_for(parts[-1], chunk)
         part = mx.fast.scaled_dot_product_attention(chunk, keys, values, scale=scale, mask=mask)
         parts.append(part.swapaxes(1, 2)[..., :head_width])  # [B, L, H, head_width]
     attended = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
@@ -81,10 +82,10 @@ def _split_queries(queries: mx.array, keys: mx.array) -> Iterator[mx.array]:
         yield queries[:, :, start : start + n_queries]
 
 
-def _wait_for(previous: mx.array, x: mx.array) -> mx.array:
-    """Return x in a form that MLX computes only after `previous`.
+def wait_for(previous: mx.array, x: mx.array) -> mx.array:
+    """Return x in a form that MLX computes only after `previous`, [B, H, W, C].
 
-    Otherwise MLX computes the scores of some twenty chunks before it completes the first.
+    MLX computes about twenty independent operations ahead, and so keeps all of their results.
     `mx.depends` is for this, but cannot be mapped and has no forward derivative (MLX 0.32).
     """
     return mx.where(mx.isnan(previous[:1, :1, :1, :1]), x, x)

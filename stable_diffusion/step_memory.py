@@ -20,6 +20,7 @@ def count_fitting(
     has_guidance: bool,
     dtype: mx.Dtype,
     weight_bytes: int,
+    n_controls: int = 0,
 ) -> int:
     """Return how many pictures to denoise at once; 0 if the memory is too small for one.
 
@@ -28,7 +29,8 @@ def count_fitting(
         has_guidance: whether a step computes each picture twice, unless the UNet embeds guidance;
             with guidance an editing model computes it three times.
         dtype: the type that the UNet computes in.
-        weight_bytes: of the UNet.
+        weight_bytes: of the UNet, and of the control networks.
+        n_controls: how many control networks there are.
     """
     if not backend.is_gpu():
         return CPU_LATENTS // (latent_size[0] * latent_size[1])
@@ -37,7 +39,9 @@ def count_fitting(
         n_rows = 3 if config.task == "editing" else 2
     room = memory.choose_step_bytes() - weight_bytes
     scores = n_rows * count_score_numbers(config, latent_size, dtype) * dtype.size
-    layers = n_rows * _count_layer_numbers(config, latent_size) * dtype.size
+    numbers = _count_layer_numbers(config, latent_size)
+    numbers += n_controls * _count_skip_numbers(config, latent_size)
+    layers = n_rows * numbers * dtype.size
     # Above a limit the scores of a batch are stored in parts.
     limit = memory.choose_score_bytes()
     return max(room // (layers + scores), (room - limit) // layers, 0)
@@ -69,3 +73,18 @@ def _count_layer_numbers(config: UNetConfig, latent_size: tuple[int, int]) -> in
     """Return how many numbers the layers hold at the peak of a step, for one row of a batch."""
     height, width = latent_size
     return STEP_NUMBERS * config.block_out_channels[0] * height * width
+
+
+def _count_skip_numbers(config: UNetConfig, latent_size: tuple[int, int]) -> int:
+    """Return how many numbers a control network keeps for the UNet, for one row of a batch.
+
+    They are as many as the numbers of the skip connections and of the middle.
+    """
+    height, width = latent_size
+    bottom = len(config.block_out_channels) - 1
+    levels = [*config.skip_levels, bottom]
+    widths = [*config.skip_channels, config.block_out_channels[bottom]]
+    return sum(
+        channels * -(-height // 2**level) * -(-width // 2**level)
+        for channels, level in zip(widths, levels, strict=True)
+    )

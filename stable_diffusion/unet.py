@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .activations import ACTIVATIONS
-from .attention import KeysValues
+from .attention import KeysValues, wait_for
 from .config.networks import UNetConfig
 from .config.unet_encoder import UNetEncoderConfig
 from .layers import Conv3x3, GroupNorm
@@ -194,6 +194,9 @@ class UNetModel(UNetEncoder):
         temb = self._embed_time(timestep, text_time, x.dtype, guidance)
         text = self._iterate_text(encoder_x)
         inner = () if residuals is None else residuals.inner
+        if residuals is not None and residuals.mid is not None:
+            # Otherwise MLX computes both encoders at once, which takes half as much memory again.
+            x = wait_for(residuals.mid, x)
         x, skips = self._encode(self.conv_in(x), temb, text, inner)
         if residuals is not None:
             x, skips = _add_residuals(x, skips, residuals)

@@ -34,7 +34,7 @@ BASES: Mapping[str, Mapping] = MappingProxyType(
             "use_linear_projection": True,
             "layers_per_block": 1,
         },
-        "sdxl": {**XL, "transformer_layers_per_block": [1, 1, 2]},
+        "sdxl": {**XL, "layers_per_block": 1, "transformer_layers_per_block": [1, 1, 2]},
     }
 )
 # The sizes of SDXL's ControlNets: diffusers' names, and what is not that of the base.

@@ -22,6 +22,7 @@ from stable_diffusion.quantize import quantize_unet
 from stable_diffusion.unet import Residuals, UNetModel
 
 ERROR = 6e-6
+HALF_ERROR, QUANTIZED_ERROR = 3e-3, 2e-2
 LATENTS = (5, 7)  # not even, so that halving rounds
 TIMES = np.array([999, 3.5], np.float32)
 
@@ -115,22 +116,22 @@ def test_residuals_equal_diffusers(name, tmp_path):
     assert ours.is_conditional_only == (name == "sd-1 pooled")
 
 
-@pytest.mark.parametrize("n_types", [6, 8])
-def test_residuals_of_a_union_equal_diffusers(n_types, tmp_path):
+@pytest.mark.parametrize(
+    ("n_types", "types", "scales"), [(6, (3,), [0.7]), (8, (1, 7, 0), [0.5, 1.5, 0.8])]
+)
+def test_residuals_of_a_union_equal_diffusers(n_types, types, scales, tmp_path):
     """One type, whose scale acts on the results, and three, whose scales act inside.
 
     Each row of the batch has other pictures; diffusers mixes them.
     """
     theirs = make_union(n_types)
-    ours = load(theirs, tmp_path)
-    for types, scales in (((3,), [0.7]), ((1, n_types - 1, 0), [0.5, 1.5, 0.8])):
-        inputs = Inputs(theirs, len(types))
-        wanted = inputs.ask_theirs(scales, *types)
-        assert max(find_errors(inputs.ask_ours(ours, *scales, types=types), wanted)) <= ERROR
+    ours, inputs = load(theirs, tmp_path), Inputs(theirs, len(types))
+    wanted = inputs.ask_theirs(scales, *types)
+    assert max(find_errors(inputs.ask_ours(ours, *scales, types=types), wanted)) <= ERROR
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["sd-1", "sd-1 pooled", "sdxl"])
+@pytest.mark.parametrize("name", ["sd-1 pooled", "sdxl"])
 def test_a_unet_with_residuals_equals_diffusers(name, tmp_path):
     theirs, base = make_controlnet(name), control_networks.CONTROLNETS[name][0]
     ours, inputs, unet = load(theirs, tmp_path), Inputs(theirs), load_base(base, tmp_path / "unet")
@@ -147,3 +148,58 @@ def test_a_unet_with_residuals_equals_diffusers(name, tmp_path):
     found = unet(*arguments, residuals=inputs.ask_ours(ours, 0.7))
     assert relative_l2(found, channels_last(wanted)) <= ERROR
     assert relative_l2(unet(*arguments), channels_last(wanted)) > 0.1
+
+
+@pytest.mark.parametrize("name", ["sd-1", "union"])
+def test_float16(name, tmp_path, monkeypatch):
+    """No layer computes in, or returns, another precision, and the results are near."""
+    monkeypatch.setattr(cpu_kernels, "is_used", lambda: False)
+    theirs, types = (make_union(6), (3,)) if name == "union" else (make_controlnet(name), ())
+    ours, inputs = load(theirs, tmp_path, mx.float16), Inputs(theirs)
+    residuals = inputs.ask_ours(ours, 0.7, types=types, dtype=mx.float16)
+    assert {each.dtype for each in (*residuals.down, residuals.mid)} == {mx.float16}
+    wanted = inputs.ask_theirs([0.7] if types else 0.7, *types)
+    assert max(find_errors(residuals, wanted)) <= HALF_ERROR
+
+
+def test_quantized(tmp_path):
+    """Eight bits for linear layers, half precision for convolutions: the results are near."""
+    theirs = make_union(6)
+    ours, inputs = load(theirs, tmp_path), Inputs(theirs, 2)
+    exact = inputs.ask_ours(ours, 0.7, 1.0, types=(0, 5))
+    quantization = quantize_unet(ours)
+    assert ours.controlnet_mid_block.bits == quantization.bits == 8
+    assert ours.controlnet_cond_embedding.conv_in.weight.dtype == mx.float16
+    residuals = inputs.ask_ours(ours, 0.7, 1.0, types=(0, 5))
+    assert {each.dtype for each in residuals.down} == {mx.float32}
+    errors = [relative_l2(a, b) for a, b in zip(residuals.down, exact.down, strict=True)]
+    assert 0 < max(errors) <= QUANTIZED_ERROR
+
+
+def test_scales_are_numbers_or_arrays(tmp_path):
+    """A compiled GPU gets arrays, in float32; they change no type and have gradients."""
+    theirs = make_union(6)
+    ours, inputs = load(theirs, tmp_path, mx.float16), Inputs(theirs, 2)
+
+    def total(*scales: mx.array) -> mx.array:
+        residuals = inputs.ask_ours(ours, *scales, types=(1, 2), dtype=mx.float16)
+        assert residuals.mid.dtype == mx.float16
+        return residuals.mid.astype(mx.float32).sum()
+
+    arrays = mx.array(0.5), mx.array(0.8)
+    assert total(*arrays).item() == total(0.5, 0.8).item()
+    slopes = mx.grad(total, argnums=(0, 1))(*arrays)
+    assert all(abs(slope.item()) > 0 for slope in slopes)
+
+
+def test_wrong_types_and_numbers_of_residuals():
+    ours = ControlNetUnion(read_control_config(dict(make_union(6).config), "config.json"))
+    unet = UNetModel(UNetConfig.from_dict(dict(make_base("sdxl").config), "config.json"))
+    picture = mx.zeros((1, 8, 8, 3))
+    for types, message in (((6,), "types must be from 0 to 5, got 6"), ((), "one type for each")):
+        with pytest.raises(ValueError, match=message):
+            ours.prepare([picture], types)
+    text_time = mx.zeros((1, POOLED_WIDTH)), mx.zeros((1, 6))
+    arguments = mx.zeros((1, 2, 2, 4)), mx.array(0), mx.zeros((1, 7, 16)), text_time
+    with pytest.raises(ValueError, match="residuals.down must have 6 arrays, .* got 2"):
+        unet(*arguments, residuals=Residuals([mx.zeros(1)] * 2, None, []))

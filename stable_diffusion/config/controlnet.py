@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..utils.strict_json import require, require_in, require_known
-from .networks import Quantization
 from .per_block import MAX_WIDTH
 from .strict_config import Config
 from .unet_encoder import MAX_BLOCKS, MAX_LAYERS, UNetEncoderConfig
@@ -19,8 +18,9 @@ MAX_TOTAL_FACTOR = 256  # pixels for each number of a feature, along each side
 
 # The names that configs give a union: diffusers', and that of the program that trained it.
 UNION_CLASSES = ("ControlNetUnionModel", "ControlNetModel_Union")
-# In a union's config, which may have the class name of a ControlNet.
-UNION_KEYS = ("num_control_type", "num_control_types")
+# Their number of types, by which a union is known that has the class name of a ControlNet, and
+# another name for it.
+N_TYPES, OLD_N_TYPES = "num_control_type", "num_control_types"
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,6 @@ class ControlNetConfig(UNetEncoderConfig):
     controlnet_conditioning_channel_order: str = RGB
     # Residuals are averaged over the picture, and only the conditional half of guidance gets them.
     global_pool_conditions: bool = False
-    quantization: Quantization | None = None
 
     CLASS_NAMES: ClassVar[tuple[str, ...]] = ("ControlNetModel",)
     NULLABLE = frozenset[str]()
@@ -72,6 +71,7 @@ class ControlNetUnionConfig(ControlNetConfig):
     num_proj_channel: int = 320
 
     CLASS_NAMES = (*UNION_CLASSES, *ControlNetConfig.CLASS_NAMES)
+    IGNORED = ControlNetConfig.IGNORED | {OLD_N_TYPES}
 
     def _check_numbers(self) -> None:
         super()._check_numbers()
@@ -112,7 +112,6 @@ class T2IAdapterConfig(Config):
     num_res_blocks: int = 2
     downscale_factor: int = 8  # so many pixels along each side become channels
     adapter_type: str = FULL
-    quantization: Quantization | None = None
 
     CLASS_NAMES = ("T2IAdapter",)
 
@@ -149,13 +148,15 @@ ControlConfig = ControlNetConfig | ControlNetUnionConfig | T2IAdapterConfig
 def read_control_config(content: Any, where: str) -> ControlConfig:
     """Return the config of a control network; see `Config.from_dict` for the arguments and errors.
 
-    A published union calls itself a ControlNet, so it is told by its number of types.
+    A union is known by its number of types, because published ones call themselves ControlNets.
     """
     if not isinstance(content, Mapping):
         return ControlNetConfig.from_dict(content, where)  # which refuses it
     class_name = content.get("_class_name")
     if class_name in T2IAdapterConfig.CLASS_NAMES or "adapter_type" in content:
         return T2IAdapterConfig.from_dict(content, where)
-    if class_name in UNION_CLASSES or any(key in content for key in UNION_KEYS):
+    if OLD_N_TYPES in content:
+        content = {N_TYPES: content[OLD_N_TYPES], **content}
+    if class_name in UNION_CLASSES or N_TYPES in content:
         return ControlNetUnionConfig.from_dict(content, where)
     return ControlNetConfig.from_dict(content, where)

@@ -179,14 +179,24 @@ class UNetEncoderConfig(Config):
 
     @property
     def skip_channels(self) -> tuple[int, ...]:
-        """Return the width of each skip connection, in order: the input, then those of each level.
+        """Return the width of each skip connection: that of the input, then those of each level.
 
         A level has one for each layer, and one at half the size, except the last.
         """
-        widths = [self.block_out_channels[0]]
-        last = len(self.block_out_channels) - 1
-        for level, (channels, n) in enumerate(
-            zip(self.block_out_channels, self.layers, strict=True)
-        ):
-            widths += [channels] * (n if level == last else n + 1)
-        return tuple(widths)
+        channels = self.block_out_channels
+        return (channels[0], *(channels[level] for level, _ in self._list_skips()))
+
+    @property
+    def skip_levels(self) -> tuple[int, ...]:
+        """Return how often the size of each skip connection is halved, in the same order."""
+        return (0, *(halvings for _, halvings in self._list_skips()))
+
+    def _list_skips(self) -> list[tuple[int, int]]:
+        """Return the level of each skip connection but the first, and how often it is halved."""
+        last = len(self.layers) - 1
+        skips = []
+        for level, n in enumerate(self.layers):
+            skips += [(level, level)] * n
+            if level < last:
+                skips.append((level, level + 1))
+        return skips

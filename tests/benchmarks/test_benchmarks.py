@@ -43,9 +43,16 @@ def in_this_process(bench, monkeypatch):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, checkpoint) -> Path:
     """Return a folder of tiny checkpoints with the names that the benchmark gives them."""
+    from control_networks import randomize
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
     folder = tmp_path_factory.mktemp("benchmark")
     (folder / "sd").symlink_to(checkpoint("sd-2"))
     (folder / "sdxl").symlink_to(checkpoint("sdxl-turbo"))
+    (folder / "sd15").mkdir()
+    (folder / "sd15" / "unet").symlink_to(checkpoint("sd-1") / "unet")
+    network = ControlNetModel.from_unet(UNet2DConditionModel.from_pretrained(folder / "sd15/unet"))
+    randomize(network).save_pretrained(folder / "sd15" / "controlnet")
     return folder
 
 
@@ -57,6 +64,12 @@ def test_both_sides_compute_the_same(bench, folder, in_this_process):
     lines = bench.make_table([row], rate=1e9)
     assert lines[-1].startswith("| UNet step, SD 2.1 |")
     assert f"{row.ratio:.2f}" in lines[-1] and f"{row.peer.operations / 1e9:.2f} s" in lines[-1]
+
+
+def test_control_steps_are_the_same(bench, folder, in_this_process):
+    row = bench.measure("control", ("ours", "theirs"), folder, rounds=1, repeats=1)
+    assert 0 < row.error < 1e-5
+    assert row.peer.operations > 3e7
 
 
 def test_pictures_are_the_same_picture(bench, folder, in_this_process):
