@@ -89,9 +89,12 @@ def list_layouts(name: str, tensors: dict) -> dict[str, dict]:
     others["cond_stage_model.x"] = np.zeros(3, np.float32)
     if name != "sd-1":  # the other ways do not depend on the kind
         return {"authors": names}
+    embedding = {key: value for key, value in tensors.items() if "cond_embedding" in key}
+    mixed = {key: value for key, value in names.items() if not key.startswith("input_hint")}
     return {
         "diffusers": tensors,
         "authors": names,
+        "mixed": mixed | embedding,
         "prefix": prefixed,
         "whole checkpoint": prefixed | others,
     }
