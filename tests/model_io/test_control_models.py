@@ -276,6 +276,9 @@ def test_other_bases(write, tmp_path):
         other = open_model(write_base("sd-1", tmp_path / str(options), **options))
         with pytest.raises(ValueError, match=message):
             open_control(write("sd-1")[1], other)
+    small = json.loads((write("sdxl small")[1] / "config.json").read_text())
+    small = write_config(tmp_path / "small", small | {"cross_attention_dim": 2048})
+    open_control(small, write("sdxl")[0])  # none of its layers attends to the text
     nine = open_model(write_base("sd-1", tmp_path / "nine", in_channels=9))
     nine.__dict__["unet_config"] = UNetConfig.from_dict(*nine.source.config("unet/config.json"))
     open_control(write("sd-1")[1], nine)  # it sees the four that are latents
