@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 
-from ..utils.wording import did_you_mean
+from ..utils.wording import abbreviate, did_you_mean
 from .known_models import OPEN_RAIL_XL, PACKAGE
 
 SD_1, SD_2, SDXL = "SD 1.x", "SD 2.x", "SDXL"
@@ -135,11 +134,6 @@ def find_control(name: str, family: str) -> KnownControl | None:
     return KNOWN_CONTROLS.get(family, {}).get(name)
 
 
-def is_short_name(name: str) -> bool:
-    """Return whether a name is a short name of any family."""
-    return any(name in controls for controls in KNOWN_CONTROLS.values())
-
-
 def explain_short_name(name: str, family: str) -> str:
     """Return why a word is no short name for a family, and the ones that there are, for a message.
 
@@ -147,11 +141,10 @@ def explain_short_name(name: str, family: str) -> str:
         name: a word that names no file or folder.
     """
     known = KNOWN_CONTROLS.get(family, {})
-    listed = f"short names for {family}: {', '.join(known)}" if known else ""
-    listed = listed or f"there are no short names for {family}: give a file or folder"
+    listed = f"short names for {family}: {', '.join(known)}"
+    if not known:
+        listed = f"there are no short names for {family}: give a file or folder"
     others = [each for each, controls in KNOWN_CONTROLS.items() if name in controls]
     if others:
         return f"{name} is a control model for {', '.join(others)}, not for {family} ({listed})"
-    spellings = dict.fromkeys(chain.from_iterable(KNOWN_CONTROLS.values()))
-    suggestion = did_you_mean(name, known or spellings) if known else ""
-    return f"there is no control model {name} ({listed}){suggestion}"
+    return f"there is no control model {abbreviate(name)} ({listed}){did_you_mean(name, known)}"

@@ -87,6 +87,8 @@ def _find_controlnet_layout(header: Header, root: str, is_union: bool) -> Layout
     """Return how a file names the tensors of a ControlNet."""
     diffusers = CONTROLNET_UNION if is_union else CONTROLNET
     renames = {**diffusers.renames, **find_layout(header, root).renames}
+    # The UNet has layers with the same names as diffusers gives these; they keep theirs.
+    renames |= {f"{EMBEDDING}.{layer}": f"{EMBEDDING}.{layer}" for layer in ("conv_in", "conv_out")}
     if header.has(f"{root}zero_convs."):
         places = range(header.count(f"{root}zero_convs.{{}}.0.weight"))
         renames |= {f"zero_convs.{i}.0": f"controlnet_down_blocks.{i}" for i in places}

@@ -37,6 +37,8 @@ ADVICE = {
     "a whole model": "give it with --model",
     "a UNet": "give it with --unet",
     "a VAE": "give it with --vae",
+    "a ControlNet": "give it with --control MODEL=IMAGE",
+    "a T2I-Adapter": "give it with --control MODEL=IMAGE",
 }
 
 

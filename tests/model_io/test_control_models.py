@@ -89,9 +89,12 @@ def list_layouts(name: str, tensors: dict) -> dict[str, dict]:
     others["cond_stage_model.x"] = np.zeros(3, np.float32)
     if name != "sd-1":  # the other ways do not depend on the kind
         return {"authors": names}
+    embedding = {key: value for key, value in tensors.items() if "cond_embedding" in key}
+    mixed = {key: value for key, value in names.items() if not key.startswith("input_hint")}
     return {
         "diffusers": tensors,
         "authors": names,
+        "mixed": mixed | embedding,
         "prefix": prefixed,
         "whole checkpoint": prefixed | others,
     }
@@ -211,7 +214,7 @@ def test_the_hub(hub, monkeypatch, write, tmp_path):
         assert (opened.config.controlnet_conditioning_channel_order == "bgr") == is_whole
     assert len(lines) == 2  # `one`, and the folder: the others have been downloaded
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    for name in names:
+    for name in ("canny", "one"):
         assert same(read(open_control(name, model)), expected)
 
 
@@ -273,6 +276,9 @@ def test_other_bases(write, tmp_path):
         other = open_model(write_base("sd-1", tmp_path / str(options), **options))
         with pytest.raises(ValueError, match=message):
             open_control(write("sd-1")[1], other)
+    small = json.loads((write("sdxl small")[1] / "config.json").read_text())
+    small = write_config(tmp_path / "small", small | {"cross_attention_dim": 2048})
+    open_control(small, write("sdxl")[0])  # none of its layers attends to the text
     nine = open_model(write_base("sd-1", tmp_path / "nine", in_channels=9))
     nine.__dict__["unet_config"] = UNetConfig.from_dict(*nine.source.config("unet/config.json"))
     open_control(write("sd-1")[1], nine)  # it sees the four that are latents
@@ -388,7 +394,7 @@ def test_damaged_files(write, tmp_path):
         with pytest.raises(ValueError, match=expected):
             open_control(file, model)
     for removed, expected in (
-        ("input_blocks.0.0.weight", "architecture is not clear, because conv_in.weight is missing"),
+        ("input_blocks.0.0.weight", "the architecture is not clear, because .* is missing"),
         ("input_hint_block.0.weight", "not clear, because .*conv_in.weight is missing"),
         ("input_blocks.1.0.in_layers.2.weight", "not clear, because"),
     ):
