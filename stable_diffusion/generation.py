@@ -16,6 +16,7 @@ from .check_arguments import (
     check_sampler,
     check_seed,
 )
+from .check_task import check_image_cfg_weight
 from .conditioning import TextOptions, Texts
 from .config.model import ModelConfig
 from .sampler.choose import choose_sampler
@@ -58,7 +59,7 @@ class GenerationOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Arguments:
-    """The arguments that both generators share, in order, not checked yet."""
+    """The arguments that both generators share, in order, not checked yet, and `image_cfg_weight`."""
 
     text: Texts
     n_images: int
@@ -67,6 +68,7 @@ class Arguments:
     negative_text: OptionalTexts
     seed: int | Sequence[int] | None
     options: GenerationOptions
+    image_cfg_weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Generation:
     sampler: Sampler
     num_steps: int
     cfg_weight: float
+    image_cfg_weight: float | None  # None unless the model edits a picture
     guidance_rescale: float
     seed: int  # of the first picture
     streams: list[NoiseStream]  # of noise, one for each picture
@@ -129,6 +132,7 @@ def check_generation(arguments: Arguments, config: ModelConfig, own_sampler: Sam
             raise ValueError("timesteps are the steps: leave num_steps out")
     if arguments.cfg_weight is not None:
         cfg_weight = check_number("cfg_weight", arguments.cfg_weight)
+    image_cfg_weight = check_image_cfg_weight(arguments.image_cfg_weight, config)
     rescale = check_number("guidance_rescale", options.get("guidance_rescale", 0.0), 0, 1)
     text_options = TextOptions.for_model(
         config,
@@ -139,11 +143,14 @@ def check_generation(arguments: Arguments, config: ModelConfig, own_sampler: Sam
     first_seed, streams = make_noise_streams(check_seed(arguments.seed), n_images)
     return Generation(
         texts=texts,
-        negative_texts=negative_texts if config.needs_second_text(cfg_weight) else None,
+        negative_texts=(
+            negative_texts if config.needs_second_text(cfg_weight, image_cfg_weight) else None
+        ),
         text_options=text_options,
         sampler=sampler,
         num_steps=num_steps,
         cfg_weight=cfg_weight,
+        image_cfg_weight=image_cfg_weight,
         guidance_rescale=rescale,
         seed=first_seed,
         streams=streams,

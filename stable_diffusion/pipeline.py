@@ -12,7 +12,7 @@ import numpy as np
 
 from . import check_arguments, check_pictures
 from .adapted import split_few_step_model
-from .check_task import check_task
+from .check_task import check_no_strength, check_task
 from .conditioning import (
     LAST,
     PENULTIMATE,
@@ -34,6 +34,7 @@ from .denoising import (
     yield_unchanged,
 )
 from .device import cpu_kernels
+from .editing import make_editing_inputs, make_editing_predict
 from .generation import Arguments, Generation, GenerationOptions, OptionalTexts, check_generation
 from .loaded_networks import LoadedNetworks
 from .model_io.loaders import (
@@ -154,6 +155,8 @@ class StableDiffusion(LoadedNetworks):
         cfg_weight: float | None = None,
         negative_text: OptionalTexts = "",
         seed: int | Sequence[int] | None = None,
+        *,
+        image_cfg_weight: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Denoising:
         """Return the latents of pictures of `text` that start from `image`.
@@ -168,10 +171,14 @@ class StableDiffusion(LoadedNetworks):
                 steps, so that one is run, with a warning.
         """
         check_task(self.config, has_image=True)
-        image = check_arguments.check_image(image, self.config.autoencoder.factor)
+        check_no_strength(self.config, strength)
         image = check_pictures.check_image(image, self.config.autoencoder.factor)
-        arguments = Arguments(text, n_images, num_steps, cfg_weight, negative_text, seed, options)
+        arguments = Arguments(
+            text, n_images, num_steps, cfg_weight, negative_text, seed, options, image_cfg_weight
+        )
         generation = check_generation(arguments, self.config, self.sampler)
+        if self.config.unet.task == "editing":
+            return _edit(self, image, generation)
         strength = DEFAULT_STRENGTH if strength is None else strength
         strength = check_arguments.check_number("strength", strength, 0, 1)
         mean, _ = encode(self.autoencoder, image[None])  # the most likely latents, without noise
@@ -264,6 +271,20 @@ def _require_suitable(sd: StableDiffusion) -> None:
         sd.config.require_vae_float16()
 
 
+def _edit(sd: StableDiffusion, image: mx.array, generation: Generation) -> Denoising:
+    """Return the steps that edit a picture [H, W, 3] in [-1, 1]; see `editing`."""
+    mean, _ = encode(sd.autoencoder, image[None])
+    schedule = generation.sampler.schedule(generation.num_steps)
+    noise = mx.array(draw_latents(generation.streams, mean.shape[1:]))
+    is_guided = generation.negative_texts is not None
+    inputs = make_editing_inputs(
+        mean / sd.config.latent_scale, generation.image_cfg_weight if is_guided else None
+    )
+    latents = _denoise(sd, noise * schedule.initial_sigma, schedule, generation, inputs)
+    latents.inputs.append(mean)
+    return latents
+
+
 def _denoise(
     sd: StableDiffusion,
     x: mx.array,
@@ -286,6 +307,11 @@ def _denoise(
     def start() -> Steps:
         # Not bound earlier: `use_float32` may have replaced the UNet and the type.
         predict = make_predict(sd.unet, embeddings, text_time, *guidance, sd.dtype, network_inputs)
+        if network_inputs.image is not None and network_inputs.image_cfg is not None:
+            edited = network_inputs.image, network_inputs.image_cfg
+            predict = make_editing_predict(
+                sd.unet, embeddings, text_time, *guidance, sd.dtype, *edited
+            )
         return denoise(x, schedule, generation.sampler, predict, generation.streams, restore)
 
     return Denoising(start, len(schedule), inputs, generation.seed)

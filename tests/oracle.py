@@ -310,6 +310,32 @@ class Oracle:
         return (images * 255).round().astype(np.uint8)
 
 
+    @torch.no_grad()
+    def pictures_edited(
+        self,
+        image: np.ndarray,
+        prompt: str,
+        *,
+        seeds: list[int],
+        sampler: str | None = None,
+        **options,
+    ) -> np.ndarray:
+        """Return diffusers' pictures of InstructPix2Pix; `image` is [H, W, 3] in [-1, 1]."""
+        pipeline = self.single
+        pipeline.scheduler = self.scheduler(sampler)
+        if hasattr(pipeline, "text_encoder_2"):
+            options |= {"height": image.shape[0], "width": image.shape[1]}
+        images = pipeline(
+            prompt,
+            image=channels_first(image[None], torch.float32),
+            num_images_per_prompt=len(seeds),
+            generator=_generators(seeds),
+            output_type="np",
+            **options,
+        ).images
+        return (images * 255).round().astype(np.uint8)
+
+
 def _generators(seeds: list[int]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
