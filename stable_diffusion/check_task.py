@@ -6,6 +6,8 @@ from .check_arguments import check_number
 from .config.model import ModelConfig
 from .config.task import IMAGE_GUIDANCE
 
+DEFAULT_STRENGTH = 0.8
+
 
 def check_task(config: ModelConfig, *, has_image: bool = False, has_mask: bool = False) -> None:
     """Check that a model is given the pictures that it is trained for.
@@ -35,17 +37,21 @@ def check_task(config: ModelConfig, *, has_image: bool = False, has_mask: bool =
         )
 
 
-def check_no_strength(config: ModelConfig, strength: Any) -> None:
-    """Check that an editing model is given no strength: it begins with noise alone.
+def check_strength(value: Any, config: ModelConfig) -> float:
+    """Return how much of the schedule to run: the strength, or its default.
 
     Raises:
-        ValueError: if it is given one.
+        TypeError: if it is neither a number nor None.
+        ValueError: if it is outside [0, 1], or given to an editing model.
     """
-    if strength is not None and config.unet.task == "editing":
+    if config.unet.task != "editing":
+        return check_number("strength", DEFAULT_STRENGTH if value is None else value, 0, 1)
+    if value is not None:
         raise ValueError(
             f"{config.name} is an editing model, which begins with noise alone: leave strength "
             "out; image_cfg_weight says how closely to keep to the picture"
         )
+    return 1.0
 
 
 def check_image_cfg_weight(value: Any, config: ModelConfig) -> float | None:

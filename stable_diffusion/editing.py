@@ -13,20 +13,36 @@ from . import compiled
 from .attention import KeysValues
 from .denoising import NetworkInputs, Predict, TextTime, rescale_guidance
 from .device import backend
+from .image_start import ImageStart, encode_image
 from .merged_layers import MergedLayers
+from .sampler.schedule import Schedule
 from .unet import UNetModel
+from .vae_strips import Vae
 
 
-def make_editing_inputs(image: mx.array, image_cfg: float | None) -> NetworkInputs:
-    """Return what the UNet takes beside noisy latents, time and text.
+def start_editing(
+    autoencoder: Vae,
+    image: mx.array,
+    noise: mx.array,
+    schedule: Schedule,
+    latent_scale: float,
+    image_cfg: float | None,
+) -> ImageStart:
+    """Return what the steps begin with.
 
     Args:
-        image: the latents of the picture, [1, h, w, C], as its VAE encodes them, not scaled.
+        image: the picture to edit, [H, W, 3] in [-1, 1].
+        noise: [B, h, w, C].
+        latent_scale: of the latents that are denoised. The UNet takes those of the picture as the
+            VAE encodes them, not scaled.
         image_cfg: the weight of guidance by the picture; None without guidance.
     """
-    if image_cfg is None:
-        return NetworkInputs(channels=image)
-    return NetworkInputs(image=image, image_cfg=image_cfg)
+    latents = encode_image(autoencoder, image)
+    unscaled = latents / latent_scale
+    inputs = NetworkInputs(channels=unscaled)
+    if image_cfg is not None:
+        inputs = NetworkInputs(image=unscaled, image_cfg=image_cfg)
+    return ImageStart(noise * schedule.initial_sigma, [latents], network_inputs=inputs)
 
 
 def make_editing_predict(
@@ -45,7 +61,8 @@ def make_editing_predict(
 
     Args:
         embeddings: of the text and the negative text, [2B, N, D].
-        image, image_cfg: as for `make_editing_inputs`.
+        image: the latents of the picture, [1, h, w, C], not scaled.
+        image_cfg: the weight of guidance by the picture.
     """
     image = image.astype(dtype)
     text = unet.project_text(_add_third_part(embeddings).astype(dtype))

@@ -86,6 +86,11 @@ class Generation:
     seed: int  # of the first picture
     streams: list[NoiseStream]  # of noise, one for each picture
 
+    @property
+    def image_guidance(self) -> float | None:
+        """Return the weight of guidance by the picture to edit; None without guidance."""
+        return None if self.negative_texts is None else self.image_cfg_weight
+
     def cut_schedule(self, strength: float) -> Schedule:
         """Return the last `strength` of the schedule, at least one step.
 
