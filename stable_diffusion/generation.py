@@ -59,7 +59,7 @@ class GenerationOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Arguments:
-    """The arguments that both generators share, in order, not checked yet, and `image_cfg_weight`."""
+    """The arguments of both generators, in order, and of one of them; not checked yet."""
 
     text: Texts
     n_images: int

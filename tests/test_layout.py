@@ -97,7 +97,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 CLI = (
     *(
         {"mlx_errors", "settings", "terminal"},
-        {"few_step", "job", "model_task", "ranks"},
+        {"few_step", "job", "model_task", "ranks", "start"},
         {"recipe"},
     ),
     {"arguments", "output"},

@@ -19,8 +19,10 @@ from .settings import PictureOptions, Settings, StartPicture
 # a step takes minutes, unless the picture has few pixels in all (the embedded model is small).
 MAX_USUAL_FACTOR, MAX_FACTOR = 2, 8
 FEW_PIXELS = 1024 * 1024
-
-STRENGTH = 0.9  # if the user does not say it
+# How far to go from the picture if the user does not say. A part is repainted from noise alone, as
+# diffusers' inpainting pipelines do.
+STRENGTH, REPAINTING_STRENGTH = 0.9, 1.0
+USUAL_CROP = 32  # pixels around the mask that are suggested for --mask-crop
 
 
 class UsageError(ValueError):
@@ -39,18 +41,21 @@ class Job(PictureOptions):
     seed: int = field(kw_only=True)
     index: int = 1
 
-    def with_defaults(self, config: ModelConfig, *, has_start: bool = False) -> "CompleteJob":
+    def with_defaults(
+        self, config: ModelConfig, start: StartPicture | None = None
+    ) -> "CompleteJob":
         """Return the job with the model's defaults in place of None.
 
         Args:
-            has_start: whether there is a picture to start from.
+            start: the picture to start from.
 
         Raises:
             UsageError: if the model cannot do what the job asks for.
         """
         factor = config.autoencoder.factor
+        is_padded = start is not None and start.is_padded
         for option, pixels in (("width", self.width), ("height", self.height)):
-            if pixels is not None and pixels % factor:
+            if pixels is not None and pixels % factor and not is_padded:
                 raise UsageError(
                     f"{self.where}--{option} must be a multiple of {factor}, got {pixels}"
                 )
@@ -76,7 +81,7 @@ class Job(PictureOptions):
             "height": defaults.size.height if self.height is None else self.height,
             "steps": steps,
             "cfg": defaults.guidance if self.cfg is None else self.cfg,
-            **self._choose_start_options(config, has_start),
+            **self._choose_start_options(config, start),
             "sampler": sampler.name,
             "schedule": sampler.schedule_name,
             "timesteps": sampler.timesteps,
@@ -84,13 +89,15 @@ class Job(PictureOptions):
         }
         return CompleteJob(**vars(self) | chosen)
 
-    def _choose_start_options(self, config: ModelConfig, has_start: bool) -> dict[str, Any]:
+    def _choose_start_options(
+        self, config: ModelConfig, start: StartPicture | None
+    ) -> dict[str, Any]:
         """Return the options about the picture to start from, with defaults."""
         if config.unet.task == "editing":
             return {"image_cfg": IMAGE_GUIDANCE if self.image_cfg is None else self.image_cfg}
-        if has_start and self.strength is None:
-            return {"strength": STRENGTH}
-        return {}
+        return {
+            "strength": find_default_strength(start) if self.strength is None else self.strength
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,14 +166,21 @@ def make_jobs(settings: Settings, seed: int) -> list[Job]:
     jobs: list[Job] = []
     for request in settings.requests:
         options = {option.name: getattr(request, option.name) for option in fields(PictureOptions)}
-        if settings.start is not None:
-            options["height"], options["width"], _ = settings.start.pixels.shape
+        if settings.start is not None and not settings.start.is_cropped:
+            options["width"], options["height"] = settings.start.size
         first_seed = seed if request.seed is None else request.seed
         jobs += [
             Job(seed=first_seed + i, index=len(jobs) + i + 1, **options)
             for i in range(request.n_images)
         ]
     return jobs
+
+
+def find_default_strength(start: StartPicture | None) -> float | None:
+    """Return the strength if the user does not say it; None without a picture to start from."""
+    if start is None:
+        return None
+    return STRENGTH if start.repainting is None else REPAINTING_STRENGTH
 
 
 def check_start(start: StartPicture | None, config: ModelConfig) -> None:
@@ -181,7 +195,7 @@ def check_start(start: StartPicture | None, config: ModelConfig) -> None:
     if start is None:
         return
     require_encoder(config.autoencoder)
-    if start.own_size is None:
+    if start.own_size is None or start.is_cropped:
         return
     own_size = start.own_size
     width, height = config.defaults.size
@@ -192,11 +206,16 @@ def check_start(start: StartPicture | None, config: ModelConfig) -> None:
     # Sides of a small picture must be rounded more finely, or its proportions change.
     multiple = MULTIPLE if min(width, height) >= 4 * MULTIPLE else config.autoencoder.factor
     fitting = find_similar_size(own_size, usual, multiple)
+    name = start.file
+    if start.repainting is not None and any(start.repainting.margins):
+        name += " with --outpaint"
     about = (
-        f"{start.file} has {own_size.width}x{own_size.height} pixels, about "
+        f"{name} has {own_size.width}x{own_size.height} pixels, about "
         f"{n_pixels / usual:.0f} times as many as the model is made for ({width}x{height})"
     )
     options = "--width {} --height {}".format(*fitting)
+    if start.repainting is not None:
+        options = f"--mask-crop {USUAL_CROP}, or {options}"
     if n_pixels > MAX_PIXELS or n_pixels > max(MAX_FACTOR * usual, FEW_PIXELS):
         raise UsageError(f"{about}: add {options}, or another --width and --height")
     warnings.warn(

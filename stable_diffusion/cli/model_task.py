@@ -18,7 +18,12 @@ class Inputs(NamedTuple):
 
 
 def check_known_model(
-    model: str, unet: str | None, options: Sequence[PictureOptions], *, has_image: bool
+    model: str,
+    unet: str | None,
+    options: Sequence[PictureOptions],
+    *,
+    has_image: bool,
+    has_mask: bool = False,
 ) -> None:
     """Check that the options of all pictures suit a known model, before anything is loaded.
 
@@ -31,7 +36,7 @@ def check_known_model(
     """
     spec = find_spec(model)
     if spec is not None and unet is None:
-        require_inputs(model, spec.task, options, has_image=has_image)
+        require_inputs(model, spec.task, options, has_image=has_image, has_mask=has_mask)
 
 
 def require_inputs(

@@ -61,19 +61,23 @@ class Plan:
         Raises:
             UsageError: if something does not.
         """
-        has_start = settings.start is not None
+        start = settings.start
+        has_image, has_mask = start is not None, start is not None and start.repainting is not None
         try:
-            require_inputs(config.name, config.unet.task, self.jobs, has_image=has_start)
+            require_inputs(
+                config.name, config.unet.task, self.jobs, has_image=has_image, has_mask=has_mask
+            )
         except ValueError as error:
             raise UsageError(str(error)) from None
-        jobs = [job.with_defaults(config, has_start=has_start) for job in self.jobs]
+        jobs = [job.with_defaults(config, start) for job in self.jobs]
         if self.drawn_seed is not None:
             say(f"Seed: {self.drawn_seed}")
         warn_of_no_guidance(jobs, config)
         warn_of_prompts(jobs)
-        check_start(settings.start, config)
+        check_start(start, config)
         if self.names is not None:
-            check_sizes(self.names, jobs, settings.n_rows)
+            size = None if start is None else start.size
+            check_sizes(self.names, jobs, settings.n_rows, size)
         return jobs
 
 
