@@ -306,6 +306,7 @@ def test_a_mask(folder, tmp_path, monkeypatch, capsys):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     start = Path("start.png")
     options = ["--mask=m.png", "--mask-crop=4", "--invert-mask", "--mask-blur=1", "--cfg=1"]
+    options.append("--schedule=sgm-uniform")  # the text has no trailing spacing
     assert run_script(*TINY, CIRCLE, *options, "--output=o.png", start=start) == 0
     recipe = read_recipe(Path("o.png"))
     assert (recipe.mask, recipe.mask_crop, recipe.mask_blur) == ("m.png", 4, 1)
@@ -318,7 +319,7 @@ def test_a_mask(folder, tmp_path, monkeypatch, capsys):
     again = ["--from-image=web.png", "--mask=m.png", "--invert-mask", "--n_images=1"]
     assert run_script(*again, "--output=b.png", start=start) == 0
     assert "not understood" not in capsys.readouterr().err
-    assert np.array_equal(read_pixels(Path("b.png")), read_pixels(Path("o.png")))
+    assert np.abs(read_pixels(Path("b.png")) - read_pixels(Path("o.png"))).max() <= 1
     Image.new("L", (112, 80), "white").save("m.png")
     Path("o.png").rename("first.png")
     message = "m.png: the mask is empty: all of it is white, and --invert-mask repaints the rest"
