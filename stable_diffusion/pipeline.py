@@ -13,7 +13,7 @@ import numpy as np
 
 from . import check_arguments, check_pictures
 from .adapted import split_few_step_model
-from .check_task import check_task
+from .check_task import check_strength, check_task
 from .conditioning import (
     LAST,
     PENULTIMATE,
@@ -33,6 +33,7 @@ from .denoising import (
     yield_unchanged,
 )
 from .device import cpu_kernels
+from .editing import make_editing_predict, start_editing
 from .generation import Arguments, Generation, GenerationOptions, OptionalTexts, check_generation
 from .image_start import ImageStart, encode_image, start_from_image
 from .loaded_networks import LoadedNetworks
@@ -48,8 +49,6 @@ from .sampler.noise import draw_latents
 from .sampler.schedule import Schedule
 from .utils.size import Size
 from .vae_strips import decode
-
-DEFAULT_STRENGTH = 0.8
 
 
 class StableDiffusion(LoadedNetworks):
@@ -158,12 +157,14 @@ class StableDiffusion(LoadedNetworks):
         seed: int | Sequence[int] | None = None,
         *,
         mask: mx.array | np.ndarray | None = None,
+        image_cfg_weight: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Denoising:
         """Return the latents of pictures of `text` that start from `image`.
 
-        The method is SDEdit (arXiv:2108.01073), or with a mask that of `inpainting`; the image and
-        the mask are evaluated now. The other arguments and the errors are those of
+        The method is SDEdit (arXiv:2108.01073), or with a mask that of `inpainting`. A model for
+        editing changes the image as the text says, see `editing`. The image and the mask are
+        evaluated now. The other arguments and the errors are those of
         `generate_latents`.
 
         Args:
@@ -172,18 +173,22 @@ class StableDiffusion(LoadedNetworks):
                 as the VAE renders it; with a mask 1 begins with noise alone. If
                 `int(num_steps * strength)` is 0 the schedule gets more steps, so that one is run,
                 with a warning.
+                Models for editing have none.
             mask: [H, W] floats in [0, 1] or booleans, of the image's size: what is 0.5 or more is
                 painted, and the latents of the rest become those of the image. Decoded pictures
                 differ a little from the image there, too, because the VAE is not exact.
+            image_cfg_weight: for models for editing, the weight of guidance by the image, 1.5 if
+                None. Below 1 there is no guidance at all, by the text neither.
         """
         check_task(self.config, has_image=True, has_mask=mask is not None)
         factor = self.config.autoencoder.factor
         image = check_pictures.check_image(image, factor)
         painted = None if mask is None else check_pictures.check_mask(mask, image.shape[:2], factor)
-        arguments = Arguments(text, n_images, num_steps, cfg_weight, negative_text, seed, options)
+        arguments = Arguments(
+            text, n_images, num_steps, cfg_weight, negative_text, seed, options, image_cfg_weight
+        )
         generation = check_generation(arguments, self.config, self.sampler, self.controls)
-        strength = DEFAULT_STRENGTH if strength is None else strength
-        strength = check_arguments.check_number("strength", strength, 0, 1)
+        strength = check_strength(strength, self.config)
         if strength == 0:
             x = mx.repeat(encode_image(self.autoencoder, image), len(generation.texts), axis=0)
             return Denoising(lambda: yield_unchanged(x), 1, [x], generation.seed)
@@ -191,8 +196,12 @@ class StableDiffusion(LoadedNetworks):
         height, width, _ = image.shape
         shape = (height // factor, width // factor, self.config.autoencoder.latent_channels)
         noise = mx.array(draw_latents(generation.streams, shape))
-        task = self.config.unet.task
-        start = start_from_image(self.autoencoder, task, image, painted, noise, schedule, strength)
+        task, vae = self.config.unet.task, self.autoencoder
+        if task == "editing":
+            scale, image_cfg = self.config.latent_scale, generation.image_guidance
+            start = start_editing(vae, image, noise, schedule, scale, image_cfg)
+        else:
+            start = start_from_image(vae, task, image, painted, noise, schedule, strength)
         return _denoise(self, start, schedule, generation)
 
     def decode(self, x_t: mx.array, tiled: bool | None = None) -> mx.array:
@@ -293,8 +302,12 @@ def _denoise(
     def begin() -> Steps:
         # Not bound earlier: `use_float32` may have replaced the networks and the type.
         active = activate(generation.controls, Size(width, height), len(schedule))
-        beside = replace(start.network_inputs, controls=active)
-        predict = make_predict(sd.unet, embeddings, text_time, *guidance, sd.dtype, beside)
+        extra = replace(start.network_inputs, controls=active)
+        arguments = sd.unet, embeddings, text_time, *guidance, sd.dtype
+        if extra.image is not None and extra.image_cfg is not None:
+            predict = make_editing_predict(*arguments, extra.image, extra.image_cfg)
+        else:
+            predict = make_predict(*arguments, extra)
         sampler, streams = generation.sampler, generation.streams
         return denoise(start.x, schedule, sampler, predict, streams, start.restore)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -173,9 +173,13 @@ def _call_generator(run: Run, batch: Batch) -> Denoising:
     if start is None:
         size = batch.latent_size(sd.config.autoencoder.factor)
         return sd.generate_latents(latent_size=size, **options)
-    more: dict[str, Any] = {"mask": start.mask, "image_cfg_weight": batch.jobs[0].image_cfg}
-    given = {name: value for name, value in more.items() if value is not None}
-    return sd.generate_latents_from_image(start.pixels, strength=batch.strength, **given, **options)
+    return sd.generate_latents_from_image(
+        start.pixels,
+        strength=batch.strength,
+        mask=start.mask,
+        image_cfg_weight=batch.jobs[0].image_cfg,
+        **options,
+    )
 
 
 def _prepare_preview(run: Run, path: Path) -> Preview | None:

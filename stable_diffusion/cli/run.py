@@ -102,6 +102,10 @@ def prepare_run(settings: Settings, plan: Plan, progress: Progress) -> Run:
     opened = open_controls(settings.controls, model, float16)
     jobs = plan.complete_jobs(settings, adopt_few_step(settings, model))
     warn_of_pictures(settings.controls, (Size(job.width, job.height) for job in jobs))
+    start = None
+    if settings.start is not None:  # all jobs have its size
+        size = Size(jobs[0].width, jobs[0].height)
+        start = make_start(settings.start, size, model.config.autoencoder.factor)
     preview_vae = load_preview_vae(settings, model, float16)
     memory.limit_cache()
     if cpu_kernels.needs_compiling():
@@ -110,10 +114,6 @@ def prepare_run(settings: Settings, plan: Plan, progress: Progress) -> Run:
     controls = load_controls(sd, opened, settings.controls)
     _adapt(sd, settings)
     record = Record(settings, model, float16)
-    start = None
-    if settings.start is not None:  # all jobs have its size
-        size = Size(jobs[0].width, jobs[0].height)
-        start = make_start(settings.start, size, model.config.autoencoder.factor)
     run = Run(settings, progress, jobs, sd, record, start, preview_vae, controls)
     if settings.preload_models:
         with progress.measure("loading"):
