@@ -33,6 +33,17 @@ SAME = {
         "init-image-strength init-strength img2img-strength"
     ),
     "--fit": "resize-mode",
+    "--mask": (
+        "mask-image mask-img mask-path mask-file init-mask inpaint inpainting inpaint-mask "
+        "inpainting-mask mask-source masked-image-path"
+    ),
+    "--invert-mask": "mask-invert inpainting-mask-invert",
+    "--mask-blur": "blur-mask mask-blur-x mask-blur-y mask-overlay-blur feather mask-feather",
+    "--mask-crop": (
+        "padding-mask-crop mask-padding only-masked inpaint-full-res inpaint-full-res-padding "
+        "inpaint-area"
+    ),
+    "--outpaint": "outpainting image-outpaint-padding extend uncrop",
     "--model": (
         "m ckpt ckpt-name ckpt-path checkpoint model-id model-path model-name sd-model base-model "
         "diffusion-model pretrained-model-name-or-path sd-model-checkpoint"
@@ -92,6 +103,9 @@ EXPLANATIONS = {
     "lora-model-dir": "name each file with",
     "embd-dir": "name each file with",
     "embeddings-dir": "name each file with",
+    "inpaint-full-res": "give how many pixels to draw around the mask with",
+    "only-masked": "give how many pixels to draw around the mask with",
+    "inpaint-area": "give how many pixels to draw around the mask with",
     "seeds": "the seeds of the pictures count up from",
 }
 USUAL_EXPLANATION = "use"
@@ -100,7 +114,6 @@ USUAL_EXPLANATION = "use"
 IMAGE = "the picture to start from is the first argument of image2image.py"
 PROMPT = "write the prompt alone, in quotes"
 CONTROL = "ControlNet and similar methods are not supported"
-MASKS = "inpainting and masks are not supported"
 UPSCALERS = "upscaling and second passes are not supported"
 OTHER_MODELS = "only Stable Diffusion 1.x, 2.x and XL are supported"
 ALREADY_FAST = "attention is always computed in the fastest way"
@@ -151,9 +164,6 @@ ABSENT_BEGINNINGS = {
     "ip-adapter": "IP-Adapter is not supported",
     "redux": OTHER_MODELS,
     "photo-maker": "PhotoMaker is not supported",
-    "mask": MASKS,
-    "inpaint": MASKS,
-    "outpaint": MASKS,
     "hires": UPSCALERS,
     "hr-": UPSCALERS,
     "enable-hr": UPSCALERS,
@@ -165,7 +175,12 @@ ABSENT_BEGINNINGS = {
     "video": "videos are not supported",
     "animate": "videos are not supported",
 }
-SAME_BEGINNINGS = {"neg": "--negative_prompt"}
+SAME_BEGINNINGS = {
+    "neg": "--negative_prompt",
+    "mask": "--mask",
+    "inpaint": "--mask",
+    "outpaint": "--outpaint",
+}
 
 # An option, which may have its value in the same word: `--x=y`, `-x=y`, `-s42`.
 NAME = re.compile(

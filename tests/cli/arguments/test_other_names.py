@@ -12,7 +12,6 @@ from stable_diffusion.cli.arguments.other_names import (
     CONTROL,
     EXPLANATIONS,
     IMAGE,
-    MASKS,
     SAME,
     SAME_BEGINNINGS,
 )
@@ -87,7 +86,8 @@ def test_what_other_programs_call_the_options(script, capsys):
         (["--denoise=.5"], "use --strength, which is for image2image.py"),
         (["--scheduler=x"], f"{EXPLANATIONS['scheduler']} --schedule"),
         (["--controlnet-strength", "1"], f"there is no such option: {CONTROL}"),
-        (["--mask_image", "1"], f"there is no such option: {MASKS}"),
+        (["--mask_image", "1"], "use --mask, which is for image2image.py"),
+        (["--outpaint-left", "1"], "use --outpaint, which is for image2image.py"),
         (["--image", "a.png"], f"there is no such option: {IMAGE}"),
     ],
 )

@@ -41,6 +41,13 @@ WHOLE = Recipe(
     fit="crop",
     image="start.png",
     image_sha256="dd",
+    image_cfg=1.25,
+    mask="mask.png",
+    mask_sha256="ee",
+    invert_mask=True,
+    mask_blur=4,
+    mask_crop=32,
+    outpaint=(0, 1, 2, 3),
     version="0.1.0",
 )
 
