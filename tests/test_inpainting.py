@@ -163,11 +163,10 @@ def test_latents_outside_the_mask_become_those_of_the_picture(model, sampler):
     latents = inpaint(sd, sampler=sampler, num_steps=3)
     original = np.array(latents.inputs[-1])
     outside = ~(MASK >= 0.5)[::FACTOR, ::FACTOR]
-    for x_0 in latents:
-        estimate = np.array(latents.estimate)[0]
-        assert np.array_equal(estimate[outside], original[0, outside])
-        assert not np.isclose(estimate[~outside], original[0, ~outside]).all()
-    assert np.array_equal(np.array(x_0)[0, outside], original[0, outside])
+    outputs = [(x_t, latents.estimate) for x_t in latents]
+    for shown in (*(estimate for _, estimate in outputs), outputs[-1][0]):
+        assert np.array_equal(np.array(shown)[0, outside], original[0, outside])
+        assert not np.isclose(np.array(shown)[0, ~outside], original[0, ~outside]).all()
 
 
 @pytest.mark.parametrize("kind", ["sd-1", "sd-1-inpainting"])
