@@ -140,6 +140,8 @@ def test_defaults_of_a_job(checkpoint):
     [
         ({"image_cfg": 0.5}, ["--image-cfg 0.5 is less than 1, which means no guidance at all"]),
         ({"image_cfg": 1.5, "negative_prompt": "x"}, []),
+        ({"image_cfg": 2.5, "cfg": 1.0}, ["--image-cfg has no effect without guidance"]),
+        ({"image_cfg": 1.5, "cfg": 1.0}, []),
         (
             {"image_cfg": 1.5, "cfg": 1.0, "negative_prompt": "x"},
             ["no effect without guidance: give --cfg more than 1, and --image-cfg at least 1"],
