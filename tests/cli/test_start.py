@@ -4,14 +4,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from oracle import psnr
+from ours import pictures
 from PIL import Image
 
 import image2image
+from stable_diffusion import StableDiffusion
 from stable_diffusion.cli.arguments.parse import image2image_parser, parse
+from stable_diffusion.cli.settings import Repainting, StartPicture
 from stable_diffusion.cli.start import make_start
+from stable_diffusion.images.masks import blur
 from stable_diffusion.utils.size import Size
 
 SIZE = Size(64, 64)
+SAME = 50  # dB at least between equal pictures
+CAT = "a photo of a cat"
 TINY = ["--model=tiny", "--steps=2", "--cfg=1", "--n_images=1", "--seed=1"]
 KINDS = {  # of pictures: file name, and mode
     *(("p.png", "RGB"), ("p.png", "L"), ("p.png", "P"), ("p.png", "1"), ("p.png", "RGBA")),
@@ -123,3 +130,39 @@ def test_pictures_of_a_run(tmp_path, monkeypatch):
             assert np.array_equal(part[~mask], picture[~mask])
     assert np.array_equal(first[~mask], picture[~mask])
     assert (first[mask] != second[mask]).any() and (first[mask] != picture[mask]).any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "strength", "radius"),
+    [("sd-1", 0.5, 0), ("sd-1", 1.0, 3), ("sd-1-inpainting", 0.8, 0)],
+)
+def test_a_part_equals_that_of_diffusers(checkpoint, oracle, kind, strength, radius):
+    """It is cut out, drawn in another size, and pasted, as with `padding_mask_crop`."""
+    y, x = np.mgrid[0:1:70j, 0:1:100j]
+    picture = (np.stack([x, y, x * y], axis=-1) * 255).round().astype(np.uint8)
+    mask = np.zeros((70, 100), np.uint8)
+    mask[15:40, 50:90] = 255
+    mask = blur(mask, radius)
+    repainting = Repainting(mask, crop=6)
+    start = make_start(StartPicture("p.png", picture, repainting=repainting), Size(48, 32), 8)
+    sd = StableDiffusion(checkpoint(kind))
+    latents = sd.generate_latents_from_image(
+        start.pixels, CAT, num_steps=2, cfg_weight=4, strength=strength, seed=7, mask=start.mask
+    )
+    ours = start.finish(pictures(sd, latents)[0])
+    theirs = oracle(kind).painted_part(
+        picture,
+        mask,
+        CAT,
+        seed=7,
+        padding_mask_crop=6,
+        width=48,
+        height=32,
+        strength=strength,
+        guidance_scale=4.0,
+        num_inference_steps=2,
+    )
+    part = mask > 0
+    assert psnr(ours[part], theirs[part]) >= SAME
+    assert np.array_equal(ours[~part], picture[~part])
+    assert theirs[part].std() > 20
