@@ -1,5 +1,6 @@
 """Check that a model gets what its UNet takes: a picture to edit, or a picture and a mask."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from .check_arguments import check_number
@@ -52,6 +53,22 @@ def check_strength(value: Any, config: ModelConfig) -> float:
             "out; image_cfg_weight says how closely to keep to the picture"
         )
     return 1.0
+
+
+def check_no_controls(config: ModelConfig, options: Mapping[str, Any]) -> None:
+    """Check that an editing model gets no control networks, which are made for other UNets.
+
+    Args:
+        options: of a generator, checked.
+
+    Raises:
+        ValueError: if it gets one.
+    """
+    if options.get("controls") and config.unet.task == "editing":
+        raise ValueError(
+            f"{config.name} is an editing model, which no control network steers: leave controls "
+            "out, or take another model"
+        )
 
 
 def check_image_cfg_weight(value: Any, config: ModelConfig) -> float | None:

@@ -39,7 +39,8 @@ def join_channels(mask: mx.array, masked: mx.array) -> mx.array:
 def restore_outside(mask: mx.array, latents: mx.array, noise: mx.array) -> Restore:
     """Return the function that puts the latents of the picture back outside the mask.
 
-    They get the noise that the next step expects, always the same; after the last step none.
+    They get the noise that the next call of the network expects, always the same; after the last
+    step none. (diffusers takes another amount for the second calls of dpm2.)
 
     Args:
         mask: of latents, booleans [1, h, w, 1].

@@ -13,7 +13,7 @@ import numpy as np
 
 from . import check_arguments, check_pictures
 from .adapted import split_few_step_model
-from .check_task import check_strength, check_task
+from .check_task import check_no_controls, check_strength, check_task
 from .conditioning import (
     LAST,
     PENULTIMATE,
@@ -188,6 +188,7 @@ class StableDiffusion(LoadedNetworks):
             text, n_images, num_steps, cfg_weight, negative_text, seed, options, image_cfg_weight
         )
         generation = check_generation(arguments, self.config, self.sampler, self.controls)
+        check_no_controls(self.config, options)
         strength = check_strength(strength, self.config)
         if strength == 0:
             x = mx.repeat(encode_image(self.autoencoder, image), len(generation.texts), axis=0)

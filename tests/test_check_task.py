@@ -7,7 +7,7 @@ import pytest
 from kinds import EDITING, INPAINTING
 
 from stable_diffusion import StableDiffusion, StableDiffusionXL
-from stable_diffusion.check_task import check_task
+from stable_diffusion.check_task import check_no_controls, check_task
 from stable_diffusion.model_io.loaders import load_model_config
 
 IMAGE = np.zeros((64, 64, 3), np.float32)
@@ -34,6 +34,15 @@ def test_check_task(checkpoint, in_channels, given, message):
     else:
         with pytest.raises(ValueError, match=message):
             check_task(config, **given)
+
+
+def test_no_control_network_steers_an_editing_model(checkpoint):
+    config = load_model_config(checkpoint("sd-1"))
+    check_no_controls(config, {"controls": [1]})
+    editing = replace(config, unet=replace(config.unet, in_channels=8))
+    check_no_controls(editing, {"controls": []})
+    with pytest.raises(ValueError, match="is an editing model, which no control network steers"):
+        check_no_controls(editing, {"controls": [1]})
 
 
 def test_generators_refuse_at_once(checkpoint):

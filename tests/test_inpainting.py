@@ -72,9 +72,7 @@ def inpaint(sd: StableDiffusion, **options):
     [
         ("sd-1", 1.0, 4.0),
         ("sdxl", 0.5, 1.0),
-        ("sd-2-v", 0.8, 4.0),
         ("sd-1-inpainting", 0.8, 4.0),
-        ("sd-2-inpainting", 0.5, 1.0),
         ("sdxl-inpainting", 1.0, 4.0),
     ],
 )
@@ -95,7 +93,7 @@ def test_pictures_equal_those_of_diffusers(model, oracle, kind, strength, guidan
     assert theirs.std() >= 30  # of 255: they show something
 
 
-@pytest.mark.parametrize("name", ["heun", "unipc", "lcm", "ddim", "euler-a"])
+@pytest.mark.parametrize("name", ["heun", "unipc", "lcm", "euler-a"])
 def test_samplers(model, oracle, name):
     """Samplers of two calls a step, that correct, that add noise, and whose steps end elsewhere."""
     sd = model("sd-1")
@@ -156,18 +154,17 @@ def test_what_is_outside_the_mask_has_the_noise_of_the_next_step():
     assert np.array_equal(restore(mx.array(x), None), np.where(mask, x, latents))
 
 
-@pytest.mark.parametrize("sampler", ["dpm++2m", "dpm2", "pndm", "tcd"])
+@pytest.mark.parametrize("sampler", ["dpm2", "pndm", "tcd"])
 def test_latents_outside_the_mask_become_those_of_the_picture(model, sampler):
     """The last latents and all estimates, which previews show, have them to the bit."""
     sd = model("sd-1")
     latents = inpaint(sd, sampler=sampler, num_steps=3)
     original = np.array(latents.inputs[-1])
     outside = ~(MASK >= 0.5)[::FACTOR, ::FACTOR]
-    for _ in latents:
-        estimate = np.array(latents.estimate)[0]
-        assert np.array_equal(estimate[outside], original[0, outside])
-        assert not np.isclose(estimate[~outside], original[0, ~outside]).all()
-    assert np.array_equal(np.array(x_0)[0, outside], original[0, outside])
+    outputs = [(x_t, latents.estimate) for x_t in latents]
+    for shown in (*(estimate for _, estimate in outputs), outputs[-1][0]):
+        assert np.array_equal(np.array(shown)[0, outside], original[0, outside])
+        assert not np.isclose(np.array(shown)[0, ~outside], original[0, ~outside]).all()
 
 
 @pytest.mark.parametrize("kind", ["sd-1", "sd-1-inpainting"])
@@ -260,11 +257,10 @@ def test_a_gpu_gives_the_same(model, kind):
 
 
 def test_half_precision_is_close(model, checkpoint):
-    for kind in ("sd-1", "sd-1-inpainting"):
-        half = StableDiffusion(checkpoint(kind), float16=True)
-        ours = overflow.make_pictures(half, lambda half=half: inpaint(half))
-        expected = pictures(model(kind), inpaint(model(kind)))
-        assert psnr(np.array(ours) * 255, expected) >= 40
+    half = StableDiffusion(checkpoint("sd-1-inpainting"), float16=True)
+    ours = overflow.make_pictures(half, lambda: inpaint(half))
+    whole = model("sd-1-inpainting")
+    assert psnr(np.array(ours) * 255, pictures(whole, inpaint(whole))) >= 40
 
 
 def test_a_constant_masked_picture_is_no_fault_if_the_picture_is_grey(copy, recwarn):

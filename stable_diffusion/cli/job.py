@@ -239,6 +239,9 @@ def warn_of_no_guidance(jobs: Iterable[CompleteJob], config: ModelConfig) -> Non
     options = {
         "--negative_prompt": any(job.negative_prompt for job in unguided),
         "--guidance-rescale": any(job.guidance_rescale for job in unguided),
+        "--image-cfg": any(
+            job.cfg <= 1 and job.image_cfg not in (None, IMAGE_GUIDANCE) for job in unguided
+        ),
     }
     if given := [option for option, is_given in options.items() if is_given]:
         what = "no effect without guidance: give --cfg more than 1"

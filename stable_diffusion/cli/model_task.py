@@ -13,6 +13,7 @@ class Inputs(NamedTuple):
 
     has_image: bool
     has_mask: bool
+    has_control: bool
     has_strength: bool
     has_image_cfg: bool
 
@@ -24,6 +25,7 @@ def check_known_model(
     *,
     has_image: bool,
     has_mask: bool = False,
+    has_control: bool = False,
 ) -> None:
     """Check that the options of all pictures suit a known model, before anything is loaded.
 
@@ -36,7 +38,8 @@ def check_known_model(
     """
     spec = find_spec(model)
     if spec is not None and unet is None:
-        require_inputs(model, spec.task, options, has_image=has_image, has_mask=has_mask)
+        pictures = {"has_image": has_image, "has_mask": has_mask, "has_control": has_control}
+        require_inputs(model, spec.task, options, **pictures)
 
 
 def require_inputs(
@@ -46,6 +49,7 @@ def require_inputs(
     *,
     has_image: bool,
     has_mask: bool = False,
+    has_control: bool = False,
 ) -> None:
     """Check that the options of all pictures suit what a model is trained for.
 
@@ -54,7 +58,8 @@ def require_inputs(
     """
     for each in options:
         has_strength, has_image_cfg = each.strength is not None, each.image_cfg is not None
-        problem = _find_problem(task, Inputs(has_image, has_mask, has_strength, has_image_cfg))
+        inputs = Inputs(has_image, has_mask, has_control, has_strength, has_image_cfg)
+        problem = _find_problem(task, inputs)
         if problem is not None:
             raise ValueError(f"{each.where}{model} {problem}")
 
@@ -69,6 +74,8 @@ def _find_problem(task: Task | None, inputs: Inputs) -> str | None:
         return "edits a picture as the prompt says: use image2image.py"
     if task == "editing" and inputs.has_mask:
         return "edits the whole picture: leave --mask out"
+    if task == "editing" and inputs.has_control:
+        return "edits a picture as the prompt says, and no network steers it: leave --control out"
     if task == "editing" and inputs.has_strength:
         return "has no --strength: --image-cfg says how closely to keep to the picture"
     if task != "editing" and inputs.has_image_cfg:

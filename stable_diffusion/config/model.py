@@ -47,6 +47,7 @@ class PipelineConfig(Config):
         "LatentConsistencyModelPipeline",  # of UNets that embed the guidance
         "LatentConsistencyModelImg2ImgPipeline",
     )
+    CLASSES = "pipelines of Stable Diffusion 1.x, 2.x and XL without further networks"
 
     @classmethod
     def _has_no_effect(cls, key: str, value: Any) -> bool:

@@ -10,9 +10,10 @@ from ..config.few_step import LCM_UNET, FewStepSettings, recognize_few_step
 from ..config.known_models import find_spec
 from ..config.model import TEXT_ENCODERS, XL_SCALING_FACTOR, ModelConfig, PipelineConfig
 from ..config.networks import CLIPTextConfig, UNetConfig
+from .prediction_type import EPSILON
 from .sources import INDEX, SCHEDULER_CONFIG, UNET_CONFIG, VAE_CONFIG, Source
 from .tiny_vae import check_tiny_vae
-from .unsupported import describe_unet, refuse_other_family, refuse_pipeline, refuse_unet
+from .unsupported import SD_2, describe_unet, refuse_other_family, refuse_pipeline, refuse_unet
 from .weight_files import list_weight_files
 
 
@@ -136,9 +137,16 @@ class Model:
 
     @cached_property
     def diffusion_config(self) -> DiffusionConfig:
-        """Return the noise schedule that the model was trained on, and what its UNet predicts."""
+        """Return the noise schedule that the model was trained on, and what its UNet predicts.
+
+        A UNet of SD 2 for inpainting predicts the noise, also if the model that it is put into
+        predicts the velocity.
+        """
         config = DiffusionConfig.from_dict(*self.source.config(SCHEDULER_CONFIG))
         prediction_type = self.source.prediction_type
+        unet = None if self.unet is None else self.unet_config
+        if prediction_type is None and unet is not None and unet.task == "inpainting":
+            prediction_type = EPSILON if describe_unet(unet) == SD_2 else None
         return (
             config if prediction_type is None else replace(config, prediction_type=prediction_type)
         )

@@ -14,7 +14,8 @@ from .other_files import FAMILIES, PARTS, RELATIVES, UNET_ALONE
 REFINER = "the SDXL refiner"
 REFINER_CONTEXT = 1280  # the width of SDXL's second text encoder, the only one that it uses
 # By the width of the text embeddings that the UNet takes.
-CONTEXTS = {768: "SD 1.x", 1024: "SD 2.x"}
+SD_2 = "SD 2.x"
+CONTEXTS = {768: "SD 1.x", 1024: SD_2}
 XL_CONTEXT = 2048
 
 # By a part of the pipeline's class in `model_index.json`; the first match counts.

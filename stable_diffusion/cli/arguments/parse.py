@@ -205,9 +205,10 @@ def _make_requests(values: Values) -> list[Request]:
 
 
 def _find_pictures(values: Values) -> dict[str, bool]:
-    """Return whether there is a picture to start from, and a mask of the part to repaint."""
+    """Return whether there is a picture to start from, a mask, and a picture for a network."""
     has_mask = any(values.get(name) is not None for name in ("mask", "outpaint"))
-    return {"has_image": "image" in values, "has_mask": has_mask}
+    has_control = bool(values.get("control"))
+    return {"has_image": "image" in values, "has_mask": has_mask, "has_control": has_control}
 
 
 def _make_settings(values: Values, requests: list[Request], start: StartPicture | None) -> Settings:

@@ -98,6 +98,7 @@ def write_parameters(recipe: Recipe) -> str:
         "Timesteps": ",".join(map(str, recipe.timesteps)) or None,  # the web UI does not have them
         # In the web UI, too, 1 means no guidance; but less than 1 does not.
         "CFG scale": None if recipe.cfg is None else _format_number(max(recipe.cfg, 1.0)),
+        "Image CFG scale": (None if recipe.image_cfg is None else _format_number(recipe.image_cfg)),
         "Seed": recipe.seed,
         "Size": None if recipe.width is None else f"{recipe.width}x{recipe.height}",
         "Model": _find_stem(recipe.model),
@@ -165,6 +166,10 @@ def _read_pairs(pairs: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
             rest.append(f"{key}: {value}")
     if any(key.startswith("Hires") for key in pairs) and "strength" in options:
         rest.append(f"Denoising strength: {options.pop('strength')}")  # of a second pass
+    if "image_cfg" in options and options.get("strength", 1.0) != 1:
+        rest.append(f"Denoising strength: {options['strength']}")
+    if "image_cfg" in options:  # these models begin with noise alone here
+        options.pop("strength", None)
     sampler = SAMPLERS.get(options.get("sampler", ""))
     if "eta" in options and (sampler is None or not sampler.takes_eta):
         rest.append(f"Eta: {options.pop('eta')}")  # of ancestral samplers, which always add as much
@@ -294,6 +299,7 @@ _READERS: dict[str, Callable[[str], dict[str, Any]]] = {
     "Eta DDIM": _make_number_reader("eta", float),
     "Eta": _make_number_reader("eta", float),
     "CFG scale": _make_number_reader("cfg", float),
+    "Image CFG scale": _make_number_reader("image_cfg", float),
     "Seed": _make_number_reader("seed", int),
     "Size": _read_size,
     "Denoising strength": _make_number_reader("strength", float),

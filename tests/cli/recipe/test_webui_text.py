@@ -56,6 +56,7 @@ def test_what_is_written():
         ({"cfg": 0.0}, "CFG scale: 1, "),
         ({"clip_skip": 1}, "Clip skip: 2, "),
         ({"strength": 0.6}, "Denoising strength: 0.6, "),
+        ({"image_cfg": 1.5}, "Image CFG scale: 1.5, "),
         ({"model": "/home/someone/models/my, model.safetensors"}, 'Model: "my, model", '),
         ({"model": r"C:\Users\someone\model"}, "Model: model, "),
         ({"vae": "org/some-vae@main"}, "VAE: some-vae, "),
@@ -82,6 +83,15 @@ def test_what_is_written_is_read(prompt):
         written, revision=None, guidance_rescale=None, long_prompt=True, version=None
     )
     assert recipe == expected and model_name == "tiny" and not rest
+
+
+@pytest.mark.parametrize(("strength", "rest"), [("0.75", ["Denoising strength: 0.75"]), ("1", [])])
+def test_editing_has_no_strength(strength, rest):
+    """The web UI writes one, which says how much noise it began with."""
+    text = "a\nSteps: 9, Sampler: Euler a, Seed: 1, Image CFG scale: 2, "
+    text += f"Denoising strength: {strength}"
+    recipe, _, not_understood = read_parameters(text)
+    assert (recipe.image_cfg, recipe.strength, not_understood) == (2.0, None, rest)
 
 
 @pytest.mark.parametrize(
