@@ -79,7 +79,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 CLI = (
     *({"mlx_errors", "settings", "terminal"}, {"few_step", "job", "ranks"}, {"recipe"}),
     {"arguments", "output"},
-    *({"plan"}, {"generate"}, {"main"}, {"convert"}),
+    *({"plan"}, {"run"}, {"decode"}, {"generate"}, {"main"}, {"convert"}),
 )
 # Packages outside of the standard library, and who may import them.
 OTHERS = {
