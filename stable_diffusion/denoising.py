@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -12,13 +13,37 @@ from .device import backend
 from .merged_layers import MergedLayers
 from .sampler.noise import NoiseStream, draw_latents
 from .sampler.sampler import Sampler
-from .sampler.schedule import Schedule
+from .sampler.schedule import Schedule, Step
 from .sampler.steps.step_input import History
 from .time_embedding import embed_guidance
 from .unet import UNetModel
 
-Predict = Callable[[mx.array, mx.array], mx.array]  # latents, timestep
+# Latents, timestep, index of the step in `Schedule.steps` → the prediction.
+Predict = Callable[[mx.array, mx.array, int], mx.array]
+# Latents after a step, the next step (None after the last one) → the latents to go on with.
+Restore = Callable[[mx.array, Step | None], mx.array]
 TextTime = tuple[mx.array, mx.array]  # pooled embeddings and time ids, for SDXL's UNet
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkInputs:
+    """What the UNet takes beside noisy latents, time and text.
+
+    Attributes:
+        channels: what a UNet of more channels takes after the latents, [B or 1, h, w, E]: the mask
+            and the latents of the masked picture, for inpainting.
+        image: the latents of the picture that is edited, [1, h, w, C], for InstructPix2Pix.
+        image_cfg: the weight of guidance by that picture.
+        controls: networks that steer the UNet.
+    """
+
+    channels: mx.array | None = None
+    image: mx.array | None = None
+    image_cfg: float | None = None
+    controls: Sequence[Any] = ()
+
+
+EMPTY = NetworkInputs()
 
 
 class StepOutput(NamedTuple):
@@ -140,8 +165,9 @@ def make_predict(
     cfg_weight: float,
     guidance_rescale: float,
     dtype: mx.Dtype,
+    inputs: NetworkInputs = EMPTY,
 ) -> Predict:
-    """Return the function that predicts noise, velocity or x_0 of latents at a timestep.
+    """Return the function that predicts noise, velocity or x_0 of latents in a step.
 
     It returns float32 [B, h, w, C].
 
@@ -152,7 +178,9 @@ def make_predict(
         cfg_weight: the weight of guidance.
         guidance_rescale: how much of the contrast that guidance adds is removed, in [0, 1].
         dtype: the type that the UNet computes in.
+        inputs: what else the UNet takes.
     """
+    channels = None if inputs.channels is None else inputs.channels.astype(dtype)
     text = unet.project_text(embeddings.astype(dtype))  # the same at all steps
     embedded: mx.array | None = None
     if (dims := unet.config.time_cond_proj_dim) is not None:  # there is no second half then
@@ -162,9 +190,9 @@ def make_predict(
         numbers = [mx.array(number) for number in numbers]  # not constants of a compiled function
     merged_layers = MergedLayers()
 
-    def predict(x: mx.array, timestep: mx.array) -> mx.array:
+    def predict(x: mx.array, timestep: mx.array, index: int) -> mx.array:
         guidance = numbers if len(embeddings) > len(x) else []
-        arguments = x.astype(dtype), timestep, text, text_time, guidance, embedded
+        arguments = x.astype(dtype), timestep, text, text_time, guidance, embedded, channels
         network = merged_layers.put_into(unet)
         return compiled.run(predict_with_guidance, network, *arguments, owner=unet)
 
@@ -179,6 +207,7 @@ def predict_with_guidance(
     text_time: TextTime | None,
     guidance: Sequence[Any],
     embedded: mx.array | None = None,
+    channels: mx.array | None = None,
 ) -> mx.array:
     """Return the prediction of noise, velocity or x_0, in float32 [B, h, w, C].
 
@@ -188,7 +217,11 @@ def predict_with_guidance(
         guidance: its weight, and the amount of rescaling unless that is 0; nothing without
             guidance.
         embedded: the guidance as an input of the UNet; None if it takes none.
+        channels: what the UNet takes after the latents, [B or 1, h, w, E]; None if it takes none.
     """
+    if channels is not None:
+        channels = mx.broadcast_to(channels, (len(x), *channels.shape[1:]))
+        x = mx.concatenate([x, channels], axis=-1)  # [B, h, w, C + E]
     if not guidance:
         return unet(x, timestep, text, text_time, embedded).astype(mx.float32)
     prediction = unet(mx.concatenate([x, x]), timestep, text, text_time, embedded).astype(
@@ -224,20 +257,25 @@ def denoise(
     sampler: Sampler,
     predict: Predict,
     streams: Sequence[NoiseStream],
+    restore: Restore | None = None,
 ) -> Steps:
     """Yield the output of each step of a schedule, in float32.
 
     Args:
         x: latents [B, h, w, C] at the first level of the schedule.
         streams: the streams of noise, one for each picture; they are not changed.
+        restore: changes the latents after each step.
     """
     streams = copy.deepcopy(streams)  # so that a restart gets the same noise
     history: History | None = None
-    for step in schedule.steps:
+    following = (*schedule.steps[1:], None)
+    for index, (step, next_step) in enumerate(zip(schedule.steps, following, strict=True)):
         needs_noise = sampler.needs_noise and step.adds_noise
         fresh = mx.array(draw_latents(streams, x.shape[1:])) if needs_noise else None
-        prediction = predict(x, mx.array(step.timestep))
+        prediction = predict(x, mx.array(step.timestep), index)
         x, history = sampler.step(x, prediction, step, history, fresh)
+        if restore is not None:
+            x = restore(x, next_step)
         yield StepOutput(x, history.x_0, prediction)
 
 

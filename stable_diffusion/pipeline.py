@@ -8,46 +8,49 @@ from collections.abc import Sequence
 from typing import Unpack
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
-from . import check_arguments
-from .adapted import Adapted, split_few_step_model
-from .clip import CLIPTextModel
+from . import check_arguments, check_pictures
+from .adapted import split_few_step_model
 from .conditioning import (
     LAST,
     PENULTIMATE,
     PLAIN,
-    Reader,
     TextOptions,
     Texts,
     embed_pairs,
     make_time_ids,
-    require_fit,
 )
 from .config.model import ModelConfig
-from .denoising import Denoising, Steps, denoise, make_predict, yield_unchanged
+from .denoising import (
+    EMPTY,
+    Denoising,
+    NetworkInputs,
+    Restore,
+    Steps,
+    denoise,
+    make_predict,
+    yield_unchanged,
+)
 from .device import cpu_kernels
 from .generation import Arguments, Generation, GenerationOptions, OptionalTexts, check_generation
+from .loaded_networks import LoadedNetworks
 from .model_io.loaders import (
     DEFAULT_MODEL,
     Key,
     load_autoencoder,
-    load_text_encoder,
-    load_tokenizer,
     load_unet,
     open_model,
 )
-from .model_io.weights import read_weights
-from .precision import load_in_float32
-from .quantize import quantize_networks
 from .sampler.choose import choose_sampler
 from .sampler.noise import draw_latents
 from .sampler.schedule import Schedule
 from .vae_strips import decode, encode
 
+DEFAULT_STRENGTH = 0.8
 
-class StableDiffusion(Adapted):
+
+class StableDiffusion(LoadedNetworks):
     """Stable Diffusion 1.x and 2.x.
 
     Args:
@@ -70,11 +73,6 @@ class StableDiffusion(Adapted):
         ValueError: if the model is not supported or is broken, or if it needs the other class; if
             its VAE is not made for half precision and `vae_float16` is set.
     """
-
-    # The attributes of text encoders, UNet and tokenizers, each with its folder in the model.
-    _TEXT_ENCODERS: tuple[tuple[str, str], ...] = (("text_encoder", "text_encoder"),)
-    _UNET = ("unet", "unet")
-    _TOKENIZERS: tuple[tuple[str, str], ...] = (("tokenizer", "tokenizer"),)
 
     def __init__(
         self,
@@ -101,47 +99,11 @@ class StableDiffusion(Adapted):
         self.diffusion_config = self.config.diffusion
         self._chosen = sampler, schedule
         self.sampler = choose_sampler(self.config, sampler, schedule)
-        _load_readers(self)
+        self._load_readers()
         self.unet = load_unet(opened, float16)
         self.autoencoder = load_autoencoder(opened, float16, vae_float16=vae_float16)
         if lora is not None:
             self.load_lora(lora)
-
-    def ensure_models_are_loaded(self) -> None:
-        """Read all weights now."""
-        for network in (*self._text_encoders, self.unet, self.autoencoder):
-            read_weights(network)
-
-    def quantize(self) -> None:
-        """Quantize linear layers to 4 bits (text encoders) and 8 bits (UNet), in place.
-
-        The UNet's other weights are kept in float16. Quantized networks stay so, with a warning.
-        """
-        quantize_networks(self.unet, self._text_encoders, self.config.name)
-
-    def use_float32(self) -> None:
-        """Load the networks again, to compute in float32.
-
-        This is for numbers that half precision cannot hold. Networks that have been freed stay
-        freed. A `Denoising` that has begun needs a `restart`.
-        """
-        self.use_float32_vae()
-        self.float16, self.dtype = False, mx.float32
-        for attribute, name in (*self._TEXT_ENCODERS, self._UNET):
-            if hasattr(self, attribute):
-                network = load_in_float32(self.model, name, getattr(self, attribute))
-                setattr(self, attribute, network)
-
-    def use_float32_vae(self) -> None:
-        """Load the VAE again, to compute in float32, if it computes in half precision."""
-        if self.vae_float16 and hasattr(self, "autoencoder"):
-            self.autoencoder = load_autoencoder(self.model, self.float16)
-        self.vae_float16 = False
-
-    def free_text_encoders(self) -> None:
-        """Delete the text encoders. Evaluate what they compute (`Denoising.inputs`) first."""
-        for attribute, _ in self._TEXT_ENCODERS:
-            delattr(self, attribute)
 
     def generate_latents(
         self,
@@ -185,7 +147,7 @@ class StableDiffusion(Adapted):
         image: mx.array | np.ndarray,
         text: Texts,
         n_images: int = 1,
-        strength: float = 0.8,
+        strength: float | None = None,
         num_steps: int | None = None,
         cfg_weight: float | None = None,
         negative_text: OptionalTexts = "",
@@ -199,13 +161,14 @@ class StableDiffusion(Adapted):
 
         Args:
             image: [H, W, 3] floats in [-1, 1], whose sides are multiples of the VAE's factor.
-            strength: how much of the schedule is run, in [0, 1]; 0 gives the picture as the VAE
-                renders it. If `int(num_steps * strength)` is 0 the schedule gets more steps, so
-                that one is run, with a warning.
+            strength: how much of the schedule is run, in [0, 1]; 0.8 if None. 0 gives the picture
+                as the VAE renders it. If `int(num_steps * strength)` is 0 the schedule gets more
+                steps, so that one is run, with a warning.
         """
-        image = check_arguments.check_image(image, self.config.autoencoder.factor)
+        image = check_pictures.check_image(image, self.config.autoencoder.factor)
         arguments = Arguments(text, n_images, num_steps, cfg_weight, negative_text, seed, options)
         generation = check_generation(arguments, self.config, self.sampler)
+        strength = DEFAULT_STRENGTH if strength is None else strength
         strength = check_arguments.check_number("strength", strength, 0, 1)
         mean, _ = encode(self.autoencoder, image[None])  # the most likely latents, without noise
         x = mx.repeat(mean, len(generation.texts), axis=0)
@@ -229,27 +192,8 @@ class StableDiffusion(Adapted):
 
     def decode_unclipped(self, x_t: mx.array, tiled: bool | None = None) -> mx.array:
         """Return the pictures that `decode` returns, before they are clipped to [0, 1]."""
-        x_t = check_arguments.check_latents(x_t, self.config.autoencoder.latent_channels)
+        x_t = check_pictures.check_latents(x_t, self.config.autoencoder.latent_channels)
         return decode(self.autoencoder, x_t, tiled) / 2 + 0.5
-
-    @property
-    def _text_encoders(self) -> list[CLIPTextModel]:
-        """Return the text encoders, unless they have been freed."""
-        if not all(hasattr(self, attribute) for attribute, _ in self._TEXT_ENCODERS):
-            raise ValueError("the text encoders have been freed: make a new object for more text")
-        return [getattr(self, attribute) for attribute, _ in self._TEXT_ENCODERS]
-
-    @property
-    def _readers(self) -> list[Reader]:
-        """Return each tokenizer with its text encoder."""
-        tokenizers = (getattr(self, attribute) for attribute, _ in self._TOKENIZERS)
-        return list(zip(tokenizers, self._text_encoders, strict=True))
-
-    @property
-    def _networks(self) -> dict[str, nn.Module]:
-        """Return the UNet and the text encoders by folder, except those that have been freed."""
-        networks = (*self._TEXT_ENCODERS, self._UNET)
-        return {name: getattr(self, each) for each, name in networks if hasattr(self, each)}
 
     def _embed_text(
         self, text: Texts, negative_text: Texts | None, options: TextOptions = PLAIN
@@ -316,18 +260,13 @@ def _require_suitable(sd: StableDiffusion) -> None:
         sd.config.require_vae_float16()
 
 
-def _load_readers(sd: StableDiffusion) -> None:
-    """Load the tokenizers and text encoders of `sd`."""
-    for attribute, name in sd._TOKENIZERS:
-        setattr(sd, attribute, load_tokenizer(sd.model, f"{name}_vocab", f"{name}_merges"))
-    for attribute, name in sd._TEXT_ENCODERS:
-        setattr(sd, attribute, load_text_encoder(sd.model, sd.float16, name))
-    for reader in sd._readers:
-        require_fit(*reader, sd.model.name)
-
-
 def _denoise(
-    sd: StableDiffusion, x: mx.array, schedule: Schedule, generation: Generation
+    sd: StableDiffusion,
+    x: mx.array,
+    schedule: Schedule,
+    generation: Generation,
+    network_inputs: NetworkInputs = EMPTY,
+    restore: Restore | None = None,
 ) -> Denoising:
     """Return the steps of `schedule` from latents `x` [B, h, w, C] at its first level."""
     texts = generation.texts, generation.negative_texts
@@ -342,7 +281,7 @@ def _denoise(
 
     def start() -> Steps:
         # Not bound earlier: `use_float32` may have replaced the UNet and the type.
-        predict = make_predict(sd.unet, embeddings, text_time, *guidance, sd.dtype)
-        return denoise(x, schedule, generation.sampler, predict, generation.streams)
+        predict = make_predict(sd.unet, embeddings, text_time, *guidance, sd.dtype, network_inputs)
+        return denoise(x, schedule, generation.sampler, predict, generation.streams, restore)
 
     return Denoising(start, len(schedule), inputs, generation.seed)
