@@ -5,7 +5,7 @@ text encoders can be freed once `Denoising.inputs` are evaluated, and the UNet a
 """
 
 from collections.abc import Sequence
-from typing import Unpack
+from typing import NamedTuple, Unpack
 
 import mlx.core as mx
 import numpy as np
@@ -271,6 +271,28 @@ def _denoise(
     """Return the steps of `schedule` from latents `x` [B, h, w, C] at its first level."""
     texts = generation.texts, generation.negative_texts
     embeddings, pooled = sd._embed_text(*texts, generation.text_options)
+    origin = Origin(generation, schedule, embeddings, pooled)
+    return start_steps(sd, x, origin, network_inputs, restore)
+
+
+class Origin(NamedTuple):
+    """What the steps of a call are made from, beside latents; a second pass needs it again."""
+
+    generation: Generation
+    schedule: Schedule
+    embeddings: mx.array  # of the texts
+    pooled: mx.array | None  # the same, for SDXL's UNet
+
+
+def start_steps(
+    sd: StableDiffusion,
+    x: mx.array,
+    origin: Origin,
+    network_inputs: NetworkInputs = EMPTY,
+    restore: Restore | None = None,
+) -> Denoising:
+    """Return the steps of a schedule from latents `x` [B, h, w, C] at its first level."""
+    generation, schedule, embeddings, pooled = origin
     inputs = [x, embeddings]
     text_time = None
     if pooled is not None:
@@ -284,4 +306,7 @@ def _denoise(
         predict = make_predict(sd.unet, embeddings, text_time, *guidance, sd.dtype, network_inputs)
         return denoise(x, schedule, generation.sampler, predict, generation.streams, restore)
 
-    return Denoising(start, len(schedule), inputs, generation.seed)
+    latents = Denoising(start, len(schedule), inputs, generation.seed)
+    if network_inputs is EMPTY and restore is None:
+        latents.origin = origin
+    return latents
