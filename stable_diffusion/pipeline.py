@@ -12,6 +12,7 @@ import numpy as np
 
 from . import check_arguments, check_pictures
 from .adapted import split_few_step_model
+from .check_task import check_task
 from .conditioning import (
     LAST,
     PENULTIMATE,
@@ -134,6 +135,7 @@ class StableDiffusion(LoadedNetworks):
             TypeError: if an argument is of the wrong kind or has an unknown name.
             ValueError: if an argument is out of its range.
         """
+        check_task(self.config)
         latent_size = check_arguments.check_size(latent_size, self.config)
         arguments = Arguments(text, n_images, num_steps, cfg_weight, negative_text, seed, options)
         generation = check_generation(arguments, self.config, self.sampler)
@@ -165,6 +167,7 @@ class StableDiffusion(LoadedNetworks):
                 as the VAE renders it. If `int(num_steps * strength)` is 0 the schedule gets more
                 steps, so that one is run, with a warning.
         """
+        check_task(self.config, has_image=True)
         image = check_pictures.check_image(image, self.config.autoencoder.factor)
         arguments = Arguments(text, n_images, num_steps, cfg_weight, negative_text, seed, options)
         generation = check_generation(arguments, self.config, self.sampler)

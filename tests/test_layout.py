@@ -27,6 +27,7 @@ BELOW_PIPELINE = {
         "adapters",
         "check_arguments",
         "check_pictures",
+        "check_task",
         "compiled",
         "conditioning",
         "denoising",
@@ -67,6 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "precision": {"adapters", "model_io", "quantize"},
     "check_arguments": {"conditioning", "config", "model_io", "sampler", "utils"},
     "check_pictures": {"check_arguments", "utils"},
+    "check_task": {"config"},
     "adapted": {"adapters", "check_arguments", "conditioning", "config", "model_io", "sampler"},
     "loaded_networks": {
         *("adapted", "autoencoder_tiny", "clip", "conditioning", "model_io", "precision"),
@@ -84,7 +86,11 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # Inside `cli`, from the bottom up: each may import those before it, and itself.
 CLI = (
-    *({"mlx_errors", "settings", "terminal"}, {"few_step", "job", "ranks"}, {"recipe"}),
+    *(
+        {"mlx_errors", "settings", "terminal"},
+        {"few_step", "job", "model_task", "ranks", "start"},
+        {"recipe"},
+    ),
     {"arguments", "output"},
     *({"plan"}, {"run"}, {"decode"}, {"generate"}, {"main"}, {"convert"}),
 )

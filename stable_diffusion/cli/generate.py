@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -29,6 +29,7 @@ from .plan import Plan, make_batches, make_plan
 from .ranks import RankError, Ranks
 from .run import Run, prepare_run
 from .settings import Settings
+from .start import Start
 from .terminal.console import say
 from .terminal.progress import BatchWork, Progress
 
@@ -133,8 +134,9 @@ def _make_pictures(
 def _count_fitting(sd: StableDiffusion, job: CompleteJob, weight_bytes: int) -> int:
     """Return how many pictures like this one fit into the memory, beside the UNet's weights."""
     factor = sd.config.autoencoder.factor
-    latent_size = job.height // factor, job.width // factor
-    return count_fitting(sd.config.unet, latent_size, job.cfg > 1, sd.dtype, weight_bytes)
+    latent_size = -(-job.height // factor), -(-job.width // factor)  # as padded
+    has_guidance = sd.config.needs_second_text(job.cfg, job.image_cfg)
+    return count_fitting(sd.config.unet, latent_size, has_guidance, sd.dtype, weight_bytes)
 
 
 def _start_batches(run: Run, batches: Sequence[Batch]) -> deque[StartedBatch]:
@@ -145,7 +147,7 @@ def _start_batches(run: Run, batches: Sequence[Batch]) -> deque[StartedBatch]:
         for batch in batches:
             latents = overflow.start_checked(
                 run.sd,
-                partial(_call_generator, run.sd, run.settings, batch),
+                partial(_call_generator, run.sd, run.start, batch),
                 others=[each.latents for each in started],
                 adapter_files=run.adapter_files,
                 is_flat=run.starts_flat,
@@ -155,13 +157,16 @@ def _start_batches(run: Run, batches: Sequence[Batch]) -> deque[StartedBatch]:
     return started
 
 
-def _call_generator(sd: StableDiffusion, settings: Settings, batch: Batch) -> Denoising:
+def _call_generator(sd: StableDiffusion, start: Start | None, batch: Batch) -> Denoising:
     """Call the library's generator for a batch."""
-    if settings.start is None or batch.strength is None:  # they are given together
+    if start is None:
         size = batch.latent_size(sd.config.autoencoder.factor)
         return sd.generate_latents(latent_size=size, **batch.options)
-    pixels, strength = settings.start.pixels, batch.strength
-    return sd.generate_latents_from_image(pixels, strength=strength, **batch.options)
+    more: dict[str, Any] = {"mask": start.mask, "image_cfg_weight": batch.jobs[0].image_cfg}
+    given = {name: value for name, value in more.items() if value is not None}
+    return sd.generate_latents_from_image(
+        start.pixels, strength=batch.strength, **given, **batch.options
+    )
 
 
 def _prepare_preview(run: Run, path: Path) -> Preview | None:
@@ -172,7 +177,9 @@ def _prepare_preview(run: Run, path: Path) -> Preview | None:
     with run.progress.measure("preparing previews"):
         run.read_decoder()
         decode = choose_decoder(settings, sd, run.preview_vae, partial(decode_all, run))
-    return Preview(path, settings.preview, settings.n_rows, decode)
+    return Preview(
+        path, settings.preview, settings.n_rows, lambda x: run.finish_pictures(decode(x))
+    )
 
 
 def _make_next_batch(
@@ -196,7 +203,7 @@ def _make_next_batch(
     with run.progress.measure("decoding"):
         run.read_decoder()
         for picture in decode_pictures(run, x_0):
-            yield picture
+            yield picture if run.start is None else run.start.finish(picture)
             run.progress.count_decoded()
 
 

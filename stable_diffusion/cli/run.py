@@ -4,11 +4,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ..device import backend, cpu_kernels, memory
 from ..model_io.loaders import open_model
 from ..model_io.model import Model, describe_downloads
 from ..model_io.weight_files import STEMS
 from ..pipeline import StableDiffusion, pipeline_class
+from ..utils.size import Size
 from ..vae_strips import Vae
 from .few_step import adopt_few_step
 from .job import CompleteJob
@@ -16,6 +19,7 @@ from .output.preview import load_preview_vae
 from .plan import Plan
 from .recipe.record import Record
 from .settings import Settings
+from .start import Start, make_start
 from .terminal.console import say
 from .terminal.progress import Progress
 
@@ -38,6 +42,7 @@ class Run:
         jobs: the pictures to make.
         sd: the model, with the LoRAs and textual inversions of the settings.
         record: what the files say of how their pictures were made.
+        start: what the pictures start from; None if they start from noise.
         preview_vae: the VAE that the settings name for previews, if they name one.
     """
 
@@ -46,19 +51,26 @@ class Run:
     jobs: Sequence[CompleteJob]
     sd: StableDiffusion
     record: Record
+    start: Start | None = None
     preview_vae: Vae | None = None
 
     @property
     def starts_flat(self) -> bool:
         """Return whether there is a picture to start from, and it has one colour."""
-        start = self.settings.start
-        return start is not None and bool((start.pixels == start.pixels[0, 0]).all())
+        pixels = None if self.start is None else self.start.pixels
+        return pixels is not None and bool((pixels == pixels[0, 0]).all())
 
     @property
     def adapter_files(self) -> list[Path]:
         """Return the files of LoRAs and textual inversions."""
         loras = [Path(file) for file, _ in self.settings.lora]
         return loras + [file for _, file in self.settings.embedding]
+
+    def finish_pictures(self, pictures: np.ndarray) -> np.ndarray:
+        """Return pictures, uint8 [B, h, w, 3], as they are in the files, [B, H, W, 3]."""
+        if self.start is None:
+            return pictures
+        return np.stack([self.start.finish(picture) for picture in pictures])
 
     def read_networks(self, names: Iterable[str]) -> None:
         """Read the weights of those networks that the model has."""
@@ -85,7 +97,11 @@ def prepare_run(settings: Settings, plan: Plan, progress: Progress) -> Run:
         say("Compiling the kernels for this processor, once …")
     sd = _load(settings, model, float16)
     record = Record(settings, model, float16)
-    run = Run(settings, progress, jobs, sd, record, preview_vae)
+    start = None
+    if settings.start is not None:  # all jobs have its size
+        size = Size(jobs[0].width, jobs[0].height)
+        start = make_start(settings.start, size, model.config.autoencoder.factor)
+    run = Run(settings, progress, jobs, sd, record, start, preview_vae)
     if settings.preload_models:
         with progress.measure("loading"):
             run.read_networks(NETWORKS)

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from ..utils.strict_json import require, require_in, require_known
 from .per_block import MAX_WIDTH, PerBlock, PerLayer, repeat_per_block, repeat_per_layer
 from .strict_config import Config
+from .task import Task, find_task
 
 # Configs beyond these limits are mistakes or attacks: no real model is anywhere near them.
 MAX_BLOCKS = 8
@@ -237,6 +238,11 @@ class UNetConfig(Config):
         Luo et al. 2023 (arXiv:2310.04378, section 4.2).
         """
         return self.time_cond_proj_dim is not None
+
+    @property
+    def task(self) -> Task | None:
+        """Return what the network is trained for; None if it is not known."""
+        return find_task(self.in_channels, self.out_channels)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ..config.model import TIME_IDS
 from ..config.networks import UNetConfig
 from .detect_unet import HEAD_WIDTH, detect_added_embedding, detect_unet, find_unet_root
 from .network_file import Component, NetworkFile
-from .prediction_type import find_stated_prediction
+from .prediction_type import EPSILON, LATENT_CHANNELS, find_stated_prediction
 from .single_file import open_header
 from .unsupported import (
     describe_family,
@@ -25,6 +25,7 @@ from .unsupported import (
 # Of SD 1: the width of its text embeddings, and its heads at each level. The others have heads of
 # one width.
 SD_1_CONTEXT, SD_1_HEADS = 768, 8
+SD_2_CONTEXT = 1024
 XL_POOLED = 1280  # numbers of pooled text that SDXL's UNet takes
 
 
@@ -62,6 +63,10 @@ def open_unet_file(name: str, file: Path, model: str, base: UNetConfig | None) -
         config |= detect_added_embedding(header, layout, _count_pooled(base))
     source = NetworkFile(header, "unet", Component(config, layout))
     source.prediction_type = find_stated_prediction(header)
+    if source.prediction_type is None and context == SD_2_CONTEXT and not is_xl:
+        # A model of 768 pixels, which predicts the velocity, may get a UNet for inpainting.
+        is_for_text = config["in_channels"] == LATENT_CHANNELS
+        source.prediction_type = None if is_for_text else EPSILON
     return source
 
 

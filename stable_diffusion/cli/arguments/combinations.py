@@ -20,10 +20,31 @@ def check_combinations(values: Mapping[str, Any]) -> None:
         raise ValueError(f"the prompt {abbreviate(prompt)!r} and --prompts-file: leave one out")
     if prompts_file is None and n_images % n_rows != 0:
         raise ValueError(f"--n_rows {n_rows} does not divide --n_images {n_images}")
+    if "image" in values:
+        _check_mask_options(values)
     if values["preload_models"] and values["low_memory"]:
         raise ValueError("--preload-models and --low-memory are opposites: leave one out")
     if values["preview_vae"] and values["preview"] is None:
         raise ValueError("--preview-vae needs --preview N, which says how often to write previews")
+
+
+def _check_mask_options(values: Mapping[str, Any]) -> None:
+    """Raise ValueError if options about masks have no mask, or exclude other options."""
+    if values["mask"] is None:
+        alone = {
+            "--invert-mask": values["invert_mask"],
+            "--mask-blur": values["mask_blur"] > 0 and values["outpaint"] is None,
+            "--mask-crop": values["mask_crop"] is not None and values["outpaint"] is None,
+        }
+        for name, is_given in alone.items():
+            if is_given:
+                needed = "--mask" if name == "--invert-mask" else "--mask or --outpaint"
+                raise ValueError(f"{name} needs {needed}")
+    if values["mask_crop"] is not None and values["fit"] is not None:
+        raise ValueError(
+            "--fit and --mask-crop: leave one out, as the picture keeps its size if only a part "
+            "is drawn"
+        )
 
 
 def check_request(request: Request) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...utils.wording import describe_error
+from ..model_task import check_known_model
 from ..settings import Request, Settings, StartPicture
 from .argument_parser import Parser
 from .combinations import check_combinations, check_request
@@ -105,6 +106,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> Set
         requests = _make_requests(values)
         for request in requests:
             check_request(request)
+        check_known_model(values["model"], values["unet"], requests, **_find_pictures(values))
         values = split_model(values, requests)
         start = read_start(values) if "image" in values else None
     except (ValueError, OSError) as error:
@@ -198,6 +200,12 @@ def _make_requests(values: Values) -> list[Request]:
     script = _find_script(values)
     options = {option.key: option for option in all_options() if script in option.line_scripts}
     return read_requests(values["prompts_file"], request, options)
+
+
+def _find_pictures(values: Values) -> dict[str, bool]:
+    """Return whether there is a picture to start from, and a mask of the part to repaint."""
+    has_mask = any(values.get(name) is not None for name in ("mask", "outpaint"))
+    return {"has_image": "image" in values, "has_mask": has_mask}
 
 
 def _make_settings(values: Values, requests: list[Request], start: StartPicture | None) -> Settings:

@@ -1,4 +1,4 @@
-"""Read the picture to start from."""
+"""Read the picture to start from, and its mask."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +10,7 @@ from ...images.reading import load_image, read_size
 from ...utils.size import Size
 from ..settings import StartPicture
 from ..terminal.console import say
+from .masked_picture import read_masked_picture
 
 
 def read_start(values: Mapping[str, Any]) -> StartPicture:
@@ -19,9 +20,12 @@ def read_start(values: Mapping[str, Any]) -> StartPicture:
     `job.check_start`, which knows the size that suits the model, refuses it.
 
     Raises:
-        ValueError: if the file is not a picture, or too small, or `--fit` has no size to fit to.
-        OSError: if the file cannot be read.
+        ValueError: if the file is not a picture, or too small, or `--fit` has no size to fit to; or
+            if the mask is wrong.
+        OSError: if a file cannot be read.
     """
+    if values["mask"] is not None or values["outpaint"] is not None:
+        return read_masked_picture(values)
     file, fit = values["image"], values["fit"]
     size = None if values["width"] is None else Size(values["width"], values["height"])
     if fit is None:

@@ -9,6 +9,7 @@ recipes have is in `Recipe`, too.
 from collections.abc import Iterator
 
 from ..option import Option, Script
+from .inpainting_options import INPAINTING
 from .model_options import MEMORY_AND_SPEED, MODEL
 from .output_options import OUTPUT, REPORTS
 from .picture_options import PICTURES, PROMPT, START
@@ -16,6 +17,7 @@ from .sampling_options import SAMPLING
 
 GROUPS: dict[str, tuple[Option, ...]] = {
     "picture to start from": START,
+    "repaint a part": INPAINTING,
     "prompt": PROMPT,
     "pictures": PICTURES,
     "sampling": SAMPLING,
