@@ -6,9 +6,10 @@ calls it "Hires. fix".
 """
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -16,16 +17,18 @@ import numpy as np
 from .check_arguments import check_integer, check_number, describe
 from .check_pictures import check_latents
 from .denoising import Denoising
+from .generation import Generation
 from .images.arrays import MAX_PIXELS, to_uint8
 from .images.enlarging import resize_lanczos
 from .pipeline import Origin, StableDiffusion, start_steps
 from .rrdbnet import RRDBNet, enlarge
 from .sampler.noise import NoiseStream, draw_latents
+from .sampler.sampler import Sampler
 from .sampler.schedule import Schedule
 from .utils.size import Size
 from .vae_strips import encode
 
-Upscale = Literal["latent", "lanczos"] | RRDBNet
+Upscale = str | RRDBNet  # one of `FILTERS`, or a network
 
 MIN_SCALE, MAX_SCALE = 1.0, 4.0
 SCALE, STRENGTH, UPSCALE = 2.0, 0.7, "latent"  # the defaults are those of the web UI
@@ -40,7 +43,7 @@ def start_second_pass(
     scale: float = SCALE,
     strength: float = STRENGTH,
     num_steps: int | None = None,
-    upscale: Upscale = "latent",
+    upscale: Upscale = UPSCALE,
     *,
     pictures: range | None = None,
     tiled: bool | None = None,
@@ -97,7 +100,7 @@ def start_second_pass(
     factor = sd.config.autoencoder.factor
     height, width = (side * factor for side in x_0.shape[1:3])
     size = compute_size(Size(width, height), check_scale(scale), factor)
-    schedule = cut_schedule(origin, check_strength(strength), num_steps)
+    schedule = cut_schedule(origin.generation, check_strength(strength), num_steps)
 
     x = x_0[pictures.start : pictures.stop]
     if upscale == "latent":
@@ -126,30 +129,40 @@ def compute_size(size: Size, scale: float, factor: int) -> Size:
     return Size(width, height)
 
 
-def cut_schedule(origin: Origin, strength: float, num_steps: int | None) -> Schedule:
+def count_steps(first: Denoising, strength: float, num_steps: int | None) -> int:
+    """Return how many steps a second pass has, which are calls of the network."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the second pass itself warns
+        return len(cut_schedule(_find_origin(first).generation, strength, num_steps))
+
+
+def cut_schedule(generation: Generation, strength: float, num_steps: int | None) -> Schedule:
     """Return the steps of a second pass; see `start_second_pass`.
 
     Raises:
         ValueError: if the sampler has no schedule with so many steps.
     """
-    generation = origin.generation
     if num_steps is None:
         return generation.cut_schedule(strength)
     num_steps = check_integer("num_steps", num_steps, low=1)
-    if generation.sampler.timesteps is not None:
+    return make_last_steps(generation.sampler, strength, num_steps)
+
+
+def make_last_steps(sampler: Sampler, strength: float, num_steps: int) -> Schedule:
+    """Return the last steps of a schedule that is as much longer as `strength` is below 1.
+
+    Raises:
+        ValueError: if the sampler has no schedule with so many steps.
+    """
+    if sampler.timesteps is not None:
         raise ValueError("num_steps and timesteps: leave one out, as timesteps are the steps")
-    total = count_total_steps(num_steps, strength)
+    total = int(num_steps / strength)
     try:
-        return generation.sampler.schedule(total).last(num_steps)
+        return sampler.schedule(total).last(num_steps)
     except ValueError as error:
         raise ValueError(
             f"{num_steps} steps at strength {strength:g} are the last of {total}: {error}"
         ) from None
-
-
-def count_total_steps(num_steps: int, strength: float) -> int:
-    """Return how many steps the schedule has of which the last `num_steps` are run."""
-    return int(num_steps / strength)
 
 
 def check_scale(value: Any) -> float:

@@ -11,7 +11,7 @@ import mlx.nn as nn
 import numpy as np
 
 from .config.upscaler import COLOURS, UpscalerConfig
-from .layers import Conv3x3, upsample_nearest
+from .layers import Conv3x3
 
 Layer = Callable[[mx.array], mx.array]
 

@@ -19,6 +19,7 @@ from .job import (
     warn_of_no_guidance,
     warn_of_prompts,
 )
+from .larger import open_upscale
 from .model_task import require_inputs
 from .output.file_names import FileNames, check_sizes, name_files
 from .ranks import Ranks
@@ -77,7 +78,7 @@ class Plan:
         check_start(start, config)
         if self.names is not None:
             size = None if start is None else start.size
-            check_sizes(self.names, jobs, settings.n_rows, size)
+            check_sizes(self.names, jobs, settings.n_rows, size, open_upscale(settings))
         return jobs
 
 

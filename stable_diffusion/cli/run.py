@@ -11,10 +11,12 @@ from ..model_io.loaders import open_model
 from ..model_io.model import Model, describe_downloads
 from ..model_io.weight_files import STEMS
 from ..pipeline import StableDiffusion, pipeline_class
+from ..rrdbnet import RRDBNet
 from ..utils.size import Size
 from ..vae_strips import Vae
 from .few_step import adopt_few_step
 from .job import CompleteJob
+from .larger import open_upscale
 from .output.preview import load_preview_vae
 from .plan import Plan
 from .recipe.record import Record
@@ -44,6 +46,7 @@ class Run:
         record: what the files say of how their pictures were made.
         start: what the pictures start from; None if they start from noise.
         preview_vae: the VAE that the settings name for previews, if they name one.
+        upscaler: the network that enlarges the finished pictures, if there is one.
     """
 
     settings: Settings
@@ -53,6 +56,7 @@ class Run:
     record: Record
     start: Start | None = None
     preview_vae: Vae | None = None
+    upscaler: RRDBNet | None = None
 
     @property
     def starts_flat(self) -> bool:
@@ -101,7 +105,9 @@ def prepare_run(settings: Settings, plan: Plan, progress: Progress) -> Run:
     if settings.start is not None:  # all jobs have its size
         size = Size(jobs[0].width, jobs[0].height)
         start = make_start(settings.start, size, model.config.autoencoder.factor)
-    run = Run(settings, progress, jobs, sd, record, start, preview_vae)
+    upscaler = open_upscale(settings)
+    network = None if upscaler is None else upscaler.load()
+    run = Run(settings, progress, jobs, sd, record, start, preview_vae, network)
     if settings.preload_models:
         with progress.measure("loading"):
             run.read_networks(NETWORKS)

@@ -1,7 +1,7 @@
 """Files of upscalers of the ESRGAN family: their sizes and the names of their tensors.
 
-The names are those of BasicSR (`body.0.rdb1.conv1`), of the first ESRGAN (`RRDB_trunk.0.RDB1.conv1`)
-or those that its layers had as parts of `nn.Sequential` (`model.1.sub.0.RDB1.conv1.0`).
+The names are those of BasicSR (`body.0.rdb1.conv1`), of the first ESRGAN
+(`RRDB_trunk.0.RDB1.conv1`), or numbers of parts (`model.1.sub.0.RDB1.conv1.0`).
 """
 
 import re

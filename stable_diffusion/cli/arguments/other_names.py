@@ -71,6 +71,16 @@ SAME = {
         "clip-on-cpu"
     ),
     "--no-low-memory": "highvram normalvram high-vram gpu-only",
+    "--hires": (
+        "hires-fix hires-scale hires-upscale-by hr-scale hr-upscale enable-hr highres-fix hrf "
+        "upscale-by hires-resize"
+    ),
+    "--hires-strength": (
+        "hires-denoising-strength hires-denoise hr-strength hr-denoising-strength hires-denoising"
+    ),
+    "--hires-steps": "hr-second-pass-steps hires-second-pass-steps hr-steps",
+    "--hires-upscale": "hires-upscaler hr-upscaler hires-upscale-method",
+    "--upscale": "upscaler upscale-model upscaler-model upscaler-1 esrgan realesrgan esrgan-model",
     "--decoding_batch_size": "decode-batch-size vae-batch-size",
     "--verbose": "debug log-level stats",
     "--list-models": "models ls models-list",
@@ -101,7 +111,7 @@ IMAGE = "the picture to start from is the first argument of image2image.py"
 PROMPT = "write the prompt alone, in quotes"
 CONTROL = "ControlNet and similar methods are not supported"
 MASKS = "inpainting and masks are not supported"
-UPSCALERS = "upscaling and second passes are not supported"
+SECOND_PASS = "the networks of a second pass are those of the first one"
 OTHER_MODELS = "only Stable Diffusion 1.x, 2.x and XL are supported"
 ALREADY_FAST = "attention is always computed in the fastest way"
 DEVICES = "the GPU is used if there is one, otherwise all cores of the CPU"
@@ -154,10 +164,9 @@ ABSENT_BEGINNINGS = {
     "mask": MASKS,
     "inpaint": MASKS,
     "outpaint": MASKS,
-    "hires": UPSCALERS,
-    "hr-": UPSCALERS,
-    "enable-hr": UPSCALERS,
-    "upscale": UPSCALERS,
+    "hires": SECOND_PASS,
+    "hr-": SECOND_PASS,
+    "upscale": "an upscaler enlarges as many times as it was made to, in strips of its own choice",
     "refiner": "the SDXL refiner is not supported",
     "hypernet": "hypernetworks are not supported",
     "slg-": OTHER_MODELS,

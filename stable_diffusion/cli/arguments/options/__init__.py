@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from ..option import Option, Script
 from .inpainting_options import INPAINTING
+from .larger_options import LARGER
 from .model_options import MEMORY_AND_SPEED, MODEL
 from .output_options import OUTPUT, REPORTS
 from .picture_options import PICTURES, PROMPT, START
@@ -21,6 +22,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
     "prompt": PROMPT,
     "pictures": PICTURES,
     "sampling": SAMPLING,
+    "larger pictures": LARGER,
     "model": MODEL,
     "memory and speed": MEMORY_AND_SPEED,
     "output": OUTPUT,
