@@ -19,6 +19,7 @@ from ...sampler.sampler import SAMPLERS, SCHEDULES
 from ...sampler.table import SamplerSpec
 from ...tokenizer.prompt_weights import EXTRA_NETWORK
 from .recipe import MAX_CHARACTERS, PROGRAM, Recipe
+from .webui_hires import read_second_pass, write_second_pass
 
 SAMPLER_NAMES = {spec.name: spec.webui_name for spec in SAMPLERS.values()}
 SCHEDULE_NAMES = {spec.name: spec.webui_name for spec in SCHEDULES.values() if spec.webui_name}
@@ -63,7 +64,7 @@ REPOSITORIES = {spec.repo.rpartition("/")[2]: name for name, spec in MODELS.item
 KNOWN_MODELS = MODEL_FILES | REPOSITORIES | {name: name for name in MODELS}
 
 NEGATIVE = "Negative prompt:"
-STEPS_OPTIONS = ("steps", "schedule")
+STEPS_OPTIONS = ("steps", "schedule", "hires_steps")
 MIN_PAIRS = 3  # in the last line; with fewer it may be a line of the prompt
 PAIR = re.compile(r'([^:,"]+):\s*("(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)')
 JSON_KEY = re.compile(r'([^:,"]+):\s*(?=[\[{])')  # of a value that is JSON, with commas in it
@@ -103,6 +104,8 @@ def write_parameters(recipe: Recipe) -> str:
         "Denoising strength": (
             None if recipe.strength is None else _format_number(recipe.strength)
         ),
+        **write_second_pass(recipe, _find_stem(recipe.hires_upscale)),
+        "Postprocess upscaler": _find_stem(recipe.upscale),
         _name_eta(recipe.sampler): None if recipe.eta is None else _format_number(recipe.eta),
         "Clip skip": recipe.clip_skip + 1 if recipe.clip_skip else None,  # they count from 1
         "Emphasis": None if recipe.prompt_weights or not _has_brackets(recipe) else "None",
@@ -148,8 +151,7 @@ def read_parameters(text: str) -> Reading:
 
 def _read_pairs(pairs: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
     """Return the options that the pairs of the last line mean, and the pairs not understood."""
-    options: dict[str, Any] = {}
-    rest = []
+    options, rest, pairs = read_second_pass(pairs)
     if pairs.get("Schedule type") == AUTOMATIC:
         pairs = pairs | {"Schedule type": _find_automatic_schedule(pairs.get("Sampler", ""))}
     for key, value in pairs.items():
@@ -159,8 +161,6 @@ def _read_pairs(pairs: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
             if key == "Civitai resources":
                 value = _summarize_resources(value)
             rest.append(f"{key}: {value}")
-    if any(key.startswith("Hires") for key in pairs) and "strength" in options:
-        rest.append(f"Denoising strength: {options.pop('strength')}")  # of a second pass
     sampler = SAMPLERS.get(options.get("sampler", ""))
     if "eta" in options and (sampler is None or not sampler.takes_eta):
         rest.append(f"Eta: {options.pop('eta')}")  # of ancestral samplers, which always add as much
