@@ -79,8 +79,10 @@ class Denoising(Generator[mx.array, None, None]):
 
     Attributes:
         inputs: what the steps start from: the first latents [B, h, w, C], text embeddings
-            [R, N, D], pooled embeddings [R, P] of SDXL, and the encoded picture [1, h, w, C] of
-            image to image. Once they are evaluated the text encoders can be freed.
+            [R, N, D], pooled embeddings [R, P] of SDXL, and the encoded pictures [1, h, w, C] of
+            image to image and inpainting. Once they are evaluated the text encoders can be freed.
+        flat_inputs: those of `inputs` that are latents of a picture of one colour, so that they may
+            be constant: what a mask leaves of a grey picture, or if it covers all.
         seed: the seed of the first picture; the others have the seeds that follow.
         estimate: the last step's estimate of x_0, shaped as x_t, the clearest preview of unfinished
             pictures. None before the first step.
@@ -96,12 +98,14 @@ class Denoising(Generator[mx.array, None, None]):
         num_steps: int,
         inputs: list[mx.array],
         seed: int,
+        flat_inputs: Sequence[mx.array] = (),
     ):
         self._start = start
         self._steps = start()
         self._begun: BegunStep | None = None  # the next step, if it is under way already
         self._num_steps = num_steps
         self.inputs = inputs
+        self.flat_inputs = flat_inputs
         self.seed = seed
         self.estimate: mx.array | None = None
         self.prediction: mx.array | None = None
@@ -267,7 +271,7 @@ def denoise(
     Args:
         x: latents [B, h, w, C] at the first level of the schedule.
         streams: the streams of noise, one for each picture; they are not changed.
-        restore: changes the latents after each step.
+        restore: changes the latents after each step, and the estimates of x_0.
     """
     streams = copy.deepcopy(streams)  # so that a restart gets the same noise
     history: History | None = None
@@ -277,9 +281,10 @@ def denoise(
         fresh = mx.array(draw_latents(streams, x.shape[1:])) if needs_noise else None
         prediction = predict(x, mx.array(step.timestep), index)
         x, history = sampler.step(x, prediction, step, history, fresh)
+        estimate = history.x_0
         if restore is not None:
-            x = restore(x, next_step)
-        yield StepOutput(x, history.x_0, prediction)
+            x, estimate = restore(x, next_step), restore(estimate, None)
+        yield StepOutput(x, estimate, prediction)
 
 
 def yield_unchanged(x: mx.array) -> Steps:

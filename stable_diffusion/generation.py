@@ -16,6 +16,7 @@ from .check_arguments import (
     check_sampler,
     check_seed,
 )
+from .check_task import check_image_cfg_weight
 from .conditioning import TextOptions, Texts
 from .config.model import ModelConfig
 from .sampler.choose import choose_sampler
@@ -58,7 +59,7 @@ class GenerationOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Arguments:
-    """The arguments that both generators share, in order, not checked yet."""
+    """The arguments of both generators, in order, and of one of them; not checked yet."""
 
     text: Texts
     n_images: int
@@ -67,6 +68,7 @@ class Arguments:
     negative_text: OptionalTexts
     seed: int | Sequence[int] | None
     options: GenerationOptions
+    image_cfg_weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,15 @@ class Generation:
     sampler: Sampler
     num_steps: int
     cfg_weight: float
+    image_cfg_weight: float | None  # None unless the model edits a picture
     guidance_rescale: float
     seed: int  # of the first picture
     streams: list[NoiseStream]  # of noise, one for each picture
+
+    @property
+    def image_guidance(self) -> float | None:
+        """Return the weight of guidance by the picture to edit; None without guidance."""
+        return None if self.negative_texts is None else self.image_cfg_weight
 
     def cut_schedule(self, strength: float) -> Schedule:
         """Return the last `strength` of the schedule, at least one step.
@@ -119,16 +127,12 @@ def check_generation(arguments: Arguments, config: ModelConfig, own_sampler: Sam
     steps = arguments.num_steps
     steps = None if steps is None else check_integer("num_steps", steps)
     sampler = find_sampler(config, own_sampler, options, steps)
-    defaults = config.defaults_with(sampler.name)
-    num_steps = defaults.steps if steps is None else steps
-    cfg_weight = defaults.guidance
-    if sampler.timesteps is not None:
-        num_steps = len(sampler.timesteps)
-        own = None if config.few_step is None else config.few_step.timesteps
-        if steps is not None and (sampler.timesteps, steps) != (own, num_steps):
-            raise ValueError("timesteps are the steps: leave num_steps out")
+    num_steps = _count_steps(config, sampler, steps)
+    cfg_weight = config.defaults_with(sampler.name).guidance
     if arguments.cfg_weight is not None:
         cfg_weight = check_number("cfg_weight", arguments.cfg_weight)
+    image_cfg_weight = check_image_cfg_weight(arguments.image_cfg_weight, config)
+    needs_second_text = config.needs_second_text(cfg_weight, image_cfg_weight)
     rescale = check_number("guidance_rescale", options.get("guidance_rescale", 0.0), 0, 1)
     text_options = TextOptions.for_model(
         config,
@@ -139,15 +143,31 @@ def check_generation(arguments: Arguments, config: ModelConfig, own_sampler: Sam
     first_seed, streams = make_noise_streams(check_seed(arguments.seed), n_images)
     return Generation(
         texts=texts,
-        negative_texts=negative_texts if config.needs_second_text(cfg_weight) else None,
+        negative_texts=negative_texts if needs_second_text else None,
         text_options=text_options,
         sampler=sampler,
         num_steps=num_steps,
         cfg_weight=cfg_weight,
+        image_cfg_weight=image_cfg_weight,
         guidance_rescale=rescale,
         seed=first_seed,
         streams=streams,
     )
+
+
+def _count_steps(config: ModelConfig, sampler: Sampler, steps: int | None) -> int:
+    """Return the number of steps: what the caller gives, or the number of timesteps, or a default.
+
+    Raises:
+        ValueError: if the caller gives both steps and timesteps.
+    """
+    if sampler.timesteps is None:
+        return config.defaults_with(sampler.name).steps if steps is None else steps
+    num_steps = len(sampler.timesteps)
+    own = None if config.few_step is None else config.few_step.timesteps
+    if steps is not None and (sampler.timesteps, steps) != (own, num_steps):
+        raise ValueError("timesteps are the steps: leave num_steps out")
+    return num_steps
 
 
 def find_sampler(

@@ -18,6 +18,7 @@ from .check_arguments import check_integer, check_number, describe
 from .check_pictures import check_latents
 from .denoising import Denoising
 from .generation import Generation
+from .image_start import ImageStart
 from .images.arrays import MAX_PIXELS, to_uint8
 from .images.enlarging import resize_lanczos
 from .pipeline import Origin, StableDiffusion, start_steps
@@ -111,7 +112,7 @@ def start_second_pass(
     streams = continue_streams(origin, x_0.shape[1:])[pictures.start : pictures.stop]
     noise = mx.array(draw_latents(streams, x.shape[1:]))
     second = _select(origin, pictures, n_images, schedule, streams)
-    return start_steps(sd, schedule.steps[0].start.mix(x, noise), second)
+    return start_steps(sd, ImageStart(schedule.steps[0].start.mix(x, noise), []), second)
 
 
 def compute_size(size: Size, scale: float, factor: int) -> Size:

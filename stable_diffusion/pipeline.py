@@ -12,7 +12,7 @@ import numpy as np
 
 from . import check_arguments, check_pictures
 from .adapted import split_few_step_model
-from .check_task import check_task
+from .check_task import check_strength, check_task
 from .conditioning import (
     LAST,
     PENULTIMATE,
@@ -26,15 +26,15 @@ from .config.model import ModelConfig
 from .denoising import (
     EMPTY,
     Denoising,
-    NetworkInputs,
-    Restore,
     Steps,
     denoise,
     make_predict,
     yield_unchanged,
 )
 from .device import cpu_kernels
+from .editing import make_editing_predict, start_editing
 from .generation import Arguments, Generation, GenerationOptions, OptionalTexts, check_generation
+from .image_start import ImageStart, encode_image, start_from_image
 from .loaded_networks import LoadedNetworks
 from .model_io.loaders import (
     DEFAULT_MODEL,
@@ -46,9 +46,7 @@ from .model_io.loaders import (
 from .sampler.choose import choose_sampler
 from .sampler.noise import draw_latents
 from .sampler.schedule import Schedule
-from .vae_strips import decode, encode
-
-DEFAULT_STRENGTH = 0.8
+from .vae_strips import decode
 
 
 class StableDiffusion(LoadedNetworks):
@@ -142,7 +140,8 @@ class StableDiffusion(LoadedNetworks):
         schedule = generation.sampler.schedule(generation.num_steps)
         shape = (*latent_size, self.config.autoencoder.latent_channels)
         noise = mx.array(draw_latents(generation.streams, shape))
-        return _denoise(self, noise * schedule.initial_sigma, schedule, generation)
+        start = ImageStart(noise * schedule.initial_sigma, [])
+        return _denoise(self, start, schedule, generation)
 
     def generate_latents_from_image(
         self,
@@ -154,34 +153,54 @@ class StableDiffusion(LoadedNetworks):
         cfg_weight: float | None = None,
         negative_text: OptionalTexts = "",
         seed: int | Sequence[int] | None = None,
+        *,
+        mask: mx.array | np.ndarray | None = None,
+        image_cfg_weight: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Denoising:
         """Return the latents of pictures of `text` that start from `image`.
 
-        The method is SDEdit (arXiv:2108.01073); the image is evaluated now. The other arguments
-        and the errors are those of `generate_latents`.
+        The method is SDEdit (arXiv:2108.01073), or with a mask that of `inpainting`. A model for
+        editing changes the image as the text says, see `editing`. The image and the mask are
+        evaluated now. The other arguments and the errors are those of
+        `generate_latents`.
 
         Args:
             image: [H, W, 3] floats in [-1, 1], whose sides are multiples of the VAE's factor.
             strength: how much of the schedule is run, in [0, 1]; 0.8 if None. 0 gives the picture
-                as the VAE renders it. If `int(num_steps * strength)` is 0 the schedule gets more
-                steps, so that one is run, with a warning.
+                as the VAE renders it; with a mask 1 begins with noise alone. If
+                `int(num_steps * strength)` is 0 the schedule gets more steps, so that one is run,
+                with a warning.
+                Models for editing have none.
+            mask: [H, W] floats in [0, 1] or booleans, of the image's size: what is 0.5 or more is
+                painted, and the latents of the rest become those of the image. Decoded pictures
+                differ a little from the image there, too, because the VAE is not exact.
+            image_cfg_weight: for models for editing, the weight of guidance by the image, 1.5 if
+                None. Below 1 there is no guidance at all, by the text neither.
         """
-        check_task(self.config, has_image=True)
-        image = check_pictures.check_image(image, self.config.autoencoder.factor)
-        arguments = Arguments(text, n_images, num_steps, cfg_weight, negative_text, seed, options)
+        check_task(self.config, has_image=True, has_mask=mask is not None)
+        factor = self.config.autoencoder.factor
+        image = check_pictures.check_image(image, factor)
+        painted = None if mask is None else check_pictures.check_mask(mask, image.shape[:2], factor)
+        arguments = Arguments(
+            text, n_images, num_steps, cfg_weight, negative_text, seed, options, image_cfg_weight
+        )
         generation = check_generation(arguments, self.config, self.sampler)
-        strength = DEFAULT_STRENGTH if strength is None else strength
-        strength = check_arguments.check_number("strength", strength, 0, 1)
-        mean, _ = encode(self.autoencoder, image[None])  # the most likely latents, without noise
-        x = mx.repeat(mean, len(generation.texts), axis=0)
+        strength = check_strength(strength, self.config)
         if strength == 0:
+            x = mx.repeat(encode_image(self.autoencoder, image), len(generation.texts), axis=0)
             return Denoising(lambda: yield_unchanged(x), 1, [x], generation.seed)
         schedule = generation.cut_schedule(strength)
-        noise = mx.array(draw_latents(generation.streams, mean.shape[1:]))
-        latents = _denoise(self, schedule.steps[0].start.mix(x, noise), schedule, generation)
-        latents.inputs.append(mean)
-        return latents
+        height, width, _ = image.shape
+        shape = (height // factor, width // factor, self.config.autoencoder.latent_channels)
+        noise = mx.array(draw_latents(generation.streams, shape))
+        task, vae = self.config.unet.task, self.autoencoder
+        if task == "editing":
+            scale, image_cfg = self.config.latent_scale, generation.image_guidance
+            start = start_editing(vae, image, noise, schedule, scale, image_cfg)
+        else:
+            start = start_from_image(vae, task, image, painted, noise, schedule, strength)
+        return _denoise(self, start, schedule, generation)
 
     def decode(self, x_t: mx.array, tiled: bool | None = None) -> mx.array:
         """Return pictures [B, f·h, f·w, 3] in [0, 1] of latents [B, h, w, C].
@@ -264,18 +283,13 @@ def _require_suitable(sd: StableDiffusion) -> None:
 
 
 def _denoise(
-    sd: StableDiffusion,
-    x: mx.array,
-    schedule: Schedule,
-    generation: Generation,
-    network_inputs: NetworkInputs = EMPTY,
-    restore: Restore | None = None,
+    sd: StableDiffusion, start: ImageStart, schedule: Schedule, generation: Generation
 ) -> Denoising:
-    """Return the steps of `schedule` from latents `x` [B, h, w, C] at its first level."""
+    """Return the steps of `schedule` from latents at its first level."""
     texts = generation.texts, generation.negative_texts
     embeddings, pooled = sd._embed_text(*texts, generation.text_options)
     origin = Origin(generation, schedule, embeddings, pooled)
-    return start_steps(sd, x, origin, network_inputs, restore)
+    return start_steps(sd, start, origin)
 
 
 class Origin(NamedTuple):
@@ -287,29 +301,30 @@ class Origin(NamedTuple):
     pooled: mx.array | None  # the same, for SDXL's UNet
 
 
-def start_steps(
-    sd: StableDiffusion,
-    x: mx.array,
-    origin: Origin,
-    network_inputs: NetworkInputs = EMPTY,
-    restore: Restore | None = None,
-) -> Denoising:
-    """Return the steps of a schedule from latents `x` [B, h, w, C] at its first level."""
+def start_steps(sd: StableDiffusion, start: ImageStart, origin: Origin) -> Denoising:
+    """Return the steps of a schedule from latents at its first level."""
     generation, schedule, embeddings, pooled = origin
-    inputs = [x, embeddings]
+    inputs = [start.x, embeddings]
     text_time = None
     if pooled is not None:
-        height, width = (side * sd.config.autoencoder.factor for side in x.shape[1:3])
+        height, width = (side * sd.config.autoencoder.factor for side in start.x.shape[1:3])
         text_time = (pooled, make_time_ids(height, width, len(pooled)))
         inputs.append(pooled)
     guidance = generation.cfg_weight, generation.guidance_rescale
 
-    def start() -> Steps:
+    def begin() -> Steps:
         # Not bound earlier: `use_float32` may have replaced the UNet and the type.
-        predict = make_predict(sd.unet, embeddings, text_time, *guidance, sd.dtype, network_inputs)
-        return denoise(x, schedule, generation.sampler, predict, generation.streams, restore)
+        arguments = sd.unet, embeddings, text_time, *guidance, sd.dtype
+        extra = start.network_inputs
+        if extra.image is not None and extra.image_cfg is not None:
+            predict = make_editing_predict(*arguments, extra.image, extra.image_cfg)
+        else:
+            predict = make_predict(*arguments, extra)
+        sampler, streams = generation.sampler, generation.streams
+        return denoise(start.x, schedule, sampler, predict, streams, start.restore)
 
-    latents = Denoising(start, len(schedule), inputs, generation.seed)
-    if network_inputs is EMPTY and restore is None:
+    inputs += start.encoded
+    latents = Denoising(begin, len(schedule), inputs, generation.seed, start.flat)
+    if start.network_inputs is EMPTY and start.restore is None:
         latents.origin = origin
     return latents

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "stable_diffusion"
 LOWER = {"config", "device", "sampler", "tokenizer", "utils"}
 NETWORKS = {
     *("activations", "attention", "autoencoder_tiny", "clip", "layers", "time_embedding", "unet"),
-    "vae",
+    *("rrdbnet", "vae"),
 }
 BELOW_PIPELINE = {
     *(LOWER | NETWORKS),
@@ -31,7 +31,10 @@ BELOW_PIPELINE = {
         "compiled",
         "conditioning",
         "denoising",
+        "editing",
         "generation",
+        "image_start",
+        "inpainting",
         "loaded_networks",
     ),
     *("model_io", "precision", "quantize", "vae_strips"),
@@ -51,6 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "unet": {"activations", "attention", "config", "device", "layers", "time_embedding"},
     "vae": {"activations", "attention", "config", "device", "layers"},
     "autoencoder_tiny": {"activations", "config", "device", "layers", "vae"},
+    "rrdbnet": {"config", "layers"},
     "quantize": {"config", "device", "layers"},
     "latent_preview": {"images", "vae_strips"},
     "vae_strips": {
@@ -63,21 +67,28 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("attention", "compiled", "config", "device", "merged_layers", "sampler"),
         *("time_embedding", "unet"),
     },
+    "inpainting": {"denoising", "sampler"},
+    "image_start": {"config", "denoising", "inpainting", "sampler", "vae_strips"},
     "model_io": LOWER | NETWORKS | {"quantize"},
     "adapters": LOWER | NETWORKS | {"model_io"},
     "precision": {"adapters", "model_io", "quantize"},
     "check_arguments": {"conditioning", "config", "model_io", "sampler", "utils"},
     "check_pictures": {"check_arguments", "utils"},
-    "check_task": {"config"},
+    "check_task": {"check_arguments", "config"},
+    "editing": {
+        *("attention", "compiled", "denoising", "device", "image_start", "merged_layers"),
+        *("sampler", "unet", "vae_strips"),
+    },
     "adapted": {"adapters", "check_arguments", "conditioning", "config", "model_io", "sampler"},
     "loaded_networks": {
         *("adapted", "autoencoder_tiny", "clip", "conditioning", "model_io", "precision"),
         *("quantize", "unet", "vae"),
     },
-    "generation": {"check_arguments", "conditioning", "config", "sampler"},
+    "generation": {"check_arguments", "check_task", "conditioning", "config", "sampler"},
     "pipeline": BELOW_PIPELINE,
     "faults": {"utils"},
     "step_memory": {"config", "device"},
+    "hires": BELOW_PIPELINE | {"images", "pipeline"},
     "overflow": BELOW_PIPELINE | {"faults", "pipeline"},
     "version": set(),
     "__init__": {"device", "pipeline", "version"},
@@ -88,11 +99,12 @@ MAY_IMPORT: dict[str, set[str]] = {
 CLI = (
     *(
         {"mlx_errors", "settings", "terminal"},
+        {"larger"},
         {"few_step", "job", "model_task", "ranks", "start"},
         {"recipe"},
     ),
     {"arguments", "output"},
-    *({"plan"}, {"run"}, {"decode"}, {"generate"}, {"main"}, {"convert"}),
+    *({"plan"}, {"run"}, {"decode"}, {"denoise"}, {"generate"}, {"main"}, {"convert"}),
 )
 # Packages outside of the standard library, and who may import them.
 OTHERS = {

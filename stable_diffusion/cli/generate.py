@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -147,10 +146,12 @@ def _call_generator(sd: StableDiffusion, start: Start | None, batch: Batch) -> D
     if start is None:
         size = batch.latent_size(sd.config.autoencoder.factor)
         return sd.generate_latents(latent_size=size, **batch.options)
-    more: dict[str, Any] = {"mask": start.mask, "image_cfg_weight": batch.jobs[0].image_cfg}
-    given = {name: value for name, value in more.items() if value is not None}
     return sd.generate_latents_from_image(
-        start.pixels, strength=batch.strength, **given, **batch.options
+        start.pixels,
+        strength=batch.strength,
+        mask=start.mask,
+        image_cfg_weight=batch.jobs[0].image_cfg,
+        **batch.options,
     )
 
 

@@ -95,16 +95,16 @@ def prepare_run(settings: Settings, plan: Plan, progress: Progress) -> Run:
     for line in describe_downloads(model, STEMS, float16):
         say(line)
     jobs = plan.complete_jobs(settings, adopt_few_step(settings, model))
+    start = None
+    if settings.start is not None:  # all jobs have its size
+        size = Size(jobs[0].width, jobs[0].height)
+        start = make_start(settings.start, size, model.config.autoencoder.factor)
     preview_vae = load_preview_vae(settings, model, float16)
     memory.limit_cache()
     if cpu_kernels.needs_compiling():
         say("Compiling the kernels for this processor, once …")
     sd = _load(settings, model, float16)
     record = Record(settings, model, float16)
-    start = None
-    if settings.start is not None:  # all jobs have its size
-        size = Size(jobs[0].width, jobs[0].height)
-        start = make_start(settings.start, size, model.config.autoencoder.factor)
     upscaler = open_upscale(settings)
     network = None if upscaler is None else upscaler.load()
     run = Run(settings, progress, jobs, sd, record, start, preview_vae, network)

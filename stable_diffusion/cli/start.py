@@ -55,6 +55,9 @@ def make_start(start: StartPicture, size: Size, factor: int) -> Start:
     Args:
         size: in which a part of the picture is drawn, if only a part is.
         factor: the VAE's; the sides of what is drawn are multiples of it.
+
+    Raises:
+        ValueError: if no latent belongs to the mask.
     """
     repainting = start.repainting
     if repainting is None:
@@ -65,5 +68,11 @@ def make_start(start: StartPicture, size: Size, factor: int) -> Start:
     else:
         box = find_crop_box(mask, size, repainting.crop)
         drawn, drawn_mask = enlarge_part(picture, box, size), enlarge_part(mask, box, size)
+    drawn_mask = cut(drawn_mask)
+    if not drawn_mask[::factor, ::factor].any():  # as `inpainting.shrink_mask` makes it smaller
+        raise ValueError(
+            f"the mask is too small for the model, which draws in blocks of {factor}x{factor} "
+            "pixels: give a larger one, or --mask-crop"
+        )
     pixels = drawn.astype(np.float32) / np.float32(127.5) - 1
-    return Start(pixels, cut(drawn_mask) > 0, picture, mask, box)
+    return Start(pixels, drawn_mask > 0, picture, mask, box)

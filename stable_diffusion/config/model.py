@@ -4,14 +4,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..utils.size import Size
-from .autoencoder_tiny import VaeConfig
+from .autoencoder_tiny import AutoencoderTinyConfig, VaeConfig
 from .diffusion import DiffusionConfig
 from .few_step import FewStepSettings
 from .known_models import ModelSpec
-from .networks import CLIPTextConfig, UNetConfig, repeat_per_block
+from .networks import AutoencoderConfig, CLIPTextConfig, UNetConfig, repeat_per_block
 from .strict_config import Config
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")  # folders in a model; SD has only the first
+XL_SCALING_FACTOR = 0.13025  # of the VAE of SDXL, if neither its files nor the model's say one
 TIME_IDS = 6  # numbers that SDXL's UNet takes: original size, corner of the crop, target size
 
 
@@ -92,6 +93,16 @@ class ModelConfig:
     def is_xl(self) -> bool:
         """Return whether this is an SDXL model, by how its UNet is conditioned."""
         return self.unet.addition_embed_type == "text_time"
+
+    @property
+    def latent_scale(self) -> float:
+        """Return how many times the UNet's latents are those that the usual VAE encodes.
+
+        A tiny VAE encodes the UNet's latents, of which only the family tells the scale.
+        """
+        if isinstance(self.autoencoder, AutoencoderTinyConfig):
+            return XL_SCALING_FACTOR if self.is_xl else AutoencoderConfig.scaling_factor
+        return self.autoencoder.scaling_factor
 
     def needs_second_text(self, guidance: float, image_guidance: float | None = None) -> bool:
         """Return whether guidance takes a prediction for the negative text, too.

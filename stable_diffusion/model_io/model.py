@@ -8,14 +8,12 @@ from ..config.autoencoder_tiny import AutoencoderTinyConfig, VaeConfig, read_vae
 from ..config.diffusion import DiffusionConfig
 from ..config.few_step import LCM_UNET, FewStepSettings, recognize_few_step
 from ..config.known_models import find_spec
-from ..config.model import TEXT_ENCODERS, ModelConfig, PipelineConfig
+from ..config.model import TEXT_ENCODERS, XL_SCALING_FACTOR, ModelConfig, PipelineConfig
 from ..config.networks import CLIPTextConfig, UNetConfig
 from .sources import INDEX, SCHEDULER_CONFIG, UNET_CONFIG, VAE_CONFIG, Source
 from .tiny_vae import check_tiny_vae
 from .unsupported import describe_unet, refuse_other_family, refuse_pipeline, refuse_unet
 from .weight_files import list_weight_files
-
-XL_SCALING_FACTOR = 0.13025  # of the VAE of SDXL, if neither its files nor the model's say one
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ OLD_NAMES = {
     **{"conv_first": "conv_first", "trunk_conv": "conv_body", "HRconv": "conv_hr"},
     **{"upconv1": "conv_up.0", "upconv2": "conv_up.1", "conv_last": "conv_last"},
 }
+STARTS = ("conv_first.", "model.0.", "model.1.sub.")  # keys of upscalers in general
 NUMBERED = re.compile(r"model\.(\d{1,2})\.weight")  # of the layers before and after the blocks
 
 # Other networks that enlarge pictures, by a part of a key that only they have; the first counts.
@@ -138,7 +139,8 @@ def _refuse_other_upscalers(header: Header) -> None:
         return
     if header.has(UNET_ROOT):
         raise ValueError(f"{header.name} is a model that draws (--model), not an upscaler")
-    refuse_keys(header.name, header.shapes)
+    if not any(header.has(f"{root}{start}") for root in ROOTS for start in STARTS):
+        refuse_keys(header.name, header.shapes)
     raise ValueError(f"{header.name} is not an upscaler of the ESRGAN family (RRDBNet)")
 
 

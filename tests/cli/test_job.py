@@ -12,7 +12,7 @@ from PIL import Image
 import image2image
 import txt2image
 from stable_diffusion.cli import job
-from stable_diffusion.cli.arguments import parse
+from stable_diffusion.cli.arguments import parse, start_picture
 from stable_diffusion.cli.job import CompleteJob, UsageError, check_start, warn_of_no_guidance
 from stable_diffusion.cli.settings import StartPicture
 from stable_diffusion.cli.terminal import progress
@@ -79,7 +79,7 @@ def run_from_picture(path: Path, size: tuple[int, int], *options: str) -> int:
 def test_a_picture_that_is_too_large_for_the_model(tmp_path, capsys, monkeypatch, size, fitting):
     """The error comes before weights are read, and suggests options that work."""
     monkeypatch.setattr(progress, "read_weights", None)
-    for module in (arrays, job, parse):  # of a picture that is started from
+    for module in (arrays, job, start_picture):  # of a picture that is started from
         monkeypatch.setattr(module, "MAX_PIXELS", 2000 * 2000)
     assert run_from_picture(tmp_path, size) == 2
     *_, line = capsys.readouterr().err.splitlines()

@@ -38,7 +38,9 @@ def test_names_are_unique():
 
 def test_every_value_has_a_field():
     """The field is in the settings or in a request, unless the value gets another name there."""
-    renamed = {"image", "fit", "no_metadata"}  # `start` and `metadata`
+    renamed = {"no_metadata"} | {  # `metadata` and `start`
+        *("image", "fit", "mask", "invert_mask", "mask_blur", "mask_crop", "outpaint"),
+    }
     keys = {option.key for option in WITH_VALUES}
     assert keys - renamed <= field_names(Settings) | field_names(Request)
     others = {"requests", "start", "metadata", "file", "where", "model_name"}

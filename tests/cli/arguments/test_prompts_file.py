@@ -82,7 +82,7 @@ def test_pictures_have_strength_and_no_size_of_their_own(tmp_path):
     Image.new("RGB", (64, 64)).save(picture)
     content = '{"prompt": "a", "strength": 0.25}\n{"prompt": "b"}'
     requests = read_requests(tmp_path, content, picture, script="image2image")
-    assert [request.strength for request in requests] == [0.25, 0.9]
+    assert [request.strength for request in requests] == [0.25, None]
     content = '{"prompt": "a", "width": 64, "height": 64}'
     with pytest.raises(SystemExit):
         read_requests(tmp_path, content, picture, script="image2image")
