@@ -4,7 +4,6 @@ All of them raise `argparse.ArgumentTypeError` if the text is not such a value.
 """
 
 import argparse
-import math
 import os
 import re
 from collections.abc import Callable, Collection
@@ -101,8 +100,11 @@ def parse_margins(text: str) -> tuple[int, ...]:
 
 def parse_hires_scale(text: str) -> float:
     """Return how many times larger each side of a picture becomes, more than 1."""
-    scale = make_number_parser(float, -math.inf, math.inf)(text)
-    if not MIN_SCALE < scale <= MAX_SCALE:
+    try:
+        scale = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not MIN_SCALE < scale <= MAX_SCALE:  # true of NaN, too
         raise argparse.ArgumentTypeError(
             f"must be more than {MIN_SCALE:g} and at most {MAX_SCALE:g}, got {text}"
         )
