@@ -31,7 +31,7 @@ def parse_in_folder(folder: Path, script: str, arguments: list[str]) -> Settings
 
 
 def write_named_files(folder: Path, arguments: list[str]) -> None:
-    """Write the files that arguments name: prompts, upscalers, or pictures with a recipe in them."""
+    """Write the files that arguments name: prompts, upscalers, or pictures with a recipe."""
     upscalers = {after for before, after in pairwise(arguments) if before.endswith("upscale")}
     for name in FILE.findall(" ".join(arguments)):
         file = folder / name

@@ -29,6 +29,7 @@ PROMPT = "a photo of a café, at night"
 SAME = 50  # dB at least between equal pictures
 SEEDS = [7, 8]
 STEPS, CFG = 4, 3.0
+X_0 = mx.zeros((1, 4, 4, 8))  # latents of the embedded model
 
 
 @torch.no_grad()
@@ -81,6 +82,11 @@ def make_first(sd: StableDiffusion, **options):
     return first, x_t
 
 
+@pytest.fixture(scope="module")
+def tiny() -> StableDiffusion:
+    return StableDiffusion("tiny")
+
+
 def load(folder) -> StableDiffusion:
     return pipeline_class(load_model_config(folder))(folder)
 
@@ -114,16 +120,15 @@ def test_it_equals_two_calls_of_diffusers(checkpoint, oracle, kind, sampler, ups
     assert psnr(pictures(sd, part), ours[1:]) >= SAME
 
 
-def test_the_noise_goes_on():
-    sd = StableDiffusion("tiny")
+def test_the_noise_goes_on(tiny):
     options = {"num_steps": 2, "seed": 3, "latent_size": (4, 4), "sampler": "euler-a"}
-    first = sd.generate_latents("a red circle", **options)
+    first = tiny.generate_latents("a red circle", **options)
     generator = torch.Generator().manual_seed(3)
     for _ in range(3):  # for the first latents, and for each step
-        torch.randn(4, 4, 4, generator=generator)
-    (stream,) = continue_streams(first.origin, (4, 4, 4))
-    expected = torch.randn(4, 6, 6, generator=generator).numpy()
-    assert np.abs(stream.normal((4, 6, 6)) - expected).max() < 1e-5
+        torch.randn(8, 4, 4, generator=generator)
+    (stream,) = continue_streams(first.origin, (4, 4, 8))
+    expected = torch.randn(8, 6, 6, generator=generator).numpy()
+    assert np.abs(stream.normal((8, 6, 6)) - expected).max() < 1e-5
 
 
 @pytest.mark.parametrize("size", [Size(13, 9), Size(8, 6), Size(5, 17)])
@@ -164,28 +169,27 @@ def test_sizes():
         ({"upscale": 3}, TypeError, "upscale must be one of latent, lanczos, or an RRDBNet, got 3"),
         ({"pictures": range(3)}, ValueError, r"pictures must be a part of range\(1\)"),
         ({"pictures": [0]}, TypeError, r"pictures must be a range or None, got \[0\], a list"),
-        ({"x_0": mx.zeros((1, 4, 5, 4))}, ValueError, r"x_0 must be the last latents of first"),
+        ({"x_0": mx.zeros((1, 4, 5, 8))}, ValueError, r"x_0 must be the last latents of first"),
         ({"first": 1}, TypeError, "first must be what generate_latents returned, got 1, an int"),
     ],
 )
-def test_arguments_are_checked_when_called(options, kind, message):
-    sd = StableDiffusion("tiny")
-    first = sd.generate_latents("a red circle", num_steps=1, latent_size=(4, 4))
-    arguments = {"first": first, "x_0": mx.zeros((1, 4, 4, 4)), **options}
+def test_arguments_are_checked_when_called(tiny, options, kind, message):
+    first = tiny.generate_latents("a red circle", num_steps=1, latent_size=(4, 4))
+    arguments = {"first": first, "x_0": X_0, **options}
     with pytest.raises(kind, match=message):
-        start_second_pass(sd, **arguments)
+        start_second_pass(tiny, **arguments)
 
 
-def test_calls_without_a_second_pass():
-    sd = StableDiffusion("tiny")
+def test_calls_without_a_second_pass(tiny):
+    sd = tiny
     first = sd.generate_latents_from_image(np.zeros((32, 32, 3), np.float32), "a", strength=0)
     with pytest.raises(ValueError, match="^first must be what generate_latents returned"):
-        start_second_pass(sd, first, mx.zeros((1, 4, 4, 4)))
+        start_second_pass(sd, first, X_0)
     timed = sd.generate_latents("a", latent_size=(4, 4), sampler="euler", timesteps=[999, 499, 9])
-    assert len(start_second_pass(sd, timed, mx.zeros((1, 4, 4, 4)), strength=0.7)) == 2
+    assert len(start_second_pass(sd, timed, X_0, strength=0.7)) == 2
     with pytest.raises(ValueError, match="^num_steps and timesteps: leave one out"):
-        start_second_pass(sd, timed, mx.zeros((1, 4, 4, 4)), num_steps=2)
+        start_second_pass(sd, timed, X_0, num_steps=2)
     with pytest.warns(UserWarning, match="3 timesteps at strength 0.1 are less than one"):
-        start_second_pass(sd, timed, mx.zeros((1, 4, 4, 4)), strength=0.1)
+        start_second_pass(sd, timed, X_0, strength=0.1)
     with warnings.catch_warnings(action="error"):
         assert count_steps(timed, 0.1, None) == 1
