@@ -109,7 +109,7 @@ def start_second_pass(
     else:
         decoded = to_uint8(np.array(sd.decode(x, tiled)))
         x = _encode(sd, [enlarge_picture(each, size, upscale) for each in decoded], tiled)
-    streams = continue_streams(origin, x_0.shape[1:])[pictures.start : pictures.stop]
+    streams = continue_streams(origin, x_0.shape[1:], pictures)
     noise = mx.array(draw_latents(streams, x.shape[1:]))
     second = _select(origin, pictures, n_images, schedule, streams)
     return start_steps(sd, ImageStart(schedule.steps[0].start.mix(x, noise), []), second)
@@ -219,14 +219,15 @@ def enlarge_picture(picture: np.ndarray, size: Size, upscale: Upscale) -> np.nda
     return resize_lanczos(picture, size)
 
 
-def continue_streams(origin: Origin, shape: Sequence[int]) -> list[NoiseStream]:
-    """Return the streams of noise as they are after the last step of a call.
+def continue_streams(origin: Origin, shape: Sequence[int], pictures: range) -> list[NoiseStream]:
+    """Return the streams of noise of some pictures as they are after the last step of a call.
 
     Args:
         shape: (h, w, C) of the latents of a picture.
     """
     generation = origin.generation
-    streams = copy.deepcopy(generation.streams)  # as they are before the first step
+    # As they are before the first step.
+    streams = copy.deepcopy(generation.streams[pictures.start : pictures.stop])
     for step in origin.schedule.steps:
         if generation.sampler.needs_noise and step.adds_noise:
             draw_latents(streams, shape)

@@ -126,7 +126,7 @@ def test_the_noise_goes_on(tiny):
     generator = torch.Generator().manual_seed(3)
     for _ in range(3):  # for the first latents, and for each step
         torch.randn(8, 4, 4, generator=generator)
-    (stream,) = continue_streams(first.origin, (4, 4, 8))
+    (stream,) = continue_streams(first.origin, (4, 4, 8), range(1))
     expected = torch.randn(8, 6, 6, generator=generator).numpy()
     assert np.abs(stream.normal((8, 6, 6)) - expected).max() < 1e-5
 

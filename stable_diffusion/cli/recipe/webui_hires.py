@@ -2,8 +2,8 @@
 
     …, Denoising strength: 0.7, Hires upscale: 2, Hires steps: 10, Hires upscaler: Latent, …
 
-The web UI draws the same noise again for the second pass; here the noise goes on. So a picture of
-the web UI is made with its options, and is not the same.
+The web UI draws the same noise again for the second pass, and here the noise continues. So the
+picture that is made from such a text is not the same.
 """
 
 from typing import Any
