@@ -21,8 +21,8 @@ SLOPE = 0.2  # of the activation for negative numbers
 # Rows above and below that a row of the result depends on, in rows of the input: one for each
 # convolution. Of those of `make_pixels` only two have rows that are not doubled before, or less.
 REACH_OF_CONVOLUTION, REACH_OF_BLOCK, REACH_OF_PIXELS = 1, 15, 2
-# Numbers that a strip may have in its widest layer: 128 MB in float32, of which three or four are in
-# memory at once.
+# Numbers that a strip may have in its widest layer, 128 MB in float32. Three or four such layers
+# are in memory at once.
 STRIP_NUMBERS = 2**25
 
 

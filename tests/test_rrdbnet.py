@@ -3,11 +3,13 @@
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_map
 from oracle import relative_l2
 from upscalers import write_upscaler
 
+from stable_diffusion.config.upscaler import UpscalerConfig
 from stable_diffusion.model_io.upscaler_file import open_upscaler
-from stable_diffusion.rrdbnet import enlarge
+from stable_diffusion.rrdbnet import REACH_OF_BLOCK, REACH_OF_PIXELS, RRDBNet, enlarge
 
 
 def random_picture(height: int, width: int) -> np.ndarray:
@@ -32,6 +34,23 @@ def test_it_equals_pytorch(tmp_path, scale):
     if scale == 4:
         rounded = (expected.enlarge(picture[None] / 255)[0].clip(0, 1) * 255).round()
         assert np.abs(whole - rounded).max() <= 1
+
+
+def test_how_far_rows_depend_on_each_other():
+    """With positive weights, what comes from one row shows how far each part reaches."""
+    network = RRDBNet(UpscalerConfig(3, num_block=1, num_feat=2, num_grow_ch=1, num_upsample=2))
+    network.update(
+        tree_map(
+            lambda weight: mx.full(weight.shape, 0.1 * (weight.ndim == 4)), network.parameters()
+        )
+    )
+    block = network.body[0], 1, 15, REACH_OF_BLOCK
+    pixels = network.make_pixels, 4, 2, REACH_OF_PIXELS
+    for part, growth, expected, reach in (block, pixels):
+        impulse = mx.zeros((1, 41, 1, 2)).at[:, 20].add(1)
+        rows = np.flatnonzero(np.array(part(impulse)).max(axis=(0, 2, 3))) // growth
+        assert (20 - rows.min(), rows.max() - 20) == (expected, expected)
+        assert reach == expected
 
 
 def test_weights_that_are_not_finite(tmp_path):

@@ -12,6 +12,7 @@ from ..config.model import ModelConfig
 from ..config.task import IMAGE_GUIDANCE
 from ..images.arrays import MAX_PIXELS, MULTIPLE, find_similar_size
 from ..sampler.choose import choose_sampler
+from ..sampler.sampler import Sampler
 from ..utils.size import Size
 from .larger import SecondPass, complete_second_pass
 from .settings import PictureOptions, Settings, StartPicture
@@ -90,11 +91,16 @@ class Job(PictureOptions):
             "eta": (sampler.used_eta or None) if self.eta is None else self.eta,
         }
         size = Size(chosen["width"], chosen["height"])
+        return CompleteJob(**vars(self) | chosen | self._choose_second_pass(config, size, sampler))
+
+    def _choose_second_pass(
+        self, config: ModelConfig, size: Size, sampler: Sampler
+    ) -> dict[str, Any]:
+        """Return the options about a second pass over a picture of a size, with defaults."""
         try:
-            chosen |= complete_second_pass(self, config, size, sampler)
+            return complete_second_pass(self, config, size, sampler)
         except ValueError as error:
             raise UsageError(f"{self.where}{error}") from None
-        return CompleteJob(**vars(self) | chosen)
 
     def _choose_start_options(
         self, config: ModelConfig, start: StartPicture | None
