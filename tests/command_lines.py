@@ -46,7 +46,9 @@ def write_named_files(folder: Path, arguments: list[str]) -> None:
             file.write_text('{"prompt": "a photo"}\n')
         else:
             options = make_save_options({RECIPE: A_RECIPE.to_json()}, "PNG")
-            Image.new("RGB", (64, 64)).save(file, "PNG", **options)
+            picture = Image.new("RGBA", (64, 64))  # transparent, with a white part for masks
+            picture.paste("white", (0, 0, 32, 64))
+            picture.save(file, "PNG", **options)
 
 
 def list_options(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action]]:

@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.schedulers import scheduling_lms_discrete
 from diffusers.utils import logging
+from PIL import Image
 from transformers import CLIPTokenizer
 
 from stable_diffusion.config.diffusion import LEVEL_OPTIONS, OWN_SCHEDULES
@@ -346,6 +347,27 @@ class Oracle:
                 **options,
             ).images
         return (images * 255).round().astype(np.uint8)
+
+    @torch.no_grad()
+    def painted_part(
+        self, picture: np.ndarray, mask: np.ndarray, prompt: str, *, seed: int, **options
+    ) -> np.ndarray:
+        """Return diffusers' picture with a part drawn in another size, uint8 [H, W, 3].
+
+        Args:
+            picture: uint8 [H, W, 3].
+            mask: uint8 [H, W].
+            options: of the pipeline, among them `padding_mask_crop`, width and height.
+        """
+        parts = self.single.components
+        family = "StableDiffusionXL" if "text_encoder_2" in parts else "StableDiffusion"
+        pipeline = getattr(diffusers, f"{family}InpaintPipeline")(**parts)
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.scheduler = self.scheduler(None, None)
+        images = {"image": Image.fromarray(picture), "mask_image": Image.fromarray(mask)}
+        with mock.patch.object(DiagonalGaussianDistribution, "sample", _mean):
+            made = pipeline(prompt, **images, generator=_generators([seed]), **options).images
+        return np.asarray(made[0])
 
     @torch.no_grad()
     def pictures_edited(

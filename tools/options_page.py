@@ -23,6 +23,7 @@ for its own pictures. *Recipe* says whether the option is in the
 
 # The pages that say more about the options of a group.
 SEE_ALSO = {
+    "repaint a part": ("[inpainting](inpainting.md)",),
     "prompt": ("[prompts](prompts.md)", "[LoRA and embeddings](lora-and-embeddings.md)"),
     "pictures": ("[batches and machines](batches-and-machines.md)",),
     "sampling": ("[samplers](samplers.md)",),

@@ -110,7 +110,7 @@ def reach(case: Case, program: Program, *arguments: str) -> dict[str, Any]:
     usual = [word.format(folder=case.folder) for word in program.usual]
     before = {*case.folder.rglob("*")}
     with (
-        patch.object(generate, "_prepare_run", prepare_run),
+        patch.object(generate, "prepare_run", prepare_run),
         patch.object(convert_library, "open_model", open_model),
         patch.object(constants, "HF_HUB_OFFLINE", True),
     ):
@@ -194,7 +194,12 @@ def bounds(case: Case) -> None:
             (high, "1e300"),
         ]
     )
-    both = {"--width": ["--height=64"], "--height": ["--width=64"]}.get(name, [])
+    both = {
+        "--width": ["--height=64"],
+        "--height": ["--width=64"],
+        "--mask_blur": ["--outpaint=8"],
+        "--mask_crop": ["--outpaint=8"],
+    }.get(name, [])
     rows = ["--n_images=100000"] if name.endswith("rows") else []
     require(reach(case, program, *rows, *both, f"{name}={inside}"), "ended")
     taken = reach(case, program, *rows, *both, f"{name}={outside}")
@@ -275,6 +280,12 @@ CONFLICTS = [
     *[("--grid={folder}/d/0001.png", "--output={folder}/d/"), ("--output={folder}/i.png/",)],
     *[("--output={folder}/{{model}}.png", "--n_images=2"), ("--sampler=ddim", "--schedule=karras")],
     *[("--prompts-file={folder}/p.txt", "--from-image={folder}/i.png"), ("--embedding=x",)],
+    *[("--mask-blur=2",), ("--mask-crop=8",), ("--invert-mask", "--outpaint=8"), ("--outpaint=0",)],
+    *[
+        ("--mask={folder}/no.png",),
+        ("--mask=alpha",),
+        ("--mask-crop=8", "--outpaint=8", "--fit=pad"),
+    ],
     *[("--lora={folder}/no.safetensors",), ("--n_images=100001",), ("--output={folder}/no/o.png",)],
 ]
 

@@ -15,7 +15,16 @@ from attacks.harness import Case, attack, require
 from attacks.hostile import NO_FILES
 from attacks.pictures import LOSSLESS, MAGIC, any_file, any_image, bomb, damage, huge, pixels
 from attacks.programs import image2image_case, program
-from stable_diffusion.images.reading import FORMATS, MAX_FILE_PIXELS, load_image, read_picture
+from stable_diffusion.images.masks import read_mask, read_transparency
+from stable_diffusion.images.pixels import split_hidden_colours
+from stable_diffusion.images.reading import (
+    FORMATS,
+    MAX_FILE_PIXELS,
+    load_image,
+    read_channels,
+    read_picture,
+    read_size,
+)
 
 SUFFIXES = (".png", ".jpg", ".webp", ".eps", ".txt", "", ".safetensors", ".PNG", ".tif")
 
@@ -84,6 +93,20 @@ def damaged(case: Case) -> None:
         whole, _ = read_picture(case.keep(case.folder / "whole", content))
         require(part.shape == whole.shape, "another size")
         require(np.abs(part - whole).max() < 1e-6, "other pixels, in spite of checksums")
+
+
+@attack("images", cases=600, quick=20)
+def masks(case: Case) -> None:
+    """Read any file, whole or damaged, as a mask and as a transparency: bytes, or refused."""
+    content, _, _ = any_file(case.rng)
+    if case.rng.random() < 0.5:
+        content = damage(case.rng, content)
+    file = case.keep(case.folder / f"m{case.rng.choice(SUFFIXES)}", content)
+    size = read_size(file)
+    for mask in (read_mask(file), read_transparency(file)):
+        require(mask.dtype == np.uint8 and mask.shape == (size.height, size.width), f"{mask.shape}")
+    pixels = read_channels(file, split_hidden_colours)
+    require(pixels.dtype == np.uint8 and pixels.shape == (*mask.shape, 3), f"{pixels.shape}")
 
 
 @attack("images", cases=300, quick=40)

@@ -1,6 +1,7 @@
 """`--from-image`: options of the recipe in a picture, unless the command line gives them."""
 
 import argparse
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,9 @@ DEPENDENT_OPTIONS = {
     "timesteps": ("steps", "schedule", "hires_steps"),
     "hires_steps": ("timesteps",),
     "n_images": ("n_rows",),
+    "mask": ("invert_mask",),
+    "fit": ("mask_crop",),
+    "mask_crop": ("fit", "width", "height"),
 }
 
 
@@ -51,6 +55,8 @@ def read_options(file: str, script: Script, given: Mapping[str, Any]) -> dict[st
             f"--from-image {quote_argument(file, 'FILE')}"
         )
     found = recipe.options
+    if script == "image2image.py" and "mask" not in given:
+        _require_mask(file, found)
     replaced = {*given, *(key for name in given for key in DEPENDENT_OPTIONS.get(name, ()))}
     options = [
         option
@@ -62,6 +68,17 @@ def read_options(file: str, script: Script, given: Mapping[str, Any]) -> dict[st
     values = {option.key: _check(file, option, found[option.key]) for option in options}
     _warn_of_changed_files(file, recipe, given)
     return values
+
+
+def _require_mask(file: str, found: Mapping[str, Any]) -> None:
+    """Raise ValueError if a recipe has options of a mask, but does not name the mask.
+
+    The text that AUTOMATIC1111's web UI writes never does.
+    """
+    if "mask" in found or "outpaint" in found:
+        return
+    if any(name in found for name in ("invert_mask", "mask_blur", "mask_crop")):
+        raise ValueError(f"{file} was made with a mask, which it does not name: add --mask FILE")
 
 
 def read_recipe(file: str) -> Recipe:
@@ -119,6 +136,11 @@ def _warn_of_changed_files(file: str, recipe: Recipe, given: Mapping[str, Any]) 
     if recipe.image_sha256 is not None and "image" in given and Path(given["image"]).is_file():
         require_file(given["image"])
         checksums[Path(given["image"])] = recipe.image_sha256
+    if recipe.mask_sha256 is not None and recipe.mask is not None and "mask" not in given:
+        mask = Path(os.path.expanduser(recipe.mask))
+        if mask.is_file():
+            require_file(mask)
+            checksums[mask] = recipe.mask_sha256
     upscalers = {
         "upscale": (recipe.upscale, recipe.upscale_sha256),
         "hires_upscale": (recipe.hires_upscale, recipe.hires_upscale_sha256),

@@ -46,6 +46,8 @@ def read_masked_picture(values: Mapping[str, Any]) -> StartPicture:
         size, own_size = Size(values["width"], values["height"]), None
     elif crop is None:
         _check_sides(file, size)
+        if values["fit"] is not None:
+            raise ValueError("--fit needs --width and --height")
     if own_size is not None and crop is None and size.width * size.height > MAX_PIXELS:
         picture = np.broadcast_to(np.uint8(0), (size.height, size.width, 3))  # takes no memory
         mask = picture[..., 0]

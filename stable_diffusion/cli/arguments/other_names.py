@@ -33,6 +33,17 @@ SAME = {
         "init-image-strength init-strength img2img-strength"
     ),
     "--fit": "resize-mode",
+    "--mask": (
+        "mask-image mask-img mask-path mask-file init-mask inpaint inpainting inpaint-mask "
+        "inpainting-mask mask-source masked-image-path"
+    ),
+    "--invert-mask": "mask-invert inpainting-mask-invert",
+    "--mask-blur": "blur-mask mask-blur-x mask-blur-y mask-overlay-blur feather mask-feather",
+    "--mask-crop": (
+        "padding-mask-crop mask-padding only-masked inpaint-full-res inpaint-full-res-padding "
+        "inpaint-area"
+    ),
+    "--outpaint": "outpainting image-outpaint-padding extend uncrop",
     "--model": (
         "m ckpt ckpt-name ckpt-path checkpoint model-id model-path model-name sd-model base-model "
         "diffusion-model pretrained-model-name-or-path sd-model-checkpoint"
@@ -102,6 +113,9 @@ EXPLANATIONS = {
     "lora-model-dir": "name each file with",
     "embd-dir": "name each file with",
     "embeddings-dir": "name each file with",
+    "inpaint-full-res": "give how many pixels to draw around the mask with",
+    "only-masked": "give how many pixels to draw around the mask with",
+    "inpaint-area": "give how many pixels to draw around the mask with",
     "seeds": "the seeds of the pictures count up from",
 }
 USUAL_EXPLANATION = "use"
@@ -110,8 +124,7 @@ USUAL_EXPLANATION = "use"
 IMAGE = "the picture to start from is the first argument of image2image.py"
 PROMPT = "write the prompt alone, in quotes"
 CONTROL = "ControlNet and similar methods are not supported"
-MASKS = "inpainting and masks are not supported"
-SECOND_PASS = "the networks of a second pass are those of the first one"
+SECOND_PASS = "the networks, prompts and samplers of a second pass are those of the first one"
 OTHER_MODELS = "only Stable Diffusion 1.x, 2.x and XL are supported"
 ALREADY_FAST = "attention is always computed in the fastest way"
 DEVICES = "the GPU is used if there is one, otherwise all cores of the CPU"
@@ -150,6 +163,12 @@ ABSENT = {
     "pickled files are never loaded": "use-safetensors disable-safe-unpickle allow-pickle",
     "the fp16 variant of a model is downloaded if there is one": "variant revision",
     NO_SERVER: "server share listen port api gradio webui host gui autolaunch ui",
+    SECOND_PASS: (
+        "hires-checkpoint hires-sampler hires-scheduler hires-prompt hires-negative-prompt "
+        "hires-cfg-scale hr-checkpoint-name hr-sampler-name hr-scheduler hr-prompt "
+        "hr-negative-prompt hr-cfg hr-resize-x hr-resize-y"
+    ),
+    "an upscaler enlarges as many times as it was made to": "upscale-repeats upscale-tile-size",
     "merging tokens is not supported": "tome token-merging-ratio tome-ratio freeu",
 }
 
@@ -161,12 +180,6 @@ ABSENT_BEGINNINGS = {
     "ip-adapter": "IP-Adapter is not supported",
     "redux": OTHER_MODELS,
     "photo-maker": "PhotoMaker is not supported",
-    "mask": MASKS,
-    "inpaint": MASKS,
-    "outpaint": MASKS,
-    "hires": SECOND_PASS,
-    "hr-": SECOND_PASS,
-    "upscale": "an upscaler enlarges as many times as it was made to, in strips of its own choice",
     "refiner": "the SDXL refiner is not supported",
     "hypernet": "hypernetworks are not supported",
     "slg-": OTHER_MODELS,
@@ -174,7 +187,12 @@ ABSENT_BEGINNINGS = {
     "video": "videos are not supported",
     "animate": "videos are not supported",
 }
-SAME_BEGINNINGS = {"neg": "--negative_prompt"}
+SAME_BEGINNINGS = {
+    "neg": "--negative_prompt",
+    "mask": "--mask",
+    "inpaint": "--mask",
+    "outpaint": "--outpaint",
+}
 
 # An option, which may have its value in the same word: `--x=y`, `-x=y`, `-s42`.
 NAME = re.compile(

@@ -18,6 +18,7 @@ from ...config.known_models import MODELS
 from ...sampler.sampler import SAMPLERS, SCHEDULES
 from ...sampler.table import SamplerSpec
 from ...tokenizer.prompt_weights import EXTRA_NETWORK
+from .mask_text import MASK_READERS, describe_mask
 from .recipe import MAX_CHARACTERS, PROGRAM, Recipe
 from .webui_hires import read_second_pass, write_second_pass
 
@@ -106,6 +107,7 @@ def write_parameters(recipe: Recipe) -> str:
         ),
         **write_second_pass(recipe, _find_stem(recipe.hires_upscale)),
         "Postprocess upscaler": _find_stem(recipe.upscale),
+        **describe_mask(recipe),
         _name_eta(recipe.sampler): None if recipe.eta is None else _format_number(recipe.eta),
         "Clip skip": recipe.clip_skip + 1 if recipe.clip_skip else None,  # they count from 1
         "Emphasis": None if recipe.prompt_weights or not _has_brackets(recipe) else "None",
@@ -295,6 +297,7 @@ _READERS: dict[str, Callable[[str], dict[str, Any]]] = {
     "Denoising strength": _make_number_reader("strength", float),
     "Clip skip": _read_clip_skip,
     "RNG": _check_noise,
+    **MASK_READERS,
 }
 
 

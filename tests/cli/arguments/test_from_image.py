@@ -36,6 +36,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write("word.safetensors", {"emb_params": (2, 128)})
     picture = generator.integers(0, 256, (80, 112, 3), dtype=np.uint8)
     Image.fromarray(picture).save(folder / "start.png")
+    mask = np.zeros((80, 112), np.uint8)
+    mask[20:50, 30:80] = 255
+    Image.fromarray(mask).save(folder / "m.png")
     return folder
 
 
@@ -86,6 +89,8 @@ RECIPES = {  # where to write, and options
     "grid": "o.jpg --n_images=2 --n_rows=2",
     START: "o.webp --strength=0.7 --fit=crop --width=96 --height=64",
     f"{START}, as it is": "o.png --strength=0.9",
+    f"{START}, a part": "o.png --mask=m.png --invert-mask --mask-blur=2 --mask-crop=4 --cfg=1",
+    f"{START}, extended": "o.png --outpaint=9,0,0,3 --mask=./m.png --strength=0.7 --cfg=1",
 }
 
 
@@ -292,3 +297,31 @@ def test_a_picture_of_automatic1111(tmp_path, capsys):
     warned = capsys.readouterr().err
     assert f"warning: {file} was made with the model someones-model" in warned
     assert f"warning: {file}: not understood: <lora:fur:1>" in warned
+
+
+def test_a_mask(folder, tmp_path, monkeypatch, capsys):
+    """The recipe names it, with its content; the web UI's text does not, and it is asked for."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("start.png", "m.png"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    start = Path("start.png")
+    options = ["--mask=m.png", "--mask-crop=4", "--invert-mask", "--mask-blur=1", "--cfg=1"]
+    assert run_script(*TINY, CIRCLE, *options, "--output=o.png", start=start) == 0
+    recipe = read_recipe(Path("o.png"))
+    assert (recipe.mask, recipe.mask_crop, recipe.mask_blur) == ("m.png", 4, 1)
+    assert recipe.invert_mask and len(recipe.mask_sha256) == 64 and recipe.strength == 1
+    text = read_texts(Path("o.png"))[PARAMETERS]
+    assert "Mask mode: Inpaint not masked, Mask blur: 1, Inpaint area: Only masked, " in text
+    save_image(Path("web.png"), np.zeros((64, 64, 3), np.uint8), {PARAMETERS: text})
+    message = "web.png was made with a mask, which it does not name: add --mask FILE"
+    assert message in get_usage_error(capsys, "--from-image=web.png", start=start)
+    again = ["--from-image=web.png", "--mask=m.png", "--invert-mask", "--n_images=1"]
+    assert run_script(*again, "--output=b.png", start=start) == 0
+    assert "not understood" not in capsys.readouterr().err
+    assert np.array_equal(read_pixels(Path("b.png")), read_pixels(Path("o.png")))
+    Image.new("L", (112, 80), "white").save("m.png")
+    Path("o.png").rename("first.png")
+    message = "m.png: the mask is empty: all of it is white, and --invert-mask repaints the rest"
+    assert message in get_usage_error(capsys, "--from-image=first.png", start=start)
+    Path("m.png").unlink()
+    assert "m.png" in get_usage_error(capsys, "--from-image=first.png", start=start)
