@@ -96,6 +96,8 @@ class Denoising(Generator[mx.array, None, None]):
             pictures. None before the first step.
         prediction: the UNet's last prediction, with guidance, shaped as x_t. None before the first
             step, or if the UNet has not been called.
+        origin: what a pipeline made the steps from, a `pipeline.Origin`, for a second pass (see
+            `hires.py`). None if there cannot be one.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class Denoising(Generator[mx.array, None, None]):
         self.seed = seed
         self.estimate: mx.array | None = None
         self.prediction: mx.array | None = None
+        self.origin: Any = None
 
     def __len__(self) -> int:
         """Return the number of steps, including those that have been taken."""

@@ -6,7 +6,7 @@ text encoders can be freed once `Denoising.inputs` are evaluated, and the UNet a
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Unpack
+from typing import NamedTuple, Unpack
 
 import mlx.core as mx
 import numpy as np
@@ -26,6 +26,7 @@ from .conditioning import (
 from .config.model import ModelConfig
 from .control import activate, warn_of_no_steps
 from .denoising import (
+    EMPTY,
     Denoising,
     Steps,
     denoise,
@@ -291,6 +292,22 @@ def _denoise(
     """Return the steps of `schedule` from latents at its first level."""
     texts = generation.texts, generation.negative_texts
     embeddings, pooled = sd._embed_text(*texts, generation.text_options)
+    origin = Origin(generation, schedule, embeddings, pooled)
+    return start_steps(sd, start, origin)
+
+
+class Origin(NamedTuple):
+    """What the steps of a call are made from, beside latents; a second pass needs it again."""
+
+    generation: Generation
+    schedule: Schedule
+    embeddings: mx.array  # of the texts
+    pooled: mx.array | None  # the same, for SDXL's UNet
+
+
+def start_steps(sd: StableDiffusion, start: ImageStart, origin: Origin) -> Denoising:
+    """Return the steps of a schedule from latents at its first level."""
+    generation, schedule, embeddings, pooled = origin
     inputs = [start.x, embeddings]
     text_time = None
     height, width = (side * sd.config.autoencoder.factor for side in start.x.shape[1:3])
@@ -313,4 +330,7 @@ def _denoise(
         return denoise(start.x, schedule, sampler, predict, streams, start.restore)
 
     inputs += start.encoded
-    return Denoising(begin, len(schedule), inputs, generation.seed, start.flat)
+    latents = Denoising(begin, len(schedule), inputs, generation.seed, start.flat)
+    if start.network_inputs is EMPTY and start.restore is None:
+        latents.origin = origin
+    return latents

@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 from ours import ROOT
@@ -30,11 +31,16 @@ def parse_in_folder(folder: Path, script: str, arguments: list[str]) -> Settings
 
 
 def write_named_files(folder: Path, arguments: list[str]) -> None:
-    """Write the files that arguments name: prompts, or pictures with a recipe in them."""
+    """Write the files that arguments name: prompts, upscalers, or pictures with a recipe."""
+    upscalers = {after for before, after in pairwise(arguments) if before.endswith("upscale")}
     for name in FILE.findall(" ".join(arguments)):
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        if name.endswith("txt"):
+        if name in upscalers:
+            from upscalers import write_upscaler  # imports PyTorch
+
+            write_upscaler(file)
+        elif name.endswith("txt"):
             file.write_text("a photo\n")
         elif name.endswith("jsonl"):
             file.write_text('{"prompt": "a photo"}\n')

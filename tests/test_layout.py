@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "stable_diffusion"
 # `cli` is below; only the entries import it.
 LOWER = {"config", "device", "sampler", "tokenizer", "utils"}
 NETWORKS = {
-    *("activations", "attention", "autoencoder_tiny", "clip", "controlnet", "layers"),
+    *("activations", "attention", "autoencoder_tiny", "clip", "controlnet", "layers", "rrdbnet"),
     *("t2i_adapter", "time_embedding", "unet", "unet_blocks", "vae"),
 }
 BELOW_PIPELINE = {
@@ -59,6 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "t2i_adapter": {"activations", "attention", "config", "layers", "unet"},
     "vae": {"activations", "attention", "config", "device", "layers"},
     "autoencoder_tiny": {"activations", "config", "device", "layers", "vae"},
+    "rrdbnet": {"config", "layers"},
     "quantize": {"config", "device", "layers"},
     "latent_preview": {"images", "vae_strips"},
     "vae_strips": {
@@ -106,6 +107,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": BELOW_PIPELINE,
     "faults": {"utils"},
     "step_memory": {"config", "device"},
+    "hires": BELOW_PIPELINE | {"images", "pipeline"},
     "overflow": BELOW_PIPELINE | {"faults", "pipeline"},
     "version": set(),
     "__init__": {"device", "pipeline", "version"},
@@ -116,11 +118,12 @@ MAY_IMPORT: dict[str, set[str]] = {
 CLI = (
     *(
         {"mlx_errors", "settings", "terminal"},
+        {"larger"},
         {"few_step", "job", "model_task", "ranks", "start"},
         {"controls", "recipe"},
     ),
     {"arguments", "output"},
-    *({"plan"}, {"run"}, {"decode"}, {"generate"}, {"main"}, {"convert"}),
+    *({"plan"}, {"run"}, {"decode"}, {"denoise"}, {"generate"}, {"main"}, {"convert"}),
 )
 # Packages outside of the standard library, and who may import them.
 OTHERS = {

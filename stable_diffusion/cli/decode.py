@@ -13,11 +13,7 @@ from .run import Run
 
 def decode_pictures(run: Run, x_0: mx.array) -> Iterator[np.ndarray]:
     """Yield the pictures of latents, uint8 [H, W, 3], decoded a few at a time."""
-    settings = run.settings
-    spares_memory = settings.low_memory
-    if spares_memory is None:
-        spares_memory = memory.is_memory_short()
-    tiled = True if settings.tiled or spares_memory else None  # None: if the picture is large
+    settings, tiled = run.settings, choose_tiled(run)
     is_flat = run.starts_flat
     for i in range(0, len(x_0), settings.decoding_batch_size):
         part = x_0[i : i + settings.decoding_batch_size]
@@ -26,6 +22,14 @@ def decode_pictures(run: Run, x_0: mx.array) -> Iterator[np.ndarray]:
             if not is_flat:
                 overflow.warn_of_blank(picture)
             yield picture
+
+
+def choose_tiled(run: Run) -> bool | None:
+    """Return whether to decode in strips; None stands for only what is large."""
+    spares_memory = run.settings.low_memory
+    if spares_memory is None:
+        spares_memory = memory.is_memory_short()
+    return True if run.settings.tiled or spares_memory else None
 
 
 def decode_all(run: Run, x_0: mx.array) -> np.ndarray:

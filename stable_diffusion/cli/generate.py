@@ -9,20 +9,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-import mlx.core as mx
 import numpy as np
 
 from .. import overflow
 from ..denoising import Denoising
-from ..model_io.weights import flatten_parameters
-from ..pipeline import StableDiffusion
-from ..step_memory import count_fitting
+from ..rrdbnet import enlarge
 from ..utils.atomic_files import remove_abandoned
 from ..utils.size import Size
 from .controls import make_controls
 from .decode import decode_all, decode_pictures
+from .denoise import StartedBatch, count_pictures, count_weight_bytes, denoise_batch, measure_work
 from .job import Batch, CompleteJob
 from .output.continuation import explain_continuation
 from .output.picture_writer import PictureWriter
@@ -32,18 +29,11 @@ from .ranks import RankError, Ranks
 from .run import Run, prepare_run
 from .settings import Settings
 from .terminal.console import say
-from .terminal.progress import BatchWork, Progress
+from .terminal.progress import Progress
 
 # Errors after which the finished pictures are written, and a command that makes the rest is named.
 ENDINGS = (KeyboardInterrupt, RuntimeError, MemoryError, overflow.FaultyResultError, RankError)
 TEXT_ENCODERS = ("text_encoder", "text_encoder_1", "text_encoder_2")
-
-
-class StartedBatch(NamedTuple):
-    """A batch whose text and picture are encoded, and its latents."""
-
-    batch: Batch
-    latents: Denoising
 
 
 def generate(settings: Settings, ranks: Ranks) -> None:
@@ -108,15 +98,12 @@ def _make_pictures(
     if writer is not None:
         writer.record = run.record
 
-    networks = run.sd.unet, *(control.network for control in run.sd.controls)
-    weight_bytes = sum(
-        weight.nbytes for network in networks for weight in flatten_parameters(network).values()
-    )
-    del networks  # they are freed after the last step
+    weight_bytes = count_weight_bytes(run)
 
     def count_at_once(job: CompleteJob) -> int:
         # The ranks, whose memory may differ, come here with the same jobs in the same order.
-        return plan.count_at_once(ranks.share_smallest(_count_fitting(run.sd, job, weight_bytes)))
+        n_fitting = count_pictures(run, job, Size(job.width, job.height), weight_bytes)
+        return plan.count_at_once(ranks.share_smallest(n_fitting))
 
     batches = make_batches(run.jobs, count_at_once, ranks.size)
     started = _start_batches(run, batches[ranks.rank :: ranks.size])
@@ -125,8 +112,7 @@ def _make_pictures(
         with progress.measure("reading the UNet"):
             run.read_networks(["unet"])
             run.read_controls()
-    work = [BatchWork(len(each.batch.jobs), len(each.latents)) for each in started]
-    with progress.show_batches(work):
+    with progress.show_batches([measure_work(each) for each in started]):
         for i in range(0, len(batches), ranks.size):
             made = ranks.gather(_make_next_batch(run, started, preview))
             if writer is not None:
@@ -135,14 +121,6 @@ def _make_pictures(
         writer.finish()
     if preview is not None:
         preview.remove()
-
-
-def _count_fitting(sd: StableDiffusion, job: CompleteJob, weight_bytes: int) -> int:
-    """Return how many pictures like this one fit into the memory, beside the UNet's weights."""
-    factor = sd.config.autoencoder.factor
-    latent_size = -(-job.height // factor), -(-job.width // factor)  # as padded
-    has_guidance = sd.config.needs_second_text(job.cfg, job.image_cfg)
-    return count_fitting(sd.config.unet, latent_size, has_guidance, sd.dtype, weight_bytes)
 
 
 def _start_batches(run: Run, batches: Sequence[Batch]) -> deque[StartedBatch]:
@@ -201,34 +179,17 @@ def _make_next_batch(
     """Yield the pictures of the next batch, uint8 [H, W, 3], if there is one."""
     if not started:
         return
-    batch, latents = started.popleft()
     with run.progress.measure("denoising"):
-        x_0 = overflow.denoise_checked(
-            run.sd,
-            latents,
-            lambda latents: _run_steps(run, latents, len(batch.jobs), preview),
-            others=[each.latents for each in started],
-            adapter_files=run.adapter_files,
-        )
-        del latents
+        x_0 = denoise_batch(run, started.popleft(), started, preview)
         if not started:
             del run.sd.unet
             run.sd.unload_controls()
     with run.progress.measure("decoding"):
         run.read_decoder()
         for picture in decode_pictures(run, x_0):
-            yield picture if run.start is None else run.start.finish(picture)
+            picture = picture if run.start is None else run.start.finish(picture)
+            yield picture if run.upscaler is None else enlarge(run.upscaler, picture)
             run.progress.count_decoded()
-
-
-def _run_steps(run: Run, latents: Denoising, n_pictures: int, preview: Preview | None) -> mx.array:
-    """Run the steps of a batch, show previews of it, and return the last latents."""
-    for number, step in enumerate(run.progress.run_steps(latents, n_pictures), 1):
-        if not step.is_finite:
-            break  # later steps would not be finite either
-        if preview is not None:
-            preview.show(number, len(latents), latents.estimate)
-    return step.x_t
 
 
 def _write_batches(

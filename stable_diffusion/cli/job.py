@@ -12,6 +12,9 @@ from ..config.model import ModelConfig
 from ..config.task import IMAGE_GUIDANCE
 from ..images.arrays import MAX_PIXELS, MULTIPLE, find_similar_size
 from ..sampler.choose import choose_sampler
+from ..sampler.sampler import Sampler
+from ..utils.size import Size
+from .larger import SecondPass, complete_second_pass
 from .settings import PictureOptions, Settings, StartPicture
 
 # How many times the pixels that a model is made for a picture to start from may have if the user
@@ -87,7 +90,17 @@ class Job(PictureOptions):
             "timesteps": sampler.timesteps,
             "eta": (sampler.used_eta or None) if self.eta is None else self.eta,
         }
-        return CompleteJob(**vars(self) | chosen)
+        size = Size(chosen["width"], chosen["height"])
+        return CompleteJob(**vars(self) | chosen | self._choose_second_pass(config, size, sampler))
+
+    def _choose_second_pass(
+        self, config: ModelConfig, size: Size, sampler: Sampler
+    ) -> dict[str, Any]:
+        """Return the options about a second pass over a picture of a size, with defaults."""
+        try:
+            return complete_second_pass(self, config, size, sampler)
+        except ValueError as error:
+            raise UsageError(f"{self.where}{error}") from None
 
     def _choose_start_options(
         self, config: ModelConfig, start: StartPicture | None
@@ -102,13 +115,24 @@ class Job(PictureOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class CompleteJob(Job):
-    """One picture with everything that is needed to make it."""
+    """One picture with everything that is needed to make it.
+
+    Attributes:
+        second_pass: draws it again, at a larger size; None without one.
+    """
 
     width: int
     height: int
     steps: int
     cfg: float
     sampler: str
+    second_pass: SecondPass | None = None
+
+    @property
+    def size(self) -> Size:
+        """Return the size in which it is drawn in the end."""
+        second = self.second_pass
+        return Size(self.width, self.height) if second is None else second.size
 
     @property
     def batch_key(self) -> "CompleteJob":

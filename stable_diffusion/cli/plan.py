@@ -19,6 +19,7 @@ from .job import (
     warn_of_no_guidance,
     warn_of_prompts,
 )
+from .larger import open_upscale
 from .model_task import require_inputs
 from .output.file_names import FileNames, check_sizes, name_files
 from .ranks import Ranks
@@ -62,10 +63,14 @@ class Plan:
             UsageError: if something does not.
         """
         start = settings.start
-        has_image, has_mask = start is not None, start is not None and start.repainting is not None
         try:
             require_inputs(
-                config.name, config.unet.task, self.jobs, has_image=has_image, has_mask=has_mask
+                config.name,
+                config.unet.task,
+                self.jobs,
+                has_image=start is not None,
+                has_mask=start is not None and start.repainting is not None,
+                has_control=bool(settings.controls),
             )
         except ValueError as error:
             raise UsageError(str(error)) from None
@@ -77,7 +82,7 @@ class Plan:
         check_start(start, config)
         if self.names is not None:
             size = None if start is None else start.size
-            check_sizes(self.names, jobs, settings.n_rows, size)
+            check_sizes(self.names, jobs, settings.n_rows, size, open_upscale(settings))
         return jobs
 
 

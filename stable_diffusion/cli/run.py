@@ -12,11 +12,13 @@ from ..model_io.loaders import open_model
 from ..model_io.model import describe_downloads
 from ..model_io.weight_files import STEMS
 from ..pipeline import StableDiffusion, pipeline_class
+from ..rrdbnet import RRDBNet
 from ..utils.size import Size
 from ..vae_strips import Vae
 from .controls import load_controls, open_controls, warn_of_pictures
 from .few_step import adopt_few_step
 from .job import CompleteJob
+from .larger import open_upscale
 from .output.preview import load_preview_vae
 from .plan import Plan
 from .recipe.record import Record
@@ -47,6 +49,7 @@ class Run:
         start: what the pictures start from; None if they start from noise.
         preview_vae: the VAE that the settings name for previews, if they name one.
         controls: the control networks, by the names that the settings give them.
+        upscaler: the network that enlarges the finished pictures, if there is one.
     """
 
     settings: Settings
@@ -57,6 +60,7 @@ class Run:
     start: Start | None = None
     preview_vae: Vae | None = None
     controls: Mapping[str, LoadedControl] = field(default_factory=dict)
+    upscaler: RRDBNet | None = None
 
     @property
     def starts_flat(self) -> bool:
@@ -114,7 +118,9 @@ def prepare_run(settings: Settings, plan: Plan, progress: Progress) -> Run:
     controls = load_controls(sd, opened, settings.controls)
     _adapt(sd, settings)
     record = Record(settings, model, float16)
-    run = Run(settings, progress, jobs, sd, record, start, preview_vae, controls)
+    upscaler = open_upscale(settings)
+    network = None if upscaler is None else upscaler.load()
+    run = Run(settings, progress, jobs, sd, record, start, preview_vae, controls, network)
     if settings.preload_models:
         with progress.measure("loading"):
             run.read_networks(NETWORKS)

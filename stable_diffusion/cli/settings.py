@@ -112,6 +112,11 @@ class PictureOptions:
         strength: how far to go from the picture to start from, 0 to 1; None without one, and for
             models that edit a picture.
         image_cfg: the guidance by the picture, of these models.
+        hires: how many times larger each side becomes for a second pass; None without one, and then
+            the next three are None.
+        hires_strength: how much of the schedule the second pass runs, above 0 and up to 1.
+        hires_steps: how many steps it runs; None for that part of the steps.
+        hires_upscale: what enlarges the picture for it: `latent`, `lanczos`, or an upscaler's file.
         file: the file name of the picture inside the output folder, if the line gives one.
         where: the file and the line, with which error messages start.
     """
@@ -132,6 +137,10 @@ class PictureOptions:
     clip_skip: int = 0
     strength: float | None = None
     image_cfg: float | None = None
+    hires: float | None = None
+    hires_strength: float | None = None
+    hires_steps: int | None = None
+    hires_upscale: str | None = None
     file: str | None = None
     where: str = ""
 
@@ -166,6 +175,8 @@ class Settings:
     lora: tuple[tuple[str | os.PathLike[str], float], ...] = ()
     merge_loras: bool = False
     embedding: tuple[tuple[str, Path], ...] = ()  # names and files
+
+    upscale: Path | None = None
 
     quantize: bool = False
     float16: bool | None = None  # None: depends on the device

@@ -88,6 +88,6 @@ PARTS = {
     r"^model\.layers\.\d+\.self_attn\.": ("a language model", "give a model that draws"),
     r"^model\.(0\.weight|1\.sub\.)|^(params(_ema)?\.)?(conv_first|body\.0\.rdb1)\.": (
         "a model that only enlarges pictures, such as ESRGAN",
-        "such files are not supported",
+        "give it with --upscale",
     ),
 }

@@ -107,10 +107,10 @@ class Parser(argparse.ArgumentParser):
         # A word with a space in it is a value for argparse.
         if not word.startswith("-") or " " in word or name in self._option_string_actions:
             return
-        if explained := self._explain(word):
-            self.error(f"unrecognized arguments: {name}: {self._hint(*explained)}")
         if name in self._other_options:
             self.error(f"unrecognized arguments: {name}, which is for {self._other_options[name]}")
+        if explained := self._explain(word):
+            self.error(f"unrecognized arguments: {name}: {self._hint(*explained)}")
         if word.startswith("--"):
             self.error(f"unrecognized arguments: {name}{self._suggest(name)}")
 

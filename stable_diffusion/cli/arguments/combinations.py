@@ -1,9 +1,12 @@
 """Check options that exclude or need each other."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from ...hires import FILTERS
 from ...images.arrays import MAX_PIXELS
+from ...model_io.upscaler_file import open_upscaler
 from ...sampler.noise import MAX_SEED
 from ...sampler.sampler import require_eta, require_schedule, require_timesteps
 from ...utils.wording import abbreviate
@@ -26,6 +29,8 @@ def check_combinations(values: Mapping[str, Any]) -> None:
         raise ValueError("--preload-models and --low-memory are opposites: leave one out")
     if values["preview_vae"] and values["preview"] is None:
         raise ValueError("--preview-vae needs --preview N, which says how often to write previews")
+    if values["upscale"] is not None:
+        open_upscaler(str(values["upscale"]), values["upscale"])
 
 
 def _check_mask_options(values: Mapping[str, Any]) -> None:
@@ -67,6 +72,40 @@ def check_request(request: Request) -> None:
             f"{MAX_SEED}: take a smaller one{or_one}"
         )
     _check_sampling(request)
+    _check_second_pass(request)
+
+
+def _check_second_pass(request: Request) -> None:
+    """Raise ValueError if the options of a request about a second pass do not fit together.
+
+    Raises:
+        OSError: if the file of an upscaler cannot be read.
+    """
+    where, upscale = request.where, request.hires_upscale
+    if request.hires is None:
+        options = {
+            "--hires-strength": request.hires_strength,
+            "--hires-steps": request.hires_steps,
+            "--hires-upscale": upscale,
+        }
+        for name, value in options.items():
+            if value is not None:
+                raise ValueError(f"{where}{name} {value} needs --hires SCALE")
+        return
+    if request.timesteps is not None and request.hires_steps is not None:
+        raise ValueError(
+            f"{where}--timesteps and --hires-steps {request.hires_steps}: leave one out, as "
+            "--hires-strength says how many of the timesteps are run again"
+        )
+    if request.width is not None and request.height is not None:
+        n_pixels = request.width * request.height * request.hires**2
+        if n_pixels > MAX_PIXELS:
+            raise ValueError(
+                f"{where}--hires {request.hires:g} of {request.width}x{request.height} makes more "
+                f"than {MAX_PIXELS} pixels"
+            )
+    if upscale is not None and upscale not in FILTERS:
+        open_upscaler(upscale, Path(upscale))
 
 
 def _check_sampling(request: Request) -> None:

@@ -18,7 +18,7 @@ from ..terminal.console import say
 from .control_values import parse_control
 from .option import Option, Script
 from .options import all_options
-from .value_types import parse_embedding, parse_lora
+from .value_types import parse_embedding, parse_lora, parse_upscaler
 
 # If the command line gives the first option, the recipe's values of the others are not used.
 DEPENDENT_OPTIONS = {
@@ -26,7 +26,8 @@ DEPENDENT_OPTIONS = {
     "sampler": ("schedule", "timesteps", "eta"),
     "steps": ("timesteps",),
     "schedule": ("timesteps",),
-    "timesteps": ("steps", "schedule"),
+    "timesteps": ("steps", "schedule", "hires_steps"),
+    "hires_steps": ("timesteps",),
     "n_images": ("n_rows",),
     "control": ("control_range", "control_canny"),
     "mask": ("invert_mask",),
@@ -147,6 +148,13 @@ def _warn_of_changed_files(file: str, recipe: Recipe, given: Mapping[str, Any]) 
         if mask.is_file():
             require_file(mask)
             checksums[mask] = recipe.mask_sha256
+    upscalers = {
+        "upscale": (recipe.upscale, recipe.upscale_sha256),
+        "hires_upscale": (recipe.hires_upscale, recipe.hires_upscale_sha256),
+    }
+    for name, (upscaler, upscaler_checksum) in upscalers.items():
+        if name not in given and upscaler is not None and upscaler_checksum is not None:
+            checksums[parse_upscaler(upscaler)] = upscaler_checksum
     for used, checksum in checksums.items():
         if sha256(used) != checksum:
             warnings.warn(f"{used} has changed since {file} was made with it", stacklevel=3)

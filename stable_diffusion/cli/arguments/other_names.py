@@ -82,6 +82,16 @@ SAME = {
         "clip-on-cpu"
     ),
     "--no-low-memory": "highvram normalvram high-vram gpu-only",
+    "--hires": (
+        "hires-fix hires-scale hires-upscale-by hr-scale hr-upscale enable-hr highres-fix hrf "
+        "upscale-by hires-resize"
+    ),
+    "--hires-strength": (
+        "hires-denoising-strength hires-denoise hr-strength hr-denoising-strength hires-denoising"
+    ),
+    "--hires-steps": "hr-second-pass-steps hires-second-pass-steps hr-steps",
+    "--hires-upscale": "hires-upscaler hr-upscaler hires-upscale-method",
+    "--upscale": "upscaler upscale-model upscaler-model upscaler-1 esrgan realesrgan esrgan-model",
     "--decoding_batch_size": "decode-batch-size vae-batch-size",
     "--verbose": "debug log-level stats",
     "--list-models": "models ls models-list",
@@ -115,7 +125,7 @@ USUAL_EXPLANATION = "use"
 IMAGE = "the picture to start from is the first argument of image2image.py"
 PROMPT = "write the prompt alone, in quotes"
 CONTROL = "write --control MODEL=IMAGE:SCALE, such as --control canny=edges.png:0.8"
-UPSCALERS = "upscaling and second passes are not supported"
+SECOND_PASS = "the networks, prompts and samplers of a second pass are those of the first one"
 OTHER_MODELS = "only Stable Diffusion 1.x, 2.x and XL are supported"
 ALREADY_FAST = "attention is always computed in the fastest way"
 DEVICES = "the GPU is used if there is one, otherwise all cores of the CPU"
@@ -154,6 +164,12 @@ ABSENT = {
     "pickled files are never loaded": "use-safetensors disable-safe-unpickle allow-pickle",
     "the fp16 variant of a model is downloaded if there is one": "variant revision",
     NO_SERVER: "server share listen port api gradio webui host gui autolaunch ui",
+    SECOND_PASS: (
+        "hires-checkpoint hires-sampler hires-scheduler hires-prompt hires-negative-prompt "
+        "hires-cfg-scale hr-checkpoint-name hr-sampler-name hr-scheduler hr-prompt "
+        "hr-negative-prompt hr-cfg hr-resize-x hr-resize-y"
+    ),
+    "an upscaler enlarges as many times as it was made to": "upscale-repeats upscale-tile-size",
     "merging tokens is not supported": "tome token-merging-ratio tome-ratio freeu",
 }
 
@@ -165,10 +181,6 @@ ABSENT_BEGINNINGS = {
     "ip-adapter": "IP-Adapter is not supported",
     "redux": OTHER_MODELS,
     "photo-maker": "PhotoMaker is not supported",
-    "hires": UPSCALERS,
-    "hr-": UPSCALERS,
-    "enable-hr": UPSCALERS,
-    "upscale": UPSCALERS,
     "refiner": "the SDXL refiner is not supported",
     "hypernet": "hypernetworks are not supported",
     "slg-": OTHER_MODELS,

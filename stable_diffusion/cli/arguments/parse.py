@@ -65,17 +65,11 @@ Values = dict[str, Any]  # of options, by their key
 
 def txt2image_parser() -> Parser:
     """Return the parser of `txt2image.py`."""
-    other_options = {
-        name: "image2image.py"
-        for option in all_options("image2image.py")
-        for name in option.spellings
-        if "txt2image.py" not in option.scripts and not option.is_positional
-    }
     parser = Parser(
         "[prompt]",
         "Make pictures of a text.",
         TXT2IMAGE_EXAMPLES + MORE,
-        other_options=other_options,
+        other_options=_list_other_options("txt2image.py", "image2image.py"),
         explain=explain_option,
     )
     parser.add_options(_select_groups("txt2image.py"))
@@ -86,7 +80,13 @@ def image2image_parser() -> Parser:
     """Return the parser of `image2image.py`."""
     description = "Make pictures of a text that start from a picture."
     examples = IMAGE2IMAGE_EXAMPLES + MORE
-    parser = Parser("image [prompt]", description, examples, explain=explain_option)
+    parser = Parser(
+        "image [prompt]",
+        description,
+        examples,
+        other_options=_list_other_options("image2image.py", "txt2image.py"),
+        explain=explain_option,
+    )
     parser.add_options(_select_groups("image2image.py"))
     return parser
 
@@ -114,6 +114,16 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> Set
     except (ValueError, OSError) as error:
         parser.error(describe_error(error))
     return _make_settings(values | {"controls": controls}, requests, start)
+
+
+def _list_other_options(script: Script, other: Script) -> dict[str, Script]:
+    """Return the spellings of options that a script does not have, with the script that does."""
+    return {
+        name: other
+        for option in all_options(other)
+        for name in option.spellings
+        if script not in option.scripts and not option.is_positional
+    }
 
 
 def _select_groups(script: Script) -> dict[str, list[Option]]:

@@ -13,6 +13,7 @@ from typing import TypeVar
 from urllib.parse import unquote
 
 from ...config.autoencoder_tiny import TINY_VAES
+from ...hires import FILTERS, MAX_SCALE, MIN_SCALE
 from ...model_io.hub_file import MAIN, HubName, parse_hub_name
 from ...sampler.noise import MAX_SEED
 from ...utils.wording import abbreviate, did_you_mean, format_bytes
@@ -95,6 +96,44 @@ def parse_margins(text: str) -> tuple[int, ...]:
     if not any(margins):
         raise argparse.ArgumentTypeError(f"must add pixels at one side at least, got {text}")
     return margins
+
+
+def parse_hires_scale(text: str) -> float:
+    """Return how many times larger each side of a picture becomes, more than 1."""
+    try:
+        scale = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not MIN_SCALE < scale <= MAX_SCALE:  # true of NaN, too
+        raise argparse.ArgumentTypeError(
+            f"must be more than {MIN_SCALE:g} and at most {MAX_SCALE:g}, got {text}"
+        )
+    return scale
+
+
+def parse_hires_strength(text: str) -> float:
+    """Return how far a second pass goes from the enlarged picture, above 0."""
+    strength = parse_fraction(text)
+    if strength == 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}: it would run no step")
+    return strength
+
+
+def parse_upscaler(text: str) -> Path:
+    """Return the path of the file of an upscaler."""
+    return _parse_file(text, "upscaler")
+
+
+def parse_hires_upscale(text: str) -> str:
+    """Return the word for a filter that enlarges, or the path of an upscaler's file."""
+    if text in FILTERS:
+        return text
+    if not os.path.isfile(os.path.expanduser(text)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither {' nor '.join(FILTERS)} nor the .safetensors file of an upscaler"
+            + did_you_mean(text, FILTERS)
+        )
+    return str(parse_upscaler(text))
 
 
 def make_choice_parser(choices: Collection[str]) -> Callable[[str], str]:

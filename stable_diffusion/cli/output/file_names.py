@@ -13,10 +13,12 @@ from pathlib import Path
 
 from ...images.arrays import compute_grid_size
 from ...images.writing import FORMATS, check_folder, check_name, check_output, check_size
+from ...model_io.upscaler_file import UpscalerFile
 from ...utils.fold_name import fold_name
 from ...utils.size import Size
 from ...utils.wording import describe_error
 from ..job import CompleteJob, Job, UsageError
+from ..larger import enlarge_size
 from ..settings import Settings
 from .name_pattern import fill_pattern, find_last_number, format_model, parse_fields
 
@@ -93,22 +95,27 @@ def name_files(settings: Settings, jobs: Sequence[Job]) -> FileNames:
 
 
 def check_sizes(
-    names: FileNames, jobs: Sequence[CompleteJob], n_rows: int, size: Size | None = None
+    names: FileNames,
+    jobs: Sequence[CompleteJob],
+    n_rows: int,
+    size: Size | None = None,
+    upscaler: UpscalerFile | None = None,
 ) -> None:
     """Check that the files can hold these pictures and their grid.
 
     Args:
         size: of all pictures, if it is not the one in which they are drawn.
+        upscaler: what enlarges them at the end, if anything does.
 
     Raises:
         UsageError: if a picture or the grid is too large for its format.
     """
     try:
         for job in jobs if names.pictures else ():
-            check_size(names.pictures[job.index], size or Size(job.width, job.height))
+            check_size(names.pictures[job.index], enlarge_size(size or job.size, upscaler))
         if names.grid is not None and jobs:
             n_pictures = len(jobs) + len(names.existing)
-            each = size or Size(jobs[0].width, jobs[0].height)
+            each = enlarge_size(size or jobs[0].size, upscaler)
             check_size(names.grid, compute_grid_size(n_pictures, each, n_rows))
     except ValueError as error:
         raise UsageError(error) from None

@@ -64,6 +64,13 @@ class Recipe(Config):
     mask_blur: int | None = None  # pixels; None for 0
     mask_crop: int | None = None  # pixels; None if the whole picture is drawn
     outpaint: tuple[int, ...] = ()  # pixels at the left, top, right and bottom
+    hires: float | None = None  # this and the next four: if there is a second pass
+    hires_strength: float | None = None
+    hires_steps: int | None = None  # None for that part of the steps
+    hires_upscale: str | None = None  # a filter, or an upscaler's file
+    hires_upscale_sha256: str | None = None
+    upscale: str | None = None  # the file of an upscaler
+    upscale_sha256: str | None = None
     version: str | None = None  # of this program
 
     IGNORED = frozenset({"schema", "program"})
@@ -71,7 +78,7 @@ class Recipe(Config):
     NOT_OPTIONS: ClassVar[frozenset[str]] = frozenset(
         {
             *("revision", "lora_sha256", "embedding_sha256", "image", "image_sha256"),
-            *("mask_sha256", "control_sha256", "version"),
+            *("mask_sha256", "control_sha256", "hires_upscale_sha256", "upscale_sha256", "version"),
         }
     )
 

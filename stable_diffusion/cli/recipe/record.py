@@ -8,6 +8,7 @@ from typing import Any
 
 from ...config.autoencoder_tiny import TINY_VAES
 from ...config.known_models import MODELS
+from ...hires import FILTERS
 from ...images.text_chunks import PARAMETERS, RECIPE, read_texts
 from ...model_io.hub_file import parse_hub_name
 from ...model_io.model import Model
@@ -94,6 +95,7 @@ class RecipeComparison:
             if not _list_model_names(getattr(recipe, name)) & wanted_names:
                 return True
         wanted = _collect_job_values(job) | self._wanted
+        wanted["hires"] = job.hires
         if job.strength is None and recipe.strength is not None and self._default_strength:
             wanted["strength"] = self._default_strength
         return any(_fold(getattr(recipe, name)) != _fold(value) for name, value in wanted.items())
@@ -122,6 +124,8 @@ class _Choices:
     mask_blur: int | None = None
     mask_crop: int | None = None
     outpaint: tuple[int, ...] = ()
+    upscale: str | None = None
+    upscale_sha256: str | None = None
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "_Choices":
@@ -146,6 +150,8 @@ class _Choices:
             control_range=name_ranges(settings.controls),
             control_canny=name_thresholds(settings.controls),
             **({} if repainting is None else _describe_repainting(repainting)),
+            upscale=None if settings.upscale is None else _hide_home(settings.upscale),
+            upscale_sha256=None if settings.upscale is None else sha256(settings.upscale),
         )
 
 
@@ -167,6 +173,9 @@ def _collect_job_values(job: Job) -> dict[str, Any]:
     values = {name: getattr(job, name, None) for name in RECIPE_FIELDS}
     if job.timesteps is not None:
         values["steps"] = None
+    if job.hires_upscale not in (None, *FILTERS):
+        values["hires_upscale"] = _hide_home(job.hires_upscale)
+        values["hires_upscale_sha256"] = sha256(job.hires_upscale)
     return {name: value for name, value in values.items() if value is not None}
 
 

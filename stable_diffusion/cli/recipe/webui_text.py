@@ -21,6 +21,7 @@ from ...tokenizer.prompt_weights import EXTRA_NETWORK
 from .control_text import describe_controls
 from .mask_text import MASK_READERS, describe_mask
 from .recipe import MAX_CHARACTERS, PROGRAM, Recipe
+from .webui_hires import read_second_pass, write_second_pass
 
 SAMPLER_NAMES = {spec.name: spec.webui_name for spec in SAMPLERS.values()}
 SCHEDULE_NAMES = {spec.name: spec.webui_name for spec in SCHEDULES.values() if spec.webui_name}
@@ -65,7 +66,7 @@ REPOSITORIES = {spec.repo.rpartition("/")[2]: name for name, spec in MODELS.item
 KNOWN_MODELS = MODEL_FILES | REPOSITORIES | {name: name for name in MODELS}
 
 NEGATIVE = "Negative prompt:"
-STEPS_OPTIONS = ("steps", "schedule")
+STEPS_OPTIONS = ("steps", "schedule", "hires_steps")
 MIN_PAIRS = 3  # in the last line; with fewer it may be a line of the prompt
 PAIR = re.compile(r'([^:,"]+):\s*("(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)')
 JSON_KEY = re.compile(r'([^:,"]+):\s*(?=[\[{])')  # of a value that is JSON, with commas in it
@@ -106,6 +107,8 @@ def write_parameters(recipe: Recipe) -> str:
         "Denoising strength": (
             None if recipe.strength is None else _format_number(recipe.strength)
         ),
+        **write_second_pass(recipe, _find_stem(recipe.hires_upscale)),
+        "Postprocess upscaler": _find_stem(recipe.upscale),
         **describe_mask(recipe),
         _name_eta(recipe.sampler): None if recipe.eta is None else _format_number(recipe.eta),
         "Clip skip": recipe.clip_skip + 1 if recipe.clip_skip else None,  # they count from 1
@@ -153,8 +156,7 @@ def read_parameters(text: str) -> Reading:
 
 def _read_pairs(pairs: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
     """Return the options that the pairs of the last line mean, and the pairs not understood."""
-    options: dict[str, Any] = {}
-    rest = []
+    options, rest, pairs = read_second_pass(pairs)
     if pairs.get("Schedule type") == AUTOMATIC:
         pairs = pairs | {"Schedule type": _find_automatic_schedule(pairs.get("Sampler", ""))}
     for key, value in pairs.items():
@@ -164,8 +166,6 @@ def _read_pairs(pairs: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
             if key == "Civitai resources":
                 value = _summarize_resources(value)
             rest.append(f"{key}: {value}")
-    if any(key.startswith("Hires") for key in pairs) and "strength" in options:
-        rest.append(f"Denoising strength: {options.pop('strength')}")  # of a second pass
     if "image_cfg" in options and options.get("strength", 1.0) != 1:
         rest.append(f"Denoising strength: {options['strength']}")
     if "image_cfg" in options:  # these models begin with noise alone here

@@ -31,7 +31,10 @@ INTERVAL = 30  # seconds between lines
 
 
 class BatchWork(NamedTuple):
-    """A batch to make: how many pictures, and how many steps each takes."""
+    """A batch to make: how many pictures, and how many steps each takes.
+
+    A step at a larger size counts as several.
+    """
 
     pictures: int
     steps: int
@@ -106,23 +109,31 @@ class Progress:
             took = tqdm.format_interval(_now() - self._work_start)
             warn(f"Decoded {self._n_decoded}/{self._n_pictures}: 100% in {took}")
 
-    def run_steps(self, latents: Denoising, n_pictures: int) -> Iterator[EvaluatedStep]:
-        """Evaluate the steps of a batch and yield each of them.
+    def run_steps(
+        self, latents: Denoising, n_pictures: int, *, first: int = 0, work: int | None = None
+    ) -> Iterator[EvaluatedStep]:
+        """Evaluate the steps of a batch, or of a part of it, and yield each of them.
 
         If the generator is closed before its end, none of its steps counts as done.
+
+        Args:
+            first: how many pictures of the batch are before these.
+            work: of a step in the second pass, in steps of the first; None in the first pass.
         """
-        number = f"{self._n_decoded + 1}"
-        if n_pictures > 1:
-            number += f"-{self._n_decoded + n_pictures}"
-        several = f"Pictures {number} of {self._n_pictures}, "
-        self._batch_name = "" if self._is_one_batch else several
+        done = self._n_decoded + first
+        number = f"{done + 1}" if n_pictures == 1 else f"{done + 1}-{done + n_pictures}"
+        is_all = self._is_one_batch and (work is None or n_pictures == self._n_pictures)
+        self._batch_name = "" if is_all else f"Pictures {number} of {self._n_pictures}, "
+        if work is not None:
+            self._batch_name += "second pass, "
         self._show(f"{self._batch_name}step 0/{len(latents)}", 0)
         start, done_before = _now(), self._work_done
         try:
             for i, step in enumerate(latents.evaluate(), 1):
                 self._seconds += _now() - start
                 self._steps += n_pictures
-                self._show(f"{self._batch_name}step {i}/{len(latents)}", n_pictures)
+                step_work = n_pictures * (1 if work is None else work)
+                self._show(f"{self._batch_name}step {i}/{len(latents)}", step_work)
                 yield step
                 start = _now()
         except GeneratorExit:

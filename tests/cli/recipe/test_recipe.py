@@ -48,6 +48,13 @@ WHOLE = Recipe(
     mask_blur=4,
     mask_crop=32,
     outpaint=(0, 1, 2, 3),
+    hires=1.5,
+    hires_strength=0.4,
+    hires_steps=7,
+    hires_upscale="~/up.safetensors",
+    hires_upscale_sha256="ff",
+    upscale="up.safetensors",
+    upscale_sha256="ff",
     version="0.1.0",
 )
 

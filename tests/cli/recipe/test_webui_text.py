@@ -173,16 +173,13 @@ def test_what_automatic1111_writes():
         clip_skip=1,
         long_prompt=True,
         prompt_weights=True,
+        hires=2.0,
+        hires_strength=0.7,
+        hires_steps=25,  # as many as in the first pass
+        hires_upscale="latent",
     )
     assert model_name == "v1-5-pruned-emaonly"
-    assert rest == [
-        "<lora:fur:0.7>",
-        "Hires upscale: 2",
-        "Hires upscaler: Latent",
-        "Lora hashes: fur: 0a1b, b: 2c",
-        'TI hashes: a: "b"',
-        "Denoising strength: 0.7",
-    ]
+    assert rest == ["<lora:fur:0.7>", "Lora hashes: fur: 0a1b, b: 2c", 'TI hashes: a: "b"']
 
 
 def test_newer_names_and_unknown_values():

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from ..option import Option, Script
 from .control_options import CONTROL
 from .inpainting_options import INPAINTING
+from .larger_options import LARGER
 from .model_options import MEMORY_AND_SPEED, MODEL
 from .output_options import OUTPUT, REPORTS
 from .picture_options import PICTURES, PROMPT, START
@@ -23,6 +24,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
     "pictures": PICTURES,
     "control": CONTROL,
     "sampling": SAMPLING,
+    "larger pictures": LARGER,
     "model": MODEL,
     "memory and speed": MEMORY_AND_SPEED,
     "output": OUTPUT,
