@@ -111,9 +111,9 @@ def make_draw(
 
 
 def evaluate(control: ControlNetModel, count: int) -> dict[str, dict[str, float]]:
-    """Return the scores with the prompts of `count` outlines, without their shapes, and uncontrolled.
+    """Return the scores on `count` outlines, with several kinds of prompts and without control.
 
-    A prompt that leaves shapes open names colours and background only.
+    The prompts say all, or no shapes, sizes and relation, or nothing.
     """
     asked = outlined(count)
     rng = np.random.default_rng(18)

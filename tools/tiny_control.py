@@ -18,11 +18,12 @@ from tools.tiny_training import Training, to_tensor
 from tools.wording import caption
 
 POOL = 12288  # scenes that are kept
-FRESH = 2  # of them replaced every step
+FRESH = 3  # of them replaced every step
 EMPTY = 0.15  # share of empty prompts, for guidance (arXiv:2207.12598)
 SHAPE_UNSAID = 0.3  # share of shapes that the prompt leaves to the outline
 RELATION_UNSAID = 0.4
 SIZE_UNSAID = 0.7
+PLACES_FIRST = 0.4  # share of the steps that learn places more than form
 
 
 def build_control(unet: UNet2DConditionModel) -> ControlNetModel:
@@ -100,17 +101,19 @@ def control_loss(
     unet: UNet2DConditionModel,
     control: ControlNetModel,
     batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    noisier: bool = False,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Return the mean squared error of v; timesteps are drawn in proportion to their number.
+    """Return the mean squared error of v at evenly spread random timesteps.
 
-    Places are decided while there is much noise, so those timesteps come more often.
+    Args:
+        noisier: take timesteps more often the noisier they are: they decide the places.
     """
     latents, context, outlines = batch
     alpha_bar = _alpha_bar()
     count = len(latents)
     spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-    timesteps = (spread.sqrt() * len(alpha_bar)).long()
+    timesteps = ((spread.sqrt() if noisier else spread) * len(alpha_bar)).long()
     alpha = alpha_bar[timesteps].sqrt()[:, None, None, None]
     sigma = (1 - alpha_bar[timesteps]).sqrt()[:, None, None, None]
     noise = torch.randn(latents.shape, generator=generator)
@@ -137,7 +140,11 @@ def train_control(
     batch: int = 32,
     pool: int = POOL,
 ) -> None:
-    """Train beside the frozen UNet; the average of the weights stays in `control`."""
+    """Train beside the frozen UNet; the average of the weights stays in `control`.
+
+    The first steps learn places. The rest see all timesteps alike, for the form of the shapes,
+    which takes longer: the UNet has seen shapes only at the places that prompts name.
+    """
     pipe.unet.requires_grad_(False)
     control.train()
     training = Training("control", control, steps, 1e-3, work)
@@ -145,7 +152,7 @@ def train_control(
     torch.manual_seed(seed + training.step)
     stored: tuple[torch.Tensor, ...] = ()
     filled = 0
-    for _ in training:
+    for step in training:
         # Start with some batches' worth, then add a few every step, over the oldest when full.
         count = FRESH if filled else 64 * batch
         for _ in range(0, count, batch):
@@ -159,6 +166,8 @@ def train_control(
             filled += many
         chosen = torch.randint(0, min(filled, pool), (batch,))
         latents, context, outlines = (store[chosen] for store in stored)
-        training.descend(control_loss(pipe.unet, control, (latents, context, outlines)), batch)
+        data = latents, context, outlines
+        loss = control_loss(pipe.unet, control, data, noisier=step < PLACES_FIRST * steps)
+        training.descend(loss, batch)
     training.average.copy_to(control)
     control.eval().requires_grad_(False)
