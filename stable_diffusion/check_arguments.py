@@ -18,10 +18,6 @@ from .model_io.model import Model
 from .sampler.sampler import Sampler
 from .utils.wording import abbreviate, did_you_mean
 
-# Resampling filters overshoot: by a third of the range in practice, by half of it at most.
-MAX_LEVEL = 2.0
-FROM_8_BITS = "x / 127.5 - 1"
-IMAGE = f"image must be [H, W, 3] floats in [-1, 1]: {FROM_8_BITS} for x of 8 bits"
 SWAPPED = "the image comes first, then the text"
 
 
@@ -46,7 +42,7 @@ def check_integer(name: str, value: Any, low: int | None = None) -> int:
     """
     number = _to_python(value)
     if isinstance(number, bool) or not isinstance(number, int):
-        raise TypeError(f"{name} must be an integer, got {_describe(value)}")
+        raise TypeError(f"{name} must be an integer, got {describe(value)}")
     if low is not None and number < low:
         raise ValueError(f"{name} must be at least {low}, got {number}")
     return number
@@ -61,7 +57,7 @@ def check_number(name: str, value: Any, low: float = -math.inf, high: float = ma
     """
     number = _to_python(value)
     if isinstance(number, bool) or not isinstance(number, (int, float)):
-        raise TypeError(f"{name} must be a number, got {_describe(value)}")
+        raise TypeError(f"{name} must be a number, got {describe(value)}")
     if (low, high) != (-math.inf, math.inf):
         if not low <= number <= high:  # NaN is not either
             raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {number}")
@@ -79,7 +75,7 @@ def check_model(model: Any, parts: Mapping[str, Any], words: Mapping[str, Any]) 
     """
     for name, word in words.items():
         if word is not None and not isinstance(word, str):
-            raise TypeError(f"{name} must be text or None, got {_describe(word)}")
+            raise TypeError(f"{name} must be text or None, got {describe(word)}")
     if not isinstance(model, Model):
         check_path("model", model)
     for name, part in parts.items():
@@ -95,9 +91,9 @@ def check_sampler(sampler: Any, schedule: Any) -> None:
             `Sampler`.
     """
     if sampler is not None and not isinstance(sampler, (str, Sampler)):
-        raise TypeError(f"sampler must be text, a Sampler or None, got {_describe(sampler)}")
+        raise TypeError(f"sampler must be text, a Sampler or None, got {describe(sampler)}")
     if schedule is not None and not isinstance(schedule, str):
-        raise TypeError(f"schedule must be text or None, got {_describe(schedule)}")
+        raise TypeError(f"schedule must be text or None, got {describe(schedule)}")
 
 
 def check_lora(path: Any, scale: Any) -> float:
@@ -118,7 +114,7 @@ def check_embedding(name: Any, path: Any) -> None:
         TypeError: if `name` is not text, or `path` is not a path.
     """
     if not isinstance(name, str):
-        raise TypeError(f"name must be text, got {_describe(name)}")
+        raise TypeError(f"name must be text, got {describe(name)}")
     check_path("path", path)
 
 
@@ -129,7 +125,7 @@ def check_path(name: str, value: Any) -> None:
         TypeError: if it is neither text nor a path.
     """
     if not isinstance(value, (str, os.PathLike)):
-        raise TypeError(f"{name} must be text or a path, got {_describe(value)}")
+        raise TypeError(f"{name} must be text or a path, got {describe(value)}")
 
 
 def check_size(value: Any, config: ModelConfig) -> tuple[int, int]:
@@ -144,7 +140,7 @@ def check_size(value: Any, config: ModelConfig) -> tuple[int, int]:
         return height // config.autoencoder.factor, width // config.autoencoder.factor
     wanted = "latent_size must be a height and a width in latents, such as (64, 64)"
     if not isinstance(value, (Sequence, np.ndarray, mx.array)) or isinstance(value, (str, bytes)):
-        raise TypeError(f"{wanted}, got {_describe(value)}")
+        raise TypeError(f"{wanted}, got {describe(value)}")
     parts = _to_list(value)
     if len(parts) != 2:
         raise ValueError(f"{wanted}, got {abbreviate(value)}")
@@ -194,96 +190,17 @@ def check_texts(name: str, value: Any, *, is_optional: bool = False) -> str | li
     if isinstance(value, str) or (value is None and is_optional):
         return value or ""
     wanted = f"{name} must be text, or a list of a text for each picture"
-    if _is_pil(value) or (isinstance(value, (np.ndarray, mx.array)) and value.ndim > 1):
+    if is_pil(value) or (isinstance(value, (np.ndarray, mx.array)) and value.ndim > 1):
         raise TypeError(
-            f"{wanted}, got {_describe(value)}: in generate_latents_from_image {SWAPPED}"
+            f"{wanted}, got {describe(value)}: in generate_latents_from_image {SWAPPED}"
         )
     if isinstance(value, (bytes, mx.array)) or not _is_list(value):
-        raise TypeError(f"{wanted}, got {_describe(value)}")
+        raise TypeError(f"{wanted}, got {describe(value)}")
     texts = _to_list(value)
     for text in texts:
         if not (isinstance(text, str) or (text is None and is_optional)):
-            raise TypeError(f"{wanted}, got a list with {_describe(text)} in it")
+            raise TypeError(f"{wanted}, got a list with {describe(text)} in it")
     return [text or "" for text in texts]
-
-
-def check_image(image: Any, factor: int) -> mx.array:
-    """Return the picture to start from, float32 [H, W, 3]; this evaluates it.
-
-    Args:
-        factor: the sides must be multiples of this.
-
-    Raises:
-        TypeError: if it is not an array of real numbers.
-        ValueError: if its shape, the type of its numbers, or their range is wrong.
-    """
-    array = _check_is_array(image)
-    shape = list(array.shape)
-    if len(shape) != 3 or shape[-1] != 3 or not all(shape):
-        raise ValueError(f"{IMAGE}; got the shape {shape}{_suggest_for_shape(shape)}")
-    if any(side % factor for side in shape[:2]):
-        raise ValueError(
-            f"image must be [H, W, 3] with sides that are multiples of {factor}, got {shape}"
-        )
-    if isinstance(array, np.ndarray):
-        is_float = array.dtype.kind == "f"
-    else:
-        is_float = mx.issubdtype(array.dtype, mx.floating)
-    if not is_float:
-        name = str(array.dtype).removeprefix("mlx.core.")
-        raise ValueError(f"{IMAGE}; got integers, {name}")
-    picture = mx.array(array, dtype=mx.float32)
-    low, high = np.array(mx.stack([picture.min(), picture.max()])).tolist()
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"{IMAGE}; got numbers that are not finite")
-    if max(-low, high) > MAX_LEVEL:
-        raise ValueError(f"{IMAGE}; got values from {low:g} to {high:g}")
-    return picture
-
-
-def _check_is_array(image: Any) -> np.ndarray | mx.array:
-    """Return the picture to start from as an array.
-
-    Raises:
-        TypeError: if it is not an array of real numbers; the message says how to make it one.
-    """
-    if isinstance(image, (str, bytes, os.PathLike)) or (
-        isinstance(image, Sequence) and image and all(isinstance(each, str) for each in image)
-    ):
-        raise TypeError(
-            f"{IMAGE}; got text, {abbreviate(image)!r}: {SWAPPED}; read a file first, "
-            'np.asarray(Image.open(file).convert("RGB")) / 127.5 - 1'
-        )
-    if _is_pil(image):
-        raise TypeError(
-            f'{IMAGE}; got {_describe(image)}: give np.asarray(image.convert("RGB")) / 127.5 - 1'
-        )
-    if isinstance(image, mx.array):
-        if image.dtype == mx.complex64:
-            raise TypeError(f"{IMAGE}; got {_describe(image)}")
-        return image
-    try:
-        array = np.asarray(image)
-    except (ValueError, TypeError, RuntimeError):  # ragged lists; tensors of a GPU
-        raise TypeError(f"{IMAGE}; got {_describe(image)}, which is not an array") from None
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"{IMAGE}; got {_describe(image)}, not an array of real numbers")
-    return array
-
-
-def check_latents(x: Any, channels: int) -> mx.array:
-    """Return latents [B, h, w, C] to be decoded, float32.
-
-    Raises:
-        TypeError: if they are not an array.
-        ValueError: if their shape is wrong.
-    """
-    wanted = f"latents must be an array [B, h, w, {channels}]"
-    if not isinstance(x, (mx.array, np.ndarray)):
-        raise TypeError(f"{wanted}, got {_describe(x)}")
-    if x.ndim != 4 or x.shape[-1] != channels or not all(x.shape):
-        raise ValueError(f"{wanted}, got {list(x.shape)}")
-    return mx.array(x, dtype=mx.float32)
 
 
 def _to_python(value: Any) -> Any:
@@ -319,15 +236,15 @@ def _to_list(value: Sequence[Any] | np.ndarray | mx.array) -> list[Any]:
     return list(items)
 
 
-def _is_pil(value: Any) -> bool:
+def is_pil(value: Any) -> bool:
     """Return whether a value is a picture of Pillow, without importing Pillow."""
     return any(each.__module__.partition(".")[0] == "PIL" for each in type(value).__mro__)
 
 
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
     """Describe a value for a message, on one line: itself, and its type."""
     name = type(value).__name__
-    if _is_pil(value):
+    if is_pil(value):
         return f"a picture of Pillow, {name}"
     if getattr(value, "ndim", 0) > 0 and hasattr(value, "shape"):
         return f"an array {list(value.shape)} of {str(value.dtype).removeprefix('mlx.core.')}"
@@ -336,25 +253,3 @@ def _describe(value: Any) -> str:
 
 def _with_article(name: str) -> str:
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
-
-
-def _suggest_for_shape(shape: list[int]) -> str:
-    """Return advice for a shape that is often given instead of [H, W, 3]; "" for others."""
-    if not all(shape):
-        return ": it is empty"
-    match shape:
-        case [1, _, _, 3]:
-            return ": give one picture, image[0]"
-        case [_, _, _, 3]:
-            return ": give one picture of them, image[i]"
-        case [_, 3, _, _]:
-            return ": give one picture with its channels last, image[i].transpose(1, 2, 0)"
-        case [3, _, _]:
-            return ": put the channels last, image.transpose(1, 2, 0)"
-        case [_, _, 4]:
-            return ": blend it with a background, or drop the alpha channel, image[..., :3]"
-        case [_, _, 1]:
-            return ": repeat the grey, np.repeat(image, 3, axis=-1)"
-        case [_, _]:
-            return ": repeat the grey, np.stack([image] * 3, axis=-1)"
-    return ""

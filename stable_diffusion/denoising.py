@@ -2,23 +2,56 @@
 
 import copy
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from . import compiled
+from .active_control import (
+    ActiveControl,
+    ControlArguments,
+    ControlledUNet,
+    compute_residuals,
+    prepare_control,
+)
 from .attention import KeysValues
 from .device import backend
 from .merged_layers import MergedLayers
 from .sampler.noise import NoiseStream, draw_latents
 from .sampler.sampler import Sampler
-from .sampler.schedule import Schedule
+from .sampler.schedule import Schedule, Step
 from .sampler.steps.step_input import History
 from .time_embedding import embed_guidance
-from .unet import UNetModel
+from .unet import Residuals, UNetModel
 
-Predict = Callable[[mx.array, mx.array], mx.array]  # latents, timestep
+# Latents, timestep, index of the step in `Schedule.steps` → the prediction.
+Predict = Callable[[mx.array, mx.array, int], mx.array]
+# Latents after a step, the next step (None after the last one) → the latents to go on with.
+Restore = Callable[[mx.array, Step | None], mx.array]
 TextTime = tuple[mx.array, mx.array]  # pooled embeddings and time ids, for SDXL's UNet
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkInputs:
+    """What the UNet takes beside noisy latents, time and text.
+
+    Attributes:
+        channels: what a UNet of more channels takes after the latents, [B or 1, h, w, E]: the mask
+            and the latents of the masked picture, for inpainting.
+        image: the latents of the picture that is edited, [1, h, w, C], for InstructPix2Pix.
+        image_cfg: the weight of guidance by that picture.
+        controls: networks that steer the UNet by pictures, each in some of the steps.
+    """
+
+    channels: mx.array | None = None
+    image: mx.array | None = None
+    image_cfg: float | None = None
+    controls: Sequence[ActiveControl] = ()
+
+
+EMPTY = NetworkInputs()
 
 
 class StepOutput(NamedTuple):
@@ -54,8 +87,10 @@ class Denoising(Generator[mx.array, None, None]):
 
     Attributes:
         inputs: what the steps start from: the first latents [B, h, w, C], text embeddings
-            [R, N, D], pooled embeddings [R, P] of SDXL, and the encoded picture [1, h, w, C] of
-            image to image. Once they are evaluated the text encoders can be freed.
+            [R, N, D], pooled embeddings [R, P] of SDXL, and the encoded pictures [1, h, w, C] of
+            image to image and inpainting. Once they are evaluated the text encoders can be freed.
+        flat_inputs: those of `inputs` that are latents of a picture of one colour, so that they may
+            be constant: what a mask leaves of a grey picture, or if it covers all.
         seed: the seed of the first picture; the others have the seeds that follow.
         estimate: the last step's estimate of x_0, shaped as x_t, the clearest preview of unfinished
             pictures. None before the first step.
@@ -69,12 +104,14 @@ class Denoising(Generator[mx.array, None, None]):
         num_steps: int,
         inputs: list[mx.array],
         seed: int,
+        flat_inputs: Sequence[mx.array] = (),
     ):
         self._start = start
         self._steps = start()
         self._begun: BegunStep | None = None  # the next step, if it is under way already
         self._num_steps = num_steps
         self.inputs = inputs
+        self.flat_inputs = flat_inputs
         self.seed = seed
         self.estimate: mx.array | None = None
         self.prediction: mx.array | None = None
@@ -140,8 +177,9 @@ def make_predict(
     cfg_weight: float,
     guidance_rescale: float,
     dtype: mx.Dtype,
+    inputs: NetworkInputs = EMPTY,
 ) -> Predict:
-    """Return the function that predicts noise, velocity or x_0 of latents at a timestep.
+    """Return the function that predicts noise, velocity or x_0 of latents in a step.
 
     It returns float32 [B, h, w, C].
 
@@ -152,8 +190,11 @@ def make_predict(
         cfg_weight: the weight of guidance.
         guidance_rescale: how much of the contrast that guidance adds is removed, in [0, 1].
         dtype: the type that the UNet computes in.
+        inputs: what else the UNet takes.
     """
+    channels = None if inputs.channels is None else inputs.channels.astype(dtype)
     text = unet.project_text(embeddings.astype(dtype))  # the same at all steps
+    controls = [prepare_control(each, embeddings.astype(dtype), dtype) for each in inputs.controls]
     embedded: mx.array | None = None
     if (dims := unet.config.time_cond_proj_dim) is not None:  # there is no second half then
         embedded = embed_guidance(cfg_weight, dims)
@@ -162,38 +203,63 @@ def make_predict(
         numbers = [mx.array(number) for number in numbers]  # not constants of a compiled function
     merged_layers = MergedLayers()
 
-    def predict(x: mx.array, timestep: mx.array) -> mx.array:
+    def predict(x: mx.array, timestep: mx.array, index: int) -> mx.array:
         guidance = numbers if len(embeddings) > len(x) else []
-        arguments = x.astype(dtype), timestep, text, text_time, guidance, embedded
+        arguments = x.astype(dtype), timestep, text, text_time, guidance, embedded, channels
         network = merged_layers.put_into(unet)
-        return compiled.run(predict_with_guidance, network, *arguments, owner=unet)
+        active = [i for i, each in enumerate(inputs.controls) if index in each.steps]
+        if not active:
+            return compiled.run(predict_with_guidance, network, *arguments, owner=unet)
+        networks = [inputs.controls[i].network for i in active]
+        # What is compiled with control networks is kept beside what is compiled without them.
+        return compiled.run(
+            predict_with_guidance,
+            ControlledUNet(network, networks),
+            *arguments,
+            [controls[i] for i in active],
+            owner=networks[0],
+        )
 
     return predict
 
 
 def predict_with_guidance(
-    unet: UNetModel,
+    network: UNetModel | ControlledUNet,
     x: mx.array,
     timestep: mx.array,
     text: Sequence[KeysValues],
     text_time: TextTime | None,
     guidance: Sequence[Any],
     embedded: mx.array | None = None,
+    channels: mx.array | None = None,
+    controls: Sequence[ControlArguments] = (),
 ) -> mx.array:
     """Return the prediction of noise, velocity or x_0, in float32 [B, h, w, C].
 
     Args:
+        network: the UNet, together with the control networks if there are any.
         x: latents [B, h, w, C].
         text: the keys and values of the text, with 2B rows if there is guidance.
         guidance: its weight, and the amount of rescaling unless that is 0; nothing without
             guidance.
         embedded: the guidance as an input of the UNet; None if it takes none.
+        channels: what the UNet takes after the latents, [B or 1, h, w, E]; None if it takes none.
+        controls: the arguments of each control network.
     """
+    unet: nn.Module = network
+    residuals: Residuals | None = None
+    if isinstance(network, ControlledUNet):
+        n_parts = 2 if guidance else 1
+        unet = network.unet
+        residuals = compute_residuals(network.controls, controls, x, timestep, text_time, n_parts)
+    if channels is not None:
+        channels = mx.broadcast_to(channels, (len(x), *channels.shape[1:]))
+        x = mx.concatenate([x, channels], axis=-1)  # [B, h, w, C + E]
     if not guidance:
-        return unet(x, timestep, text, text_time, embedded).astype(mx.float32)
-    prediction = unet(mx.concatenate([x, x]), timestep, text, text_time, embedded).astype(
-        mx.float32
-    )
+        return unet(x, timestep, text, text_time, embedded, residuals).astype(mx.float32)
+    prediction = unet(
+        mx.concatenate([x, x]), timestep, text, text_time, embedded, residuals
+    ).astype(mx.float32)
     conditional, unconditional = prediction.split(2)
     weight, *amounts = guidance
     prediction = unconditional + weight * (conditional - unconditional)
@@ -224,21 +290,27 @@ def denoise(
     sampler: Sampler,
     predict: Predict,
     streams: Sequence[NoiseStream],
+    restore: Restore | None = None,
 ) -> Steps:
     """Yield the output of each step of a schedule, in float32.
 
     Args:
         x: latents [B, h, w, C] at the first level of the schedule.
         streams: the streams of noise, one for each picture; they are not changed.
+        restore: changes the latents after each step, and the estimates of x_0.
     """
     streams = copy.deepcopy(streams)  # so that a restart gets the same noise
     history: History | None = None
-    for step in schedule.steps:
+    following = (*schedule.steps[1:], None)
+    for index, (step, next_step) in enumerate(zip(schedule.steps, following, strict=True)):
         needs_noise = sampler.needs_noise and step.adds_noise
         fresh = mx.array(draw_latents(streams, x.shape[1:])) if needs_noise else None
-        prediction = predict(x, mx.array(step.timestep))
+        prediction = predict(x, mx.array(step.timestep), index)
         x, history = sampler.step(x, prediction, step, history, fresh)
-        yield StepOutput(x, history.x_0, prediction)
+        estimate = history.x_0
+        if restore is not None:
+            x, estimate = restore(x, next_step), restore(estimate, None)
+        yield StepOutput(x, estimate, prediction)
 
 
 def yield_unchanged(x: mx.array) -> Steps:

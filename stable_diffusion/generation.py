@@ -18,6 +18,7 @@ from .check_arguments import (
 )
 from .conditioning import TextOptions, Texts
 from .config.model import ModelConfig
+from .control import Control, LoadedControl, check_controls
 from .sampler.choose import choose_sampler
 from .sampler.noise import NoiseStream, make_noise_streams
 from .sampler.sampler import Sampler
@@ -44,6 +45,7 @@ class GenerationOptions(TypedDict, total=False):
         prompt_weights: let brackets give weights to parts of the prompts, see `parse_weights`;
             False by default.
         clip_skip: how many of the last layers of the text encoders to leave out; 0 by default.
+        controls: pictures that steer what is drawn, see `Control`; none by default.
     """
 
     sampler: str | Sampler | None
@@ -54,6 +56,7 @@ class GenerationOptions(TypedDict, total=False):
     long_prompt: bool
     prompt_weights: bool
     clip_skip: int
+    controls: Sequence[Control]
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Generation:
     guidance_rescale: float
     seed: int  # of the first picture
     streams: list[NoiseStream]  # of noise, one for each picture
+    controls: tuple[Control, ...]
 
     def cut_schedule(self, strength: float) -> Schedule:
         """Return the last `strength` of the schedule, at least one step.
@@ -101,12 +105,18 @@ class Generation:
         return self.sampler.schedule(num_steps).last(max(n_left, 1))
 
 
-def check_generation(arguments: Arguments, config: ModelConfig, own_sampler: Sampler) -> Generation:
+def check_generation(
+    arguments: Arguments,
+    config: ModelConfig,
+    own_sampler: Sampler,
+    loaded: Sequence[LoadedControl] = (),
+) -> Generation:
     """Check the arguments that both generators share, and fill in defaults.
 
     Args:
         config: the model's config, which has the defaults of steps and guidance.
         own_sampler: the sampler to use if the caller gives neither a sampler nor a schedule.
+        loaded: the control networks of the pipeline.
 
     Raises:
         TypeError: if an argument is of the wrong kind, or an option is unknown.
@@ -136,6 +146,7 @@ def check_generation(arguments: Arguments, config: ModelConfig, own_sampler: Sam
         options.get("prompt_weights", False),
         options.get("clip_skip", 0),
     )
+    controls = check_controls(options.get("controls", ()), loaded)
     first_seed, streams = make_noise_streams(check_seed(arguments.seed), n_images)
     return Generation(
         texts=texts,
@@ -147,6 +158,7 @@ def check_generation(arguments: Arguments, config: ModelConfig, own_sampler: Sam
         guidance_rescale=rescale,
         seed=first_seed,
         streams=streams,
+        controls=controls,
     )
 
 

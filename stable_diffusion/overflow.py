@@ -236,8 +236,10 @@ def _list_latents(latents: Denoising) -> list[mx.array]:
 
 
 def _has_constant_latents(latents: Denoising) -> bool:
-    """Return whether an input that is latents is constant."""
-    return any(is_constant(x).any().item() for x in _list_latents(latents))
+    """Return whether an input that is latents is constant, and should not be."""
+    flat = [id(x) for x in latents.flat_inputs]
+    checked = (x for x in _list_latents(latents) if id(x) not in flat)
+    return any(is_constant(x).any().item() for x in checked)
 
 
 def _decode(

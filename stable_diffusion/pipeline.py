@@ -5,49 +5,54 @@ text encoders can be freed once `Denoising.inputs` are evaluated, and the UNet a
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Unpack
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
-from . import check_arguments
-from .adapted import Adapted, split_few_step_model
-from .clip import CLIPTextModel
+from . import check_arguments, check_pictures
+from .adapted import split_few_step_model
+from .check_task import check_task
 from .conditioning import (
     LAST,
     PENULTIMATE,
     PLAIN,
-    Reader,
     TextOptions,
     Texts,
     embed_pairs,
     make_time_ids,
-    require_fit,
 )
 from .config.model import ModelConfig
-from .denoising import Denoising, Steps, denoise, make_predict, yield_unchanged
+from .control import activate, warn_of_no_steps
+from .denoising import (
+    Denoising,
+    Steps,
+    denoise,
+    make_predict,
+    yield_unchanged,
+)
 from .device import cpu_kernels
 from .generation import Arguments, Generation, GenerationOptions, OptionalTexts, check_generation
+from .image_start import ImageStart, encode_image, start_from_image
+from .loaded_networks import LoadedNetworks
 from .model_io.loaders import (
     DEFAULT_MODEL,
     Key,
     load_autoencoder,
-    load_text_encoder,
-    load_tokenizer,
     load_unet,
     open_model,
 )
-from .model_io.weights import read_weights
-from .precision import load_in_float32
-from .quantize import quantize_networks
 from .sampler.choose import choose_sampler
 from .sampler.noise import draw_latents
 from .sampler.schedule import Schedule
-from .vae_strips import decode, encode
+from .utils.size import Size
+from .vae_strips import decode
+
+DEFAULT_STRENGTH = 0.8
 
 
-class StableDiffusion(Adapted):
+class StableDiffusion(LoadedNetworks):
     """Stable Diffusion 1.x and 2.x.
 
     Args:
@@ -70,11 +75,6 @@ class StableDiffusion(Adapted):
         ValueError: if the model is not supported or is broken, or if it needs the other class; if
             its VAE is not made for half precision and `vae_float16` is set.
     """
-
-    # The attributes of text encoders, UNet and tokenizers, each with its folder in the model.
-    _TEXT_ENCODERS: tuple[tuple[str, str], ...] = (("text_encoder", "text_encoder"),)
-    _UNET = ("unet", "unet")
-    _TOKENIZERS: tuple[tuple[str, str], ...] = (("tokenizer", "tokenizer"),)
 
     def __init__(
         self,
@@ -101,47 +101,11 @@ class StableDiffusion(Adapted):
         self.diffusion_config = self.config.diffusion
         self._chosen = sampler, schedule
         self.sampler = choose_sampler(self.config, sampler, schedule)
-        _load_readers(self)
+        self._load_readers()
         self.unet = load_unet(opened, float16)
         self.autoencoder = load_autoencoder(opened, float16, vae_float16=vae_float16)
         if lora is not None:
             self.load_lora(lora)
-
-    def ensure_models_are_loaded(self) -> None:
-        """Read all weights now."""
-        for network in (*self._text_encoders, self.unet, self.autoencoder):
-            read_weights(network)
-
-    def quantize(self) -> None:
-        """Quantize linear layers to 4 bits (text encoders) and 8 bits (UNet), in place.
-
-        The UNet's other weights are kept in float16. Quantized networks stay so, with a warning.
-        """
-        quantize_networks(self.unet, self._text_encoders, self.config.name)
-
-    def use_float32(self) -> None:
-        """Load the networks again, to compute in float32.
-
-        This is for numbers that half precision cannot hold. Networks that have been freed stay
-        freed. A `Denoising` that has begun needs a `restart`.
-        """
-        self.use_float32_vae()
-        self.float16, self.dtype = False, mx.float32
-        for attribute, name in (*self._TEXT_ENCODERS, self._UNET):
-            if hasattr(self, attribute):
-                network = load_in_float32(self.model, name, getattr(self, attribute))
-                setattr(self, attribute, network)
-
-    def use_float32_vae(self) -> None:
-        """Load the VAE again, to compute in float32, if it computes in half precision."""
-        if self.vae_float16 and hasattr(self, "autoencoder"):
-            self.autoencoder = load_autoencoder(self.model, self.float16)
-        self.vae_float16 = False
-
-    def free_text_encoders(self) -> None:
-        """Delete the text encoders. Evaluate what they compute (`Denoising.inputs`) first."""
-        for attribute, _ in self._TEXT_ENCODERS:
-            delattr(self, attribute)
 
     def generate_latents(
         self,
@@ -166,56 +130,70 @@ class StableDiffusion(Adapted):
             latent_size: (height, width) in latents; the model's default if None.
             seed: of the first picture, or one for each; a random one if None, see `Denoising.seed`.
             options: sampler, schedule, timesteps, eta, guidance_rescale, long_prompt,
-                prompt_weights and clip_skip, see `GenerationOptions`.
+                prompt_weights, clip_skip and controls, see `GenerationOptions`.
 
         Raises:
             TypeError: if an argument is of the wrong kind or has an unknown name.
             ValueError: if an argument is out of its range.
         """
+        check_task(self.config)
         latent_size = check_arguments.check_size(latent_size, self.config)
         arguments = Arguments(text, n_images, num_steps, cfg_weight, negative_text, seed, options)
-        generation = check_generation(arguments, self.config, self.sampler)
+        generation = check_generation(arguments, self.config, self.sampler, self.controls)
         schedule = generation.sampler.schedule(generation.num_steps)
         shape = (*latent_size, self.config.autoencoder.latent_channels)
         noise = mx.array(draw_latents(generation.streams, shape))
-        return _denoise(self, noise * schedule.initial_sigma, schedule, generation)
+        start = ImageStart(noise * schedule.initial_sigma, [])
+        return _denoise(self, start, schedule, generation)
 
     def generate_latents_from_image(
         self,
         image: mx.array | np.ndarray,
         text: Texts,
         n_images: int = 1,
-        strength: float = 0.8,
+        strength: float | None = None,
         num_steps: int | None = None,
         cfg_weight: float | None = None,
         negative_text: OptionalTexts = "",
         seed: int | Sequence[int] | None = None,
+        *,
+        mask: mx.array | np.ndarray | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Denoising:
         """Return the latents of pictures of `text` that start from `image`.
 
-        The method is SDEdit (arXiv:2108.01073); the image is evaluated now. The other arguments
-        and the errors are those of `generate_latents`.
+        The method is SDEdit (arXiv:2108.01073), or with a mask that of `inpainting`; the image and
+        the mask are evaluated now. The other arguments and the errors are those of
+        `generate_latents`.
 
         Args:
             image: [H, W, 3] floats in [-1, 1], whose sides are multiples of the VAE's factor.
-            strength: how much of the schedule is run, in [0, 1]; 0 gives the picture as the VAE
-                renders it. If `int(num_steps * strength)` is 0 the schedule gets more steps, so
-                that one is run, with a warning.
+            strength: how much of the schedule is run, in [0, 1]; 0.8 if None. 0 gives the picture
+                as the VAE renders it; with a mask 1 begins with noise alone. If
+                `int(num_steps * strength)` is 0 the schedule gets more steps, so that one is run,
+                with a warning.
+            mask: [H, W] floats in [0, 1] or booleans, of the image's size: what is 0.5 or more is
+                painted, and the latents of the rest become those of the image. Decoded pictures
+                differ a little from the image there, too, because the VAE is not exact.
         """
-        image = check_arguments.check_image(image, self.config.autoencoder.factor)
+        check_task(self.config, has_image=True, has_mask=mask is not None)
+        factor = self.config.autoencoder.factor
+        image = check_pictures.check_image(image, factor)
+        painted = None if mask is None else check_pictures.check_mask(mask, image.shape[:2], factor)
         arguments = Arguments(text, n_images, num_steps, cfg_weight, negative_text, seed, options)
-        generation = check_generation(arguments, self.config, self.sampler)
+        generation = check_generation(arguments, self.config, self.sampler, self.controls)
+        strength = DEFAULT_STRENGTH if strength is None else strength
         strength = check_arguments.check_number("strength", strength, 0, 1)
-        mean, _ = encode(self.autoencoder, image[None])  # the most likely latents, without noise
-        x = mx.repeat(mean, len(generation.texts), axis=0)
         if strength == 0:
+            x = mx.repeat(encode_image(self.autoencoder, image), len(generation.texts), axis=0)
             return Denoising(lambda: yield_unchanged(x), 1, [x], generation.seed)
         schedule = generation.cut_schedule(strength)
-        noise = mx.array(draw_latents(generation.streams, mean.shape[1:]))
-        latents = _denoise(self, schedule.steps[0].start.mix(x, noise), schedule, generation)
-        latents.inputs.append(mean)
-        return latents
+        height, width, _ = image.shape
+        shape = (height // factor, width // factor, self.config.autoencoder.latent_channels)
+        noise = mx.array(draw_latents(generation.streams, shape))
+        task = self.config.unet.task
+        start = start_from_image(self.autoencoder, task, image, painted, noise, schedule, strength)
+        return _denoise(self, start, schedule, generation)
 
     def decode(self, x_t: mx.array, tiled: bool | None = None) -> mx.array:
         """Return pictures [B, f·h, f·w, 3] in [0, 1] of latents [B, h, w, C].
@@ -229,27 +207,8 @@ class StableDiffusion(Adapted):
 
     def decode_unclipped(self, x_t: mx.array, tiled: bool | None = None) -> mx.array:
         """Return the pictures that `decode` returns, before they are clipped to [0, 1]."""
-        x_t = check_arguments.check_latents(x_t, self.config.autoencoder.latent_channels)
+        x_t = check_pictures.check_latents(x_t, self.config.autoencoder.latent_channels)
         return decode(self.autoencoder, x_t, tiled) / 2 + 0.5
-
-    @property
-    def _text_encoders(self) -> list[CLIPTextModel]:
-        """Return the text encoders, unless they have been freed."""
-        if not all(hasattr(self, attribute) for attribute, _ in self._TEXT_ENCODERS):
-            raise ValueError("the text encoders have been freed: make a new object for more text")
-        return [getattr(self, attribute) for attribute, _ in self._TEXT_ENCODERS]
-
-    @property
-    def _readers(self) -> list[Reader]:
-        """Return each tokenizer with its text encoder."""
-        tokenizers = (getattr(self, attribute) for attribute, _ in self._TOKENIZERS)
-        return list(zip(tokenizers, self._text_encoders, strict=True))
-
-    @property
-    def _networks(self) -> dict[str, nn.Module]:
-        """Return the UNet and the text encoders by folder, except those that have been freed."""
-        networks = (*self._TEXT_ENCODERS, self._UNET)
-        return {name: getattr(self, each) for each, name in networks if hasattr(self, each)}
 
     def _embed_text(
         self, text: Texts, negative_text: Texts | None, options: TextOptions = PLAIN
@@ -316,33 +275,28 @@ def _require_suitable(sd: StableDiffusion) -> None:
         sd.config.require_vae_float16()
 
 
-def _load_readers(sd: StableDiffusion) -> None:
-    """Load the tokenizers and text encoders of `sd`."""
-    for attribute, name in sd._TOKENIZERS:
-        setattr(sd, attribute, load_tokenizer(sd.model, f"{name}_vocab", f"{name}_merges"))
-    for attribute, name in sd._TEXT_ENCODERS:
-        setattr(sd, attribute, load_text_encoder(sd.model, sd.float16, name))
-    for reader in sd._readers:
-        require_fit(*reader, sd.model.name)
-
-
 def _denoise(
-    sd: StableDiffusion, x: mx.array, schedule: Schedule, generation: Generation
+    sd: StableDiffusion, start: ImageStart, schedule: Schedule, generation: Generation
 ) -> Denoising:
-    """Return the steps of `schedule` from latents `x` [B, h, w, C] at its first level."""
+    """Return the steps of `schedule` from latents at its first level."""
     texts = generation.texts, generation.negative_texts
     embeddings, pooled = sd._embed_text(*texts, generation.text_options)
-    inputs = [x, embeddings]
+    inputs = [start.x, embeddings]
     text_time = None
+    height, width = (side * sd.config.autoencoder.factor for side in start.x.shape[1:3])
     if pooled is not None:
-        height, width = (side * sd.config.autoencoder.factor for side in x.shape[1:3])
         text_time = (pooled, make_time_ids(height, width, len(pooled)))
         inputs.append(pooled)
     guidance = generation.cfg_weight, generation.guidance_rescale
+    warn_of_no_steps(generation.controls, len(schedule))
 
-    def start() -> Steps:
-        # Not bound earlier: `use_float32` may have replaced the UNet and the type.
-        predict = make_predict(sd.unet, embeddings, text_time, *guidance, sd.dtype)
-        return denoise(x, schedule, generation.sampler, predict, generation.streams)
+    def begin() -> Steps:
+        # Not bound earlier: `use_float32` may have replaced the networks and the type.
+        active = activate(generation.controls, Size(width, height), len(schedule))
+        beside = replace(start.network_inputs, controls=active)
+        predict = make_predict(sd.unet, embeddings, text_time, *guidance, sd.dtype, beside)
+        sampler, streams = generation.sampler, generation.streams
+        return denoise(start.x, schedule, sampler, predict, streams, start.restore)
 
-    return Denoising(start, len(schedule), inputs, generation.seed)
+    inputs += start.encoded
+    return Denoising(begin, len(schedule), inputs, generation.seed, start.flat)

@@ -2,7 +2,8 @@
 
 import mlx.core as mx
 
-from .config.networks import MID_WITH_ATTENTION, UNetConfig
+from .config.networks import UNetConfig
+from .config.unet_encoder import MID_WITH_ATTENTION
 from .device import backend, fused_attention, memory
 
 # Numbers in memory at the peak of a step, for each latent and each channel of the first block.
@@ -24,13 +25,16 @@ def count_fitting(
 
     Args:
         latent_size: (height, width) of a picture, in latents.
-        has_guidance: whether a step computes each picture twice, unless the UNet embeds guidance.
+        has_guidance: whether a step computes each picture twice, unless the UNet embeds guidance;
+            with guidance an editing model computes it three times.
         dtype: the type that the UNet computes in.
         weight_bytes: of the UNet.
     """
     if not backend.is_gpu():
         return CPU_LATENTS // (latent_size[0] * latent_size[1])
-    n_rows = 2 if has_guidance and not config.embeds_guidance else 1
+    n_rows = 1
+    if has_guidance and not config.embeds_guidance:
+        n_rows = 3 if config.task == "editing" else 2
     room = memory.choose_step_bytes() - weight_bytes
     scores = n_rows * count_score_numbers(config, latent_size, dtype) * dtype.size
     layers = n_rows * _count_layer_numbers(config, latent_size) * dtype.size

@@ -309,6 +309,44 @@ class Oracle:
             ).images
         return (images * 255).round().astype(np.uint8)
 
+    @torch.no_grad()
+    def inpainted_pictures(
+        self,
+        image: np.ndarray,
+        mask: np.ndarray,
+        prompt: str,
+        *,
+        seeds: list[int],
+        sampler: str | None = None,
+        schedule: str | None = None,
+        **options,
+    ) -> np.ndarray:
+        """Return diffusers' pictures of which the part that `mask` covers is painted again.
+
+        Args:
+            image: [H, W, 3] in [-1, 1].
+            mask: [H, W] in [0, 1].
+        """
+        parts = self.single.components
+        is_xl = "text_encoder_2" in parts
+        family = "StableDiffusionXL" if is_xl else "StableDiffusion"
+        pipeline = getattr(diffusers, f"{family}InpaintPipeline")(**parts)
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.scheduler = self.scheduler(sampler, schedule)
+        with mock.patch.object(DiagonalGaussianDistribution, "sample", _mean):
+            images = pipeline(
+                prompt,
+                image=channels_first(image[None], torch.float32),
+                mask_image=torch.from_numpy(mask.astype(np.float32))[None],
+                height=image.shape[0],
+                width=image.shape[1],
+                num_images_per_prompt=len(seeds),
+                generator=_generators(seeds),
+                output_type="np",
+                **options,
+            ).images
+        return (images * 255).round().astype(np.uint8)
+
 
 def _generators(seeds: list[int]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]

@@ -17,8 +17,8 @@ PACKAGE = Path(__file__).parents[1] / "stable_diffusion"
 # `cli` is below; only the entries import it.
 LOWER = {"config", "device", "sampler", "tokenizer", "utils"}
 NETWORKS = {
-    *("activations", "attention", "autoencoder_tiny", "clip", "layers", "time_embedding", "unet"),
-    "vae",
+    *("activations", "attention", "autoencoder_tiny", "clip", "controlnet", "layers"),
+    *("t2i_adapter", "time_embedding", "unet", "unet_blocks", "vae"),
 }
 BELOW_PIPELINE = {
     *(LOWER | NETWORKS),
@@ -26,10 +26,15 @@ BELOW_PIPELINE = {
         "adapted",
         "adapters",
         "check_arguments",
+        "check_pictures",
+        "check_task",
         "compiled",
         "conditioning",
         "denoising",
         "generation",
+        "image_start",
+        "inpainting",
+        "loaded_networks",
     ),
     *("model_io", "precision", "quantize", "vae_strips"),
 }
@@ -45,7 +50,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "attention": {"device", "layers"},
     "clip": {"activations", "attention", "config", "device", "layers"},
     "time_embedding": {"activations", "layers"},
-    "unet": {"activations", "attention", "config", "device", "layers", "time_embedding"},
+    "unet_blocks": {"attention", "config", "layers"},
+    "unet": {"activations", "attention", "config", "layers", "time_embedding", "unet_blocks"},
+    "controlnet": {"activations", "attention", "config", "layers", "time_embedding", "unet"},
+    "t2i_adapter": {"activations", "attention", "config", "layers", "unet"},
     "vae": {"activations", "attention", "config", "device", "layers"},
     "autoencoder_tiny": {"activations", "config", "device", "layers", "vae"},
     "quantize": {"config", "device", "layers"},
@@ -60,11 +68,19 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("attention", "compiled", "config", "device", "merged_layers", "sampler"),
         *("time_embedding", "unet"),
     },
+    "inpainting": {"denoising", "sampler"},
+    "image_start": {"config", "denoising", "inpainting", "sampler", "vae_strips"},
     "model_io": LOWER | NETWORKS | {"quantize"},
     "adapters": LOWER | NETWORKS | {"model_io"},
     "precision": {"adapters", "model_io", "quantize"},
     "check_arguments": {"conditioning", "config", "model_io", "sampler", "utils"},
+    "check_pictures": {"check_arguments", "utils"},
+    "check_task": {"config"},
     "adapted": {"adapters", "check_arguments", "conditioning", "config", "model_io", "sampler"},
+    "loaded_networks": {
+        *("adapted", "autoencoder_tiny", "clip", "conditioning", "model_io", "precision"),
+        *("quantize", "unet", "vae"),
+    },
     "generation": {"check_arguments", "conditioning", "config", "sampler"},
     "pipeline": BELOW_PIPELINE,
     "faults": {"utils"},
@@ -77,9 +93,13 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # Inside `cli`, from the bottom up: each may import those before it, and itself.
 CLI = (
-    *({"mlx_errors", "settings", "terminal"}, {"few_step", "job", "ranks"}, {"recipe"}),
+    *(
+        {"mlx_errors", "settings", "terminal"},
+        {"few_step", "job", "model_task", "ranks", "start"},
+        {"recipe"},
+    ),
     {"arguments", "output"},
-    *({"plan"}, {"generate"}, {"main"}, {"convert"}),
+    *({"plan"}, {"run"}, {"decode"}, {"generate"}, {"main"}, {"convert"}),
 )
 # Packages outside of the standard library, and who may import them.
 OTHERS = {

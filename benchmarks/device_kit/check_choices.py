@@ -241,12 +241,12 @@ def compiled_step(sizes: Sizes, dtype: mx.Dtype) -> Choice:
     def plain() -> mx.array:
         mx.disable_compile()
         try:
-            return predict(x, mx.array(TIMESTEP))
+            return predict(x, mx.array(TIMESTEP), 0)
         finally:
             mx.enable_compile()
 
     what = f"step of {sizes.latents}×{sizes.latents}, with guidance: compiled"
-    return Choice(what, lambda: predict(x, mx.array(TIMESTEP)), plain, LIMITS[dtype])
+    return Choice(what, lambda: predict(x, mx.array(TIMESTEP), 0), plain, LIMITS[dtype])
 
 
 def strips_of_decode(sizes: Sizes, dtype: mx.Dtype) -> Choice:

@@ -97,7 +97,7 @@ def _measure_step(name: str, n_pixels: int) -> Findings:
     predict = _make_predict(unet, n_pixels, dtype)
 
     def step(x: mx.array) -> mx.array:
-        return x - SIGMA * predict(x, mx.array(TIMESTEP))
+        return x - SIGMA * predict(x, mx.array(TIMESTEP), 0)
 
     side = n_pixels // 8
     x = mx.array(random_normal(1, side, side, model.unet.in_channels))

@@ -9,6 +9,7 @@ from typing import Any
 from ..conditioning import warn_of_syntax
 from ..config.autoencoder_tiny import require_encoder
 from ..config.model import ModelConfig
+from ..config.task import IMAGE_GUIDANCE
 from ..images.arrays import MAX_PIXELS, MULTIPLE, find_similar_size
 from ..sampler.choose import choose_sampler
 from .settings import PictureOptions, Settings, StartPicture
@@ -18,6 +19,10 @@ from .settings import PictureOptions, Settings, StartPicture
 # a step takes minutes, unless the picture has few pixels in all (the embedded model is small).
 MAX_USUAL_FACTOR, MAX_FACTOR = 2, 8
 FEW_PIXELS = 1024 * 1024
+# How far to go from the picture if the user does not say. A part is repainted from noise alone, as
+# diffusers' inpainting pipelines do.
+STRENGTH, REPAINTING_STRENGTH = 0.9, 1.0
+USUAL_CROP = 32  # pixels around the mask that are suggested for --mask-crop
 
 
 class UsageError(ValueError):
@@ -36,15 +41,21 @@ class Job(PictureOptions):
     seed: int = field(kw_only=True)
     index: int = 1
 
-    def with_defaults(self, config: ModelConfig) -> "CompleteJob":
+    def with_defaults(
+        self, config: ModelConfig, start: StartPicture | None = None
+    ) -> "CompleteJob":
         """Return the job with the model's defaults in place of None.
+
+        Args:
+            start: the picture to start from.
 
         Raises:
             UsageError: if the model cannot do what the job asks for.
         """
         factor = config.autoencoder.factor
+        is_padded = start is not None and start.is_padded
         for option, pixels in (("width", self.width), ("height", self.height)):
-            if pixels is not None and pixels % factor:
+            if pixels is not None and pixels % factor and not is_padded:
                 raise UsageError(
                     f"{self.where}--{option} must be a multiple of {factor}, got {pixels}"
                 )
@@ -70,12 +81,23 @@ class Job(PictureOptions):
             "height": defaults.size.height if self.height is None else self.height,
             "steps": steps,
             "cfg": defaults.guidance if self.cfg is None else self.cfg,
+            **self._choose_start_options(config, start),
             "sampler": sampler.name,
             "schedule": sampler.schedule_name,
             "timesteps": sampler.timesteps,
             "eta": (sampler.used_eta or None) if self.eta is None else self.eta,
         }
         return CompleteJob(**vars(self) | chosen)
+
+    def _choose_start_options(
+        self, config: ModelConfig, start: StartPicture | None
+    ) -> dict[str, Any]:
+        """Return the options about the picture to start from, with defaults."""
+        if config.unet.task == "editing":
+            return {"image_cfg": IMAGE_GUIDANCE if self.image_cfg is None else self.image_cfg}
+        return {
+            "strength": find_default_strength(start) if self.strength is None else self.strength
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,14 +166,21 @@ def make_jobs(settings: Settings, seed: int) -> list[Job]:
     jobs: list[Job] = []
     for request in settings.requests:
         options = {option.name: getattr(request, option.name) for option in fields(PictureOptions)}
-        if settings.start is not None:
-            options["height"], options["width"], _ = settings.start.pixels.shape
+        if settings.start is not None and not settings.start.is_cropped:
+            options["width"], options["height"] = settings.start.size
         first_seed = seed if request.seed is None else request.seed
         jobs += [
             Job(seed=first_seed + i, index=len(jobs) + i + 1, **options)
             for i in range(request.n_images)
         ]
     return jobs
+
+
+def find_default_strength(start: StartPicture | None) -> float | None:
+    """Return the strength if the user does not say it; None without a picture to start from."""
+    if start is None:
+        return None
+    return STRENGTH if start.repainting is None else REPAINTING_STRENGTH
 
 
 def check_start(start: StartPicture | None, config: ModelConfig) -> None:
@@ -166,7 +195,7 @@ def check_start(start: StartPicture | None, config: ModelConfig) -> None:
     if start is None:
         return
     require_encoder(config.autoencoder)
-    if start.own_size is None:
+    if start.own_size is None or start.is_cropped:
         return
     own_size = start.own_size
     width, height = config.defaults.size
@@ -177,11 +206,16 @@ def check_start(start: StartPicture | None, config: ModelConfig) -> None:
     # Sides of a small picture must be rounded more finely, or its proportions change.
     multiple = MULTIPLE if min(width, height) >= 4 * MULTIPLE else config.autoencoder.factor
     fitting = find_similar_size(own_size, usual, multiple)
+    name = start.file
+    if start.repainting is not None and any(start.repainting.margins):
+        name += " with --outpaint"
     about = (
-        f"{start.file} has {own_size.width}x{own_size.height} pixels, about "
+        f"{name} has {own_size.width}x{own_size.height} pixels, about "
         f"{n_pixels / usual:.0f} times as many as the model is made for ({width}x{height})"
     )
     options = "--width {} --height {}".format(*fitting)
+    if start.repainting is not None:
+        options = f"--mask-crop {USUAL_CROP}, or {options}"
     if n_pixels > MAX_PIXELS or n_pixels > max(MAX_FACTOR * usual, FEW_PIXELS):
         raise UsageError(f"{about}: add {options}, or another --width and --height")
     warnings.warn(
@@ -192,13 +226,24 @@ def check_start(start: StartPicture | None, config: ModelConfig) -> None:
 
 def warn_of_no_guidance(jobs: Iterable[CompleteJob], config: ModelConfig) -> None:
     """Warn about options that have no effect because their jobs predict for one text only."""
-    unguided = [job for job in jobs if not config.needs_second_text(job.cfg)]
+    jobs = list(jobs)
+    for job in jobs:
+        if job.image_cfg is not None and job.image_cfg < 1 < job.cfg:
+            warnings.warn(
+                f"{job.where}--image-cfg {job.image_cfg:g} is less than 1, which means no guidance "
+                "at all: neither by the prompt nor by the picture",
+                stacklevel=2,
+            )
+            break
+    unguided = [job for job in jobs if not config.needs_second_text(job.cfg, job.image_cfg)]
     options = {
         "--negative_prompt": any(job.negative_prompt for job in unguided),
         "--guidance-rescale": any(job.guidance_rescale for job in unguided),
     }
     if given := [option for option, is_given in options.items() if is_given]:
         what = "no effect without guidance: give --cfg more than 1"
+        if config.unet.task == "editing":
+            what += ", and --image-cfg at least 1"
         if config.unet.embeds_guidance:
             what = "no effect with this model, whose UNet takes the guidance as a number"
         has = "have" if len(given) > 1 else "has"

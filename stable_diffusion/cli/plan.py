@@ -13,11 +13,13 @@ from .job import (
     Batch,
     CompleteJob,
     Job,
+    UsageError,
     check_start,
     make_jobs,
     warn_of_no_guidance,
     warn_of_prompts,
 )
+from .model_task import require_inputs
 from .output.file_names import FileNames, check_sizes, name_files
 from .ranks import Ranks
 from .recipe.record import RecipeComparison
@@ -59,14 +61,23 @@ class Plan:
         Raises:
             UsageError: if something does not.
         """
-        jobs = [job.with_defaults(config) for job in self.jobs]
+        start = settings.start
+        has_image, has_mask = start is not None, start is not None and start.repainting is not None
+        try:
+            require_inputs(
+                config.name, config.unet.task, self.jobs, has_image=has_image, has_mask=has_mask
+            )
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        jobs = [job.with_defaults(config, start) for job in self.jobs]
         if self.drawn_seed is not None:
             say(f"Seed: {self.drawn_seed}")
         warn_of_no_guidance(jobs, config)
         warn_of_prompts(jobs)
-        check_start(settings.start, config)
+        check_start(start, config)
         if self.names is not None:
-            check_sizes(self.names, jobs, settings.n_rows)
+            size = None if start is None else start.size
+            check_sizes(self.names, jobs, settings.n_rows, size)
         return jobs
 
 

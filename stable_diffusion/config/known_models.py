@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .few_step import FewStepSettings, recognize_few_step
+from .task import Task
 
 PACKAGE = Path(__file__).parents[1]  # the folder of this package, which has the model `tiny`
 PAD_TOKEN = "<|endoftext|>"  # of CLIP's tokenizer
@@ -24,6 +25,7 @@ class ModelSpec:
     # downloaded only some of the files, and its users have those in their caches.
     pad_token: str = PAD_TOKEN
     former_repos: tuple[str, ...] = ()  # withdrawn, but used if they are in the user's cache
+    task: Task = "text"
 
     @property
     def repos(self) -> tuple[str, ...]:
@@ -31,6 +33,7 @@ class ModelSpec:
         return () if self.repo is None else (self.repo, *self.former_repos)
 
 
+OPEN_RAIL = "CreativeML Open RAIL-M"
 OPEN_RAIL_XL = "CreativeML Open RAIL++-M"
 
 MODELS: dict[str, ModelSpec] = {
@@ -66,7 +69,7 @@ MODELS: dict[str, ModelSpec] = {
         size=512,
         steps=50,
         guidance=7.5,
-        licence="CreativeML Open RAIL-M",
+        licence=OPEN_RAIL,
     ),
     "sdxl-base": ModelSpec(
         repo="stabilityai/stable-diffusion-xl-base-1.0",
@@ -82,6 +85,41 @@ MODELS: dict[str, ModelSpec] = {
         steps=2,
         guidance=0.0,
         licence="Stability AI Community (not for every commercial use)",
+    ),
+    "sd-1-5-inpainting": ModelSpec(
+        repo="stable-diffusion-v1-5/stable-diffusion-inpainting",
+        former_repos=("runwayml/stable-diffusion-inpainting",),
+        size=512,
+        steps=50,
+        guidance=7.5,
+        licence=OPEN_RAIL,
+        task="inpainting",
+    ),
+    "sd-2-inpainting": ModelSpec(
+        repo="sd2-community/stable-diffusion-2-inpainting",
+        former_repos=("stabilityai/stable-diffusion-2-inpainting",),
+        pad_token="!",
+        size=512,
+        steps=50,
+        guidance=7.5,
+        licence=OPEN_RAIL_XL,
+        task="inpainting",
+    ),
+    "sdxl-inpainting": ModelSpec(
+        repo="diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
+        size=1024,
+        steps=20,
+        guidance=8.0,
+        licence=OPEN_RAIL_XL,
+        task="inpainting",
+    ),
+    "instruct-pix2pix": ModelSpec(
+        repo="timbrooks/instruct-pix2pix",
+        size=512,
+        steps=100,
+        guidance=7.5,
+        licence="MIT",
+        task="editing",
     ),
 }
 

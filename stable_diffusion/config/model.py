@@ -8,7 +8,8 @@ from .autoencoder_tiny import VaeConfig
 from .diffusion import DiffusionConfig
 from .few_step import FewStepSettings
 from .known_models import ModelSpec
-from .networks import CLIPTextConfig, UNetConfig, repeat_per_block
+from .networks import CLIPTextConfig, UNetConfig
+from .per_block import repeat_per_block
 from .strict_config import Config
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")  # folders in a model; SD has only the first
@@ -32,12 +33,16 @@ class PipelineConfig(Config):
     force_zeros_for_empty_prompt: bool = True
     _converted_from: str | None = None  # the known model that this one was converted from
 
-    # Image to image runs on the same weights; inpainting and others do not.
+    # What the UNet takes decides what the model can do, not the class; see `UNetConfig.task`.
     CLASS_NAMES = (
         "StableDiffusionPipeline",
         "StableDiffusionImg2ImgPipeline",
         "StableDiffusionXLPipeline",
         "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+        "StableDiffusionXLInpaintPipeline",
+        "StableDiffusionInstructPix2PixPipeline",
+        "StableDiffusionXLInstructPix2PixPipeline",
         "LatentConsistencyModelPipeline",  # of UNets that embed the guidance
         "LatentConsistencyModelImg2ImgPipeline",
     )
@@ -78,7 +83,7 @@ class ModelConfig:
                 f"these text encoders give {self._n_added_inputs}: they do not fit together"
             )
         latent_channels = self.autoencoder.latent_channels
-        if (self.unet.in_channels, self.unet.out_channels) != (latent_channels, latent_channels):
+        if self.unet.task is None or self.unet.out_channels != latent_channels:
             raise ValueError(
                 f"{self.name}: the UNet takes {self.unet.in_channels} channels and gives "
                 f"{self.unet.out_channels}, the VAE has {latent_channels}: they do not fit together"
@@ -89,9 +94,15 @@ class ModelConfig:
         """Return whether this is an SDXL model, by how its UNet is conditioned."""
         return self.unet.addition_embed_type == "text_time"
 
-    def needs_second_text(self, guidance: float) -> bool:
-        """Return whether guidance takes a prediction for the negative text, too."""
-        return guidance > 1 and not self.unet.embeds_guidance
+    def needs_second_text(self, guidance: float, image_guidance: float | None = None) -> bool:
+        """Return whether guidance takes a prediction for the negative text, too.
+
+        Args:
+            image_guidance: for editing models, the weight of guidance by the picture. Below 1 there
+                is no guidance by the text either, as in diffusers.
+        """
+        is_on = guidance > 1 and (image_guidance is None or image_guidance >= 1)
+        return is_on and not self.unet.embeds_guidance
 
     def require_vae_float16(self) -> None:
         """Check that the VAE can compute in half precision.
@@ -151,7 +162,8 @@ class ModelConfig:
         # The other distilled models are published with these two.
         if (self.diffusion.sampler, self.diffusion.timestep_spacing) == ("euler-a", "trailing"):
             return Defaults(steps=2, guidance=0.0, size=size)
-        return Defaults(steps=50, guidance=5.0 if self.is_xl else 7.5, size=size)
+        steps = 100 if self.unet.task == "editing" else 50
+        return Defaults(steps=steps, guidance=5.0 if self.is_xl else 7.5, size=size)
 
     def with_few_step(self, few_step: FewStepSettings) -> "ModelConfig":
         """Return the config of this model distilled to few steps, with what that changes."""

@@ -1,6 +1,6 @@
 """Turn a decoded Pillow picture of any mode into channels of floats: RGB, upright and resized."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from PIL import Image
@@ -63,6 +63,67 @@ def to_array(image: Image.Image, orientation: int, fit: Fit) -> np.ndarray:
     pixels /= np.float32(127.5)
     pixels -= 1
     return pixels.clip(-1, 1, out=pixels)  # Lanczos overshoots at edges
+
+
+def to_bytes(channels: Iterable[Image.Image], orientation: int) -> np.ndarray:
+    """Return channels of a picture, upright.
+
+    Args:
+        channels: all of one size, each with values from 0 to 255.
+        orientation: the EXIF orientation of the picture.
+
+    Returns:
+        uint8 [height, width, channels].
+    """
+    upright = []
+    for channel in channels:
+        if orientation in TRANSPOSES:
+            channel = channel.transpose(TRANSPOSES[orientation])
+        upright.append(_round(channel))
+    return np.stack(upright, axis=-1)
+
+
+def resize(pixels: np.ndarray, fit: Fit) -> np.ndarray:
+    """Crop and resize bytes, [height, width] or [height, width, 3], by Lanczos' filter."""
+    image = Image.fromarray(pixels)
+    (width, height), (x, y) = image.size, fit.margin
+    return np.asarray(
+        image.resize(fit.size, Image.Resampling.LANCZOS, (x, y, width - x, height - y))
+    )
+
+
+def split_colours(image: Image.Image) -> Iterator[Image.Image]:
+    """Yield red, green and blue, blended with white where the picture is transparent."""
+    return _split_channels(image, Fit(Size(*image.size)))
+
+
+def split_hidden_colours(image: Image.Image) -> Iterator[Image.Image]:
+    """Yield red, green and blue as they are stored, also where the picture is transparent."""
+    if not _has_transparency(image):
+        return split_colours(image)
+    image = _convert(image, "RGBA")
+    return (image.getchannel(name) for name in "RGB")
+
+
+def split_grey(image: Image.Image) -> Iterator[Image.Image]:
+    """Yield the brightness of a picture, blended with black where it is transparent."""
+    if image.mode.startswith(DEEP_MODES):
+        yield _convert_deep_grey(image)
+        return
+    if _has_transparency(image):
+        black = Image.new("RGBA", image.size, "black")
+        image = Image.alpha_composite(black, _convert(image, "RGBA"))
+    if image.mode not in ("1", "L"):
+        image = _convert(image, "RGB")
+    yield _convert(image, "L")
+
+
+def split_alpha(image: Image.Image) -> Iterator[Image.Image]:
+    """Yield the opacity of a picture."""
+    if image.mode.startswith(DEEP_MODES) or not _has_transparency(image):
+        yield Image.new("L", image.size, "white")
+    else:
+        yield _convert(image, "RGBA").getchannel("A")
 
 
 def _split_channels(image: Image.Image, fit: Fit) -> Iterator[Image.Image]:
@@ -144,6 +205,14 @@ def _resize(channel: Image.Image, fit: Fit) -> Image.Image:
     if channel.size == fit.size and not any(fit.margin):
         return channel
     return channel.resize(fit.size, Image.Resampling.LANCZOS, (x, y, width - x, height - y))
+
+
+def _round(channel: Image.Image) -> np.ndarray:
+    """Return a channel with values from 0 to 255 as bytes; Lanczos overshoots at edges."""
+    values = np.asarray(channel)
+    if values.dtype == np.uint8:
+        return values
+    return values.clip(0, 255).round().astype(np.uint8)
 
 
 def _from_array(channel: np.ndarray) -> Image.Image:

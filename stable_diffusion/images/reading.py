@@ -10,7 +10,7 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -21,7 +21,7 @@ from PIL import Image
 from ..utils.size import Size
 from ..utils.wording import format_bytes
 from .arrays import FITS, MULTIPLE, Fit, fit_to_size, pad, round_size_down
-from .pixels import HEIF, compute_upright_size, read_orientation, to_array
+from .pixels import HEIF, compute_upright_size, read_orientation, to_array, to_bytes
 from .unreadable import (
     ADDRESS,
     HEAD_BYTES,
@@ -114,6 +114,26 @@ def read_picture(
         raise ValueError(f"{path}: {error}") from None
     with _convert_errors(path):
         return to_array(image, orientation, fit), size
+
+
+def read_channels(
+    path: str | os.PathLike, split: Callable[[Image.Image], Iterable[Image.Image]]
+) -> np.ndarray:
+    """Read channels of the picture in a file, in its own size and upright.
+
+    Args:
+        path: a file that `read_picture` takes.
+        split: one of the functions of `pixels` that return the channels of a decoded picture.
+
+    Returns:
+        uint8 [height, width, channels].
+
+    Raises:
+        ValueError, OSError: as `read_picture` does.
+    """
+    with open_picture(path) as image:
+        _decode(image)
+        return to_bytes(split(image), read_orientation(image))
 
 
 def read_size(path: str | os.PathLike) -> Size:

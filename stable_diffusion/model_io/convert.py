@@ -229,8 +229,10 @@ def _write_configs(model: Model, folder: Path) -> None:
 
 def _make_index(config: ModelConfig) -> dict[str, Any]:
     """Return a model_index.json for a model without one."""
+    tasks = {"inpainting": "Inpaint", "editing": "InstructPix2Pix"}
+    task = tasks.get(config.unet.task or "", "")
     return {
-        "_class_name": f"StableDiffusion{'XL' if config.is_xl else ''}Pipeline",
+        "_class_name": f"StableDiffusion{'XL' if config.is_xl else ''}{task}Pipeline",
         "force_zeros_for_empty_prompt": config.pipeline.force_zeros_for_empty_prompt,
     }
 

@@ -45,28 +45,43 @@ def detect_unet(header: Header, root: str) -> tuple[dict[str, Any], Layout]:
     Raises:
         ValueError: if a tensor that shows the architecture is missing.
     """
-    layout = _find_layout(header, root)
-    tensors = _Tensors(header, layout)
+    layout = find_layout(header, root)
+    tensors = Tensors(header, layout)
+    config = detect_encoder(tensors)
+    channels = config["block_out_channels"]
+    up = [tensors.list_depths(f"up_blocks.{level}") for level in range(len(channels))]
+    config |= {
+        "out_channels": tensors.size("conv_out.weight", 0),
+        "up_block_types": ["CrossAttnUpBlock2D" if depths else "UpBlock2D" for depths in up],
+    }
+    config |= detect_attention(tensors, channels)
+    if tensors.has("time_embedding.cond_proj"):
+        config["time_cond_proj_dim"] = tensors.size("time_embedding.cond_proj.weight", 1)
+    return config, layout
+
+
+def detect_encoder(tensors: "Tensors") -> dict[str, Any]:
+    """Return the options of the ways down and up, and of the middle, except the kinds on the way up.
+
+    A ControlNet has no way up.
+
+    Raises:
+        ValueError: if a tensor that shows the architecture is missing.
+    """
     channels = _measure_levels(tensors)
     levels = range(len(channels))
     down = [tensors.list_depths(f"down_blocks.{level}") for level in levels]
     up = [tensors.list_depths(f"up_blocks.{level}") for level in levels]
     config = {
         "in_channels": tensors.size("conv_in.weight", 1),
-        "out_channels": tensors.size("conv_out.weight", 0),
         "block_out_channels": channels,
         "layers_per_block": [tensors.count_resnets(f"down_blocks.{level}") for level in levels],
         "down_block_types": [
             "CrossAttnDownBlock2D" if depths else "DownBlock2D" for depths in down
         ],
-        "up_block_types": ["CrossAttnUpBlock2D" if depths else "UpBlock2D" for depths in up],
         "num_attention_heads": [max(1, width // HEAD_WIDTH) for width in channels],
     }
-    config |= _detect_mid_block(tensors) | _describe_depths(tensors, down, up)
-    config |= _detect_attention(tensors, channels)
-    if tensors.has("time_embedding.cond_proj"):
-        config["time_cond_proj_dim"] = tensors.size("time_embedding.cond_proj.weight", 1)
-    return config, layout
+    return config | _detect_mid_block(tensors) | _describe_depths(tensors, down, up)
 
 
 def detect_added_embedding(header: Header, layout: Layout, n_pooled: int) -> dict[str, Any]:
@@ -89,8 +104,8 @@ def detect_added_embedding(header: Header, layout: Layout, n_pooled: int) -> dic
     }
 
 
-class _Tensors:
-    """The tensors of a UNet in a file, by this package's names."""
+class Tensors:
+    """The tensors of a UNet, or of a ControlNet, in a file, by this package's names."""
 
     def __init__(self, header: Header, layout: Layout):
         self.header = header
@@ -127,7 +142,7 @@ class _Tensors:
         )
 
 
-def _measure_levels(tensors: _Tensors) -> list[int]:
+def _measure_levels(tensors: Tensors) -> list[int]:
     """Return the channels of each level of the UNet.
 
     Raises:
@@ -138,7 +153,7 @@ def _measure_levels(tensors: _Tensors) -> list[int]:
     return [tensors.size(f"down_blocks.{level}.resnets.0.conv1.weight", 0) for level in levels]
 
 
-def _detect_mid_block(tensors: _Tensors) -> dict[str, Any]:
+def _detect_mid_block(tensors: Tensors) -> dict[str, Any]:
     """Return the option about the block between down and up, unless it is the usual one."""
     if tensors.has(MID_ATTENTION):
         return {}
@@ -146,7 +161,7 @@ def _detect_mid_block(tensors: _Tensors) -> dict[str, Any]:
 
 
 def _describe_depths(
-    tensors: _Tensors, down: Sequence[list[int]], up: Sequence[list[int]]
+    tensors: Tensors, down: Sequence[list[int]], up: Sequence[list[int]]
 ) -> dict[str, Any]:
     """Return the options about how many transformer blocks follow each residual block.
 
@@ -170,30 +185,38 @@ def _shorten(depths: list[int]) -> int | list[int]:
     return depths[0] if depths else 0
 
 
-def _detect_attention(tensors: _Tensors, channels: Sequence[int]) -> dict[str, Any]:
-    """Return the options about what the pixels attend to."""
+def detect_attention(tensors: Tensors, channels: Sequence[int]) -> dict[str, Any]:
+    """Return the options about what the pixels attend to.
+
+    Raises:
+        ValueError: if there are no transformers.
+    """
     places = {
         level: _first_attention(tensors, level, len(channels)) for level in range(len(channels))
     }
-    found = [place for place in (*places.values(), MID_ATTENTION) if tensors.has(place)]
+    found = [
+        place
+        for place in (*places.values(), MID_ATTENTION)
+        if tensors.has(f"{place}.transformer_blocks.0")
+    ]
     first = found[0] if found else MID_ATTENTION
     context = tensors.size(f"{first}.transformer_blocks.0.attn2.key_proj.weight", 1)
     options: dict[str, Any] = {"cross_attention_dim": context}
     only_text = [
-        tensors.has(place)
+        place in found
         and tensors.size(f"{place}.transformer_blocks.0.attn1.key_proj.weight", 1) != width
         for place, width in zip(places.values(), channels, strict=True)
     ]
     return options | ({"only_cross_attention": only_text} if any(only_text) else {})
 
 
-def _first_attention(tensors: _Tensors, level: int, n_levels: int) -> str:
+def _first_attention(tensors: Tensors, level: int, n_levels: int) -> str:
     """Return the first attention of a level with a transformer block, down or up."""
     down = f"down_blocks.{level}.attentions.0"
     return down if tensors.has(down) else f"up_blocks.{n_levels - 1 - level}.attentions.0"
 
 
-def _find_layout(header: Header, root: str) -> Layout:
+def find_layout(header: Header, root: str) -> Layout:
     """Return how a file names the tensors of its UNet: originally, or as diffusers does."""
     if root + FIRST_LAYERS[0] not in header.shapes:
         return Layout(UNET.renames, root=root, leftovers=LEFTOVERS)

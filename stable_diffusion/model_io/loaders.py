@@ -100,7 +100,7 @@ def _open_vae(key: Key, model: Model, on_message: Callable[[str], object]) -> So
     found = _find_network(key, "vae", "VAE", on_message, preferred=decoders, beside=TINY_ENCODERS)
     if isinstance(found, Source):
         return found
-    source = open_vae_file(_name_file(found), found.path)
+    source = open_vae_file(name_file(found), found.path)
     source.file_commit = found.commit
     return source
 
@@ -112,7 +112,7 @@ def _open_unet(key: Key, model: Source, on_message: Callable[[str], object]) -> 
     found = _find_network(key, "unet", "UNet", on_message)
     if isinstance(found, Source):
         return found
-    source = open_unet_file(_name_file(found), found.path, model.name, read_unet_config(model))
+    source = open_unet_file(name_file(found), found.path, model.name, read_unet_config(model))
     source.file_commit = found.commit
     return source
 
@@ -144,7 +144,7 @@ def _find_network(
     return resolve_file(key, what, announce=on_message, **choices)
 
 
-def _name_file(found: ResolvedFile) -> str:
+def name_file(found: ResolvedFile) -> str:
     """Return the name of a file for messages, also if its folder or repository was given."""
     if found.commit is not None:
         return found.commit[0]

@@ -8,7 +8,7 @@ from .layouts import Layout
 from .safetensors_file import Header
 from .sources import Source
 
-TITLES = {"unet": "UNet", "vae": "VAE"}  # by component
+TITLES = {"unet": "UNet", "vae": "VAE", "controlnet": "control model"}  # by component
 
 
 class Component(NamedTuple):

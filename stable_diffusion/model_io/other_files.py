@@ -5,7 +5,7 @@ The tables have regular expressions; `^` is the start of a key, and the first ma
 
 # Models with a UNet in the layout of Stable Diffusion, which nevertheless are others.
 RELATIVES = {
-    r"^control_model\.": "a ControlNet",
+    r"^control_model\.": "a ControlNet, which goes beside a model (--control)",
     r"motion_modules\.": "a motion module of AnimateDiff",
     r"\.time_stack\.|\.time_mixer\.|temporal_transformer_blocks\.": "Stable Video Diffusion",
     r"^conditioner\.embedders\.\d\.open_clip\.": "Stable Video Diffusion",
@@ -47,6 +47,7 @@ UNET_ALONE = (
     r"^((model\.)?diffusion_model\.|unet\.|(model\.){1,2}|net\.)?"
     r"(time_embedding\.linear_1|input_blocks\.0\.0)\."
 )
+CONTROL_ADVICE = "give it beside a model (--control)"
 # Files that are no model by themselves: what they are, and what to do.
 PARTS = {
     r"^lllite_": ("a ControlNet-LLLite", "such files are not supported"),
@@ -57,11 +58,11 @@ PARTS = {
     ),
     r"^(adapter\.)?body\.\d+\.(in_conv|block1|resnets)\.": (
         "a T2I-Adapter",
-        "such files are not supported",
+        CONTROL_ADVICE,
     ),
     r"controlnet_(cond_embedding|down_blocks)\.|zero_convs\.|input_hint_block\.": (
         "a ControlNet",
-        "such files are not supported",
+        CONTROL_ADVICE,
     ),
     r"string_to_param|^emb_params$|^clip_[lg]$": (
         "a textual-inversion embedding",

@@ -34,12 +34,16 @@ ZERO_SNR_KEY = "ss_zero_terminal_snr"
 
 # ComfyUI's rule for SD 2: in the published models that predict the velocity, the numbers of this
 # bias vary more than in the others.
+LATENT_CHANNELS = 4  # that the UNet takes if it takes only latents
 TELLTALE = f"{UNET_ROOT}output_blocks.11.1.transformer_blocks.0.norm1.bias"
 MIN_DEVIATION = 0.09
 
 
-def find_prediction_type(header: Header, family: Family) -> str:
+def find_prediction_type(header: Header, family: Family, in_channels: int) -> str:
     """Return what the UNet predicts, "epsilon" or "v_prediction", and warn if it is a guess.
+
+    Args:
+        in_channels: that the UNet takes.
 
     Raises:
         ValueError: if the metadata say that it predicts something else.
@@ -47,7 +51,9 @@ def find_prediction_type(header: Header, family: Family) -> str:
     stated = find_stated_prediction(header)
     if stated is not None:
         return stated
-    return EPSILON if family is not SD_2 else _guess(header)
+    # Inpainting models of SD 2 predict the noise. The rule for the others does not hold for them.
+    is_guessed = family is SD_2 and in_channels == LATENT_CHANNELS
+    return _guess(header) if is_guessed else EPSILON
 
 
 def find_stated_prediction(header: Header) -> str | None:

@@ -94,7 +94,8 @@ class SingleFile(Source):
     @cached_property
     def _own_prediction_type(self) -> str:
         """Return what the UNet predicts, as the file says; a warning about it comes once."""
-        return find_prediction_type(self.header, self.family)
+        in_channels = self.components["unet"].config["in_channels"]
+        return find_prediction_type(self.header, self.family, in_channels)
 
     def _find_prediction_type(self) -> str:
         """Return what the UNet predicts: what the user says, or else the file."""

@@ -15,7 +15,7 @@ from ..config.known_models import PAD_TOKEN, find_spec
 from ..config.networks import AutoencoderConfig
 from ..utils.strict_json import read_json
 from .layouts import LAYOUTS, Layout
-from .weight_files import FULL, NATIVE, STEMS, list_weight_files
+from .weight_files import ALL_STEMS, FULL, NATIVE, list_weight_files
 
 INDEX = "model_index.json"
 SCHEDULER_CONFIG, VAE_CONFIG = "scheduler/scheduler_config.json", "vae/config.json"
@@ -107,7 +107,7 @@ class Source:
         Full files that are already there serve `float16` too, so that nothing is downloaded twice.
 
         Args:
-            component: "unet", "vae", "text_encoder" or "text_encoder_2".
+            component: "unet", "vae", "text_encoder", "text_encoder_2" or "controlnet".
 
         Raises:
             FileNotFoundError: if there are none, a shard is missing, or one cannot be downloaded.
@@ -119,7 +119,7 @@ class Source:
         for path in paths:
             if (file := self.find(path)) is not None:
                 return self._find_shards(component, file) if path.endswith(".json") else [file]
-        raise self._absence(f"{component}/{FULL[0].format(STEMS[component])}")
+        raise self._absence(f"{component}/{FULL[0].format(ALL_STEMS[component])}")
 
     def is_native(self, file: Path) -> bool:
         """Return whether a weight file has MLX's layout and this package's names."""

@@ -12,7 +12,7 @@ from ..config.model import TIME_IDS
 from ..config.networks import UNetConfig
 from .detect_unet import HEAD_WIDTH, detect_added_embedding, detect_unet, find_unet_root
 from .network_file import Component, NetworkFile
-from .prediction_type import find_stated_prediction
+from .prediction_type import EPSILON, LATENT_CHANNELS, find_stated_prediction
 from .single_file import open_header
 from .unsupported import (
     describe_family,
@@ -25,6 +25,7 @@ from .unsupported import (
 # Of SD 1: the width of its text embeddings, and its heads at each level. The others have heads of
 # one width.
 SD_1_CONTEXT, SD_1_HEADS = 768, 8
+SD_2_CONTEXT = 1024
 XL_POOLED = 1280  # numbers of pooled text that SDXL's UNet takes
 
 
@@ -51,7 +52,7 @@ def open_unet_file(name: str, file: Path, model: str, base: UNetConfig | None) -
         raise ValueError(f"{name} cannot replace a UNet: {why}")
     config, layout = detect_unet(header, root)
     channels, context = config["block_out_channels"], config["cross_attention_dim"]
-    config["num_attention_heads"] = _choose_heads(channels, context, base)
+    config["num_attention_heads"] = choose_heads(channels, context, base)
     is_xl = header.has(f"{layout.key('add_embedding.linear_1')}.")
     if is_xl:
         refuse_context(name, context)
@@ -59,13 +60,17 @@ def open_unet_file(name: str, file: Path, model: str, base: UNetConfig | None) -
         refuse_other_family(name, describe_family(is_xl, context), model, describe_unet(base))
         config["sample_size"] = base.sample_size
     if is_xl:
-        config |= detect_added_embedding(header, layout, _count_pooled(base))
+        config |= detect_added_embedding(header, layout, count_pooled(base))
     source = NetworkFile(header, "unet", Component(config, layout))
     source.prediction_type = find_stated_prediction(header)
+    if source.prediction_type is None and context == SD_2_CONTEXT and not is_xl:
+        # A model of 768 pixels, which predicts the velocity, may get a UNet for inpainting.
+        is_for_text = config["in_channels"] == LATENT_CHANNELS
+        source.prediction_type = None if is_for_text else EPSILON
     return source
 
 
-def _choose_heads(channels: Sequence[int], context: int, base: UNetConfig | None) -> Any:
+def choose_heads(channels: Sequence[int], context: int, base: UNetConfig | None) -> Any:
     """Return the heads of each level: those of levels of the same width in the model's own UNet.
 
     Args:
@@ -82,7 +87,7 @@ def _choose_heads(channels: Sequence[int], context: int, base: UNetConfig | None
     return [max(1, width // HEAD_WIDTH) for width in channels]
 
 
-def _count_pooled(base: UNetConfig | None) -> int:
+def count_pooled(base: UNetConfig | None) -> int:
     """Return how many numbers of pooled text the model gives to SDXL's UNet."""
     if base is None or base.projection_class_embeddings_input_dim is None:
         return XL_POOLED

@@ -22,8 +22,6 @@ PIPELINES = {
     "StableDiffusion3": "Stable Diffusion 3",
     "Flux": "FLUX",
     "Kandinsky": "Kandinsky",
-    "Inpaint": "an inpainting model",
-    "Pix2Pix": "an editing model, InstructPix2Pix",
     "Depth2Img": "a depth-to-image model",
     "Upscale": "an upscaler",
     "UnCLIP": "Stable unCLIP",
@@ -38,13 +36,8 @@ PIPELINES = {
     "LTX": "LTX-Video",
 }
 
-# By the number of channels that the UNet takes, if it gives four.
-INPUTS = {
-    5: "a depth-to-image model",
-    7: "an upscaler",
-    8: "an editing model, InstructPix2Pix",
-    9: "an inpainting model",
-}
+# By the number of channels that the UNet takes, if it gives another number.
+INPUTS = {5: "a depth-to-image model", 7: "an upscaler"}
 
 
 def refuse_pipeline(index: Any, where: str) -> None:
@@ -61,6 +54,8 @@ def refuse_pipeline(index: Any, where: str) -> None:
     # The refiner takes an aesthetic score instead of the target size.
     if index.get("requires_aesthetics_score") is True:
         raise _make_refusal(where, REFINER)
+    if index.get("is_cosxl_edit") is True:
+        raise _make_refusal(where, "CosXL")
     for part, model in PIPELINES.items():
         if part in class_name:
             raise _make_refusal(where, model)

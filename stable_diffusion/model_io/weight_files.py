@@ -9,7 +9,9 @@ STEMS = {
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
     "text_encoder_2": "model",
-}
+}  # of the parts of a model
+CONTROLNET = "controlnet"  # goes beside a model; in the folder of a pipeline it has this name
+ALL_STEMS = {**STEMS, CONTROLNET: "diffusion_pytorch_model"}
 FULL = ("{}.safetensors", "{}.safetensors.index.json")
 FP16 = (
     "{}.fp16.safetensors",
@@ -24,7 +26,7 @@ SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 def list_weight_files(component: str, float16: bool) -> list[str]:
     """Return the paths at which the weights of a component may be, the best one first."""
     patterns = FP16 + FULL if float16 else FULL + FP16
-    names = (NATIVE, *(pattern.format(STEMS[component]) for pattern in patterns))
+    names = (NATIVE, *(pattern.format(ALL_STEMS[component]) for pattern in patterns))
     return [f"{component}/{name}" for name in names]
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 import image2image
 import txt2image
 from stable_diffusion import overflow
-from stable_diffusion.cli import convert, generate, main
+from stable_diffusion.cli import convert, main, run
 from stable_diffusion.cli.mlx_errors import (
     DRIVER_IS_UNSUITABLE,
     EXPLANATIONS,
@@ -118,7 +118,7 @@ USUAL = ("a red circle", "--model=tiny", "--steps=1", "--cfg=1", "--seed=5")
 OUT_OF_MEMORY = f"{BUFFER}Insufficient Memory (00000008:{NAME}OutOfMemory)"
 LOST = f"{BUFFER}Discarded (victim of GPU error/recovery) (00000005:{NAME}InnocentVictim)"
 PHASES = {  # the function that a phase calls for each batch or picture, by what the phase does
-    "load": (generate, "open_model"),
+    "load": (run, "open_model"),
     "encode": (overflow, "start_checked"),
     "denoise": (overflow, "denoise_checked"),
     "decode": (overflow, "decode_checked"),

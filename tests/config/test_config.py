@@ -1,7 +1,6 @@
 """Configs are read strictly, and all that diffusers writes for a supported model is understood."""
 
 import inspect
-import json
 from dataclasses import replace
 
 import pytest
@@ -61,7 +60,7 @@ def test_defaults_are_those_of_diffusers():
         (DiffusionConfig, "thresholding", True),
         (DiffusionConfig, "trained_betas", [0.1]),
         (DiffusionConfig, "timestep_spacing", "quadratic"),
-        (PipelineConfig, "_class_name", "StableDiffusionInpaintPipeline"),
+        (PipelineConfig, "_class_name", "StableDiffusionPix2PixZeroPipeline"),
     ],
 )
 def test_unsupported_options_are_refused(config, key, value):
@@ -171,16 +170,25 @@ def test_default_size_of_an_oblong_model(checkpoint):
     assert oblong.defaults.size == Size(width=112, height=80)
 
 
-def test_inpainting_unet_is_refused(checkpoint, tmp_path):
-    for name in ("unet", "vae", "text_encoder", "scheduler"):
-        (tmp_path / name).symlink_to(checkpoint("sd-1") / name)
-    (tmp_path / "unet").unlink()
-    (tmp_path / "unet").mkdir()
-    config = json.loads((checkpoint("sd-1") / "unet" / "config.json").read_text())
-    (tmp_path / "unet" / "config.json").write_text(json.dumps({**config, "in_channels": 9}))
-    (tmp_path / "model_index.json").symlink_to(checkpoint("sd-1") / "model_index.json")
-    with pytest.raises(ValueError, match="this is an inpainting model; only Stable Diffusion"):
-        load_model_config(tmp_path)
+@pytest.mark.parametrize(
+    ("in_channels", "out_channels", "task"),
+    [
+        (4, 4, "text"),
+        (9, 4, "inpainting"),
+        (8, 4, "editing"),
+        (13, 4, None),
+        (33, 16, "inpainting"),
+    ],
+)
+def test_task_of_a_unet(in_channels, out_channels, task):
+    assert UNetConfig(in_channels=in_channels, out_channels=out_channels).task == task
+
+
+@pytest.mark.parametrize("in_channels", [3, 6, 10, 13, 65536])
+def test_a_unet_that_takes_something_else(checkpoint, in_channels):
+    config = load_model_config(checkpoint("sd-1"))
+    with pytest.raises(ValueError, match=f"the UNet takes {in_channels} channels and gives 4, "):
+        replace(config, unet=replace(config.unet, in_channels=in_channels))
 
 
 def test_names_of_the_original_example():

@@ -9,7 +9,7 @@ import pytest
 from gpu import as_on
 
 from stable_diffusion import activations
-from stable_diffusion.cli import generate
+from stable_diffusion.cli import run
 from stable_diffusion.cli.arguments.parse import parse, txt2image_parser
 from stable_diffusion.device import backend, compile_kernels, cpu_cores, cpu_kernels, memory
 
@@ -28,7 +28,7 @@ def limits(monkeypatch) -> list[int]:
 
 
 def choose_precision(*options: str) -> bool:
-    return generate._choose_precision(parse(txt2image_parser(), ["a cat", *options]))
+    return run._choose_precision(parse(txt2image_parser(), ["a cat", *options]))
 
 
 def test_a_mac_without_metal(monkeypatch, limits, capsys):

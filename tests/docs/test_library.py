@@ -13,6 +13,7 @@ from pages import read_blocks
 from stable_diffusion import StableDiffusion
 from stable_diffusion.generation import GenerationOptions
 from stable_diffusion.model_io import load_diffusion_config, load_text_encoder, load_unet
+from stable_diffusion.pipeline import DEFAULT_STRENGTH
 from stable_diffusion.sampler import SimpleEulerSampler
 
 FILE = ROOT / "docs/library.md"
@@ -117,9 +118,8 @@ def test_the_page_has_all_arguments_of_the_generators():
     for generator in generators:
         parameters = inspect.signature(generator).parameters
         assert parameters.keys() - {"self", "options"} <= rows.keys()
-        for name in ("n_images", "strength"):
-            if name in parameters:
-                assert str(parameters[name].default) == rows[name]
+        assert str(parameters["n_images"].default) == rows["n_images"]
+    assert str(DEFAULT_STRENGTH) == rows["strength"]
     assert GenerationOptions.__annotations__.keys() <= rows.keys()
     for name in GenerationOptions.__annotations__:
         assert re.search(rf"^ {{8}}{name}: ", GenerationOptions.__doc__, re.MULTILINE)

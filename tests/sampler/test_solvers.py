@@ -64,7 +64,7 @@ def test_the_noise_of_a_batch(name):
     steps = sampler.schedule(5).last(4)
     x = draw_latents([NoiseStream(1), NoiseStream(2)], shape[1:])
     streams = [NoiseStream(3), NoiseStream(4)]
-    predict = lambda x, t: mx.tanh(x + t / 1000)  # noqa: E731
+    predict = lambda x, t, _: mx.tanh(x + t / 1000)  # noqa: E731
     *_, ours = denoise(mx.array(x), steps, sampler, predict, streams)
 
     theirs = make_scheduler(name, {**BETAS, **scheduler_options(name, schedule)})

@@ -1,6 +1,7 @@
 """`--from-image`: options of the recipe in a picture, unless the command line gives them."""
 
 import argparse
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from ...utils.wording import abbreviate, quote_argument
 from ..recipe.recipe import Recipe, sha256
 from ..recipe.webui_text import read_parameters
 from ..terminal.console import say
+from .control_values import parse_control
 from .option import Option, Script
 from .options import all_options
 from .value_types import parse_embedding, parse_lora
@@ -26,6 +28,7 @@ DEPENDENT_OPTIONS = {
     "schedule": ("timesteps",),
     "timesteps": ("steps", "schedule"),
     "n_images": ("n_rows",),
+    "control": ("control_range", "control_canny"),
 }
 
 
@@ -115,6 +118,11 @@ def _warn_of_changed_files(file: str, recipe: Recipe, given: Mapping[str, Any]) 
     if "embedding" not in given:
         for text, checksum in zip(recipe.embedding, recipe.embedding_sha256, strict=False):
             checksums[parse_embedding(text)[1]] = checksum
+    if "control" not in given:
+        for text, checksum in zip(recipe.control, recipe.control_sha256, strict=False):
+            picture = Path(os.path.expanduser(parse_control(text).file))
+            if picture.is_file():  # otherwise reading it says what is wrong
+                checksums[picture] = checksum
     if recipe.image_sha256 is not None and "image" in given and Path(given["image"]).is_file():
         require_file(given["image"])
         checksums[Path(given["image"])] = recipe.image_sha256

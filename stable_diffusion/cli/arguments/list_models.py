@@ -14,6 +14,10 @@ from ...utils.wording import format_bytes
 from ...version import __version__
 
 WIDTH, INDENT = 80, 12  # columns
+NEEDS = {  # by task
+    "inpainting": "repaints a part of a picture: image2image.py --mask FILE",
+    "editing": "edits a picture by an instruction: image2image.py",
+}
 
 
 def describe_version() -> str:
@@ -56,6 +60,8 @@ def _describe_known(name: str, spec: ModelSpec, cached: dict[str, Path]) -> list
     """Return the facts about a model with a name; `cached` has the folders of repositories."""
     guidance = f"guidance {spec.guidance}" if spec.guidance > 1 else "no guidance"
     facts = [f"{spec.size}x{spec.size} pixels, {spec.steps} steps, {guidance}"]
+    if spec.task != "text":
+        facts += [NEEDS[spec.task]]
     if spec.repo is None:
         facts += [f"in this package, {_format_size(PACKAGE / name)}"]
     for repo in spec.repos:

@@ -15,6 +15,7 @@ SAME = {
     "--negative_prompt": "n np uc",
     "--prompts-file": "prompt-file from-file prompts",
     "--cfg": "cfg-scale guidance guidance-scale cfg-weight scale unconditional-guidance-scale",
+    "--image-cfg": "image-cfg-scale image-guidance-scale image-guidance cfg-image img-cfg-scale",
     "--guidance-rescale": "rescale-cfg cfg-rescale rescale",
     "--steps": (
         "num-inference-steps inference-steps num-steps n-steps sampling-steps sample-steps "

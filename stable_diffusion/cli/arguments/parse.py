@@ -7,23 +7,19 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ...images.arrays import MAX_PIXELS, MULTIPLE
-from ...images.reading import load_image, read_size
-from ...sampler.noise import MAX_SEED
-from ...sampler.sampler import require_eta, require_schedule, require_timesteps
-from ...utils.size import Size
-from ...utils.wording import abbreviate, describe_error
+from ...utils.wording import describe_error
+from ..model_task import check_known_model
 from ..settings import Request, Settings, StartPicture
-from ..terminal.console import say
 from .argument_parser import Parser
+from .combinations import check_combinations, check_request
+from .control_pictures import read_controls
 from .few_step_model import split_model
 from .from_image import read_options
 from .option import Option, Script
 from .options import GROUPS, all_options
 from .other_names import explain_option
 from .prompts_file import STANDARD_INPUT, read_requests
+from .start_picture import read_start
 
 N_IMAGES = 4  # the default of --n_images, without a prompts file
 
@@ -107,15 +103,17 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> Set
     given = _parse_words(parser, argv)
     try:
         values = _add_recipe_and_defaults(given)
-        _check_combinations(values)
+        check_combinations(values)
         requests = _make_requests(values)
         for request in requests:
-            _check_request(request)
+            check_request(request)
+        check_known_model(values["model"], values["unet"], requests, **_find_pictures(values))
         values = split_model(values, requests)
-        start = _read_start(values) if "image" in values else None
+        start = read_start(values) if "image" in values else None
+        controls = read_controls(values)
     except (ValueError, OSError) as error:
         parser.error(describe_error(error))
-    return _make_settings(values, requests, start)
+    return _make_settings(values | {"controls": controls}, requests, start)
 
 
 def _select_groups(script: Script) -> dict[str, list[Option]]:
@@ -189,22 +187,6 @@ def _choose_output(prompts_file: str | None) -> str:
     return ("out" if prompts_file == STANDARD_INPUT else Path(prompts_file).stem) + "/"
 
 
-def _check_combinations(values: Values) -> None:
-    """Raise ValueError if options are given that exclude or need each other."""
-    prompt, prompts_file = values["prompt"], values["prompts_file"]
-    n_images, n_rows = values["n_images"], values["n_rows"]
-    if prompt is None and prompts_file is None:
-        raise ValueError("a prompt is required, or --prompts-file, or --from-image")
-    if prompt is not None and prompts_file is not None:
-        raise ValueError(f"the prompt {abbreviate(prompt)!r} and --prompts-file: leave one out")
-    if prompts_file is None and n_images % n_rows != 0:
-        raise ValueError(f"--n_rows {n_rows} does not divide --n_images {n_images}")
-    if values["preload_models"] and values["low_memory"]:
-        raise ValueError("--preload-models and --low-memory are opposites: leave one out")
-    if values["preview_vae"] and values["preview"] is None:
-        raise ValueError("--preview-vae needs --preview N, which says how often to write previews")
-
-
 def _make_requests(values: Values) -> list[Request]:
     """Return the request of the command line, or those of the prompts file.
 
@@ -222,78 +204,10 @@ def _make_requests(values: Values) -> list[Request]:
     return read_requests(values["prompts_file"], request, options)
 
 
-def _check_request(request: Request) -> None:
-    """Raise ValueError if the size, the seed or the sampler of a request is wrong."""
-    width, height = request.width, request.height
-    if width is None or height is None:
-        if width is not None or height is not None:
-            raise ValueError(f"{request.where}--width and --height go together")
-    elif width * height > MAX_PIXELS:
-        raise ValueError(
-            f"{request.where}--width {width} and --height {height} make more than {MAX_PIXELS} "
-            "pixels"
-        )
-    if request.seed is not None and request.seed + request.n_images - 1 > MAX_SEED:
-        n = request.n_images
-        pictures = "1 picture" if n == 1 else f"{n} pictures"
-        or_one = "" if n == 1 or request.where else ", or --n_images 1"
-        raise ValueError(
-            f"{request.where}--seed {request.seed} is too large for {pictures}, as seeds end at "
-            f"{MAX_SEED}: take a smaller one{or_one}"
-        )
-    _check_sampling(request)
-
-
-def _check_sampling(request: Request) -> None:
-    """Raise ValueError if the options of a request about its steps exclude each other."""
-    if request.timesteps is not None:
-        others = {"--steps": request.steps, "--schedule": request.schedule}
-        for name, value in others.items():
-            if value is not None:
-                raise ValueError(
-                    f"{request.where}--timesteps and {name} {value}: leave one out, as timesteps "
-                    "say both how many steps there are and how they are spaced"
-                )
-    if request.sampler is not None:
-        try:
-            require_schedule(request.sampler, request.schedule)
-            if request.timesteps is not None:
-                require_timesteps(request.sampler)
-            if request.eta is not None:
-                require_eta(request.sampler)
-        except ValueError as error:
-            raise ValueError(f"{request.where}{error}") from None
-
-
-def _read_start(values: Values) -> StartPicture:
-    """Return the picture to start from, in a size that the networks take.
-
-    A picture with too many pixels for any model is not read: a black one takes its place, and
-    `job.check_start`, which knows the size that suits the model, refuses it.
-
-    Raises:
-        ValueError: if the file is not a picture, or too small, or `--fit` has no size to fit to.
-        OSError: if the file cannot be read.
-    """
-    file, fit = values["image"], values["fit"]
-    size = None if values["width"] is None else Size(values["width"], values["height"])
-    if fit is None:
-        fit = "stretch"
-    elif size is None:
-        raise ValueError("--fit needs --width and --height")
-    own_size = None
-    if size is None:
-        own_size = Size(*read_size(file))
-        width, height = own_size
-        if width * height > MAX_PIXELS and min(width, height) >= MULTIPLE:
-            shape = (*(side - side % MULTIPLE for side in (height, width)), 3)
-            black = np.broadcast_to(np.float32(-1), shape)  # takes no memory
-            return StartPicture(file, black, own_size, fit)
-    pixels, (width, height) = load_image(file, size, fit=fit)
-    new_height, new_width, _ = pixels.shape
-    if (new_width, new_height) != (width, height):
-        say(f"Resized {file} from {width}x{height} to {new_width}x{new_height}")
-    return StartPicture(file, pixels, own_size, fit)
+def _find_pictures(values: Values) -> dict[str, bool]:
+    """Return whether there is a picture to start from, and a mask of the part to repaint."""
+    has_mask = any(values.get(name) is not None for name in ("mask", "outpaint"))
+    return {"has_image": "image" in values, "has_mask": has_mask}
 
 
 def _make_settings(values: Values, requests: list[Request], start: StartPicture | None) -> Settings:

@@ -16,9 +16,11 @@ from ...config.autoencoder_tiny import TINY_VAES
 from ...model_io.hub_file import MAIN, HubName, parse_hub_name
 from ...sampler.noise import MAX_SEED
 from ...utils.wording import abbreviate, did_you_mean, format_bytes
+from ..settings import TRANSPARENCY
 
 MAX_COUNT = 100_000  # of anything that is counted, far more than is useful
 MAX_SIDE = 2**14  # pixels; no machine has the memory for the UNet at this size
+MAX_BLUR = 1000  # pixels
 MAX_GUIDANCE = 1000  # above about 30 the pictures are unusable
 MAX_LORA_SCALE = 100
 MAX_BYTES = 10_000_000_000  # of a LoRA or embedding, which is read whole for its checksum
@@ -62,6 +64,9 @@ def make_number_parser(kind: type[Number], low: Number, high: Number) -> Callabl
 parse_count = make_number_parser(int, 1, MAX_COUNT)
 parse_clip_skip = make_number_parser(int, 0, MAX_COUNT)
 parse_side = make_number_parser(int, 1, MAX_SIDE)
+parse_blur = make_number_parser(int, 0, MAX_BLUR)
+parse_crop = make_number_parser(int, 0, MAX_SIDE)
+parse_margin = make_number_parser(int, 0, MAX_SIDE)
 parse_fraction = make_number_parser(float, 0, 1)
 parse_timestep = make_number_parser(int, 0, MAX_COUNT)
 parse_guidance = make_number_parser(float, 0, MAX_GUIDANCE)
@@ -76,6 +81,20 @@ def parse_timesteps(text: str) -> tuple[int, ...]:
             f"must fall from one to the next, such as 999,749,499,249, got {abbreviate(text)}"
         )
     return timesteps
+
+
+def parse_margins(text: str) -> tuple[int, ...]:
+    """Return how many pixels to add at the left, top, right and bottom; one number is for all."""
+    margins = tuple(parse_margin(part.strip()) for part in text.split(","))
+    if len(margins) == 1:
+        margins *= 4
+    if len(margins) != 4:
+        raise argparse.ArgumentTypeError(
+            f"must be one number or four, LEFT,TOP,RIGHT,BOTTOM, got {abbreviate(text)}"
+        )
+    if not any(margins):
+        raise argparse.ArgumentTypeError(f"must add pixels at one side at least, got {text}")
+    return margins
 
 
 def make_choice_parser(choices: Collection[str]) -> Callable[[str], str]:
@@ -124,6 +143,17 @@ def names_vae(word: str) -> bool:
     if os.path.isfile(path) or (word.lower().endswith(WEIGHT_SUFFIXES) and " " not in word):
         return word.lower().endswith(WEIGHT_SUFFIXES)
     return word in TINY_VAES or REPOSITORY.fullmatch(word) is not None
+
+
+def parse_mask(text: str) -> str:
+    """Return the file name of a mask, or `TRANSPARENCY`.
+
+    Whether it is a picture is checked when it is read.
+    """
+    if text == TRANSPARENCY:
+        return text
+    _refuse_address(text, "mask")
+    return text if os.path.lexists(text) else os.path.expanduser(text)
 
 
 def parse_lora(text: str) -> tuple[str, float]:

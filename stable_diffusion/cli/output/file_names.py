@@ -92,19 +92,24 @@ def name_files(settings: Settings, jobs: Sequence[Job]) -> FileNames:
     return names
 
 
-def check_sizes(names: FileNames, jobs: Sequence[CompleteJob], n_rows: int) -> None:
+def check_sizes(
+    names: FileNames, jobs: Sequence[CompleteJob], n_rows: int, size: Size | None = None
+) -> None:
     """Check that the files can hold these pictures and their grid.
+
+    Args:
+        size: of all pictures, if it is not the one in which they are drawn.
 
     Raises:
         UsageError: if a picture or the grid is too large for its format.
     """
     try:
         for job in jobs if names.pictures else ():
-            check_size(names.pictures[job.index], Size(job.width, job.height))
+            check_size(names.pictures[job.index], size or Size(job.width, job.height))
         if names.grid is not None and jobs:
             n_pictures = len(jobs) + len(names.existing)
-            size = Size(jobs[0].width, jobs[0].height)
-            check_size(names.grid, compute_grid_size(n_pictures, size, n_rows))
+            each = size or Size(jobs[0].width, jobs[0].height)
+            check_size(names.grid, compute_grid_size(n_pictures, each, n_rows))
     except ValueError as error:
         raise UsageError(error) from None
 
@@ -251,6 +256,8 @@ def _list_inputs(settings: Settings) -> Iterator[tuple[str, str | Path]]:
     """Yield what each file is that a run reads beside the model, and its name."""
     if settings.start is not None:
         yield "the picture to start from", settings.start.file
+        if settings.start.repainting is not None and settings.start.repainting.file is not None:
+            yield "the mask", settings.start.repainting.file
     if settings.from_image is not None:
         yield "the picture that --from-image reads", settings.from_image
     if settings.prompts_file is not None:

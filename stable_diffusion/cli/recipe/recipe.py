@@ -49,16 +49,30 @@ class Recipe(Config):
     quantize: bool | None = None
     float16: bool | None = None
     vae_float16: bool | None = None  # True or None
-    strength: float | None = None  # this and the next three: if it starts from a picture
+    strength: float | None = None  # this and the next four: if it starts from a picture
     fit: str | None = None
     image: str | None = None  # the name of its file, without the folder
     image_sha256: str | None = None
+    control: tuple[str, ...] = ()  # MODEL[@TYPE]=IMAGE:SCALE, as `--control` takes it
+    control_sha256: tuple[str, ...] = ()  # of the pictures, in the same order
+    control_range: tuple[str, ...] = ()  # START-END, as `--control-range` takes it
+    control_canny: str | None = None  # LOW,HIGH
+    image_cfg: float | None = None  # in place of strength, of models that edit a picture
+    mask: str | None = None  # this and the next five: if a part is repainted
+    mask_sha256: str | None = None
+    invert_mask: bool | None = None  # True or None
+    mask_blur: int | None = None  # pixels; None for 0
+    mask_crop: int | None = None  # pixels; None if the whole picture is drawn
+    outpaint: tuple[int, ...] = ()  # pixels at the left, top, right and bottom
     version: str | None = None  # of this program
 
     IGNORED = frozenset({"schema", "program"})
     # Fields that are not options, or not as they are.
     NOT_OPTIONS: ClassVar[frozenset[str]] = frozenset(
-        {"revision", "lora_sha256", "embedding_sha256", "image", "image_sha256", "version"}
+        {
+            *("revision", "lora_sha256", "embedding_sha256", "image", "image_sha256"),
+            *("mask_sha256", "control_sha256", "version"),
+        }
     )
 
     @property
@@ -72,7 +86,7 @@ class Recipe(Config):
     @property
     def starts_from_a_picture(self) -> bool:
         """Return whether the picture was made by `image2image.py`."""
-        return self.strength is not None
+        return self.strength is not None or self.image_cfg is not None
 
     def to_json(self) -> str:
         """Return the recipe as JSON in ASCII, which every file format keeps as it is."""

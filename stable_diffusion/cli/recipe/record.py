@@ -14,8 +14,9 @@ from ...model_io.model import Model
 from ...model_io.sources import Source
 from ...utils.fold_name import fold_name
 from ...version import __version__
-from ..job import Job
-from ..settings import Settings
+from ..job import Job, find_default_strength
+from ..settings import TRANSPARENCY, Repainting, Settings
+from .control_text import name_control, name_ranges, name_thresholds
 from .recipe import Recipe, sha256
 from .webui_text import write_parameters
 
@@ -70,6 +71,7 @@ class RecipeComparison:
         self._wanted: dict[str, Any] = vars(_Choices.from_settings(settings))
         if settings.float16 is not None:
             self._wanted["float16"] = settings.float16
+        self._default_strength = find_default_strength(settings.start)
         self._models = _list_model_names(settings.model)
         self._parts = {name: _list_model_names(getattr(settings, name)) for name in PARTS}
 
@@ -92,6 +94,8 @@ class RecipeComparison:
             if not _list_model_names(getattr(recipe, name)) & wanted_names:
                 return True
         wanted = _collect_job_values(job) | self._wanted
+        if job.strength is None and recipe.strength is not None and self._default_strength:
+            wanted["strength"] = self._default_strength
         return any(_fold(getattr(recipe, name)) != _fold(value) for name, value in wanted.items())
 
 
@@ -108,11 +112,22 @@ class _Choices:
     vae_float16: bool | None  # True or None, as in recipes that are older than the option
     fit: str | None
     image_sha256: str | None
+    control: tuple[str, ...]
+    control_sha256: tuple[str, ...]
+    control_range: tuple[str, ...]
+    control_canny: str | None
+    mask: str | None = None
+    mask_sha256: str | None = None
+    invert_mask: bool | None = None
+    mask_blur: int | None = None
+    mask_crop: int | None = None
+    outpaint: tuple[int, ...] = ()
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "_Choices":
         """Return the choices of a command line; this reads the files that it names."""
         start = settings.start
+        repainting = None if start is None else start.repainting
         return cls(
             prediction_type=settings.prediction_type,
             lora=tuple(f"{_hide_home(str(file))}:{scale}" for file, scale in settings.lora),
@@ -121,9 +136,30 @@ class _Choices:
             embedding_sha256=tuple(sha256(file) for _, file in settings.embedding),
             quantize=settings.quantize,
             vae_float16=settings.vae_float16 or None,
-            fit=None if start is None else start.fit,
+            fit=None if start is None or start.is_cropped else start.fit,
             image_sha256=None if start is None else sha256(start.file),
+            control=tuple(
+                name_control(each, _hide_home(each.model), _hide_home(each.file))
+                for each in settings.controls
+            ),
+            control_sha256=tuple(sha256(each.file) for each in settings.controls),
+            control_range=name_ranges(settings.controls),
+            control_canny=name_thresholds(settings.controls),
+            **({} if repainting is None else _describe_repainting(repainting)),
         )
+
+
+def _describe_repainting(repainting: Repainting) -> dict[str, Any]:
+    """Return the fields of a recipe that say which part is repainted; None is the default."""
+    mask, margins = repainting.file, repainting.margins
+    return {
+        "mask": None if mask is None else _hide_home(mask),
+        "mask_sha256": None if mask is None or mask == TRANSPARENCY else sha256(mask),
+        "invert_mask": repainting.is_inverted or None,
+        "mask_blur": repainting.blur or None,
+        "mask_crop": repainting.crop,
+        "outpaint": tuple(margins) if any(margins) else (),
+    }
 
 
 def _collect_job_values(job: Job) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ...config.known_models import MODELS
 from ...sampler.sampler import SAMPLERS, SCHEDULES
 from ...sampler.table import SamplerSpec
 from ...tokenizer.prompt_weights import EXTRA_NETWORK
+from .control_text import describe_controls
 from .recipe import MAX_CHARACTERS, PROGRAM, Recipe
 
 SAMPLER_NAMES = {spec.name: spec.webui_name for spec in SAMPLERS.values()}
@@ -52,6 +53,9 @@ MODEL_FILES = {
     "v1-5-pruned-emaonly": "sd-1-5",
     "v2-1_512-ema-pruned": "sd",
     "v2-1_768-ema-pruned": "sd-2-1",
+    "sd-v1-5-inpainting": "sd-1-5-inpainting",
+    "512-inpainting-ema": "sd-2-inpainting",
+    "instruct-pix2pix-00-22000": "instruct-pix2pix",
     "sd_xl_base_1.0": "sdxl-base",
     "sd_xl_turbo_1.0": "sdxl",
     "sd_xl_turbo_1.0_fp16": "sdxl",
@@ -104,6 +108,7 @@ def write_parameters(recipe: Recipe) -> str:
         "Clip skip": recipe.clip_skip + 1 if recipe.clip_skip else None,  # they count from 1
         "Emphasis": None if recipe.prompt_weights or not _has_brackets(recipe) else "None",
         "Lora": ", ".join(map(_shorten_lora, recipe.lora)) or None,
+        **describe_controls(recipe),
         "RNG": "CPU",  # the noise is the same as PyTorch's on a CPU
         "Version": PROGRAM if recipe.version is None else f"{PROGRAM} {recipe.version}",
     }

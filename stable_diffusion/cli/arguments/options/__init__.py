@@ -9,6 +9,8 @@ recipes have is in `Recipe`, too.
 from collections.abc import Iterator
 
 from ..option import Option, Script
+from .control_options import CONTROL
+from .inpainting_options import INPAINTING
 from .model_options import MEMORY_AND_SPEED, MODEL
 from .output_options import OUTPUT, REPORTS
 from .picture_options import PICTURES, PROMPT, START
@@ -16,8 +18,10 @@ from .sampling_options import SAMPLING
 
 GROUPS: dict[str, tuple[Option, ...]] = {
     "picture to start from": START,
+    "repaint a part": INPAINTING,
     "prompt": PROMPT,
     "pictures": PICTURES,
+    "control": CONTROL,
     "sampling": SAMPLING,
     "model": MODEL,
     "memory and speed": MEMORY_AND_SPEED,

@@ -15,7 +15,7 @@ START = (
         "--strength",
         "how far to go from the picture, 0 to 1",
         parse=value_types.parse_fraction,
-        default=0.9,
+        default_text="0.9; 1 with --mask or --outpaint; models that edit a picture have none",
         metavar="X",
         scripts=IMAGE2IMAGE,
         line_scripts=IMAGE2IMAGE,

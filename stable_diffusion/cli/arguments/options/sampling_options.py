@@ -1,8 +1,9 @@
 """The options that say how to step from noise to a picture."""
 
+from ....config.task import IMAGE_GUIDANCE
 from ....sampler.sampler import SAMPLERS, SCHEDULES
 from .. import value_types
-from ..option import BOTH, Option
+from ..option import BOTH, IMAGE2IMAGE, Option
 
 SAMPLING = (
     Option(
@@ -21,6 +22,17 @@ SAMPLING = (
         default_text="by model",
         metavar="X",
         line_scripts=BOTH,
+        in_recipe=True,
+    ),
+    Option(
+        "--image-cfg",
+        "guidance by the picture, for models that edit one: how closely to keep to it; less than 1 "
+        "means no guidance at all",
+        parse=value_types.parse_guidance,
+        default_text=f"{IMAGE_GUIDANCE} with these models",
+        metavar="X",
+        scripts=IMAGE2IMAGE,
+        line_scripts=IMAGE2IMAGE,
         in_recipe=True,
     ),
     Option(

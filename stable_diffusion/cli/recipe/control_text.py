@@ -1,0 +1,62 @@
+"""Control pictures in recipes: as the options take them, and in the words of the web UI."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..settings import ControlPicture
+from .recipe import Recipe
+
+FULL_RANGE = "0-1"
+
+
+def name_control(control: ControlPicture, model: str, file: str) -> str:
+    """Return the text of `--control` for a control picture.
+
+    Args:
+        model, file: what to call its model and its file.
+    """
+    kind = "" if control.type is None else f"@{control.type}"
+    return f"{model}{kind}={file}:{_format(control.scale)}"
+
+
+def name_ranges(controls: Sequence[ControlPicture]) -> tuple[str, ...]:
+    """Return the texts of `--control-range`: none for all steps, one if all are the same."""
+    ranges = tuple(f"{_format(each.start)}-{_format(each.end)}" for each in controls)
+    if set(ranges) <= {FULL_RANGE}:
+        return ()
+    return ranges[:1] if len(set(ranges)) == 1 else ranges
+
+
+def name_thresholds(controls: Sequence[ControlPicture]) -> str | None:
+    """Return the text of `--control-canny`; None if no edges are drawn."""
+    found = (each.canny for each in controls if each.canny is not None)
+    thresholds = next(found, None)
+    return None if thresholds is None else ",".join(map(str, thresholds))
+
+
+def describe_controls(recipe: Recipe) -> dict[str, str]:
+    """Return the parts of the web UI's text about control pictures, by their keys."""
+    ranges = recipe.control_range or (FULL_RANGE,)
+    if len(ranges) != len(recipe.control):
+        ranges = ranges[:1] * len(recipe.control)
+    described = {}
+    for i, (text, steps) in enumerate(zip(recipe.control, ranges, strict=True)):
+        model, _, picture = text.partition("=")
+        start, _, end = steps.partition("-")
+        details = {
+            "Module": "none" if recipe.control_canny is None else "canny",
+            "Model": model,
+            "Weight": picture.rpartition(":")[2],
+            "Resize Mode": "Just Resize",
+            "Guidance Start": start,
+            "Guidance End": end,
+            "Control Mode": "Balanced",
+        }
+        described[f"ControlNet {i}"] = ", ".join(f"{key}: {each}" for key, each in details.items())
+    return described
+
+
+def _format(number: float) -> str:
+    """Return a number in digits, without an exponent or a fraction of 0."""
+    return np.format_float_positional(number, trim="-")

@@ -1,0 +1,307 @@
+"""Control: pictures that steer what a pipeline draws, through networks that it has loaded.
+
+A caller gives each picture in a `Control`. `activate` makes of them, for one call of a generator,
+what `denoising.py` needs in each step.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from .active_control import ActiveControl
+from .check_arguments import check_integer, check_number, describe, is_pil
+from .config.controlnet import ControlNetUnionConfig
+from .model_io.control_models import (
+    OpenedControl,
+    find_damaged_control_weights,
+    load_control_network,
+)
+from .quantize import is_quantized, quantize_unet
+from .utils.size import Size
+from .utils.wording import did_you_mean
+
+IMAGE = "image must be [H, W, 3] floats in [0, 1]: x / 255 for x of 8 bits"
+ROUNDING = 1e-3  # how far beyond [0, 1] rounding may take a picture in half precision
+LANCZOS_LOBES = 3
+
+# What a picture for a union shows, by the number of its type, and other names for the same.
+UNION_TYPES = (
+    *("openpose", "depth", "softedge", "canny", "normal", "segmentation"),
+    *("tile", "repaint"),  # of unions with eight types
+)
+UNION_ALIASES: Mapping[str, int] = MappingProxyType(
+    {"pose": 0, "scribble": 2, "hed": 2, "lineart": 3, "mlsd": 3, "seg": 5, "inpaint": 7}
+)
+
+
+class LoadedControl:
+    """A control network of a pipeline, which `StableDiffusion.load_control` returns.
+
+    Attributes:
+        name: of the control model.
+        types: the names of what its pictures may show, if it is a union; empty for the others.
+    """
+
+    def __init__(self, opened: OpenedControl, float16: bool):
+        self._opened = opened
+        self._network: nn.Module | None = load_control_network(opened, float16)
+        self.name = opened.name
+        self.types: tuple[str, ...] = ()
+        if isinstance(opened.config, ControlNetUnionConfig):
+            numbers = range(len(UNION_TYPES), opened.config.num_control_type)
+            self.types = (*UNION_TYPES, *map(str, numbers))[: opened.config.num_control_type]
+
+    def __repr__(self) -> str:
+        return f"LoadedControl({self.name!r})"
+
+    @property
+    def network(self) -> nn.Module:
+        """Return the network.
+
+        Raises:
+            ValueError: if it has been unloaded.
+        """
+        if self._network is None:
+            raise ValueError(f"the control network {self.name} has been unloaded: load it again")
+        return self._network
+
+    @property
+    def is_unloaded(self) -> bool:
+        """Return whether the network has been unloaded."""
+        return self._network is None
+
+    def quantize(self) -> None:
+        """Quantize its linear layers to 8 bits, in place, unless they are quantized."""
+        if not is_quantized(self.network):
+            quantize_unet(self.network)
+
+    def use_float32(self) -> None:
+        """Load the network again, to compute in float32; quantized if it was."""
+        was_quantized = is_quantized(self.network)
+        self._network = load_control_network(self._opened, True, widened=True)
+        if was_quantized:
+            self.quantize()
+
+    def find_damaged_weights(self, float16: bool) -> list[str]:
+        """Return the tensors that have a number that is not finite, "FILE: KEY"."""
+        return find_damaged_control_weights(self._opened, float16)
+
+    def unload(self) -> None:
+        """Delete the network. A `Denoising` that has begun keeps it until it ends."""
+        self._network = None
+
+
+@dataclass(frozen=True, eq=False)
+class Control:
+    """A picture that steers what is drawn, for the argument `controls` of both generators.
+
+    Attributes:
+        network: what `load_control` returned.
+        image: the control picture, [H, W, 3] floats in [0, 1], such as white edges on black. A
+            picture of another size than the pictures that are made is stretched to theirs.
+        scale: how much it steers, 1 by default; 0 has no effect.
+        start, end: the part of the steps in which it steers: step i of n does if start ≤ i/n and
+            (i + 1)/n ≤ end.
+        type: for a union of ControlNets, what the picture shows, a name or a number.
+
+    Raises:
+        TypeError: if a value is of the wrong kind.
+        ValueError: if a value is out of its range, or the network needs a type or has none.
+    """
+
+    network: LoadedControl
+    image: mx.array | np.ndarray
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    type: str | int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.network, LoadedControl):
+            raise TypeError(
+                f"network must be what load_control returns, got {describe(self.network)}"
+            )
+        start, end = check_number("start", self.start, 0, 1), check_number("end", self.end, 0, 1)
+        if start >= end:
+            raise ValueError(f"start must be below end, got {start:g} and {end:g}")
+        checked = {
+            "image": check_control_image(self.image),
+            "scale": check_number("scale", self.scale),
+            "start": start,
+            "end": end,
+            "type": _check_type(self.type, self.network),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)  # the class is frozen for its users
+
+    def is_active(self, step: int, n_steps: int) -> bool:
+        """Return whether it steers step `step` of `n_steps`, counted from 0, as in diffusers."""
+        return step / n_steps >= self.start and (step + 1) / n_steps <= self.end
+
+
+def check_control_image(image: Any) -> mx.array:
+    """Return a control picture, float32 [H, W, 3]; this evaluates it.
+
+    Raises:
+        TypeError: if it is not an array of real numbers.
+        ValueError: if its shape, the type of its numbers, or their range is wrong.
+    """
+    if is_pil(image):
+        raise TypeError(
+            f'{IMAGE}; got {describe(image)}: give np.asarray(image.convert("RGB")) / 255'
+        )
+    if not isinstance(image, (mx.array, np.ndarray)):
+        raise TypeError(f"{IMAGE}; got {describe(image)}")
+    shape = list(image.shape)
+    if len(shape) != 3 or shape[-1] != 3 or not all(shape):
+        raise ValueError(f"{IMAGE}; got the shape {shape}")
+    if isinstance(image, np.ndarray):
+        is_float = image.dtype.kind == "f"
+    else:
+        is_float = mx.issubdtype(image.dtype, mx.floating)
+    if not is_float:
+        raise ValueError(f"{IMAGE}; got numbers of {str(image.dtype).removeprefix('mlx.core.')}")
+    picture = mx.array(image, dtype=mx.float32)
+    low, high = np.array(mx.stack([picture.min(), picture.max()])).tolist()
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{IMAGE}; got numbers that are not finite")
+    if low < -ROUNDING or high > 1 + ROUNDING:
+        raise ValueError(f"{IMAGE}; got values from {low:g} to {high:g}")
+    return picture
+
+
+def _check_type(value: Any, network: LoadedControl) -> int | None:
+    """Return the number of a type of a union; None for other networks.
+
+    Raises:
+        TypeError: if it is neither a name nor a number.
+        ValueError: if the network has no such type, or needs one, or takes none.
+    """
+    types = network.types
+    if not types:
+        if value is not None:
+            raise ValueError(f"{network.name} takes no type, as it is not a union: leave it out")
+        return None
+    known = ", ".join(types)
+    if value is None:
+        raise ValueError(
+            f"{network.name} is for several types: type must say what the picture shows: {known}"
+        )
+    number = find_union_type(value) if isinstance(value, str) else check_integer("type", value)
+    if number is None:
+        suggestion = did_you_mean(value, (*types, *UNION_ALIASES))
+        raise ValueError(f"type must be one of {known}, got {value!r}{suggestion}")
+    if not 0 <= number < len(types):
+        raise ValueError(f"{network.name} has {len(types)} types ({known}), got type {value!r}")
+    return number
+
+
+def find_union_type(name: str) -> int | None:
+    """Return the number of a type of ControlNet unions, of a name or a number; None if unknown."""
+    if name.isascii() and name.isdigit() and int(name) < len(UNION_TYPES):
+        return int(name)
+    return {each: i for i, each in enumerate(UNION_TYPES)}.get(name, UNION_ALIASES.get(name))
+
+
+def check_controls(value: Any, loaded: Sequence[LoadedControl]) -> tuple[Control, ...]:
+    """Return the argument `controls` of a generator.
+
+    Args:
+        loaded: the control networks of the pipeline.
+
+    Raises:
+        TypeError: if it is not a list of `Control`.
+        ValueError: if a network does not belong to the pipeline.
+    """
+    wanted = "controls must be a list of Control"
+    if isinstance(value, Control):
+        raise TypeError(f"{wanted}, got one alone: give [control]")
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise TypeError(f"{wanted}, got {describe(value)}")
+    for i, control in enumerate(value):
+        if not isinstance(control, Control):
+            raise TypeError(f"{wanted}, got a list with {describe(control)} in it")
+        if not any(control.network is each for each in loaded):
+            what = "has been unloaded" if control.network.is_unloaded else "is of another pipeline"
+            raise ValueError(
+                f"controls[{i}]: the network {control.network.name} {what}: give what load_control "
+                "of this one returned"
+            )
+    return tuple(value)
+
+
+def warn_of_no_steps(controls: Sequence[Control], n_steps: int) -> None:
+    """Warn about controls that are active in none of the steps of a call."""
+    for i, control in enumerate(controls):
+        if not any(control.is_active(step, n_steps) for step in range(n_steps)):
+            steps = "1 step" if n_steps == 1 else f"{n_steps} steps"
+            warnings.warn(
+                f"controls[{i}], {control.network.name}, has no effect: no step of {steps} is "
+                f"between its start {control.start:g} and end {control.end:g}",
+                stacklevel=4,
+            )
+
+
+def activate(controls: Sequence[Control], size: Size, n_steps: int) -> list[ActiveControl]:
+    """Return the control networks of a call of a generator, with their pictures and steps.
+
+    The pictures for one union that are active in the same step are given to it together.
+
+    Args:
+        size: of the pictures that are made.
+        n_steps: the steps that are run.
+    """
+    groups: dict[int, list[Control]] = {}
+    for i, control in enumerate(controls):
+        key = id(control.network) if control.network.types else -1 - i  # each alone, except unions
+        groups.setdefault(key, []).append(control)
+    active = []
+    for group in groups.values():
+        steps: dict[tuple[Control, ...], list[int]] = {}
+        for step in range(n_steps):
+            together = tuple(each for each in group if each.is_active(step, n_steps))
+            steps.setdefault(together, []).append(step)
+        steps.pop((), None)
+        active += [
+            ActiveControl(
+                network=group[0].network.network,
+                pictures=[resize(mx.array(each.image), size)[None] for each in together],
+                types=[each.type for each in together if isinstance(each.type, int)],
+                scales=[each.scale for each in together],
+                steps=frozenset(numbers),
+            )
+            for together, numbers in steps.items()
+        ]
+    return active
+
+
+def resize(picture: mx.array, size: Size) -> mx.array:
+    """Return a picture [H, W, 3] in [0, 1] stretched to a size by Lanczos' filter.
+
+    The filter is the one of Pillow, which averages where it reduces; without rounding to 8 bits.
+    """
+    width, height = size
+    old_height, old_width, channels = picture.shape
+    if (old_height, old_width) == (height, width):
+        return picture
+    rows = mx.array(_make_lanczos(old_height, height)) @ picture.reshape(old_height, -1)
+    resized = mx.array(_make_lanczos(old_width, width)) @ rows.reshape(height, old_width, channels)
+    return mx.clip(resized, 0, 1)  # it overshoots at edges
+
+
+def _make_lanczos(n_old: int, n_new: int) -> np.ndarray:
+    """Return the matrix [n_new, n_old], float32, that resizes a side by Lanczos' filter."""
+    scale = n_old / n_new
+    width = max(scale, 1)  # of the filter, which covers all pixels where it reduces
+    centers = (np.arange(n_new) + 0.5) * scale
+    distances = (np.arange(n_old) + 0.5 - centers[:, None]) / width
+    weights = np.sinc(distances) * np.sinc(distances / LANCZOS_LOBES)
+    weights[np.abs(distances) >= LANCZOS_LOBES] = 0
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)

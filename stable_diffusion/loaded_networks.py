@@ -1,0 +1,127 @@
+"""The networks of a pipeline: loading them, freeing them, and computing in float32."""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .adapted import Adapted
+from .autoencoder_tiny import AutoencoderTiny
+from .check_arguments import check_path
+from .clip import CLIPTextModel
+from .conditioning import Reader, require_fit
+from .control import LoadedControl
+from .model_io.control_models import OpenedControl, open_control
+from .model_io.loaders import ModelPath, load_autoencoder, load_text_encoder, load_tokenizer
+from .model_io.weights import read_weights
+from .precision import load_in_float32
+from .quantize import quantize_networks
+from .unet import UNetModel
+from .vae import Autoencoder
+
+
+class LoadedNetworks(Adapted):
+    """The part of a pipeline that keeps the networks."""
+
+    # The attributes of text encoders, UNet and tokenizers, each with its folder in the model.
+    _TEXT_ENCODERS: tuple[tuple[str, str], ...] = (("text_encoder", "text_encoder"),)
+    _UNET = ("unet", "unet")
+    _TOKENIZERS: tuple[tuple[str, str], ...] = (("tokenizer", "tokenizer"),)
+
+    unet: UNetModel
+    autoencoder: Autoencoder | AutoencoderTiny
+    float16: bool
+    vae_float16: bool
+    controls: tuple[LoadedControl, ...] = ()
+
+    def ensure_models_are_loaded(self) -> None:
+        """Read all weights now."""
+        controls = (control.network for control in self.controls)
+        for network in (*self._text_encoders, self.unet, self.autoencoder, *controls):
+            read_weights(network)
+
+    def quantize(self) -> None:
+        """Quantize linear layers to 4 bits (text encoders) and 8 bits (UNet, control), in place.
+
+        Their other weights, except the text encoders', are kept in float16. Quantized networks stay
+        so, with a warning. Control networks that are loaded later are not quantized.
+        """
+        quantize_networks(self.unet, self._text_encoders, self.config.name)
+        for control in self.controls:
+            control.quantize()
+
+    def use_float32(self) -> None:
+        """Load the networks again, to compute in float32.
+
+        This is for numbers that half precision cannot hold. Networks that have been freed stay
+        freed. A `Denoising` that has begun needs a `restart`.
+        """
+        self.use_float32_vae()
+        self.float16, self.dtype = False, mx.float32
+        for attribute, name in (*self._TEXT_ENCODERS, self._UNET):
+            if hasattr(self, attribute):
+                network = load_in_float32(self.model, name, getattr(self, attribute))
+                setattr(self, attribute, network)
+        for control in self.controls:
+            control.use_float32()
+
+    def use_float32_vae(self) -> None:
+        """Load the VAE again, to compute in float32, if it computes in half precision."""
+        if self.vae_float16 and hasattr(self, "autoencoder"):
+            self.autoencoder = load_autoencoder(self.model, self.float16)
+        self.vae_float16 = False
+
+    def load_control(self, model: ModelPath | OpenedControl) -> LoadedControl:
+        """Load a ControlNet, a union of ControlNets or a T2I-Adapter, for the argument `controls`.
+
+        Args:
+            model: a short name such as "canny", a folder, a safetensors file, a Hub repository, or
+                a file of one; see `open_control`.
+
+        Raises:
+            OSError: if it cannot be found.
+            ValueError: if it is not supported, is broken, or is for another kind of model.
+        """
+        if not isinstance(model, OpenedControl):
+            check_path("model", model)
+            model = open_control(model, self.model)
+        control = LoadedControl(model, self.float16)
+        self.controls = (*self.controls, control)
+        return control
+
+    def unload_controls(self) -> None:
+        """Delete all control networks."""
+        for control in self.controls:
+            control.unload()
+        self.controls = ()
+
+    def free_text_encoders(self) -> None:
+        """Delete the text encoders. Evaluate what they compute (`Denoising.inputs`) first."""
+        for attribute, _ in self._TEXT_ENCODERS:
+            delattr(self, attribute)
+
+    @property
+    def _text_encoders(self) -> list[CLIPTextModel]:
+        """Return the text encoders, unless they have been freed."""
+        if not all(hasattr(self, attribute) for attribute, _ in self._TEXT_ENCODERS):
+            raise ValueError("the text encoders have been freed: make a new object for more text")
+        return [getattr(self, attribute) for attribute, _ in self._TEXT_ENCODERS]
+
+    @property
+    def _readers(self) -> list[Reader]:
+        """Return each tokenizer with its text encoder."""
+        tokenizers = (getattr(self, attribute) for attribute, _ in self._TOKENIZERS)
+        return list(zip(tokenizers, self._text_encoders, strict=True))
+
+    @property
+    def _networks(self) -> dict[str, nn.Module]:
+        """Return the UNet and the text encoders by folder, except those that have been freed."""
+        networks = (*self._TEXT_ENCODERS, self._UNET)
+        return {name: getattr(self, each) for each, name in networks if hasattr(self, each)}
+
+    def _load_readers(self) -> None:
+        """Load the tokenizers and text encoders."""
+        for attribute, name in self._TOKENIZERS:
+            setattr(self, attribute, load_tokenizer(self.model, f"{name}_vocab", f"{name}_merges"))
+        for attribute, name in self._TEXT_ENCODERS:
+            setattr(self, attribute, load_text_encoder(self.model, self.float16, name))
+        for reader in self._readers:
+            require_fit(*reader, self.model.name)
