@@ -111,22 +111,20 @@ def make_draw(
 
 
 def evaluate(control: ControlNetModel, count: int) -> dict[str, dict[str, float]]:
-    """Return the scores on `count` outlines, with several kinds of prompts and without control.
-
-    The prompts say all, or no shapes, sizes and relation, or nothing.
-    """
+    """Return the scores on `count` outlines with the ControlNet, and without it."""
     asked = outlined(count)
-    rng = np.random.default_rng(18)
-    vague = [(_without_shapes(layout, rng), layout) for _, layout in asked]
     return {
-        "with the outline": score_outlines(make_draw(control), asked),
-        "shapes not named": score_outlines(make_draw(control), vague),
-        "empty prompt": score_outlines(make_draw(control), [("", layout) for _, layout in asked]),
-        "without control": score_outlines(make_draw(control, scale=0.0), asked),
+        "outline and prompt": score_outlines(make_draw(control), asked),
+        "prompt alone": score_outlines(make_draw(control, scale=0.0), asked),
     }
 
 
-def _without_shapes(layout: Layout, rng: np.random.Generator) -> str:
-    """Return a prompt that leaves the shapes, their sizes and their relation open."""
-    items = tuple(replace(item, shape=None, size=None) for item in layout.scene.items)
-    return caption(replace(layout.scene, items=items, relation=None), rng)
+def without_shapes(asked: list[tuple[str, Layout]], seed: int = 18) -> list[tuple[str, Layout]]:
+    """Return the layouts with prompts that leave shapes, sizes and relations to the outline."""
+    rng = np.random.default_rng(seed)
+    vague = []
+    for _, layout in asked:
+        items = tuple(replace(item, shape=None, size=None) for item in layout.scene.items)
+        scene = replace(layout.scene, items=items, relation=None)
+        vague.append((caption(scene, rng), layout))
+    return vague

@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tools.check_shapes import NOTICEABLE, judge, regions
-from tools.outlines import layouts
+from tools.outlines import Spot, layouts
 from tools.shapes import (
     COLOURS,
     PALETTE,
     PLACE_OF,
+    PLACES,
     SHAPES,
     SIZE,
     Scene,
@@ -124,40 +125,53 @@ class Extension:
 
     picture: np.ndarray  # [64, 64, 3] uint8
     side: str  # left, top, right or bottom
+    pixels: int  # that are added there
     background: str
     prompt: str
 
+    def extend(self, fill: str = "edge") -> tuple[np.ndarray, np.ndarray]:
+        """Return the larger picture [H, W, 3] uint8, and its new area [H, W] as booleans.
 
-def extensions(count: int, seed: int = 37) -> list[Extension]:
-    """Return pictures of one shape whose combination is held out, each with a side to extend."""
+        Args:
+            fill: what the new area shows before it is drawn: "edge" repeats the outermost pixels,
+                "symmetric" mirrors the picture, "grey" is the middle of the range.
+        """
+        left, top, right, bottom = (self.pixels * (self.side == side) for side in SIDES)
+        sides = (top, bottom), (left, right)
+        new = np.pad(np.zeros((SIZE, SIZE), bool), sides, constant_values=True)
+        if fill == "grey":
+            return np.pad(self.picture, (*sides, (0, 0)), constant_values=128), new
+        return np.pad(self.picture, (*sides, (0, 0)), mode=fill), new
+
+
+def extensions(count: int, pixels: int, placed: bool = True, seed: int = 37) -> list[Extension]:
+    """Return pictures of one shape whose combination is held out, each with a side to extend.
+
+    Args:
+        pixels: to add at the side.
+        placed: let the prompt say where the shape is in the larger picture.
+    """
     rng = np.random.default_rng(seed)
     scenes = layouts(rng, unseen=True, pair=0.0)
     chosen = []
     for _ in range(count):
-        layout = next(scenes)
+        layout, side = next(scenes), _pick(rng, SIDES)
+        place = _place_in_larger(layout.spots[0], side, pixels) if placed else None
         ground = layout.scene.background
-        prompt = caption(layout.scene, rng)
-        chosen.append(Extension(layout.render(), _pick(rng, SIDES), ground, prompt))
+        prompt = caption(replace(layout.scene, place=place), rng)
+        chosen.append(Extension(layout.render(), side, pixels, ground, prompt))
     return chosen
 
 
-def extend(asked: Extension, pixels: int, fill: str = "edge") -> tuple[np.ndarray, np.ndarray]:
-    """Return the larger picture [H, W, 3] uint8, and its new area [H, W] as booleans.
-
-    Args:
-        fill: what the new area shows before it is drawn: "edge" repeats the outermost pixels,
-            "symmetric" mirrors the picture, "grey" is the middle of the range.
-    """
-    left, top, right, bottom = (pixels * (asked.side == side) for side in SIDES)
-    sides = (top, bottom), (left, right)
-    new = np.pad(np.zeros((SIZE, SIZE), bool), sides, constant_values=True)
-    if fill == "grey":
-        return np.pad(asked.picture, (*sides, (0, 0)), constant_values=128), new
-    return np.pad(asked.picture, (*sides, (0, 0)), mode=fill), new
+def _place_in_larger(spot: Spot, side: str, pixels: int) -> str:
+    """Return the place nearest to a shape in the picture that is larger by `pixels` at `side`."""
+    x = (spot.x + pixels * (side == "left")) / (SIZE + pixels * (side in ("left", "right")))
+    y = (spot.y + pixels * (side == "top")) / (SIZE + pixels * (side in ("top", "bottom")))
+    return min(PLACES, key=lambda p: np.hypot(x - PLACES[p][0] / SIZE, y - PLACES[p][1] / SIZE))
 
 
 def score_extensions(
-    draw: Draw, asked: list[Extension], pixels: int, fill: str = "edge", batch: int = 25
+    draw: Draw, asked: list[Extension], fill: str = "edge", batch: int = 25
 ) -> dict[str, float]:
     """Return how well the background goes on, as shares in [0, 1].
 
@@ -169,7 +183,7 @@ def score_extensions(
         group = [one for one in asked if (one.side in ("top", "bottom")) == upright]
         for first in range(0, len(group), batch):
             part = group[first : first + batch]
-            padded = [extend(one, pixels, fill) for one in part]
+            padded = [one.extend(fill) for one in part]
             before = np.stack([picture for picture, _ in padded])
             masks = np.stack([new for _, new in padded])
             prompts = [one.prompt for one in part]
