@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tools.check_shapes import NOTICEABLE, judge, regions
-from tools.outlines import Spot, layouts
+from tools.outlines import layouts
 from tools.shapes import (
     COLOURS,
     PALETTE,
     PLACE_OF,
-    PLACES,
     SHAPES,
     SIZE,
     Scene,
@@ -39,7 +38,8 @@ HALVES = {  # the side of the picture that holds the first item, as rows and col
     "bottom": (slice(SIZE // 2, None), slice(None)),
 }
 MARGIN = 3  # pixels around a shape that its box contains, too
-SIDES = ("left", "top", "right", "bottom")
+OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
+SIDES = ("left", "top", "right", "bottom")  # in the order of --outpaint
 MUST = ("background", "count", "colour", "shape", "relation")
 
 
@@ -149,25 +149,19 @@ def extensions(count: int, pixels: int, placed: bool = True, seed: int = 37) -> 
 
     Args:
         pixels: to add at the side.
-        placed: let the prompt say where the shape is in the larger picture.
+        placed: let the prompt say at which side of the larger picture the shape is, such as "on the
+            left" if the new area is at the right.
     """
     rng = np.random.default_rng(seed)
     scenes = layouts(rng, unseen=True, pair=0.0)
     chosen = []
     for _ in range(count):
         layout, side = next(scenes), _pick(rng, SIDES)
-        place = _place_in_larger(layout.spots[0], side, pixels) if placed else None
+        place = OPPOSITE[side] if placed else None
         ground = layout.scene.background
         prompt = caption(replace(layout.scene, place=place), rng)
         chosen.append(Extension(layout.render(), side, pixels, ground, prompt))
     return chosen
-
-
-def _place_in_larger(spot: Spot, side: str, pixels: int) -> str:
-    """Return the place nearest to a shape in the picture that is larger by `pixels` at `side`."""
-    x = (spot.x + pixels * (side == "left")) / (SIZE + pixels * (side in ("left", "right")))
-    y = (spot.y + pixels * (side == "top")) / (SIZE + pixels * (side in ("top", "bottom")))
-    return min(PLACES, key=lambda p: np.hypot(x - PLACES[p][0] / SIZE, y - PLACES[p][1] / SIZE))
 
 
 def score_extensions(
