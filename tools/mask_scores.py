@@ -121,7 +121,7 @@ def score_swaps(draw: Draw, asked: list[Swap], batch: int = 50) -> dict[str, flo
 
 @dataclass(frozen=True)
 class Extension:
-    """A picture that is to be made larger at one side, and what it shows."""
+    """A picture to make larger at one side, and what it shows."""
 
     picture: np.ndarray  # [64, 64, 3] uint8
     side: str  # left, top, right or bottom
@@ -167,7 +167,7 @@ def extensions(count: int, pixels: int, placed: bool = True, seed: int = 37) -> 
 def score_extensions(
     draw: Draw, asked: list[Extension], fill: str = "edge", batch: int = 25
 ) -> dict[str, float]:
-    """Return how well the background goes on, as shares in [0, 1].
+    """Return how well the new area continues the background, as shares in [0, 1].
 
     `pixels` is the share of new pixels in the background's colour, `clean` that of pictures whose
     new area shows nothing else, and `kept` has every old pixel as it was.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -62,7 +64,7 @@ def test_the_judge_of_outlines_accepts_true_pictures_and_refuses_moved_ones():
     for _, layout in asked:
         verdict = judge_layout(layout.render(), layout)
         assert all(verdict.values()), verdict
-    for (_, layout), (_, other) in zip(asked, asked[1:], strict=False):
+    for (_, layout), (_, other) in pairwise(asked):
         verdict = judge_layout(layout.render(), other)
         assert not all(verdict[aspect] for aspect in MUST)
     moved = np.roll(asked[0][1].render(), 5, axis=1)  # pixels
