@@ -120,12 +120,20 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
         places = [PLACE_OF[scene.relation], PLACE_OF[INVERSE[scene.relation]]]
     else:
         places = [scene.place]
-    picture = np.empty((SIZE, SIZE, 3), np.float32)
-    picture[:] = PALETTE[scene.background]
+    spots = []
     for item, place in zip(scene.items, places, strict=True):
         x, y = np.array(PLACES[place]) + rng.uniform(-JITTER, JITTER, 2)
         radius = RADII[item.size] + rng.uniform(-RADIUS_JITTER, RADIUS_JITTER)
-        alpha = coverage(item.shape, x, y, radius)[..., None]  # [64, 64, 1]
+        spots.append((x, y, radius))
+    return paint(scene, spots)
+
+
+def paint(scene: Scene, spots: list[tuple[float, float, float]]) -> np.ndarray:
+    """Draw a complete scene with each item at a spot (x, y, radius): [64, 64, 3] uint8."""
+    picture = np.empty((SIZE, SIZE, 3), np.float32)
+    picture[:] = PALETTE[scene.background]
+    for item, spot in zip(scene.items, spots, strict=True):
+        alpha = coverage(item.shape, *spot)[..., None]  # [64, 64, 1]
         picture += alpha * (np.array(PALETTE[item.colour], np.float32) - picture)
     return np.round(picture).astype(np.uint8)
 
