@@ -55,7 +55,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "time_embedding": {"activations", "layers"},
     "unet_blocks": {"attention", "config", "layers"},
     "unet": {"activations", "attention", "config", "layers", "time_embedding", "unet_blocks"},
-    "controlnet": {"activations", "attention", "config", "layers", "time_embedding", "unet"},
+    "controlnet": {
+        *("activations", "attention", "config", "layers", "time_embedding", "unet", "unet_blocks")
+    },
     "t2i_adapter": {"activations", "attention", "config", "layers", "unet"},
     "vae": {"activations", "attention", "config", "device", "layers"},
     "autoencoder_tiny": {"activations", "config", "device", "layers", "vae"},
