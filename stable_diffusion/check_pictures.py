@@ -15,8 +15,8 @@ from .check_arguments import SWAPPED, describe, is_pil
 from .utils.wording import abbreviate
 
 # Resampling filters overshoot: by a third of the range in practice, by half of it at most.
-MAX_LEVEL = 2.0
-FROM_8_BITS = "x / 127.5 - 1"
+MAX_LEVEL = 2.0  # of pictures, which are in [-1, 1]
+MASK_LEVELS = -0.5, 1.5  # of masks, which are in [0, 1]
 FROM_8_BITS = "x / 127.5 - 1"
 IMAGE = f"image must be [H, W, 3] floats in [-1, 1]: {FROM_8_BITS} for x of 8 bits"
 MASK = "mask must be [H, W] floats in [0, 1], x / 255 for x of 8 bits, or booleans"
@@ -80,10 +80,13 @@ def check_mask(mask: Any, size: Sequence[int], factor: int) -> np.ndarray:
     if shape != list(size):
         raise ValueError(f"{MASK}; got the shape {shape}{_suggest_for_mask(shape, size)}")
     _require_floats(array, MASK, or_booleans=True)
-    values = np.array(mx.array(array, dtype=mx.float32))
+    if isinstance(array, mx.array) and array.dtype != mx.bool_:
+        array = array.astype(mx.float32)  # NumPy has no bfloat16
+    values = np.array(array).astype(np.float32)  # booleans that Pillow makes have the byte 255
     if not np.isfinite(values).all():
         raise ValueError(f"{MASK}; got numbers that are not finite")
-    if values.min() < 0 or values.max() > 1:
+    low, high = MASK_LEVELS
+    if values.min() < low or values.max() > high:
         raise ValueError(f"{MASK}; got values from {values.min():g} to {values.max():g}")
     painted = values >= 0.5
     if not painted.any():

@@ -181,7 +181,11 @@ def test_a_picture_depends_on_its_seed_alone(model, kind):
 def test_masks_of_all_kinds_give_the_same(model):
     sd, mask = model("sd-1"), MASK >= 0.5
     expected = evaluate_steps(inpaint(sd))
-    for same in (mask, mx.array(mask), mx.array(MASK, dtype=mx.float16), MASK.tolist()):
+    of_pillow = np.asarray(Image.fromarray(mask))  # its true is the byte 255
+    overshooting = np.where(mask, 1.2, -0.2)  # as after Lanczos' filter
+    kinds = [mask, of_pillow, MASK.tolist(), overshooting]
+    kinds += [mx.array(mask), mx.array(of_pillow), mx.array(MASK, dtype=mx.bfloat16)]
+    for same in kinds:
         assert np.array_equal(evaluate_steps(inpaint(sd, mask=same)), expected)
     assert not np.array_equal(evaluate_steps(inpaint(sd, mask=~mask)), expected)
     plain = inpaint(sd, mask=np.ones_like(MASK))  # paints all: from noise, as without a picture
@@ -211,7 +215,8 @@ def test_no_strength_leaves_the_picture(model):
         (np.full((32, 48), 255, np.uint8), ValueError, "x / 255 .* got integers, uint8"),
         (mx.full((32, 48), 255), ValueError, "got integers, int32"),
         (np.full((32, 48), 255.0), ValueError, "got values from 255 to 255"),
-        (np.full((32, 48), -0.1), ValueError, "got values from -0.1 to -0.1"),
+        (np.full((32, 48), -1.0), ValueError, "got values from -1 to -1"),
+        (np.full((32, 48), 1.6), ValueError, "got values from 1.6 to 1.6"),
         (np.full((32, 48), np.nan), ValueError, "not finite"),
         (np.full((32, 48), 0.499), ValueError, "mask is empty: it is nowhere 0.5 or more"),
         (np.eye(32, 48, 1), ValueError, "mask is too thin: .* one in 8 × 8: make each part .* 8"),

@@ -5,6 +5,7 @@ it is kept. Between these, after a blur, both are mixed.
 """
 
 import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,8 @@ from .reading import read_channels
 
 WHITE = 255
 HALF = 128  # greys from here on count as white, as in diffusers: (x / 255) ≥ 0.5
+LOSSY = ("AVIF", "HEIF", "JPEG", "JPEG2000", "MPO", "WEBP")  # formats that add noise
+NOISE = 16  # how much they usually add to black, and take away from white
 
 
 class Box(NamedTuple):
@@ -57,10 +60,22 @@ NO_MARGINS = Margins(0, 0, 0, 0)
 def read_mask(path: str | os.PathLike) -> np.ndarray:
     """Read the brightness of a picture, uint8 [H, W]. Transparent parts count as black.
 
+    In a lossy format, what is almost black or white counts as black or white.
+
     Raises:
         ValueError, OSError: as `reading.read_picture` does.
     """
-    return read_channels(path, split_grey)[..., 0]
+    return read_channels(path, _split_mask)[..., 0]
+
+
+def _split_mask(image: Image.Image) -> Iterator[Image.Image]:
+    """Yield the brightness of a picture, without the noise of a lossy format."""
+    for grey in split_grey(image):
+        if grey.mode == "L" and image.format in LOSSY:
+            levels = np.arange(WHITE + 1)
+            levels[: NOISE + 1], levels[WHITE - NOISE :] = 0, WHITE
+            grey = grey.point(levels.tolist())
+        yield grey
 
 
 def read_transparency(path: str | os.PathLike) -> np.ndarray:

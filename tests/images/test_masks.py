@@ -50,6 +50,17 @@ def test_masks_of_every_mode(tmp_path, name, image):
     assert np.array_equal(masks.read_mask(tmp_path / name), HALVES)
 
 
+def test_the_noise_of_lossy_formats_is_removed(tmp_path):
+    """Greys far from black and white stay, and so do all greys in other formats."""
+    greys = np.repeat(np.array([0, 16, 20, 128, 235, 239, 255], np.uint8), 8)  # blocks of a JPEG
+    greys = np.tile(greys, (8, 1))
+    for name in ("m.png", "m.jpg"):
+        Image.fromarray(greys).save(tmp_path / name, quality=100)
+    assert np.array_equal(masks.read_mask(tmp_path / "m.png"), greys)
+    expected = np.where(greys == 16, 0, np.where(greys == 239, 255, greys))
+    assert np.array_equal(masks.read_mask(tmp_path / "m.jpg"), expected)
+
+
 def test_a_mask_is_rotated_as_its_exif_says(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn

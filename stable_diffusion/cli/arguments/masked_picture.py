@@ -58,7 +58,7 @@ def read_masked_picture(values: Mapping[str, Any]) -> StartPicture:
         picture, mask = extend(picture, margins), extend(mask, margins, WHITE)
         if own_size is None:
             picture, mask = _bring_to_size(picture, size, fit), _bring_to_size(mask, size, fit)
-        mask = blur(cut(mask), values["mask_blur"])
+        mask = blur(mask if crop is not None else cut(mask), values["mask_blur"])
         if not cut(mask).any():
             raise ValueError("nothing is left of the mask: give less --mask-blur, or a larger mask")
     repainting = Repainting(
@@ -84,7 +84,10 @@ def _check_sides(file: str, size: Size) -> None:
 
 
 def _read_mask(values: Mapping[str, Any], size: Size) -> np.ndarray:
-    """Return the mask that the options name, uint8 [height, width], 0 or 255.
+    """Return the mask that the options name, uint8 [height, width].
+
+    If only a part is drawn, greys stay as they are, as with diffusers' `padding_mask_crop`: both
+    pictures blend there. Otherwise it is black and white.
 
     Args:
         size: that of the picture. A mask of another size with the same proportions is resized.
@@ -100,12 +103,12 @@ def _read_mask(values: Mapping[str, Any], size: Size) -> np.ndarray:
         grey = read_transparency(values["image"])
     else:
         grey = _read_fitting_mask(file, values["image"], size)
-    mask = cut(grey)
+    mask = grey if values["mask_crop"] is not None else cut(grey)
     if is_inverted:
         mask = WHITE - mask
-    if not mask.any():
+    if not cut(mask).any():
         raise ValueError(_explain_empty(values, int(grey.max())))
-    if mask.all():
+    if (mask == WHITE).all():
         warnings.warn(
             "the mask has all of the picture, so that nothing of it is kept", stacklevel=2
         )

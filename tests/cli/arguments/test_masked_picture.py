@@ -127,6 +127,24 @@ def test_a_part():
     assert settings.start.size == (100, 70) and settings.requests[0].width == 64
 
 
+def test_greys_blend_in_a_part():
+    """They are pasted as they are, as in diffusers; the noise of a JPEG does not enlarge the part.
+
+    Without a part to cut out they are black or white.
+    """
+    soft = np.tile(np.linspace(0, 255, 100).astype(np.uint8), (70, 1))
+    Image.fromarray(soft).save("soft.png")
+    assert np.array_equal(read_mask("--mask=soft.png", "--mask-crop=8"), soft)
+    inverted = read_mask("--mask=soft.png", "--mask-crop=8", "--invert-mask")
+    assert np.array_equal(inverted, 255 - soft)
+    assert np.array_equal(read_mask("--mask=soft.png"), np.where(soft >= 128, 255, 0))
+    noisy = read_mask("--mask=m.jpg", "--mask-crop=8")
+    assert set(np.unique(noisy[:, :30])) == {255} and set(np.unique(noisy[:, 44:90])) == {0}
+    Image.fromarray(np.minimum(soft, 127)).save("dark.png")
+    with pytest.raises(SystemExit):
+        read("--mask=dark.png", "--mask-crop=8")
+
+
 def test_a_full_mask_gets_a_warning():
     with pytest.warns(UserWarning, match="the mask has all of the picture"):
         read("--mask", "full.png")
