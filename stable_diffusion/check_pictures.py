@@ -5,6 +5,7 @@ The errors are those of `check_arguments`.
 
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from .check_arguments import SWAPPED, describe, is_pil
-from .utils.wording import abbreviate
+from .utils.wording import InputWarning, abbreviate
 
 # Resampling filters overshoot: by a third of the range in practice, by half of it at most.
 MAX_LEVEL = 2.0  # of pictures, which are in [-1, 1]
@@ -20,6 +21,7 @@ MASK_LEVELS = -0.5, 1.5  # of masks, which are in [0, 1]
 FROM_8_BITS = "x / 127.5 - 1"
 IMAGE = f"image must be [H, W, 3] floats in [-1, 1]: {FROM_8_BITS} for x of 8 bits"
 MASK = "mask must be [H, W] floats in [0, 1], x / 255 for x of 8 bits, or booleans"
+MAX_MISSED = 0.01  # of the pixels of a mask, which may be specks
 # How to make such arrays of a picture of Pillow.
 READ_IMAGE = 'np.asarray({}.convert("RGB")) / 127.5 - 1'
 READ_MASK = 'np.asarray({}.convert("L")) / 255'
@@ -69,6 +71,9 @@ def check_mask(mask: Any, size: Sequence[int], factor: int) -> np.ndarray:
         TypeError: if the mask is not an array of real numbers.
         ValueError: if its shape, the type of its numbers, or their range is wrong; if no latent is
             painted.
+
+    Warns:
+        UserWarning: if parts of the mask are so thin that they have no effect.
     """
     if _is_text(mask):
         raise TypeError(
@@ -96,7 +101,25 @@ def check_mask(mask: Any, size: Sequence[int], factor: int) -> np.ndarray:
             f"mask is too thin: it misses all pixels that count, one in {factor} × {factor}: make "
             f"each part at least {factor} pixels wide and high"
         )
+    if _has_missed_parts(painted, factor):
+        message = (
+            "thin or small parts of the mask have no effect, as the model paints in blocks of "
+            f"{factor} × {factor} pixels: make each part at least as wide and high"
+        )
+        warnings.warn(InputWarning(message), stacklevel=3)
     return painted
+
+
+def _has_missed_parts(painted: np.ndarray, factor: int) -> bool:
+    """Return whether parts of a mask, booleans [H, W], are far from all latents that are painted.
+
+    Far means that neither their own latent nor one of the eight around it is painted.
+    """
+    near = np.pad(painted[::factor, ::factor], 1)
+    near = near[:, :-2] | near[:, 1:-1] | near[:, 2:]
+    near = near[:-2] | near[1:-1] | near[2:]
+    missed = painted & ~near.repeat(factor, axis=0).repeat(factor, axis=1)
+    return bool(missed.sum() > MAX_MISSED * painted.sum())
 
 
 def _is_text(value: Any) -> bool:

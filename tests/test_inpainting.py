@@ -13,6 +13,7 @@ from ours import pictures
 from PIL import Image
 
 from stable_diffusion import StableDiffusion, inpainting, overflow
+from stable_diffusion.check_pictures import check_mask
 from stable_diffusion.denoising import NetworkInputs, make_predict
 from stable_diffusion.device.backend import Backend
 from stable_diffusion.model_io.loaders import load_model_config
@@ -225,6 +226,18 @@ def test_no_strength_leaves_the_picture(model):
 def test_masks_are_checked_when_called(model, mask, error, message):
     with pytest.raises(error, match=message):
         inpaint(model("sd-1"), mask=mask)
+
+
+def test_thin_parts_of_a_mask(recwarn):
+    """Those that no latent belongs to are said, unless they are the edge of others, or specks."""
+    mask = np.zeros((64, 64))
+    mask[9:24, 9:24] = 1  # its first row and column of latents are not painted
+    mask[50, 50] = 1
+    check_mask(mask, mask.shape, FACTOR)
+    assert not recwarn
+    mask[44:47, 2:60] = 1
+    with pytest.warns(UserWarning, match="thin or small parts of the mask have no effect"):
+        check_mask(mask, mask.shape, FACTOR)
 
 
 def test_gradients_go_through_the_channels(model, oracle):

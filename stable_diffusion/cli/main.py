@@ -11,7 +11,7 @@ from typing import TextIO
 
 from ..adapters.find_lora_file import find_lora_file
 from ..overflow import Fault, FaultyResultError, RecomputeWarning
-from ..utils.wording import PromptWarning, describe_error
+from ..utils.wording import InputWarning, describe_error
 from .arguments import parse
 from .generate import generate
 from .job import UsageError
@@ -128,7 +128,7 @@ def _print_warnings() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if isinstance(message, PromptWarning):
+        if isinstance(message, InputWarning):
             if message.topic in topics:
                 return
             topics.add(message.topic)

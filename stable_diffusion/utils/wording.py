@@ -22,8 +22,8 @@ _CONTROLS = re.compile(
 )
 
 
-class PromptWarning(UserWarning):
-    """Warns that a part of a prompt may not have the effect that was meant.
+class InputWarning(UserWarning):
+    """Warns that a part of a prompt or of a mask may not have the effect that was meant.
 
     Args:
         message: the warning.

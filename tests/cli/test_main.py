@@ -11,7 +11,7 @@ from stable_diffusion import __main__ as package_main
 from stable_diffusion.cli import main
 from stable_diffusion.cli.job import UsageError
 from stable_diffusion.overflow import Fault, FaultyResultError, RecomputeWarning
-from stable_diffusion.utils.wording import PromptWarning
+from stable_diffusion.utils.wording import InputWarning
 
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 
@@ -90,8 +90,8 @@ def test_warnings_are_lines(capsys):
         for warning in (
             UserWarning("a"),
             UserWarning("a"),
-            PromptWarning("b"),
-            PromptWarning("b"),
+            InputWarning("b"),
+            InputWarning("b"),
             RecomputeWarning("latents", Fault.NOT_FINITE, gives_up_float16=True),
             RecomputeWarning("latents", Fault.CONSTANT, gives_up_float16=False),
         ):

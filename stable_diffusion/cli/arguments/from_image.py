@@ -68,8 +68,23 @@ def read_options(file: str, script: Script, given: Mapping[str, Any]) -> dict[st
     if "model" not in given and "model" not in found:
         raise ValueError(f"{file} does not say which model made it: give --model")
     values = {option.key: _check(file, option, found[option.key]) for option in options}
+    _warn_of_other_options(file, script, found)
     _warn_of_changed_files(file, recipe, given)
     return values
+
+
+def _warn_of_other_options(file: str, script: Script, found: Mapping[str, Any]) -> None:
+    """Warn if a recipe has options that only the other script has, such as a second pass."""
+    others = [
+        option.name
+        for option in all_options()
+        if option.in_recipe and option.key in found and script not in option.scripts
+    ]
+    if others:
+        warnings.warn(
+            f"{file} was made with {', '.join(others)}, which {script} does not have: left out",
+            stacklevel=3,
+        )
 
 
 def _require_mask(file: str, found: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 import image2image
 import txt2image
+from stable_diffusion.cli.arguments.from_image import read_options
 from stable_diffusion.cli.recipe.recipe import Recipe
 from stable_diffusion.images.text_chunks import PARAMETERS, RECIPE, read_texts
 from stable_diffusion.images.writing import save_image
@@ -92,6 +93,16 @@ RECIPES = {  # where to write, and options
     f"{START}, a part": "o.png --mask=m.png --invert-mask --mask-blur=2 --mask-crop=4 --cfg=1",
     f"{START}, extended": "o.png --outpaint=9,0,0,3 --mask=./m.png --strength=0.7 --cfg=1",
 }
+
+
+def test_options_of_the_other_script_are_left_out(tmp_path):
+    """A second pass is, which would be the size of another picture; a warning says so."""
+    file = str(write_picture_with(tmp_path / "o.png", hires=2.0, hires_strength=0.5))
+    message = "was made with --hires, --hires-strength, which image2image.py does not have: left"
+    with pytest.warns(UserWarning, match=message):
+        found = read_options(file, "image2image.py", {})
+    assert found["steps"] == 2 and "hires" not in found
+    assert read_options(file, "txt2image.py", {})["hires"] == 2
 
 
 @pytest.mark.parametrize("name", RECIPES)
