@@ -58,6 +58,11 @@ def read_masked_picture(values: Mapping[str, Any]) -> StartPicture:
         picture, mask = extend(picture, margins), extend(mask, margins, WHITE)
         if own_size is None:
             picture, mask = _bring_to_size(picture, size, fit), _bring_to_size(mask, size, fit)
+            if not cut(mask).any():
+                raise ValueError(
+                    f"nothing is left of the mask in {_format(size)}: give another --fit, or "
+                    "another --width and --height"
+                )
         mask = blur(mask if crop is not None else cut(mask), values["mask_blur"])
         if not cut(mask).any():
             raise ValueError("nothing is left of the mask: give less --mask-blur, or a larger mask")

@@ -167,6 +167,7 @@ def test_a_full_mask_gets_a_warning():
         ("--mask full.png --invert-mask", "full.png: the mask is empty: all of it is white"),
         ("--mask alpha", "p.png: the mask is empty: no part of the picture is transparent"),
         ("--mask m.png --mask-blur 900", "nothing is left of the mask: give less --mask-blur"),
+        ("--outpaint 0,0,0,8 --fit crop --width 64 --height 24", "left of the mask in 64x24: give"),
         ("--mask m.png --mask-blur -1", "must be from 0 to 1000, got -1"),
         ("--mask m.png --mask-blur 1001", "must be from 0 to 1000, got 1001"),
         ("--mask m.png --mask-crop x", "'x' is not an integer"),
