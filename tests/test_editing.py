@@ -5,9 +5,10 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
+import torch
 from gpu import as_on, without_fusing
 from kinds import EDITING
-from oracle import psnr, relative_l2
+from oracle import channels_first, channels_last, psnr, relative_l2
 from ours import pictures
 
 from stable_diffusion import StableDiffusion
@@ -122,6 +123,29 @@ def test_guidance_is_the_formula(model):
     expected = by_none + 7 * (by_both - by_image) + 2 * (by_image - by_none)
     predict = make_editing_predict(unet, text, None, 7.0, 0.0, mx.float32, image, 2.0)
     assert relative_l2(predict(x, time, 0), expected) <= 6e-6
+
+
+def test_gradients_go_through_the_picture(model, oracle):
+    """With both guidances they equal PyTorch's in float64."""
+    draw = np.random.RandomState(1).standard_normal
+    x, image, text = draw((1, 4, 6, 4)), draw((1, 4, 6, 4)), draw((2, 7, 32))
+    texts, unet = mx.array(text.astype(np.float32)), model("sd-1").unet
+
+    def total(x: mx.array, image: mx.array) -> mx.array:
+        predict = make_editing_predict(unet, texts, None, 4.0, 0.0, mx.float32, image, 2.0)
+        return predict(x, mx.array(300.0), 0).square().sum()
+
+    ours = mx.grad(total, argnums=(0, 1))(*(mx.array(a.astype(np.float32)) for a in (x, image)))
+    theirs = [channels_first(a).requires_grad_() for a in (x, image)]
+    x_rows, image_rows = theirs[0], torch.cat([theirs[1], theirs[1], 0 * theirs[1]])
+    rows = torch.cat([x_rows.expand(3, -1, -1, -1), image_rows], dim=1)
+    texts_of_rows = torch.from_numpy(text[[0, 1, 1]])
+    network = oracle(f"sd-1{EDITING}").exact.unet
+    by_both, by_image, by_none = network(rows, torch.tensor(300.0), texts_of_rows).sample
+    edited = by_none + 4 * (by_both - by_image) + 2 * (by_image - by_none)
+    edited.square().sum().backward()
+    for gradient, expected in zip(ours, theirs, strict=True):
+        assert relative_l2(gradient, channels_last(expected.grad)) <= 1e-4
 
 
 def test_the_picture_is_not_scaled(model):

@@ -88,7 +88,7 @@ def read_transparency(path: str | os.PathLike) -> np.ndarray:
 
 
 def cut(grey: np.ndarray) -> np.ndarray:
-    """Return a mask that is white where `grey` is at least half white, and black elsewhere.
+    """Return a mask that is white where `grey` is at least half white, and black otherwise.
 
     Thus noise that a lossy format has added to a mask does not change the picture.
     """
