@@ -73,6 +73,11 @@ def test_pixels_outside_the_mask_stay_to_the_bit(seed, tmp_path, monkeypatch):
     assert ("crop" in options) == ((width, height) == SIZE)
     drawn = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
     result = start.finish(drawn)
+    assert (len(np.unique(start.paste_mask)) > 2) == ("blur" in options)
+    if "crop" not in options:
+        weight = start.paste_mask[..., None] / 255
+        mixed = drawn[: len(weight), : weight.shape[1]] * weight + start.original * (1 - weight)
+        assert np.abs(result - mixed).max() <= 0.5 + 1e-6
     if "outpaint" in options:
         assert result.shape == (mask.shape[0] + 1, mask.shape[1] + 12, 3)
         result = result[: mask.shape[0], 3 : 3 + mask.shape[1]]
