@@ -14,7 +14,7 @@ import txt2image
 from stable_diffusion.cli import job
 from stable_diffusion.cli.arguments import parse, start_picture
 from stable_diffusion.cli.job import CompleteJob, UsageError, check_start, warn_of_no_guidance
-from stable_diffusion.cli.settings import StartPicture
+from stable_diffusion.cli.settings import Repainting, StartPicture
 from stable_diffusion.cli.terminal import progress
 from stable_diffusion.images import arrays
 from stable_diffusion.model_io.loaders import load_model_config
@@ -122,6 +122,14 @@ def test_how_large_a_picture_may_be(tmp_path):
     for side, usual in ((1472, 512), (2944, 1024), (1088, 64), (4160, 2048)):
         with pytest.raises(UsageError, match=f"add --width {usual} --height {usual},"):
             check(side, usual)
+
+
+def test_the_usual_strength():
+    """A part is painted from noise alone; a whole picture keeps something of the first one."""
+    repainting = Repainting(NO_PIXELS[..., 0])
+    assert job.find_default_strength(StartPicture("a.png", NO_PIXELS, repainting=repainting)) == 1
+    assert job.find_default_strength(StartPicture("a.png", NO_PIXELS)) == 0.9
+    assert job.find_default_strength(None) is None
 
 
 def test_a_tilde_that_the_shell_has_not_replaced(tmp_path, monkeypatch):
