@@ -254,6 +254,17 @@ class Oracle:
         options = {**scheduler_options(sampler, schedule), **options}
         return SCHEDULERS[sampler].from_config(config, **options)
 
+    def make_other(
+        self, task: str, sampler: str | None = None, schedule: str | None = None
+    ) -> DiffusionPipeline:
+        """Return diffusers' pipeline for another task, such as Inpaint, with these networks."""
+        parts = self.single.components
+        family = "StableDiffusionXL" if "text_encoder_2" in parts else "StableDiffusion"
+        pipeline = getattr(diffusers, f"{family}{task}Pipeline")(**parts)
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.scheduler = self.scheduler(sampler, schedule)
+        return pipeline
+
     @torch.no_grad()
     def pictures(
         self,
@@ -294,11 +305,7 @@ class Oracle:
 
         `image` is [H, W, 3] in [-1, 1].
         """
-        is_xl = hasattr(self.single, "text_encoder_2")
-        family = "StableDiffusionXL" if is_xl else "StableDiffusion"
-        pipeline = getattr(diffusers, f"{family}Img2ImgPipeline")(**self.single.components)
-        pipeline.set_progress_bar_config(disable=True)
-        pipeline.scheduler = self.scheduler(sampler, schedule)
+        pipeline = self.make_other("Img2Img", sampler, schedule)
         with mock.patch.object(DiagonalGaussianDistribution, "sample", _mean):
             images = pipeline(
                 prompt,
@@ -328,12 +335,7 @@ class Oracle:
             image: [H, W, 3] in [-1, 1].
             mask: [H, W] in [0, 1].
         """
-        parts = self.single.components
-        is_xl = "text_encoder_2" in parts
-        family = "StableDiffusionXL" if is_xl else "StableDiffusion"
-        pipeline = getattr(diffusers, f"{family}InpaintPipeline")(**parts)
-        pipeline.set_progress_bar_config(disable=True)
-        pipeline.scheduler = self.scheduler(sampler, schedule)
+        pipeline = self.make_other("Inpaint", sampler, schedule)
         with mock.patch.object(DiagonalGaussianDistribution, "sample", _mean):
             images = pipeline(
                 prompt,
@@ -359,11 +361,7 @@ class Oracle:
             mask: uint8 [H, W].
             options: of the pipeline, among them `padding_mask_crop`, width and height.
         """
-        parts = self.single.components
-        family = "StableDiffusionXL" if "text_encoder_2" in parts else "StableDiffusion"
-        pipeline = getattr(diffusers, f"{family}InpaintPipeline")(**parts)
-        pipeline.set_progress_bar_config(disable=True)
-        pipeline.scheduler = self.scheduler(None, None)
+        pipeline = self.make_other("Inpaint")
         images = {"image": Image.fromarray(picture), "mask_image": Image.fromarray(mask)}
         with mock.patch.object(DiagonalGaussianDistribution, "sample", _mean):
             made = pipeline(prompt, **images, generator=_generators([seed]), **options).images

@@ -3,7 +3,6 @@
 import warnings
 from unittest import mock
 
-import diffusers
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -53,10 +52,7 @@ def make_expected(
         decoded = text.vae.decode(latents / text.vae.config.scaling_factor).sample
         first = text.image_processor.postprocess(decoded, output_type="pil")
         image = [each.resize(size, Image.Resampling.LANCZOS) for each in first]
-    family = "StableDiffusionXL" if hasattr(text, "text_encoder_2") else "StableDiffusion"
-    again = getattr(diffusers, f"{family}Img2ImgPipeline")(**text.components)
-    again.set_progress_bar_config(disable=True)
-    again.scheduler = oracle.scheduler(sampler)
+    again = oracle.make_other("Img2Img", sampler)
     total = STEPS
     if n is not None:
         total = int(n / strength)

@@ -22,24 +22,9 @@ NETWORKS = {
 }
 BELOW_PIPELINE = {
     *(LOWER | NETWORKS),
-    *(
-        "active_control",
-        "adapted",
-        "adapters",
-        "check_arguments",
-        "check_pictures",
-        "check_task",
-        "compiled",
-        "conditioning",
-        "control",
-        "denoising",
-        "editing",
-        "generation",
-        "image_start",
-        "inpainting",
-        "loaded_networks",
-    ),
-    *("model_io", "precision", "quantize", "vae_strips"),
+    *("active_control", "adapted", "adapters", "check_arguments", "check_pictures", "check_task"),
+    *("compiled", "conditioning", "control", "denoising", "editing", "generation", "image_start"),
+    *("inpainting", "loaded_networks", "model_io", "precision", "quantize", "vae_strips"),
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "utils": set(),
@@ -75,15 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("active_control", "check_arguments", "config", "model_io", "quantize", "utils"),
     },
     "denoising": {
-        *(
-            "active_control",
-            "attention",
-            "compiled",
-            "config",
-            "device",
-            "merged_layers",
-            "sampler",
-        ),
+        *("active_control", "attention", "compiled", "device", "merged_layers", "sampler"),
         *("time_embedding", "unet"),
     },
     "inpainting": {"denoising", "sampler"},

@@ -11,9 +11,9 @@ from ours import ROOT
 from pages import read_blocks
 
 from stable_diffusion import StableDiffusion
+from stable_diffusion.check_task import DEFAULT_STRENGTH
 from stable_diffusion.generation import GenerationOptions
 from stable_diffusion.model_io import load_diffusion_config, load_text_encoder, load_unet
-from stable_diffusion.pipeline import DEFAULT_STRENGTH
 from stable_diffusion.sampler import SimpleEulerSampler
 
 FILE = ROOT / "docs/library.md"
