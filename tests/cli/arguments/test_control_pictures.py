@@ -144,8 +144,17 @@ def test_ranges_and_recipes(folder):
     for ranges, expected in [([], ()), (["0-1"], ()), (["0.00001-1"], ("0.00001-1",))]:
         given = [f"--control-range={each}" for each in ranges]
         assert name_ranges(read(folder, *words, *given).controls) == expected
-    recipe = Recipe(control=choices.control, control_range=choices.control_range)
+    recipe = Recipe(
+        control=choices.control, control_range=choices.control_range, control_canny="1,2"
+    )
     described = describe_controls(recipe)
+    assert "Module: canny" in described["ControlNet 0"]
+    assert "Module: none, Model: union@depth, " in described["ControlNet 1"]
+    pinned = f"org/name/x.safetensors@{'0f' * 20}@canny=a.png:1"
+    assert (
+        "Model: x.safetensors@canny, "
+        in describe_controls(Recipe(control=(pinned,)))["ControlNet 0"]
+    )
     assert list(described) == ["ControlNet 0", "ControlNet 1"]
     assert "Model: canny, Weight: 0.3" in described["ControlNet 0"]
     assert "Guidance Start: 0.25, Guidance End: 0.5" in described["ControlNet 0"]
