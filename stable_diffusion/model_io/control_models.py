@@ -198,9 +198,10 @@ def _find(
     text = os.fspath(name)
     family = find_control_family(model)
     known = find_control(text, family) if isinstance(name, str) else None
+    if known is not None and known.repo is None:
+        return BareNetwork(Source(text, Path(known.location)), COMPONENT)
     if known is not None:
-        text = known.location
-        name = text if known.repo is not None else Path(text)
+        name = text = known.location
     path = os.path.expanduser(text)
     is_here = os.path.exists(path)
     refuse_control_suffix(text)

@@ -51,6 +51,7 @@ def read(folder, *arguments: str) -> Settings:
         ("net@canny=a.png", "net@canny", None, "a.png", 1),
         ("canny=a.png:1e-1", "canny", None, "a.png", 0.1),
         ("canny=missing:a.png", "canny", None, "missing:a.png", 1),
+        (" canny =a.png", "canny", None, "a.png", 1),
     ],
 )
 def test_parts(folder, text, model, kind, file, scale):
