@@ -168,6 +168,8 @@ def check_control_image(image: Any) -> mx.array:
         is_float = mx.issubdtype(image.dtype, mx.floating)
     if not is_float:
         raise ValueError(f"{IMAGE}; got numbers of {str(image.dtype).removeprefix('mlx.core.')}")
+    if isinstance(image, np.ndarray):
+        image = np.ascontiguousarray(image)  # MLX takes no negative strides
     picture = mx.array(image, dtype=mx.float32)
     low, high = np.array(mx.stack([picture.min(), picture.max()])).tolist()
     if not (math.isfinite(low) and math.isfinite(high)):

@@ -265,6 +265,12 @@ def test_wrong_controls(change, error, message):
         Control(**arguments)
 
 
+def test_views_of_arrays():
+    """A picture may be mirrored by NumPy, which does not copy it."""
+    for view in (PICTURE[::-1], PICTURE[:, ::-2], np.asfortranarray(PICTURE)):
+        assert np.array_equal(np.array(Control(FakeLoaded(), view).image), view)
+
+
 @pytest.mark.parametrize(
     ("value", "error", "message"),
     [

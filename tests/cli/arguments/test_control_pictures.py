@@ -11,6 +11,7 @@ from PIL import Image
 from stable_diffusion.cli.arguments import control_values
 from stable_diffusion.cli.arguments.parse import image2image_parser, parse, txt2image_parser
 from stable_diffusion.cli.controls import make_controls, warn_of_pictures
+from stable_diffusion.cli.main import txt2image
 from stable_diffusion.cli.recipe.control_text import describe_controls, name_ranges
 from stable_diffusion.cli.recipe.recipe import Recipe
 from stable_diffusion.cli.recipe.record import _Choices
@@ -186,6 +187,22 @@ def test_pictures_of_the_size_that_is_drawn(folder):
         assert drawn.shape == start.pixels.shape
         shown = (drawn[32, 0, 0] * 255, drawn[32, -1, 0] * 255)
         assert np.abs(np.subtract(shown, levels)).max() < 5
+
+
+def test_edges_are_drawn_at_each_size(folder, monkeypatch):
+    """A second pass has edges of its own, of the picture as it is in the file."""
+    monkeypatch.setitem(sys.modules, "cv2", object())
+    drawn = []
+
+    def draw_edges(picture, low, high):
+        drawn.append(picture.shape)
+        return picture
+
+    monkeypatch.setattr("stable_diffusion.cli.controls.draw_edges", draw_edges)
+    words = ["--model=tiny", "--steps=1", "--width=32", "--height=32", "--hires=1.5"]
+    words += ["--control=outline=a.png", "--control-canny", "--output=b.png"]
+    assert txt2image(["a ring", *words]) == 0
+    assert drawn[-2:] == [(32, 32, 3), (48, 48, 3)]
 
 
 def test_pictures_that_steer_little(folder):
