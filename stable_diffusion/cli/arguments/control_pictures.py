@@ -65,7 +65,7 @@ def _expand_ranges(
 
 
 def _choose_edges(choices: Sequence[ControlChoice], wants_edges: bool) -> list[bool]:
-    """Return for each control picture whether its edges are to be drawn.
+    """Return for each control picture whether to draw its edges.
 
     Raises:
         ValueError: if it is unclear for which, or the package that draws them is missing.
