@@ -15,7 +15,7 @@ from .clip import CLIPOutput, CLIPTextModel
 from .config.model import ModelConfig
 from .tokenizer.prompt_weights import find_networks, find_plain_syntax, parse_weights
 from .tokenizer.tokenizer import Tokenizer
-from .utils.wording import PromptWarning, abbreviate
+from .utils.wording import InputWarning, abbreviate
 
 # At this limit the text has about as many tokens as a picture of 512x512 pixels has latents.
 MAX_WINDOWS = 50
@@ -168,7 +168,7 @@ def _warn_of_networks(texts: Mapping[str, str]) -> None:
         f"{texts[named_in[0]]} has {abbreviate(' '.join(tags))}, which is read as words{others}: "
         f"{advice}"
     )
-    warnings.warn(PromptWarning(message, topic="networks"), stacklevel=3)
+    warnings.warn(InputWarning(message, topic="networks"), stacklevel=3)
 
 
 def _warn_of_plain_syntax(texts: Mapping[str, str]) -> None:
@@ -180,7 +180,7 @@ def _warn_of_plain_syntax(texts: Mapping[str, str]) -> None:
                 f"{name} has {parts}, which other programs interpret, but which is plain text "
                 "here: only (more), [less] and (this:1.3) have weights"
             )
-            warnings.warn(PromptWarning(message, topic="syntax"), stacklevel=3)
+            warnings.warn(InputWarning(message, topic="syntax"), stacklevel=3)
             return
 
 

@@ -25,7 +25,7 @@ from .model_io.control_models import (
 )
 from .quantize import is_quantized, quantize_unet
 from .utils.size import Size
-from .utils.wording import ControlWarning, did_you_mean
+from .utils.wording import InputWarning, did_you_mean
 
 IMAGE = "image must be [H, W, 3] floats in [0, 1]: x / 255 for x of 8 bits"
 ROUNDING = 1e-3  # how far beyond [0, 1] rounding may take a picture in half precision
@@ -248,7 +248,7 @@ def warn_of_no_steps(controls: Sequence[Control], n_steps: int) -> None:
                 f"the control picture of {control.network.name} has no effect: none of {steps} "
                 f"lies within its range, {control.start:g} to {control.end:g}"
             )
-            warnings.warn(ControlWarning(message), stacklevel=4)
+            warnings.warn(InputWarning(message), stacklevel=4)
 
 
 def activate(controls: Sequence[Control], size: Size, n_steps: int) -> list[ActiveControl]:

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from ..adapters.find_lora_file import find_lora_file
 from ..overflow import Fault, FaultyResultError, RecomputeWarning
-from ..utils.wording import TopicWarning, describe_error
+from ..utils.wording import InputWarning, describe_error
 from .arguments import parse
 from .generate import generate
 from .job import UsageError
@@ -116,7 +116,7 @@ def _name_examples(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 def _print_warnings() -> Iterator[None]:
     """Print warnings inside the block as lines, without the place in the code.
 
-    A `TopicWarning` is printed once for each topic, however many prompts or batches there are.
+    A warning about prompts is printed once for each topic, however many prompts there are.
     """
     topics = set()
 
@@ -128,7 +128,7 @@ def _print_warnings() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if isinstance(message, TopicWarning):
+        if isinstance(message, InputWarning):
             if message.topic in topics:
                 return
             topics.add(message.topic)

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import regex
 
-from ..utils.wording import PromptWarning
+from ..utils.wording import InputWarning
 from .added_tokens import AddedToken, AddedTokens, Known, find_series
 from .byte_pairs import BytePairs
 from .normalize import clean, normalize
@@ -119,9 +119,9 @@ class Tokenizer:
                 break
         return kept[: self.room], dropped[1:]
 
-    def make_dropped_warning(self, dropped: str, what: str = "prompt") -> PromptWarning:
+    def make_dropped_warning(self, dropped: str, what: str = "prompt") -> InputWarning:
         """Return a warning that the last words of a prompt are dropped."""
-        return PromptWarning(
+        return InputWarning(
             f"the {what} has more than {self.max_length} tokens; dropped: {dropped!r}"
         )
 

@@ -22,26 +22,18 @@ _CONTROLS = re.compile(
 )
 
 
-class TopicWarning(UserWarning):
-    """A warning that several calls may repeat, and that a run shows once.
+class InputWarning(UserWarning):
+    """Warns that a part of a prompt or of a mask may not have the effect that was meant.
 
     Args:
         message: the warning.
-        topic: a run shows one warning of each topic, such as one for all prompts; None for the
+        topic: a run shows one warning of each topic, whichever prompt it is about; None for the
             message itself.
     """
 
     def __init__(self, message: str, topic: str | None = None):
         super().__init__(message)
         self.topic = message if topic is None else topic
-
-
-class PromptWarning(TopicWarning):
-    """Warns that a part of a prompt may not have the effect that was meant."""
-
-
-class ControlWarning(TopicWarning):
-    """Warns that a control picture has no effect."""
 
 
 def did_you_mean(

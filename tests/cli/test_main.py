@@ -11,7 +11,7 @@ from stable_diffusion import __main__ as package_main
 from stable_diffusion.cli import main
 from stable_diffusion.cli.job import UsageError
 from stable_diffusion.overflow import Fault, FaultyResultError, RecomputeWarning
-from stable_diffusion.utils.wording import ControlWarning, PromptWarning
+from stable_diffusion.utils.wording import InputWarning
 
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 
@@ -91,10 +91,8 @@ def test_warnings_are_lines(capsys):
         for warning in (
             UserWarning("a"),
             UserWarning("a"),
-            PromptWarning("b"),
-            PromptWarning("b"),
-            ControlWarning("c"),
-            ControlWarning("c"),
+            InputWarning("b"),
+            InputWarning("b"),
             RecomputeWarning("latents", Fault.NOT_FINITE, gives_up_float16=True),
             RecomputeWarning("latents", Fault.CONSTANT, gives_up_float16=False),
         ):
@@ -105,7 +103,6 @@ def test_warnings_are_lines(capsys):
         "warning: a",
         "warning: a",
         "warning: b",
-        "warning: c",
         "warning: the latents are not finite numbers in half precision: computing them again in "
         "float32 (--no-float16 avoids this)",
         "warning: the latents are constant: computing them again",
