@@ -12,20 +12,20 @@ from types import MappingProxyType
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from .active_control import ActiveControl
 from .check_arguments import check_integer, check_number, describe, is_pil
 from .config.controlnet import ControlNetUnionConfig
 from .model_io.control_models import (
+    ControlNetwork,
     OpenedControl,
     find_damaged_control_weights,
     load_control_network,
 )
 from .quantize import is_quantized, quantize_unet
 from .utils.size import Size
-from .utils.wording import did_you_mean
+from .utils.wording import InputWarning, did_you_mean
 
 IMAGE = "image must be [H, W, 3] floats in [0, 1]: x / 255 for x of 8 bits"
 ROUNDING = 1e-3  # how far beyond [0, 1] rounding may take a picture in half precision
@@ -51,18 +51,18 @@ class LoadedControl:
 
     def __init__(self, opened: OpenedControl, float16: bool):
         self._opened = opened
-        self._network: nn.Module | None = load_control_network(opened, float16)
+        self._network: ControlNetwork | None = load_control_network(opened, float16)
         self.name = opened.name
         self.types: tuple[str, ...] = ()
-        if isinstance(opened.config, ControlNetUnionConfig):
-            numbers = range(len(UNION_TYPES), opened.config.num_control_type)
-            self.types = (*UNION_TYPES, *map(str, numbers))[: opened.config.num_control_type]
+        if isinstance(config := self._network.config, ControlNetUnionConfig):
+            numbers = range(len(UNION_TYPES), config.num_control_type)
+            self.types = (*UNION_TYPES, *map(str, numbers))[: config.num_control_type]
 
     def __repr__(self) -> str:
         return f"LoadedControl({self.name!r})"
 
     @property
-    def network(self) -> nn.Module:
+    def network(self) -> ControlNetwork:
         """Return the network.
 
         Raises:
@@ -168,6 +168,8 @@ def check_control_image(image: Any) -> mx.array:
         is_float = mx.issubdtype(image.dtype, mx.floating)
     if not is_float:
         raise ValueError(f"{IMAGE}; got numbers of {str(image.dtype).removeprefix('mlx.core.')}")
+    if isinstance(image, np.ndarray):
+        image = np.ascontiguousarray(image)  # MLX takes no negative strides
     picture = mx.array(image, dtype=mx.float32)
     low, high = np.array(mx.stack([picture.min(), picture.max()])).tolist()
     if not (math.isfinite(low) and math.isfinite(high)):
@@ -239,14 +241,14 @@ def check_controls(value: Any, loaded: Sequence[LoadedControl]) -> tuple[Control
 
 def warn_of_no_steps(controls: Sequence[Control], n_steps: int) -> None:
     """Warn about controls that are active in none of the steps of a call."""
-    for i, control in enumerate(controls):
+    for control in controls:
         if not any(control.is_active(step, n_steps) for step in range(n_steps)):
             steps = "1 step" if n_steps == 1 else f"{n_steps} steps"
-            warnings.warn(
-                f"controls[{i}], {control.network.name}, has no effect: no step of {steps} is "
-                f"between its start {control.start:g} and end {control.end:g}",
-                stacklevel=4,
+            message = (
+                f"the control picture of {control.network.name} has no effect: none of {steps} "
+                f"lies within its range, {control.start:g} to {control.end:g}"
             )
+            warnings.warn(InputWarning(message), stacklevel=4)
 
 
 def activate(controls: Sequence[Control], size: Size, n_steps: int) -> list[ActiveControl]:

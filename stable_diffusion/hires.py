@@ -16,6 +16,7 @@ import numpy as np
 
 from .check_arguments import check_integer, check_number, describe
 from .check_pictures import check_latents
+from .control import Control, check_controls
 from .denoising import Denoising
 from .generation import Generation
 from .image_start import ImageStart
@@ -48,6 +49,7 @@ def start_second_pass(
     *,
     pictures: range | None = None,
     tiled: bool | None = None,
+    controls: Sequence[Control] | None = None,
 ) -> Denoising:
     """Return the steps of a second pass over finished pictures, at a larger size.
 
@@ -83,12 +85,14 @@ def start_second_pass(
             `model_io.upscaler_file.UpscalerFile.load` returns it.
         pictures: which of the pictures; all of them if None.
         tiled: decode in strips, as in `StableDiffusion.decode`.
+        controls: pictures that steer this pass, such as edges that are drawn at its size; those of
+            the first pass, stretched to this size, if None.
 
     Raises:
         TypeError: if an argument is of the wrong kind.
         ValueError: if an argument is out of its range, or there cannot be a second pass.
     """
-    origin = _find_origin(first)
+    origin = _choose_controls(_find_origin(first), controls, sd)
     x_0 = check_latents(x_0, sd.config.autoencoder.latent_channels)
     if x_0.shape != first.inputs[0].shape:
         raise ValueError(
@@ -246,6 +250,16 @@ def _find_origin(first: Any) -> Origin:
     if first.origin is None:
         raise ValueError("first must be what generate_latents returned: not of a part of a picture")
     return first.origin
+
+
+def _choose_controls(
+    origin: Origin, controls: Sequence[Control] | None, sd: StableDiffusion
+) -> Origin:
+    """Return an origin with the argument `controls` in place of its own, unless that is None."""
+    if controls is None:
+        return origin
+    checked = check_controls(controls, sd.controls)
+    return origin._replace(generation=replace(origin.generation, controls=checked))
 
 
 def _check_upscale(value: Any) -> None:

@@ -152,7 +152,8 @@ def test_steps_without_control_compute_no_control_network(loaded, monkeypatch):
     )
     mx.eval(list(latents))
     assert len(calls) == 2 and calls[0] > calls[1] > 400
-    with pytest.warns(UserWarning, match=r"controls\[0\].* no step of 1 step is between"):
+    message = "has no effect: none of 1 step lies within its range, 0 to 0.5"
+    with pytest.warns(UserWarning, match=message):
         sd.generate_latents(
             PROMPT, num_steps=1, latent_size=SIZE, controls=[Control(networks[0], PICTURE, end=0.5)]
         )
@@ -262,6 +263,12 @@ def test_wrong_controls(change, error, message):
     arguments = {"network": FakeLoaded(), "image": mx.zeros((8, 8, 3)), **change}
     with pytest.raises(error, match=message):
         Control(**arguments)
+
+
+def test_views_of_arrays():
+    """A picture may be mirrored by NumPy, which does not copy it."""
+    for view in (PICTURE[::-1], PICTURE[:, ::-2], np.asfortranarray(PICTURE)):
+        assert np.array_equal(np.array(Control(FakeLoaded(), view).image), view)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from stable_diffusion import StableDiffusion
+from stable_diffusion.control import Control
 from stable_diffusion.hires import (
     compute_size,
     continue_streams,
@@ -81,6 +82,18 @@ def make_first(sd: StableDiffusion, **options):
 @pytest.fixture(scope="module")
 def tiny() -> StableDiffusion:
     return StableDiffusion("tiny")
+
+
+def test_controls_of_the_second_pass(tiny):
+    """They are those of the first one, unless others are given."""
+    network = tiny.load_control("outline")
+    controls = [Control(network, mx.zeros((8, 8, 3))) for _ in range(2)]
+    first = tiny.generate_latents("a ring", num_steps=1, latent_size=(4, 4), controls=controls[:1])
+    for given, expected in ((None, controls[:1]), (controls[1:], controls[1:]), ([], [])):
+        second = start_second_pass(tiny, first, X_0, 1.5, controls=given)
+        assert second.origin.generation.controls == tuple(expected)
+    with pytest.raises(TypeError, match="controls must be a list of Control, got one alone"):
+        start_second_pass(tiny, first, X_0, 1.5, controls=controls[0])
 
 
 def load(folder) -> StableDiffusion:

@@ -26,7 +26,7 @@ def open_controls(
 ) -> dict[str, OpenedControl]:
     """Open the control models of a run, each once, by the names that the user gave.
 
-    What is to be downloaded is said.
+    Announce downloads that are needed.
 
     Raises:
         OSError, ValueError: see `open_control`.

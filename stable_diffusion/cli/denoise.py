@@ -12,6 +12,7 @@ from ..hires import count_steps, start_second_pass
 from ..model_io.weights import flatten_parameters
 from ..step_memory import count_fitting
 from ..utils.size import Size
+from .controls import make_controls
 from .decode import choose_tiled
 from .job import Batch, CompleteJob
 from .larger import load_upscale
@@ -81,6 +82,7 @@ def denoise_batch(
         start_second_pass,
         *(run.sd, latents, x_0, scale, strength, num_steps, load_upscale(upscale)),
         tiled=choose_tiled(run),
+        controls=make_controls(run.settings.controls, run.controls, size),
     )
     work = _weigh_step(jobs[0], size)
     finished = []

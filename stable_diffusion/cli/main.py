@@ -26,7 +26,7 @@ COMMANDS = {"mlx-txt2image": "txt2image.py", "mlx-image2image": "image2image.py"
 
 # What to try if a result is faulty, though no weight is damaged.
 FAULT_ADVICE = {
-    Fault.NOT_FINITE: "try another --sampler, a smaller --cfg, or less of --lora",
+    Fault.NOT_FINITE: "try another --sampler, a smaller --cfg, or less of --lora or --control",
     Fault.CONSTANT: (
         "the memory may not be enough: try smaller pictures, --low-memory or -q; if that does not "
         "help, the model may be damaged"

@@ -117,7 +117,7 @@ def prepare_run(settings: Settings, plan: Plan, progress: Progress) -> Run:
     sd = pipeline_class(model.config)(model, float16, vae_float16=settings.vae_float16)
     controls = load_controls(sd, opened, settings.controls)
     _adapt(sd, settings)
-    record = Record(settings, model, float16)
+    record = Record(settings, model, float16, opened)
     upscaler = open_upscale(settings)
     network = None if upscaler is None else upscaler.load()
     run = Run(settings, progress, jobs, sd, record, start, preview_vae, controls, network)

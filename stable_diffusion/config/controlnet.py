@@ -18,9 +18,10 @@ MAX_TOTAL_FACTOR = 256  # pixels for each number of a feature, along each side
 
 # The names that configs give a union: diffusers', and that of the program that trained it.
 UNION_CLASSES = ("ControlNetUnionModel", "ControlNetModel_Union")
-# Their number of types, by which a union is known that has the class name of a ControlNet, and
-# another name for it.
-N_TYPES, OLD_N_TYPES = "num_control_type", "num_control_types"
+N_TYPES, OLD_N_TYPES = "num_control_type", "num_control_types"  # two names of one option
+# Options by which a union is known that has the class name of a ControlNet.
+TRANSFORMER = ("num_trans_channel", "num_trans_head", "num_trans_layer", "num_proj_channel")
+UNION_OPTIONS = frozenset({N_TYPES, *TRANSFORMER})
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ ControlConfig = ControlNetConfig | ControlNetUnionConfig | T2IAdapterConfig
 def read_control_config(content: Any, where: str) -> ControlConfig:
     """Return the config of a control network; see `Config.from_dict` for the arguments and errors.
 
-    A union is known by its number of types, because published ones call themselves ControlNets.
+    A union is known by its options, because published ones call themselves ControlNets.
     """
     if not isinstance(content, Mapping):
         return ControlNetConfig.from_dict(content, where)  # which refuses it
@@ -157,6 +158,6 @@ def read_control_config(content: Any, where: str) -> ControlConfig:
         return T2IAdapterConfig.from_dict(content, where)
     if OLD_N_TYPES in content:
         content = {N_TYPES: content[OLD_N_TYPES], **content}
-    if class_name in UNION_CLASSES or N_TYPES in content:
+    if class_name in UNION_CLASSES or not UNION_OPTIONS.isdisjoint(content):
         return ControlNetUnionConfig.from_dict(content, where)
     return ControlNetConfig.from_dict(content, where)

@@ -7,8 +7,8 @@ file of one (`org/name/FILE.safetensors`).
 
 import math
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ from ..utils.strict_json import read_json
 from . import hub
 from .control_fit import check_fit, find_control_family
 from .control_layouts import CONTROLNET, CONTROLNET_UNION, T2I_ADAPTER
-from .control_single_file import DIFFERENCE, detect_control
+from .control_single_file import DIFFERENCE, detect_control, detect_union, is_union
 from .control_unsupported import (
     CONTROL,
     is_control_config,
@@ -143,10 +143,11 @@ def load_control_network(
         ValueError: if one is broken, lacks tensors, has others, or is too large for this machine.
     """
     dtype = mx.float16 if float16 and not widened else mx.float32
+    files = opened.source.weights(COMPONENT, float16)
+    opened = _recognize_union(opened, files)
     network = NETWORKS[type(opened.config)].network(opened.config)
     n_weights = sum(math.prod(value.shape) for value in flatten_parameters(network).values())
     memory.require_room(n_weights, opened.name)
-    files = opened.source.weights(COMPONENT, float16)
     if not opened.is_difference:
         load_weights(network, files, opened.layout, dtype)
         return network
@@ -169,11 +170,25 @@ def find_damaged_control_weights(opened: OpenedControl, float16: bool) -> list[s
         OSError, ValueError: as `load_control_network` does.
     """
     dtype = mx.float16 if float16 else mx.float32
-    return [
-        f"{file}: {key}"
-        for file in opened.source.weights(COMPONENT, float16)
-        for key in find_not_finite(file, dtype, opened.layout)
-    ]
+    files = opened.source.weights(COMPONENT, float16)
+    layout = _recognize_union(opened, files).layout
+    return [f"{file}: {key}" for file in files for key in find_not_finite(file, dtype, layout)]
+
+
+def _recognize_union(opened: OpenedControl, files: Sequence[Path]) -> OpenedControl:
+    """Return a control model of a folder, as a union if its files are those of one.
+
+    The configs of published unions may say the class of a ControlNet, or another number of types.
+    """
+    if not isinstance(opened.config, ControlNetConfig) or isinstance(opened.source, NetworkFile):
+        return opened
+    for file in files:
+        header = open_header(str(file), file)
+        if is_union(header):
+            content, where = opened.source.config(f"{COMPONENT}/{CONFIG}")
+            config = read_control_config(content | detect_union(header), where)
+            return replace(opened, config=config, layout=NETWORKS[type(config)].layout)
+    return opened
 
 
 def _find(
@@ -183,9 +198,10 @@ def _find(
     text = os.fspath(name)
     family = find_control_family(model)
     known = find_control(text, family) if isinstance(name, str) else None
+    if known is not None and known.repo is None:
+        return BareNetwork(Source(text, Path(known.location)), COMPONENT)
     if known is not None:
-        text = known.location
-        name = text if known.repo is not None else Path(text)
+        name = text = known.location
     path = os.path.expanduser(text)
     is_here = os.path.exists(path)
     refuse_control_suffix(text)
@@ -220,7 +236,8 @@ def _open_file(found: ResolvedFile, model: Model) -> OpenedControl:
     if found.path.name in WEIGHT_NAMES and config_file.is_file():
         content = _read_config(config_file)
         if is_control_config(content):
-            config = read_control_config(content, str(config_file))
+            types = detect_union(header) if is_union(header) else {}
+            config = read_control_config(content | types, str(config_file))
             component = Component(content, NETWORKS[type(config)].layout)
             return _make(header, component, config, found, model)
     detected = detect_control(header, model.unet_config)

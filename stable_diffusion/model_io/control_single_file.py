@@ -64,8 +64,8 @@ def detect_control(header: Header, base: UNetConfig) -> Component | None:
 
 def _detect_controlnet(header: Header, root: str, base: UNetConfig) -> Component:
     """Return a ControlNet, or a union, whose keys begin with `root`."""
-    is_union = f"{root}task_embedding" in header.shapes
-    layout = _find_controlnet_layout(header, root, is_union)
+    has_types = is_union(header, root)
+    layout = _find_controlnet_layout(header, root, has_types)
     tensors = Tensors(header, layout)
     config = {"_class_name": "ControlNetModel"} | detect_encoder(tensors)
     config["cross_attention_dim"] = base.cross_attention_dim
@@ -80,12 +80,12 @@ def _detect_controlnet(header: Header, root: str, base: UNetConfig) -> Component
     config |= _detect_embedding(tensors)
     if POOLED.search(PurePosixPath(header.name).stem):
         config["global_pool_conditions"] = True
-    return Component(config | (_detect_union(header, root) if is_union else {}), layout)
+    return Component(config | (detect_union(header, root) if has_types else {}), layout)
 
 
-def _find_controlnet_layout(header: Header, root: str, is_union: bool) -> Layout:
-    """Return how a file names the tensors of a ControlNet."""
-    diffusers = CONTROLNET_UNION if is_union else CONTROLNET
+def _find_controlnet_layout(header: Header, root: str, has_types: bool) -> Layout:
+    """Return how a file names the tensors of a ControlNet, or of a union if it has types."""
+    diffusers = CONTROLNET_UNION if has_types else CONTROLNET
     renames = {**diffusers.renames, **find_layout(header, root).renames}
     # The UNet has layers with the same names as diffusers gives these; they keep theirs.
     renames |= {f"{EMBEDDING}.{layer}": f"{EMBEDDING}.{layer}" for layer in ("conv_in", "conv_out")}
@@ -129,7 +129,12 @@ def _detect_embedding(tensors: Tensors) -> dict[str, Any]:
     }
 
 
-def _detect_union(header: Header, root: str) -> dict[str, Any]:
+def is_union(header: Header, root: str = "") -> bool:
+    """Return whether the ControlNet in a file is one for several types of picture."""
+    return f"{root}task_embedding" in header.shapes
+
+
+def detect_union(header: Header, root: str = "") -> dict[str, Any]:
     """Return the options of a union that other ControlNets do not have."""
     return {
         "_class_name": "ControlNetUnionModel",

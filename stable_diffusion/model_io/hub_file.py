@@ -101,7 +101,7 @@ def resolve_file(
     path = os.path.expanduser(text)
     if os.path.isdir(path):
         files = [file for file in Path(path).glob("*") if file.is_file()]
-        chosen = _choose(text.rstrip("/"), [file.name for file in files], what, preferred)
+        chosen = _choose(text.rstrip("/") or "/", [file.name for file in files], what, preferred)
         return ResolvedFile(Path(path) / chosen, str(Path(path)))
     hub_name = parse_hub_name(text) if isinstance(name, str) else None
     if os.path.exists(path) or hub_name is None:

@@ -57,7 +57,8 @@ def test_help_names_the_program_as_it_was_started(name, monkeypatch, capsys):
             FaultyResultError("latents", Fault.NOT_FINITE),
             1,
             "error: the latents are not finite numbers, though all weights are: the model "
-            "overflows: try another --sampler, a smaller --cfg, or less of --lora",
+            "overflows: try another --sampler, a smaller --cfg, or less of --lora or "
+            "--control",
         ),
         (
             FaultyResultError("latents", Fault.NOT_FINITE, ["a: b"]),

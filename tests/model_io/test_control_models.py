@@ -28,8 +28,10 @@ from safetensors.numpy import load_file
 
 from stable_diffusion.adapters.lora import load_lora
 from stable_diffusion.config import known_controls
+from stable_diffusion.config.controlnet import UNION_OPTIONS
 from stable_diffusion.config.known_controls import KNOWN_CONTROLS, KnownControl
 from stable_diffusion.config.networks import UNetConfig
+from stable_diffusion.control import LoadedControl
 from stable_diffusion.model_io.control_models import (
     OpenedControl,
     find_damaged_control_weights,
@@ -117,6 +119,26 @@ def test_a_file_is_the_network_of_the_folder(write, tmp_path, name):
                 assert getattr(opened.config, option) == getattr(wanted, option), option
         for option in ("features", "num_control_type", "num_trans_layer", "in_channels"):
             assert getattr(opened.config, option, None) == getattr(wanted, option, None)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_control_type": 6, "num_trans_channel": 16, "num_proj_channel": 16}]
+)
+def test_a_union_is_known_by_its_file(write, tmp_path, options):
+    """Published configs say the class of a ControlNet, or another number of types."""
+    model, folder = write(UNION)
+    content = json.loads((folder / "config.json").read_text())
+    expected = read(open_control(folder, model))
+    content = {key: value for key, value in content.items() if key not in UNION_OPTIONS}
+    content |= {"_class_name": "ControlNetModel", **options}
+    other = write_config(tmp_path / "union", content)
+    (other / WEIGHTS).symlink_to(folder / WEIGHTS)
+    for given in (other, other / WEIGHTS):
+        opened = open_control(given, model)
+        loaded = LoadedControl(opened, False)
+        assert same(flatten_parameters(loaded.network), expected)
+        assert loaded.types[6:] == ("tile", "repaint")
+        assert find_damaged_control_weights(opened, True) == []
 
 
 def test_precisions(write, tmp_path):
@@ -221,8 +243,10 @@ def test_the_hub(hub, monkeypatch, write, tmp_path):
 def test_the_tiny_model_has_its_own():
     """Its short names are not those of Stable Diffusion."""
     message = "canny is a control model for SD 1.x, SD 2.x, SDXL, not for tiny .*for tiny: outline"
+    tiny = open_model("tiny")
     with pytest.raises(FileNotFoundError, match=message):
-        open_control("canny", open_model("tiny"))
+        open_control("canny", tiny)
+    assert open_control("outline", tiny).name == "outline"
 
 
 def test_short_names(write):

@@ -5,15 +5,13 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...control import find_union_type
 from ...images.arrays import MAX_PIXELS, Fit
 from ...images.edges import require_edges
 from ...images.reading import read_picture
 from ...utils.size import Size
+from ..recipe.control_text import names_canny
 from ..settings import ControlPicture
 from .control_values import ControlChoice
-
-CANNY = "canny"
 
 
 def read_controls(values: Mapping[str, Any]) -> tuple[ControlPicture, ...]:
@@ -67,7 +65,7 @@ def _expand_ranges(
 
 
 def _choose_edges(choices: Sequence[ControlChoice], wants_edges: bool) -> list[bool]:
-    """Return for each control picture whether its edges are to be drawn.
+    """Return for each control picture whether to draw its edges.
 
     Raises:
         ValueError: if it is unclear for which, or the package that draws them is missing.
@@ -79,12 +77,7 @@ def _choose_edges(choices: Sequence[ControlChoice], wants_edges: bool) -> list[b
     require_edges()
     if len(choices) == 1:
         return [True]
-    canny = find_union_type(CANNY)
-    has_edges = [
-        CANNY in os.path.basename(each.model).lower()
-        or (each.type is not None and find_union_type(each.type) == canny)
-        for each in choices
-    ]
+    has_edges = [names_canny(each.model, each.type) for each in choices]
     if not any(has_edges):
         raise ValueError(
             "--control-canny with several --control is for those whose MODEL or TYPE has canny in "

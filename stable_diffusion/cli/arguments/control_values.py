@@ -53,6 +53,7 @@ def parse_control(text: str) -> ControlChoice:
     found = [split for split in splits if _exists(_split_scale(split[1])[0])]
     model, image = (found or splits)[0]
     file, scale = _split_scale(image)
+    model = model if _exists(model) else model.strip()
     return ControlChoice(*_split_type(model), file, parse_scale(scale))
 
 

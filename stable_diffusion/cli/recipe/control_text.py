@@ -1,14 +1,19 @@
 """Control pictures in recipes: as the options take them, and in the words of the web UI."""
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import PurePath
 
 import numpy as np
 
+from ...control import find_union_type
 from ..settings import ControlPicture
 from .recipe import Recipe
 
 FULL_RANGE = "0-1"
+CANNY = "canny"
+COMMIT = re.compile(r"@[0-9a-f]{40}")  # of a model on the Hub
 
 
 def name_control(control: ControlPicture, model: str, file: str) -> str:
@@ -36,6 +41,15 @@ def name_thresholds(controls: Sequence[ControlPicture]) -> str | None:
     return None if thresholds is None else ",".join(map(str, thresholds))
 
 
+def names_canny(model: str, kind: str | None) -> bool:
+    """Return whether the name of a control model, or the type of its picture, says Canny's edges.
+
+    With several control pictures `--control-canny` draws the edges of these.
+    """
+    in_name = CANNY in os.path.basename(model).lower()
+    return in_name or (kind is not None and find_union_type(kind) == find_union_type(CANNY))
+
+
 def describe_controls(recipe: Recipe) -> dict[str, str]:
     """Return the parts of the web UI's text about control pictures, by their keys."""
     ranges = recipe.control_range or (FULL_RANGE,)
@@ -44,10 +58,15 @@ def describe_controls(recipe: Recipe) -> dict[str, str]:
     described = {}
     for i, (text, steps) in enumerate(zip(recipe.control, ranges, strict=True)):
         model, _, picture = text.partition("=")
+        model = COMMIT.sub("", model.replace("\\", "/"))
         start, _, end = steps.partition("-")
+        name, _, kind = model.rpartition("@")
+        is_drawn = recipe.control_canny is not None and (
+            len(recipe.control) == 1 or names_canny(name or model, kind)
+        )
         details = {
-            "Module": "none" if recipe.control_canny is None else "canny",
-            "Model": PurePath(model.replace("\\", "/")).name.removesuffix(".safetensors"),
+            "Module": CANNY if is_drawn else "none",
+            "Model": PurePath(model).name.removesuffix(".safetensors"),
             "Weight": picture.rpartition(":")[2],
             "Resize Mode": "Just Resize",
             "Guidance Start": start,

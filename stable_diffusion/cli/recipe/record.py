@@ -1,22 +1,25 @@
 """Write recipes into picture files, and compare those of files that exist with the settings."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ...config.autoencoder_tiny import TINY_VAES
+from ...config.known_controls import KNOWN_CONTROLS, find_control
 from ...config.known_models import MODELS
 from ...hires import FILTERS
 from ...images.text_chunks import PARAMETERS, RECIPE, read_texts
+from ...model_io.control_models import OpenedControl
 from ...model_io.hub_file import parse_hub_name
 from ...model_io.model import Model
 from ...model_io.sources import Source
 from ...utils.fold_name import fold_name
 from ...version import __version__
 from ..job import Job, find_default_strength
-from ..settings import TRANSPARENCY, Repainting, Settings
+from ..settings import TRANSPARENCY, ControlPicture, Repainting, Settings
 from .control_text import name_control, name_ranges, name_thresholds
 from .recipe import Recipe, sha256
 from .webui_text import write_parameters
@@ -33,12 +36,19 @@ class Record:
         settings: the settings of the run. Without `metadata`, all texts are empty.
         model: the open model.
         float16: whether half precision is used.
+        controls: the open control models, by the names that the settings give them.
     """
 
-    def __init__(self, settings: Settings, model: Model, float16: bool):
+    def __init__(
+        self,
+        settings: Settings,
+        model: Model,
+        float16: bool,
+        controls: Mapping[str, OpenedControl] = MappingProxyType({}),
+    ):
         self._common: Recipe | None = None
         if settings.metadata:
-            self._common = _make_common_recipe(settings, model, float16)
+            self._common = _make_common_recipe(settings, model, float16, controls)
 
     def describe(self, job: Job) -> Texts:
         """Return the texts for the file of one picture."""
@@ -75,6 +85,8 @@ class RecipeComparison:
         self._default_strength = find_default_strength(settings.start)
         self._models = _list_model_names(settings.model)
         self._parts = {name: _list_model_names(getattr(settings, name)) for name in PARTS}
+        self._controls = settings.controls
+        del self._wanted["control"]
 
     def differs(self, file: Path, job: Job) -> bool:
         """Return whether the recipe in a picture says that this job would make another picture.
@@ -94,6 +106,8 @@ class RecipeComparison:
         for name, wanted_names in self._parts.items():
             if not _list_model_names(getattr(recipe, name)) & wanted_names:
                 return True
+        if not _have_same_controls(recipe.control, self._controls):
+            return True
         wanted = _collect_job_values(job) | self._wanted
         wanted["hires"] = job.hires
         if job.strength is None and recipe.strength is not None and self._default_strength:
@@ -128,8 +142,14 @@ class _Choices:
     upscale_sha256: str | None = None
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> "_Choices":
-        """Return the choices of a command line; this reads the files that it names."""
+    def from_settings(
+        cls, settings: Settings, controls: Mapping[str, Source] = MappingProxyType({})
+    ) -> "_Choices":
+        """Return the choices of a command line; this reads the files that it names.
+
+        Args:
+            controls: the files of the control models that are open, by the names in the settings.
+        """
         start = settings.start
         repainting = None if start is None else start.repainting
         return cls(
@@ -143,7 +163,11 @@ class _Choices:
             fit=None if start is None or start.is_cropped else start.fit,
             image_sha256=None if start is None else sha256(start.file),
             control=tuple(
-                name_control(each, _hide_home(each.model), _hide_home(each.file))
+                name_control(
+                    each,
+                    str(_name_part(each.model, controls.get(each.model))),
+                    _hide_home(each.file),
+                )
                 for each in settings.controls
             ),
             control_sha256=tuple(sha256(each.file) for each in settings.controls),
@@ -192,6 +216,22 @@ def _list_model_names(model: str | None) -> set[str | None]:
     return {fold_name(each) for each in (name, without_revision, *repos)}
 
 
+def _have_same_controls(texts: Sequence[str], controls: Sequence[ControlPicture]) -> bool:
+    """Return whether a recipe's control models and pictures are those of the settings."""
+    if len(texts) != len(controls):
+        return False
+    for text, control in zip(texts, controls, strict=True):
+        without_model = name_control(control, "", _hide_home(control.file))
+        if not fold_name(text).endswith(fold_name(without_model)):
+            return False
+        model = text[: -len(without_model)]
+        known = (find_control(control.model, family) for family in KNOWN_CONTROLS)
+        names = [control.model, *(each.location for each in known if each is not None)]
+        if not any(_list_model_names(model) & _list_model_names(each) for each in names):
+            return False
+    return True
+
+
 def _fold(value: Any) -> Any:
     """Return what is the same for two values of a recipe that differ only as names of one file."""
     return tuple(map(fold_name, value)) if isinstance(value, tuple) else value
@@ -210,11 +250,15 @@ def _name_part(given: str | None, source: Source | None) -> str | None:
     return _hide_home(given) if commit is None else "@".join(commit)
 
 
-def _make_common_recipe(settings: Settings, model: Model, float16: bool) -> Recipe:
+def _make_common_recipe(
+    settings: Settings, model: Model, float16: bool, controls: Mapping[str, OpenedControl]
+) -> Recipe:
     """Return the recipe that all pictures of a run share, without what their jobs decide."""
     name, revision = model.source.commit or (_hide_home(settings.model), None)
+    sources = {name: control.source for name, control in controls.items()}
+    choices = vars(_Choices.from_settings(settings, sources))
     return Recipe(
-        **vars(_Choices.from_settings(settings)),
+        **choices,
         model=name,
         revision=revision,
         vae=_name_part(settings.vae, model.vae),

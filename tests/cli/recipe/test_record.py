@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +124,39 @@ def test_pictures_that_differ(tmp_path, monkeypatch, options, differs):
         assert not comparison.differs(Path("made.png"), replace(JOB, steps=None, sampler=None))
         Path("a.safetensors").write_bytes(b"b")  # trained on, under the same name
         assert RecipeComparison(parse_settings(*usual, *options)).differs(Path("made.png"), JOB)
+
+
+@dataclass
+class OpenControl:
+    """A control model whose files are known, and not read."""
+
+    source: Source
+
+
+def test_control_models_on_the_hub(tmp_path, monkeypatch):
+    """Each is pinned to its commit, and the short name asks for the same picture."""
+    monkeypatch.chdir(tmp_path)
+    save_image("a.png", np.zeros((64, 64, 3), np.uint8))
+    repo = "lllyasviel/control_v11p_sd15_canny"
+    words = ["--control=canny=a.png:0.5", "--control=org/u@depth=a.png"]
+    settings = parse_settings("--model=tiny", *words)
+    model = Model(Source("tiny", Path("tiny")))
+    opened = {"canny": OpenControl(make_repository(repo)), "org/u": OpenControl(Source("", Path()))}
+    texts = Record(settings, model, False, opened).describe(JOB)
+    assert read_recipe(texts).control == (f"{repo}@{COMMIT}=a.png:0.5", "org/u@depth=a.png:1")
+    save_image("made.png", np.zeros((64, 64, 3), np.uint8), texts)
+    for first, second, differs in (
+        ("canny=a.png:0.5", "org/u@depth=a.png", False),
+        (f"{repo}@main=a.png:0.5", "org/u@x@depth=a.png", False),
+        ("canny=a.png", "org/u@depth=a.png", True),
+        ("depth=a.png:0.5", "org/u@depth=a.png", True),
+        ("canny=a.png:0.5", "org/u@tile=a.png", True),
+        ("canny=a.png:0.5", "org/v@depth=a.png", True),
+    ):
+        asked = parse_settings("--model=tiny", f"--control={first}", f"--control={second}")
+        assert RecipeComparison(asked).differs(Path("made.png"), JOB) is differs, (first, second)
+    alone = parse_settings("--model=tiny", words[0])
+    assert RecipeComparison(alone).differs(Path("made.png"), JOB)
 
 
 def test_unet_of_a_file_on_the_hub():

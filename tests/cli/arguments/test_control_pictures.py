@@ -11,6 +11,7 @@ from PIL import Image
 from stable_diffusion.cli.arguments import control_values
 from stable_diffusion.cli.arguments.parse import image2image_parser, parse, txt2image_parser
 from stable_diffusion.cli.controls import make_controls, warn_of_pictures
+from stable_diffusion.cli.main import txt2image
 from stable_diffusion.cli.recipe.control_text import describe_controls, name_ranges
 from stable_diffusion.cli.recipe.recipe import Recipe
 from stable_diffusion.cli.recipe.record import _Choices
@@ -51,6 +52,7 @@ def read(folder, *arguments: str) -> Settings:
         ("net@canny=a.png", "net@canny", None, "a.png", 1),
         ("canny=a.png:1e-1", "canny", None, "a.png", 0.1),
         ("canny=missing:a.png", "canny", None, "missing:a.png", 1),
+        (" canny =a.png", "canny", None, "a.png", 1),
     ],
 )
 def test_parts(folder, text, model, kind, file, scale):
@@ -144,8 +146,17 @@ def test_ranges_and_recipes(folder):
     for ranges, expected in [([], ()), (["0-1"], ()), (["0.00001-1"], ("0.00001-1",))]:
         given = [f"--control-range={each}" for each in ranges]
         assert name_ranges(read(folder, *words, *given).controls) == expected
-    recipe = Recipe(control=choices.control, control_range=choices.control_range)
+    recipe = Recipe(
+        control=choices.control, control_range=choices.control_range, control_canny="1,2"
+    )
     described = describe_controls(recipe)
+    assert "Module: canny" in described["ControlNet 0"]
+    assert "Module: none, Model: union@depth, " in described["ControlNet 1"]
+    pinned = f"org/name/x.safetensors@{'0f' * 20}@canny=a.png:1"
+    assert (
+        "Model: x.safetensors@canny, "
+        in describe_controls(Recipe(control=(pinned,)))["ControlNet 0"]
+    )
     assert list(described) == ["ControlNet 0", "ControlNet 1"]
     assert "Model: canny, Weight: 0.3" in described["ControlNet 0"]
     assert "Guidance Start: 0.25, Guidance End: 0.5" in described["ControlNet 0"]
@@ -176,6 +187,22 @@ def test_pictures_of_the_size_that_is_drawn(folder):
         assert drawn.shape == start.pixels.shape
         shown = (drawn[32, 0, 0] * 255, drawn[32, -1, 0] * 255)
         assert np.abs(np.subtract(shown, levels)).max() < 5
+
+
+def test_edges_are_drawn_at_each_size(folder, monkeypatch):
+    """A second pass has edges of its own, of the picture as it is in the file."""
+    monkeypatch.setitem(sys.modules, "cv2", object())
+    drawn = []
+
+    def draw_edges(picture, low, high):
+        drawn.append(picture.shape)
+        return picture
+
+    monkeypatch.setattr("stable_diffusion.cli.controls.draw_edges", draw_edges)
+    words = ["--model=tiny", "--steps=1", "--width=32", "--height=32", "--hires=1.5"]
+    words += ["--control=outline=a.png", "--control-canny", "--output=b.png"]
+    assert txt2image(["a ring", *words]) == 0
+    assert drawn[-2:] == [(32, 32, 3), (48, 48, 3)]
 
 
 def test_pictures_that_steer_little(folder):
