@@ -27,7 +27,7 @@ ADAPTERS: dict[str, str | Kind] = {
     r"^control_model\.|controlnet_|(^|\.)zero_convs\.|input_hint_block": Kind(
         "a ControlNet", CONTROL
     ),
-    r"(^|\.)(conv_first|rdb\d|RDB\d)\.": "an upscaler",
+    r"(^|\.)(conv_first|rdb\d|RDB\d)\.": Kind("an upscaler", "give it with --upscale"),
     r"^(adapter\.)?body\.\d+\.": Kind("a T2I-Adapter", CONTROL),
     r"to_[kv]_ip\.|^ip_adapter|^image_proj\.": "an IP-Adapter",
     r"^id_encoder\.": "a PhotoMaker",

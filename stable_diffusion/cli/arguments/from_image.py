@@ -3,11 +3,12 @@
 import argparse
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from ...adapters.find_lora_file import find_lora_file
+from ...config.known_models import find_spec
 from ...images.reading import require_file
 from ...images.text_chunks import PARAMETERS, RECIPE, read_texts
 from ...model_io.hub_file import ResolvedFile
@@ -29,6 +30,8 @@ DEPENDENT_OPTIONS = {
     "timesteps": ("steps", "schedule", "hires_steps"),
     "hires_steps": ("timesteps",),
     "n_images": ("n_rows",),
+    "strength": ("image_cfg",),
+    "image_cfg": ("strength",),
     "control": ("control_range", "control_canny"),
     "mask": ("invert_mask",),
     "fit": ("mask_crop",),
@@ -60,6 +63,10 @@ def read_options(file: str, script: Script, given: Mapping[str, Any]) -> dict[st
     if script == "image2image.py" and "mask" not in given:
         _require_mask(file, found)
     replaced = {*given, *(key for name in given for key in DEPENDENT_OPTIONS.get(name, ()))}
+    spec = find_spec(str(given["model"])) if "model" in given else None
+    if spec is not None:  # what only the model of the recipe may take
+        replaced.add("strength" if spec.task == "editing" else "image_cfg")
+    _warn_of_missing_options(file, script, found.keys() - replaced)
     options = [
         option
         for option in all_options(script)
@@ -70,6 +77,25 @@ def read_options(file: str, script: Script, given: Mapping[str, Any]) -> dict[st
     values = {option.key: _check(file, option, found[option.key]) for option in options}
     _warn_of_changed_files(file, recipe, given)
     return values
+
+
+def _warn_of_missing_options(file: str, script: Script, found: Collection[str]) -> None:
+    """Warn about options of a recipe that the script does not have.
+
+    Args:
+        found: the keys of the options.
+    """
+    own = {option.key for option in all_options(script)}
+    absent = {
+        option.key: option.name
+        for option in all_options()
+        if option.key in found and option.key not in own
+    }
+    if absent:
+        warnings.warn(
+            f"{file} was made with {' and '.join(absent.values())}, which {script} does not have",
+            stacklevel=3,
+        )
 
 
 def _require_mask(file: str, found: Mapping[str, Any]) -> None:

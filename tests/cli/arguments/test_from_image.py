@@ -11,6 +11,7 @@ from PIL import Image
 
 import image2image
 import txt2image
+from stable_diffusion.cli.arguments.from_image import read_options
 from stable_diffusion.cli.recipe.recipe import Recipe
 from stable_diffusion.images.text_chunks import PARAMETERS, RECIPE, read_texts
 from stable_diffusion.images.writing import save_image
@@ -269,6 +270,36 @@ def test_wrong_recipes(tmp_path, capsys, changes, message):
     *_, line = capsys.readouterr().err.splitlines()
     assert message in line and len(line) < 600
     assert not (tmp_path / "o.png").exists()
+
+
+def test_options_that_the_script_does_not_have(tmp_path):
+    two = write_picture_with(tmp_path / "two.png", hires=1.5, hires_strength=0.4, strength=0.5)
+    with pytest.warns(UserWarning) as warned:
+        found = read_options(str(two), "image2image.py", {"image": "a.png"})
+    assert [str(each.message) for each in warned] == [
+        f"{two} was made with --hires and --hires-strength, which image2image.py does not have"
+    ]
+    assert found["strength"] == 0.5 and "hires" not in found
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ({}, {"image_cfg": 1.2}),
+        ({"model": "sd-1-5"}, {}),
+        ({"model": "instruct-pix2pix"}, {"image_cfg": 1.2}),
+        ({"model": "a/b.safetensors"}, {"image_cfg": 1.2}),
+        ({"model": "a/b.safetensors", "strength": 0.5}, {}),
+    ],
+)
+def test_guidance_by_the_picture_is_for_some_models(tmp_path, given, used):
+    """Another model than that of the recipe may not take it."""
+    edited = write_picture_with(tmp_path / "a.png", image_cfg=1.2, model="instruct-pix2pix")
+    found = read_options(str(edited), "image2image.py", {"image": "a.png", **given})
+    assert {name: found[name] for name in ("image_cfg", "strength") if name in found} == used
+    other = write_picture_with(tmp_path / "b.png", strength=0.3)
+    found = read_options(str(other), "image2image.py", {"model": "instruct-pix2pix"})
+    assert "strength" not in found
 
 
 def test_options_that_exclude_each_other(tmp_path, capsys):
