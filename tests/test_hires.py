@@ -180,6 +180,24 @@ def test_arguments_are_checked_when_called(tiny, options, kind, message):
         start_second_pass(tiny, **arguments)
 
 
+def test_a_picture_that_overflows(tiny, monkeypatch):
+    """Its latents are not finite, so that the VAE is loaded again; bytes would be a black picture.
+
+    The other picture is not affected.
+    """
+    first, x_0 = make_first(tiny, num_steps=1)
+    decode = StableDiffusion.decode
+    pictures_before = iter([mx.nan, 0])
+
+    def overflow(self, x, tiled=None):
+        return decode(self, x, tiled) + next(pictures_before)
+
+    monkeypatch.setattr(StableDiffusion, "decode", overflow)
+    second = start_second_pass(tiny, first, x_0, 1.5, 0.5, upscale="lanczos")
+    is_finite = mx.isfinite(second.inputs[0]).reshape(2, -1)
+    assert not is_finite[0].any().item() and is_finite[1].all().item()
+
+
 def test_calls_without_a_second_pass(tiny):
     sd = tiny
     first = sd.generate_latents_from_image(np.zeros((32, 32, 3), np.float32), "a", strength=0)

@@ -11,9 +11,10 @@ from upscalers import write_upscaler
 
 import image2image
 import txt2image
-from stable_diffusion import StableDiffusion
+from stable_diffusion import StableDiffusion, overflow
 from stable_diffusion.cli import denoise
 from stable_diffusion.cli.recipe.recipe import Recipe
+from stable_diffusion.faults import Fault
 from stable_diffusion.hires import start_second_pass
 from stable_diffusion.images.text_chunks import PARAMETERS, RECIPE, read_texts
 from stable_diffusion.model_io.upscaler_file import open_upscaler
@@ -67,6 +68,24 @@ def test_a_second_pass_and_an_upscaler(tmp_path, capsys, monkeypatch):
     assert txt2image.main([f"--from-image={file}", f"--output={again}"]) == 0
     assert f"{upscaler} has changed since {file} was made" in capsys.readouterr().err
     assert read(again).shape == (192, 192, 3)
+
+
+def test_half_precision_that_overflows_in_the_second_pass(tmp_path, monkeypatch, capsys):
+    """Its steps are run again in float32, from the same enlarged picture and noise."""
+    run = [*TEXT, "--hires=1.5", "--sampler=euler-a", "--n_images=2", "--batch-size=1", "--float16"]
+    assert txt2image.main([*run, f"--output={tmp_path}/a{{index}}.png"]) == 0
+    found = iter([None, None, None, Fault.NOT_FINITE])  # of texts, latents, texts, latents
+    find_fault = overflow._find_fault
+    monkeypatch.setattr(
+        overflow, "_find_fault", lambda *each: next(found, None) or find_fault(*each)
+    )
+    capsys.readouterr()
+    assert txt2image.main([*run, f"--output={tmp_path}/b{{index}}.png"]) == 0
+    assert "again in float32" in capsys.readouterr().err
+    assert next(found, "all are used") == "all are used"
+    first, second = ([read(file) for file in sorted(tmp_path.glob(f"{x}*.png"))] for x in "ab")
+    assert len(first) == len(second) == 2
+    assert all(psnr(a, b) >= 35 for a, b in zip(first, second, strict=True))
 
 
 def test_lines_of_a_prompts_file(tmp_path):
