@@ -120,11 +120,13 @@ def test_it_equals_two_calls_of_diffusers(checkpoint, oracle, kind, sampler, ups
     assert psnr(pictures(sd, part), ours[1:]) >= SAME
 
 
-def test_the_noise_goes_on(tiny):
-    options = {"num_steps": 2, "seed": 3, "latent_size": (4, 4), "sampler": "euler-a"}
+@pytest.mark.parametrize(("sampler", "n_drawn"), [("euler-a", 3), ("lcm", 2), ("euler", 1)])
+def test_the_noise_goes_on(tiny, sampler, n_drawn):
+    """It is drawn for the first latents, and for each step that adds it: not for LCM's last one."""
+    options = {"num_steps": 2, "seed": 3, "latent_size": (4, 4), "sampler": sampler}
     first = tiny.generate_latents("a red circle", **options)
     generator = torch.Generator().manual_seed(3)
-    for _ in range(3):  # for the first latents, and for each step
+    for _ in range(n_drawn):
         torch.randn(8, 4, 4, generator=generator)
     (stream,) = continue_streams(first.origin, (4, 4, 8), range(1))
     expected = torch.randn(8, 6, 6, generator=generator).numpy()

@@ -39,6 +39,7 @@ ADVICE = {
     "a VAE": "give it with --vae",
     "a ControlNet": "give it with --control MODEL=IMAGE",
     "a T2I-Adapter": "give it with --control MODEL=IMAGE",
+    "an upscaler": "give it with --upscale",
 }
 
 

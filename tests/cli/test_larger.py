@@ -14,6 +14,7 @@ import txt2image
 from stable_diffusion import StableDiffusion, overflow
 from stable_diffusion.cli import denoise
 from stable_diffusion.cli.recipe.recipe import Recipe
+from stable_diffusion.cli.terminal.progress import Progress
 from stable_diffusion.faults import Fault
 from stable_diffusion.hires import start_second_pass
 from stable_diffusion.images.text_chunks import PARAMETERS, RECIPE, read_texts
@@ -48,7 +49,10 @@ def test_a_second_pass_and_an_upscaler(tmp_path, capsys, monkeypatch):
     write_upscaler(upscaler)
     made = tmp_path / "{index}.png"
     run = [*TEXT, *HIRES, "--n_images=3", f"--output={made}", f"--upscale={upscaler}"]
+    parts: list[float] = []
+    monkeypatch.setattr(Progress, "count_enlarged", lambda _, part: parts.append(part))
     assert txt2image.main([*run, "--preview=1"]) == 0
+    assert abs(sum(parts) - 3) < 1e-9
     network = open_upscaler("up", upscaler).load()
     for i, picture in enumerate(make_by_library(3), 1):
         file = tmp_path / f"000{i}.png"
@@ -135,6 +139,8 @@ def test_lines_of_a_prompts_file(tmp_path):
         (["--upscale=no.safetensors"], "no such upscaler file: no.safetensors"),
         (["--upscale=a.pth"], "a.pth is a pickle, and pickles are never loaded"),
         (["--hires=2", "--hires-upscale=b.safetensors"], "b.safetensors is cut short"),
+        (["--hires=2", "--hires-upscale=c.safetensors"], "missing: conv_hr.bias"),
+        (["--upscale=c.safetensors"], "missing: conv_hr.bias"),
         (["--hires-fix=2"], "--hires-fix: use --hires"),
     ],
 )
@@ -143,6 +149,7 @@ def test_wrong_usage(tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
     Path("a.pth").write_bytes(b"PK\x03\x04")
     Path("b.safetensors").write_bytes((99).to_bytes(8, "little") + b"{}")
+    write_upscaler(Path("c.safetensors"), **{"conv_hr.bias": None})
     try:
         status = txt2image.main(["a red circle", "--model=tiny", *options])
     except SystemExit as ending:
