@@ -12,7 +12,7 @@ from ...config.known_models import find_spec
 from ...images.reading import require_file
 from ...images.text_chunks import PARAMETERS, RECIPE, read_texts
 from ...model_io.hub_file import ResolvedFile
-from ...utils.wording import abbreviate, quote_argument
+from ...utils.wording import abbreviate, join_names, quote_argument
 from ..recipe.recipe import Recipe, sha256
 from ..recipe.webui_text import read_parameters
 from ..terminal.console import say
@@ -93,7 +93,7 @@ def _warn_of_missing_options(file: str, script: Script, found: Collection[str]) 
     }
     if absent:
         warnings.warn(
-            f"{file} was made with {' and '.join(absent.values())}, which {script} does not have",
+            f"{file} was made with {join_names(list(absent.values()))}, which {script} does not have",
             stacklevel=3,
         )
 

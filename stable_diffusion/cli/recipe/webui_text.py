@@ -19,7 +19,7 @@ from ...sampler.sampler import SAMPLERS, SCHEDULES
 from ...sampler.table import SamplerSpec
 from ...tokenizer.prompt_weights import EXTRA_NETWORK
 from .control_text import describe_controls
-from .mask_text import MASK_READERS, describe_mask
+from .mask_text import MASK_READERS, complete_area, describe_mask
 from .recipe import MAX_CHARACTERS, PROGRAM, Recipe
 from .webui_hires import read_second_pass, write_second_pass
 
@@ -160,7 +160,7 @@ def _read_pairs(pairs: dict[str, str], model: str | None) -> tuple[dict[str, Any
     Args:
         model: a known model that the text names; None if it names none.
     """
-    options, rest, pairs = read_second_pass(pairs)
+    options, rest, pairs = read_second_pass(complete_area(pairs))
     if pairs.get("Schedule type") == AUTOMATIC:
         pairs = pairs | {"Schedule type": _find_automatic_schedule(pairs.get("Sampler", ""))}
     for key, value in pairs.items():

@@ -277,7 +277,7 @@ def test_options_that_the_script_does_not_have(tmp_path):
     with pytest.warns(UserWarning) as warned:
         found = read_options(str(two), "image2image.py", {"image": "a.png"})
     assert [str(each.message) for each in warned] == [
-        f"{two} was made with --hires and --hires-strength, which image2image.py does not have"
+        f"{two} was made with --hires, --hires-strength, which image2image.py does not have"
     ]
     assert found["strength"] == 0.5 and "hires" not in found
 
