@@ -92,10 +92,8 @@ def _warn_of_missing_options(file: str, script: Script, found: Collection[str]) 
         if option.key in found and option.key not in own
     }
     if absent:
-        warnings.warn(
-            f"{file} was made with {join_names(list(absent.values()))}, which {script} does not have",
-            stacklevel=3,
-        )
+        names = join_names(list(absent.values()))
+        warnings.warn(f"{file} was made with {names}, which {script} does not have", stacklevel=3)
 
 
 def _require_mask(file: str, found: Mapping[str, Any]) -> None:
