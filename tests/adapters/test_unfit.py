@@ -174,7 +174,7 @@ def test_other_models_by_metadata(architecture, what):
 @pytest.mark.parametrize(
     ("keys", "what"),
     [
-        ("lllite_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.down.0", "a ControlNet-LLLite"),
+        ("lllite_unet_mid_block_attentions_0_attn1_to_q.down.0", "a ControlNet-LLLite"),
         ("lora_controlnet input_blocks.0.0.weight", "a control-LoRA"),
         ("controlnet_down_blocks.0.lora_A.weight", "a LoRA of a ControlNet"),
         ("control_model.zero_convs.0.0.weight", "a ControlNet"),
