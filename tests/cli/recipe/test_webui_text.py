@@ -251,7 +251,7 @@ def test_text_of_another_kind(text):
     ids=range(11),
 )
 def test_hostile_text_is_read_fast(text):
-    start = time.perf_counter()
+    start = time.process_time()
     with suppress(ValueError):
         read_parameters(text)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
