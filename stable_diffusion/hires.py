@@ -111,8 +111,7 @@ def start_second_pass(
     if upscale == "latent":
         x = enlarge_latents(x, Size(size.width // factor, size.height // factor))
     else:
-        decoded = to_uint8(np.array(sd.decode(x, tiled)))
-        x = _encode(sd, [enlarge_picture(each, size, upscale) for each in decoded], tiled)
+        x = mx.concatenate([_enlarge_decoded(sd, each, size, upscale, tiled) for each in x])
     streams = continue_streams(origin, x_0.shape[1:], pictures)
     noise = mx.array(draw_latents(streams, x.shape[1:]))
     second = _select(origin, pictures, n_images, schedule, streams)
@@ -281,15 +280,22 @@ def _check_pictures(value: Any, n_images: int) -> range:
     return pictures
 
 
-def _encode(sd: StableDiffusion, pictures: Sequence[np.ndarray], tiled: bool | None) -> mx.array:
-    """Return the most likely latents [B, h, w, C] of pictures, uint8 [H, W, 3], one by one."""
-    latents = []
-    for picture in pictures:
-        image = mx.array(picture[None].astype(np.float32) / 127.5 - 1)
-        mean, _ = encode(sd.autoencoder, image, tiled)
-        mx.eval(mean)
-        latents.append(mean)
-    return mx.concatenate(latents)
+def _enlarge_decoded(
+    sd: StableDiffusion, x: mx.array, size: Size, upscale: Upscale, tiled: bool | None
+) -> mx.array:
+    """Return the most likely latents [1, h, w, C] of a picture after it is decoded and enlarged.
+
+    They are NaN if the picture is not finite, as if a VAE in half precision overflows: bytes cannot
+    say it.
+    """
+    decoded = np.array(sd.decode(x[None], tiled))[0]
+    if not np.isfinite(decoded).all():
+        factor = sd.config.autoencoder.factor
+        return mx.full((1, size.height // factor, size.width // factor, x.shape[-1]), mx.nan)
+    picture = enlarge_picture(to_uint8(decoded), size, upscale)
+    mean, _ = encode(sd.autoencoder, mx.array(picture[None].astype(np.float32) / 127.5 - 1), tiled)
+    mx.eval(mean)
+    return mean
 
 
 def _select(

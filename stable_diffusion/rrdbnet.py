@@ -102,12 +102,16 @@ def unshuffle(x: mx.array, factor: int) -> mx.array:
 
 
 def enlarge(
-    network: RRDBNet, picture: np.ndarray, strip_numbers: int = STRIP_NUMBERS
+    network: RRDBNet,
+    picture: np.ndarray,
+    strip_numbers: int = STRIP_NUMBERS,
+    on_progress: Callable[[float], object] = lambda part: None,
 ) -> np.ndarray:
     """Enlarge a picture, uint8 [H, W, 3], to [s·H, s·W, 3]; it is computed now.
 
     Args:
         strip_numbers: how many numbers the widest layer of a strip may have.
+        on_progress: is called with each part of the work that is done; all parts together are 1.
 
     Raises:
         ValueError: if a result is not finite, because the weights are damaged.
@@ -118,11 +122,17 @@ def enlarge(
     padded = np.pad(picture, [*((0, n) for n in margins), (0, 0)], mode="edge")
     x = unshuffle(mx.array(padded[None], dtype=mx.float32) / 255, config.shuffle)
 
+    # The blocks, and the layers after them, which take about as long as one of them.
+    rows_in_all = (config.num_block + 1) * x.shape[1]
+
+    def count_rows(n_rows: int) -> None:
+        on_progress(n_rows / rows_in_all)
+
     dense = config.num_feat + 4 * config.num_grow_ch  # channels of the widest layer of a block
     features = _apply(network.conv_first, x, REACH_OF_CONVOLUTION, strip_numbers // dense)
     y = features
     for block in network.body:
-        y = _apply(block, y, REACH_OF_BLOCK, strip_numbers // dense)
+        y = _apply(block, y, REACH_OF_BLOCK, strip_numbers // dense, count_rows)
     y = features + _apply(network.conv_body, y, REACH_OF_CONVOLUTION, strip_numbers // dense)
 
     growth = 2**config.num_upsample
@@ -132,12 +142,23 @@ def enlarge(
         if not mx.isfinite(strip).all().item():
             raise ValueError("the upscaler's result is not finite: its weights are damaged")
         rows.append(np.array((mx.clip(strip[0], 0, 1) * 255).round().astype(mx.uint8)))
+        count_rows(strip.shape[1] // growth)
     return np.concatenate(rows)[: height * config.scale, : width * config.scale]
 
 
-def _apply(layer: Layer, x: mx.array, reach: int, n_places: int) -> mx.array:
-    """Return layer(x), computed in strips."""
-    return mx.concatenate(list(_run_strips(layer, x, reach, n_places)), axis=1)
+def _apply(
+    layer: Layer,
+    x: mx.array,
+    reach: int,
+    n_places: int,
+    count_rows: Callable[[int], None] = lambda n_rows: None,
+) -> mx.array:
+    """Return layer(x), computed in strips; `count_rows` is called with the rows of each."""
+    strips = []
+    for strip in _run_strips(layer, x, reach, n_places):
+        strips.append(strip)
+        count_rows(strip.shape[1])
+    return mx.concatenate(strips, axis=1)
 
 
 def _run_strips(

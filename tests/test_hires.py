@@ -129,11 +129,13 @@ def test_it_equals_two_calls_of_diffusers(checkpoint, oracle, kind, sampler, ups
     assert psnr(pictures(sd, part), ours[1:]) >= SAME
 
 
-def test_the_noise_goes_on(tiny):
-    options = {"num_steps": 2, "seed": 3, "latent_size": (4, 4), "sampler": "euler-a"}
+@pytest.mark.parametrize(("sampler", "n_drawn"), [("euler-a", 3), ("lcm", 2), ("euler", 1)])
+def test_the_noise_goes_on(tiny, sampler, n_drawn):
+    """It is drawn for the first latents, and for each step that adds it: not for LCM's last one."""
+    options = {"num_steps": 2, "seed": 3, "latent_size": (4, 4), "sampler": sampler}
     first = tiny.generate_latents("a red circle", **options)
     generator = torch.Generator().manual_seed(3)
-    for _ in range(3):  # for the first latents, and for each step
+    for _ in range(n_drawn):
         torch.randn(8, 4, 4, generator=generator)
     (stream,) = continue_streams(first.origin, (4, 4, 8), range(1))
     expected = torch.randn(8, 6, 6, generator=generator).numpy()
@@ -187,6 +189,24 @@ def test_arguments_are_checked_when_called(tiny, options, kind, message):
     arguments = {"first": first, "x_0": X_0, **options}
     with pytest.raises(kind, match=message):
         start_second_pass(tiny, **arguments)
+
+
+def test_a_picture_that_overflows(tiny, monkeypatch):
+    """Its latents are not finite, so that the VAE is loaded again; bytes would be a black picture.
+
+    The other picture is not affected.
+    """
+    first, x_0 = make_first(tiny, num_steps=1)
+    decode = StableDiffusion.decode
+    pictures_before = iter([mx.nan, 0])
+
+    def overflow(self, x, tiled=None):
+        return decode(self, x, tiled) + next(pictures_before)
+
+    monkeypatch.setattr(StableDiffusion, "decode", overflow)
+    second = start_second_pass(tiny, first, x_0, 1.5, 0.5, upscale="lanczos")
+    is_finite = mx.isfinite(second.inputs[0]).reshape(2, -1)
+    assert not is_finite[0].any().item() and is_finite[1].all().item()
 
 
 def test_calls_without_a_second_pass(tiny):

@@ -29,7 +29,9 @@ def test_it_equals_pytorch(tmp_path, scale):
     whole = enlarge(network, picture)
     assert whole.shape == (37 * scale, 10 * scale, 3) and whole.std() > 10
     # A row or two at once. Every place of the result depends on what is above and below its strip.
-    strips = enlarge(network, picture, strip_numbers=1000)
+    parts: list[float] = []
+    strips = enlarge(network, picture, strip_numbers=1000, on_progress=parts.append)
+    assert len(parts) > 3 and abs(sum(parts) - 1) < 1e-9
     assert np.abs(whole.astype(int) - strips).max() <= 1
     if scale == 4:
         rounded = (expected.enlarge(picture[None] / 255)[0].clip(0, 1) * 255).round()

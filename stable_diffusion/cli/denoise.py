@@ -49,14 +49,14 @@ def count_pictures(run: Run, job: CompleteJob, size: Size, weight_bytes: int) ->
     )
 
 
-def measure_work(started: StartedBatch) -> BatchWork:
+def measure_work(run: Run, started: StartedBatch) -> BatchWork:
     """Return how much work a batch is, in steps of the first pass."""
     jobs, latents = started.batch.jobs, started.latents
     n_steps, second = len(latents), jobs[0].second_pass
     if second is not None:
         n_second = count_steps(latents, second.strength, second.num_steps)
         n_steps += n_second * _weigh_step(jobs[0], second.size)
-    return BatchWork(len(jobs), n_steps)
+    return BatchWork(len(jobs), n_steps, is_enlarged=run.upscaler is not None)
 
 
 def denoise_batch(

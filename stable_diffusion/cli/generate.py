@@ -112,7 +112,7 @@ def _make_pictures(
         with progress.measure("reading the UNet"):
             run.read_networks(["unet"])
             run.read_controls()
-    with progress.show_batches([measure_work(each) for each in started]):
+    with progress.show_batches([measure_work(run, each) for each in started]):
         for i in range(0, len(batches), ranks.size):
             made = ranks.gather(_make_next_batch(run, started, preview))
             if writer is not None:
@@ -187,8 +187,12 @@ def _make_next_batch(
     with run.progress.measure("decoding"):
         run.read_decoder()
         for picture in decode_pictures(run, x_0):
-            picture = picture if run.start is None else run.start.finish(picture)
-            yield picture if run.upscaler is None else enlarge(run.upscaler, picture)
+            if run.start is not None:
+                picture = run.start.finish(picture)
+            if run.upscaler is not None:
+                count = run.progress.count_enlarged
+                picture = enlarge(run.upscaler, picture, on_progress=count)
+            yield picture
             run.progress.count_decoded()
 
 

@@ -42,19 +42,27 @@ NUMBERED = re.compile(r"model\.(\d{1,2})\.weight")  # of the layers before and a
 # Other networks that enlarge pictures, by a part of a key that only they have; the first counts.
 OTHER_UPSCALERS = {
     r"\.conv1x1\.": "ESRGAN+",
-    r"overlap_attn\.|relative_position_index_SA": "HAT",
+    r"residual_group\.td$": "ATD",
+    r"\.hf_blocks\.": "CRAFT",
+    r"overlap_attn\.": "HAT",
+    r"layers\.\d+\.blocks\.\d+\.gamma$": "RGT",
     r"before_RG\.": "DAT",
-    r"attn\.logit_scale|attn\.cpb_mlp\.": "Swin2SR",
+    r"\.stripe_attn\.": "GRL",
+    r"\.cpb_mlp\.": "Swin2SR",
     r"layers\.\d+\.swin1\.": "DRCT",
-    r"layers\.\d+\.residual_group\.": "SwinIR",
+    r"\.residual_group\.": "SwinIR",
     r"residual_layer\.\d+\.": "OmniSR",
-    r"^m_head\.": "SCUNet",
+    r"^m_head\.0\.": "SCUNet",
     r"\.c1_r\.": "SPAN",
-    r"channe_mixer\.": "PLKSR",
+    r"\.channel?_mixer\.": "PLKSR",  # its first version spells it so
+    r"^gblocks\.": "MoSR",
+    r"\.safm\.": "SAFMN",
+    r"\.conv_du\.": "RCAN",
     r"unet1\.conv1\.conv\.": "Real-CUGAN",
     r"stylegan_decoder\.": "GFPGAN, which restores faces",
-    r"^position_emb$|quantize\.embedding\.": "CodeFormer, which restores faces",
-    r"^(params(_ema)?\.)?body\.\d+\.weight$": "the compact network of Real-ESRGAN (SRVGGNet)",
+    r"^position_emb$": "CodeFormer, which restores faces",
+    r"^quantize\.embedding\.": "RestoreFormer, which restores faces",
+    r"^(params(_ema)?\.)?body\.0\.weight$": "the compact network of Real-ESRGAN (SRVGGNet)",
 }
 
 

@@ -245,7 +245,9 @@ def make_lcm_schedule(
     if timesteps is not None:
         times = np.array(timesteps)
     levels = map(Level.from_alpha_bar, compute_alphas_bar(config)[times].tolist())
-    return Schedule(chain_levels(times, levels))
+    *steps, last = chain_levels(times, levels)
+    # It draws no noise, as in diffusers: a second pass draws the next from the same stream.
+    return Schedule((*steps, replace(last, adds_noise=False)))
 
 
 def chain_levels(timesteps: np.ndarray, levels: Iterable[Level]) -> tuple[Step, ...]:

@@ -234,7 +234,7 @@ def make_tcd_schedule(config: DiffusionConfig, num_steps: int, **given: Any) -> 
         replace(step, next_timestep=int(following.timestep))
         for step, following in pairwise((*steps, last))
     )
-    return Schedule((*marked, replace(last, end=lowest, adds_noise=False)))
+    return Schedule((*marked, replace(last, end=lowest)))
 
 
 def _space_whole_timesteps(config: DiffusionConfig, num_steps: int) -> list[int]:

@@ -38,8 +38,8 @@ ADVICE = {
     "a UNet": "give it with --unet",
     "a VAE": "give it with --vae",
     "a ControlNet": "give it with --control MODEL=IMAGE",
-    "an upscaler": "give it with --upscale",
     "a T2I-Adapter": "give it with --control MODEL=IMAGE",
+    "an upscaler": "give it with --upscale",
 }
 
 
@@ -174,7 +174,7 @@ def test_other_models_by_metadata(architecture, what):
 @pytest.mark.parametrize(
     ("keys", "what"),
     [
-        ("lllite_unet_input_blocks_4_1_attn1_to_q.down.0", "a ControlNet-LLLite"),
+        ("lllite_unet_mid_block_attentions_0_attn1_to_q.down.0", "a ControlNet-LLLite"),
         ("lora_controlnet input_blocks.0.0.weight", "a control-LoRA"),
         ("controlnet_down_blocks.0.lora_A.weight", "a LoRA of a ControlNet"),
         ("control_model.zero_convs.0.0.weight", "a ControlNet"),

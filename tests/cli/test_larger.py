@@ -11,9 +11,11 @@ from upscalers import write_upscaler
 
 import image2image
 import txt2image
-from stable_diffusion import StableDiffusion
+from stable_diffusion import StableDiffusion, overflow
 from stable_diffusion.cli import denoise
 from stable_diffusion.cli.recipe.recipe import Recipe
+from stable_diffusion.cli.terminal.progress import Progress
+from stable_diffusion.faults import Fault
 from stable_diffusion.hires import start_second_pass
 from stable_diffusion.images.text_chunks import PARAMETERS, RECIPE, read_texts
 from stable_diffusion.model_io.upscaler_file import open_upscaler
@@ -47,7 +49,10 @@ def test_a_second_pass_and_an_upscaler(tmp_path, capsys, monkeypatch):
     write_upscaler(upscaler)
     made = tmp_path / "{index}.png"
     run = [*TEXT, *HIRES, "--n_images=3", f"--output={made}", f"--upscale={upscaler}"]
+    parts: list[float] = []
+    monkeypatch.setattr(Progress, "count_enlarged", lambda _, part: parts.append(part))
     assert txt2image.main([*run, "--preview=1"]) == 0
+    assert abs(sum(parts) - 3) < 1e-9
     network = open_upscaler("up", upscaler).load()
     for i, picture in enumerate(make_by_library(3), 1):
         file = tmp_path / f"000{i}.png"
@@ -67,6 +72,24 @@ def test_a_second_pass_and_an_upscaler(tmp_path, capsys, monkeypatch):
     assert txt2image.main([f"--from-image={file}", f"--output={again}"]) == 0
     assert f"{upscaler} has changed since {file} was made" in capsys.readouterr().err
     assert read(again).shape == (192, 192, 3)
+
+
+def test_half_precision_that_overflows_in_the_second_pass(tmp_path, monkeypatch, capsys):
+    """Its steps are run again in float32, from the same enlarged picture and noise."""
+    run = [*TEXT, "--hires=1.5", "--sampler=euler-a", "--n_images=2", "--batch-size=1", "--float16"]
+    assert txt2image.main([*run, f"--output={tmp_path}/a{{index}}.png"]) == 0
+    found = iter([None, None, None, Fault.NOT_FINITE])  # of texts, latents, texts, latents
+    find_fault = overflow._find_fault
+    monkeypatch.setattr(
+        overflow, "_find_fault", lambda *each: next(found, None) or find_fault(*each)
+    )
+    capsys.readouterr()
+    assert txt2image.main([*run, f"--output={tmp_path}/b{{index}}.png"]) == 0
+    assert "again in float32" in capsys.readouterr().err
+    assert next(found, "all are used") == "all are used"
+    first, second = ([read(file) for file in sorted(tmp_path.glob(f"{x}*.png"))] for x in "ab")
+    assert len(first) == len(second) == 2
+    assert all(psnr(a, b) >= 35 for a, b in zip(first, second, strict=True))
 
 
 def test_lines_of_a_prompts_file(tmp_path):
@@ -116,6 +139,8 @@ def test_lines_of_a_prompts_file(tmp_path):
         (["--upscale=no.safetensors"], "no such upscaler file: no.safetensors"),
         (["--upscale=a.pth"], "a.pth is a pickle, and pickles are never loaded"),
         (["--hires=2", "--hires-upscale=b.safetensors"], "b.safetensors is cut short"),
+        (["--hires=2", "--hires-upscale=c.safetensors"], "missing: conv_hr.bias"),
+        (["--upscale=c.safetensors"], "missing: conv_hr.bias"),
         (["--hires-fix=2"], "--hires-fix: use --hires"),
     ],
 )
@@ -124,6 +149,7 @@ def test_wrong_usage(tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
     Path("a.pth").write_bytes(b"PK\x03\x04")
     Path("b.safetensors").write_bytes((99).to_bytes(8, "little") + b"{}")
+    write_upscaler(Path("c.safetensors"), **{"conv_hr.bias": None})
     try:
         status = txt2image.main(["a red circle", "--model=tiny", *options])
     except SystemExit as ending:

@@ -30,7 +30,7 @@ def check_combinations(values: Mapping[str, Any]) -> None:
     if values["preview_vae"] and values["preview"] is None:
         raise ValueError("--preview-vae needs --preview N, which says how often to write previews")
     if values["upscale"] is not None:
-        open_upscaler(str(values["upscale"]), values["upscale"])
+        _check_upscaler(values["upscale"])
 
 
 def _check_mask_options(values: Mapping[str, Any]) -> None:
@@ -105,7 +105,19 @@ def _check_second_pass(request: Request) -> None:
                 f"than {MAX_PIXELS} pixels"
             )
     if upscale is not None and upscale not in FILTERS:
-        open_upscaler(upscale, Path(upscale))
+        try:
+            _check_upscaler(Path(upscale))
+        except ValueError as error:
+            raise ValueError(f"{where}{error}") from None
+
+
+def _check_upscaler(file: Path) -> None:
+    """Check that a file has all weights of an upscaler; none of them is read.
+
+    Raises:
+        OSError, ValueError: if it has not.
+    """
+    open_upscaler(str(file), file).load()
 
 
 def _check_sampling(request: Request) -> None:

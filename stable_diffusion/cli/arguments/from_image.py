@@ -3,15 +3,16 @@
 import argparse
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from ...adapters.find_lora_file import find_lora_file
+from ...config.known_models import find_spec
 from ...images.reading import require_file
 from ...images.text_chunks import PARAMETERS, RECIPE, read_texts
 from ...model_io.hub_file import ResolvedFile
-from ...utils.wording import abbreviate, quote_argument
+from ...utils.wording import abbreviate, join_names, quote_argument
 from ..recipe.recipe import Recipe, sha256
 from ..recipe.webui_text import read_parameters
 from ..terminal.console import say
@@ -29,6 +30,8 @@ DEPENDENT_OPTIONS = {
     "timesteps": ("steps", "schedule", "hires_steps"),
     "hires_steps": ("timesteps",),
     "n_images": ("n_rows",),
+    "strength": ("image_cfg",),
+    "image_cfg": ("strength",),
     "control": ("control_range", "control_canny"),
     "mask": ("invert_mask",),
     "fit": ("mask_crop",),
@@ -60,6 +63,10 @@ def read_options(file: str, script: Script, given: Mapping[str, Any]) -> dict[st
     if script == "image2image.py" and "mask" not in given:
         _require_mask(file, found)
     replaced = {*given, *(key for name in given for key in DEPENDENT_OPTIONS.get(name, ()))}
+    spec = find_spec(str(given["model"])) if "model" in given else None
+    if spec is not None:  # what only the model of the recipe may take
+        replaced.add("strength" if spec.task == "editing" else "image_cfg")
+    _warn_of_missing_options(file, script, found.keys() - replaced)
     options = [
         option
         for option in all_options(script)
@@ -68,22 +75,26 @@ def read_options(file: str, script: Script, given: Mapping[str, Any]) -> dict[st
     if "model" not in given and "model" not in found:
         raise ValueError(f"{file} does not say which model made it: give --model")
     values = {option.key: _check(file, option, found[option.key]) for option in options}
-    _warn_of_other_options(file, script, found)
     _warn_of_changed_files(file, recipe, given)
     return values
 
 
-def _warn_of_other_options(file: str, script: Script, found: Mapping[str, Any]) -> None:
-    """Warn if a recipe has options that only the other script has, such as a second pass."""
-    others = [
-        option.name
+def _warn_of_missing_options(file: str, script: Script, found: Collection[str]) -> None:
+    """Warn about options of a recipe that the script does not have.
+
+    Args:
+        found: the keys of the options.
+    """
+    own = {option.key for option in all_options(script)}
+    absent = {
+        option.key: option.name
         for option in all_options()
-        if option.in_recipe and option.key in found and script not in option.scripts
-    ]
-    if others:
+        if option.key in found and option.key not in own
+    }
+    if absent:
+        names = join_names(list(absent.values()))
         warnings.warn(
-            f"{file} was made with {', '.join(others)}, which {script} does not have: left out",
-            stacklevel=3,
+            f"{file} was made with {names}, which {script} does not have: left out", stacklevel=3
         )
 
 

@@ -33,17 +33,14 @@ SAME = {
         "init-image-strength init-strength img2img-strength"
     ),
     "--fit": "resize-mode",
-    "--mask": (
-        "mask-image mask-img mask-path mask-file init-mask inpaint inpainting inpaint-mask "
-        "inpainting-mask mask-source masked-image-path"
-    ),
+    "--mask": "init-mask",
     "--invert-mask": "mask-invert inpainting-mask-invert",
     "--mask-blur": "blur-mask mask-blur-x mask-blur-y mask-overlay-blur feather mask-feather",
     "--mask-crop": (
         "padding-mask-crop mask-padding only-masked inpaint-full-res inpaint-full-res-padding "
         "inpaint-area"
     ),
-    "--outpaint": "outpainting image-outpaint-padding extend uncrop",
+    "--outpaint": "image-outpaint-padding extend uncrop",
     "--model": (
         "m ckpt ckpt-name ckpt-path checkpoint model-id model-path model-name sd-model base-model "
         "diffusion-model pretrained-model-name-or-path sd-model-checkpoint"

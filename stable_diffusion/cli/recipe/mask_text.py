@@ -5,7 +5,9 @@ from typing import Any
 
 from .recipe import Recipe
 
-AREAS = ("Only masked", "Whole picture")
+AREA, PADDING = "Inpaint area", "Masked area padding"
+CROPPED, WHOLE = "Only masked", "Whole picture"  # areas
+USUAL_PADDING = 32  # pixels
 MODES = {"Inpaint not masked": True, "Inpaint masked": False}  # whether the mask is inverted
 
 
@@ -15,9 +17,18 @@ def describe_mask(recipe: Recipe) -> dict[str, Any]:
     return {
         "Mask mode": "Inpaint not masked" if recipe.invert_mask else None,
         "Mask blur": recipe.mask_blur,
-        "Inpaint area": "Only masked" if is_cropped else None,
-        "Masked area padding": recipe.mask_crop,
+        AREA: CROPPED if is_cropped else None,
+        PADDING: recipe.mask_crop,
     }
+
+
+def complete_area(pairs: dict[str, str]) -> dict[str, str]:
+    """Return the pairs of a text with the padding if it is left out, and without one of no use."""
+    if pairs.get(AREA) == CROPPED:
+        return {PADDING: str(USUAL_PADDING), **pairs}
+    if pairs.get(AREA) == WHOLE:
+        return {key: value for key, value in pairs.items() if key != PADDING}
+    return pairs
 
 
 def _read_mode(text: str) -> dict[str, bool]:
@@ -25,7 +36,7 @@ def _read_mode(text: str) -> dict[str, bool]:
 
 
 def _read_area(text: str) -> dict[str, Any]:
-    if text not in AREAS:
+    if text not in (CROPPED, WHOLE):
         raise ValueError(f"unknown area {text}")
     return {}  # the padding says how much is drawn
 
@@ -34,6 +45,6 @@ def _read_area(text: str) -> dict[str, Any]:
 MASK_READERS: dict[str, Callable[[str], dict[str, Any]]] = {
     "Mask mode": _read_mode,
     "Mask blur": lambda text: {"mask_blur": int(text)},
-    "Inpaint area": _read_area,
-    "Masked area padding": lambda text: {"mask_crop": int(text)},
+    AREA: _read_area,
+    PADDING: lambda text: {"mask_crop": int(text)},
 }

@@ -14,6 +14,7 @@ from .recipe import Recipe
 UPSCALER_NAMES = {"latent": "Latent", "lanczos": "Lanczos"}
 UPSCALERS = {theirs: ours for ours, theirs in UPSCALER_NAMES.items()}
 PREFIX, STRENGTH_KEY = "Hires ", "Denoising strength"
+FIRST_SIZE = "First pass size"  # before 2023, in place of the others: "Size" was the second one
 SCALE, STEPS, UPSCALER = "Hires upscale", "Hires steps", "Hires upscaler"
 USUAL = {UPSCALER: "Latent", STRENGTH_KEY: str(STRENGTH)}  # if the text does not say it
 
@@ -44,7 +45,7 @@ def read_second_pass(pairs: dict[str, str]) -> tuple[dict[str, Any], list[str], 
     Args:
         pairs: the values of the last line, by key.
     """
-    theirs = {key: value for key, value in pairs.items() if key.startswith(PREFIX)}
+    theirs = {key: value for key, value in pairs.items() if key.startswith((PREFIX, FIRST_SIZE))}
     if not theirs:
         return {}, [], pairs
     if STRENGTH_KEY in pairs:
@@ -74,8 +75,8 @@ def _read_numbers(theirs: dict[str, str], steps: str) -> dict[str, Any]:
     """
     scale = float(theirs[SCALE])
     strength = float(theirs.get(STRENGTH_KEY, USUAL[STRENGTH_KEY]))
-    # Without a number of its own the web UI runs as many steps as in the first pass.
-    n_steps = int(theirs.get(STEPS) or steps)
+    # Without a number of its own, or with 0, the web UI runs as many steps as in the first pass.
+    n_steps = int(theirs.get(STEPS, 0)) or int(steps)
     if not (MIN_SCALE < scale <= MAX_SCALE and 0 < strength <= 1 and n_steps > 0):
         raise ValueError("it cannot be done here")
     return {"hires": scale, "hires_strength": strength, "hires_steps": n_steps}

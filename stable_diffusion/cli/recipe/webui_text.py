@@ -19,7 +19,7 @@ from ...sampler.sampler import SAMPLERS, SCHEDULES
 from ...sampler.table import SamplerSpec
 from ...tokenizer.prompt_weights import EXTRA_NETWORK
 from .control_text import describe_controls
-from .mask_text import MASK_READERS, describe_mask
+from .mask_text import MASK_READERS, complete_area, describe_mask
 from .recipe import MAX_CHARACTERS, PROGRAM, Recipe
 from .webui_hires import read_second_pass, write_second_pass
 
@@ -150,13 +150,17 @@ def read_parameters(text: str) -> Reading:
     model_name = pairs.pop("Model", None)
     if model_name in KNOWN_MODELS:
         options["model"] = KNOWN_MODELS[model_name]
-    more, rest = _read_pairs(pairs)
+    more, rest = _read_pairs(pairs, options.get("model"))
     return Reading(Recipe(**options | more), model_name, [*networks, *rest, *stray])
 
 
-def _read_pairs(pairs: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
-    """Return the options that the pairs of the last line mean, and the pairs not understood."""
-    options, rest, pairs = read_second_pass(pairs)
+def _read_pairs(pairs: dict[str, str], model: str | None) -> tuple[dict[str, Any], list[str]]:
+    """Return the options that the pairs of the last line mean, and the pairs not understood.
+
+    Args:
+        model: a known model that the text names; None if it names none.
+    """
+    options, rest, pairs = read_second_pass(complete_area(pairs))
     if pairs.get("Schedule type") == AUTOMATIC:
         pairs = pairs | {"Schedule type": _find_automatic_schedule(pairs.get("Sampler", ""))}
     for key, value in pairs.items():
@@ -166,6 +170,8 @@ def _read_pairs(pairs: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
             if key == "Civitai resources":
                 value = _summarize_resources(value)
             rest.append(f"{key}: {value}")
+    if model is not None and MODELS[model].task != "editing":
+        options.pop("image_cfg", None)  # some versions wrote it for models that do not take it
     if "image_cfg" in options and options.get("strength", 1.0) != 1:
         rest.append(f"Denoising strength: {options['strength']}")
     if "image_cfg" in options:  # these models begin with noise alone here

@@ -50,7 +50,10 @@ def lcm_step(at: StepInput) -> mx.array:
     time, sigma_data = at.step.timestep * at.config.timestep_scaling, 0.5
     skip = sigma_data**2 / (time**2 + sigma_data**2)
     out = time / (time**2 + sigma_data**2) ** 0.5
-    return at.step.end.mix(skip * at.x + out * at.x_0, at.require_fresh())
+    denoised = skip * at.x + out * at.x_0
+    if not at.step.adds_noise:  # the last step
+        return denoised
+    return at.step.end.mix(denoised, at.require_fresh())
 
 
 def tcd_step(at: StepInput) -> mx.array:

@@ -282,6 +282,26 @@ def test_wrong_recipes(tmp_path, capsys, changes, message):
     assert not (tmp_path / "o.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ({}, {"image_cfg": 1.2}),
+        ({"model": "sd-1-5"}, {}),
+        ({"model": "instruct-pix2pix"}, {"image_cfg": 1.2}),
+        ({"model": "a/b.safetensors"}, {"image_cfg": 1.2}),
+        ({"model": "a/b.safetensors", "strength": 0.5}, {}),
+    ],
+)
+def test_guidance_by_the_picture_is_for_some_models(tmp_path, given, used):
+    """Another model than that of the recipe may not take it."""
+    edited = write_picture_with(tmp_path / "a.png", image_cfg=1.2, model="instruct-pix2pix")
+    found = read_options(str(edited), "image2image.py", {"image": "a.png", **given})
+    assert {name: found[name] for name in ("image_cfg", "strength") if name in found} == used
+    other = write_picture_with(tmp_path / "b.png", strength=0.3)
+    found = read_options(str(other), "image2image.py", {"model": "instruct-pix2pix"})
+    assert "strength" not in found
+
+
 def test_options_that_exclude_each_other(tmp_path, capsys):
     file = write_picture_with(tmp_path / "made.png")
     line = get_usage_error(capsys, "--from-image", file, "--prompts-file", "x.txt")

@@ -38,12 +38,13 @@ def test_names_are_unique():
 
 def test_every_value_has_a_field():
     """The field is in the settings or in a request, unless the value gets another name there."""
-    renamed = {"no_metadata"} | {  # `metadata` and `start`
+    renamed = {"no_metadata"} | {  # `metadata`, `start` and `controls`
         *("image", "fit", "mask", "invert_mask", "mask_blur", "mask_crop", "outpaint"),
+        *("control", "control_range", "control_canny"),
     }
     keys = {option.key for option in WITH_VALUES}
     assert keys - renamed <= field_names(Settings) | field_names(Request)
-    others = {"requests", "start", "metadata", "file", "where", "model_name"}
+    others = {"requests", "start", "controls", "metadata", "file", "where", "model_name"}
     assert field_names(Settings) | field_names(Request) <= keys | others
 
 

@@ -39,8 +39,11 @@ def get_explanation(script: str, words: list[str], capsys) -> str:
 def test_each_option_of_another_program_has_one_meaning():
     names = [name for theirs in [*SAME.values(), *ABSENT.values()] for name in theirs.split()]
     assert len(names) == len(set(names)) > 250
-    for start in [*SAME_BEGINNINGS, *ABSENT_BEGINNINGS]:
-        assert not any(name.startswith(start) for name in names if len(name) > 2), start
+    beginnings = SAME_BEGINNINGS | ABSENT_BEGINNINGS
+    for meaning, theirs in [*SAME.items(), *ABSENT.items()]:  # those of whole names come first
+        for name in theirs.split():
+            starts = [start for start in beginnings if name.startswith(start) and len(name) > 2]
+            assert meaning not in [beginnings[start] for start in starts], name
     assert EXPLANATIONS.keys() <= set(names)
 
 

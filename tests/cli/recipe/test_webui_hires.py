@@ -49,6 +49,7 @@ def test_timesteps_stand_in_place_of_steps():
     ("said", "steps", "upscale", "rest"),
     [
         ("Hires upscale: 1.5, Hires upscaler: Latent", 20, "latent", []),
+        ("Hires upscale: 1.5, Hires steps: 0, Hires upscaler: Latent", 20, "latent", []),
         ("Hires upscale: 1.5, Hires steps: 9, Hires upscaler: Lanczos", 9, "lanczos", []),
         (
             "Hires upscale: 1.5, Hires upscaler: Latent (bicubic)",
@@ -73,7 +74,13 @@ def test_what_the_web_ui_writes(said, steps, upscale, rest):
 
 @pytest.mark.parametrize(
     "said",
-    ["Hires resize: 1024x1024", "Hires upscale: 8", "Hires upscale: x", "Hires upscale: nan"],
+    [
+        "Hires resize: 1024x1024",
+        "First pass size: 0x0",
+        "Hires upscale: 8",
+        "Hires upscale: x",
+        "Hires upscale: nan",
+    ],
 )
 def test_a_pass_that_cannot_be_made_is_named(said):
     recipe, _, rest = read_parameters(f"{LINE}{said}, Denoising strength: 0.4")

@@ -94,6 +94,15 @@ def test_editing_has_no_strength(strength, rest):
     assert (recipe.image_cfg, recipe.strength, not_understood) == (2.0, None, rest)
 
 
+def test_guidance_by_the_picture_of_a_model_that_does_not_edit():
+    """Some versions of the web UI wrote it for each picture that was made from another."""
+    text = "a\nSteps: 9, Sampler: Euler a, Seed: 1, Image CFG scale: 2, Denoising strength: 0.75, "
+    recipe, _, rest = read_parameters(f"{text}Model: v1-5-pruned-emaonly")
+    assert (recipe.image_cfg, recipe.strength, rest) == (None, 0.75, [])
+    recipe, _, _ = read_parameters(f"{text}Model: instruct-pix2pix-00-22000")
+    assert (recipe.image_cfg, recipe.strength) == (2.0, None)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -242,7 +251,7 @@ def test_text_of_another_kind(text):
     ids=range(11),
 )
 def test_hostile_text_is_read_fast(text):
-    start = time.perf_counter()
+    start = time.process_time()
     with suppress(ValueError):
         read_parameters(text)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5

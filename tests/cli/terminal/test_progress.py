@@ -54,6 +54,19 @@ def make_denoising(n_steps: int, clock: list[float]) -> Denoising:
     return Denoising(steps, n_steps, [], seed=0)
 
 
+def test_enlarging_counts(clock, capsys):
+    """A picture that an upscaler enlarges is as much work as five steps more."""
+    with (it := Progress()).show_batches([BatchWork(1, 4, is_enlarged=True)]):
+        list(it.run_steps(make_denoising(4, clock), 1))
+        for _ in range(2):
+            clock[0] += 31
+            it.count_enlarged(0.5)
+        it.count_decoded()
+    first, second, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("Enlarging 1/1: 65%, ") and second.startswith("Enlarging 1/1: 90%, ")
+    assert last.startswith("Decoded 1/1: 100%")
+
+
 def run(
     batches: list[tuple[int, int]], clock: list[float], stderr: io.TextIOBase | None = None
 ) -> Progress:
