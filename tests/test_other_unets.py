@@ -50,6 +50,7 @@ def test_defaults_of_embedded_guidance(checkpoint, tmp_path):
     config = open_model(checkpoint("sd-1-published"), unet=file).config
     assert (config.defaults.steps, config.defaults.guidance) == (4, 8.5)
     assert not config.needs_second_text(8.5)
-    job = type("Job", (), {"cfg": 8.5, "negative_prompt": "dog", "guidance_rescale": 0.0})
+    values = {"cfg": 8.5, "image_cfg": None, "negative_prompt": "dog", "guidance_rescale": 0.0}
+    job = type("Job", (), values)
     with pytest.warns(UserWarning, match="--negative_prompt has no effect with this model"):
         warn_of_no_guidance([job], config)
