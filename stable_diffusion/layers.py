@@ -328,3 +328,15 @@ class ResnetBlock2D(nn.Module):
     def _skip(self, x: mx.array) -> mx.array:
         """Return x with the channels of the output."""
         return self.conv_shortcut(x) if "conv_shortcut" in self else x
+
+
+def fold_pixels(x: mx.array, factor: int) -> mx.array:
+    """Return pixels [B, H, W, C] with squares of them as channels, [B, H/f, W/f, C·f·f].
+
+    It is PyTorch's PixelUnshuffle (the inverse of arXiv:1609.05158, formula 4). Incomplete squares
+    are filled up with the pixels at the edge.
+    """
+    b, height, width, c = x.shape
+    x = mx.pad(x, [(0, 0), (0, -height % factor), (0, -width % factor), (0, 0)], mode="edge")
+    x = x.reshape(b, x.shape[1] // factor, factor, x.shape[2] // factor, factor, c)
+    return x.transpose(0, 1, 3, 5, 2, 4).flatten(3)

@@ -11,7 +11,7 @@ import mlx.nn as nn
 import numpy as np
 
 from .config.upscaler import COLOURS, UpscalerConfig
-from .layers import Conv3x3
+from .layers import Conv3x3, fold_pixels
 
 Layer = Callable[[mx.array], mx.array]
 
@@ -58,7 +58,7 @@ class ResidualBlock(nn.Module):
 class RRDBNet(nn.Module):
     """The network from pictures [B, H, W, 3] to [B, s·H, s·W, 3], both about in [0, 1].
 
-    Height and width must be multiples of `config.shuffle`.
+    The result is larger if height or width is no multiple of `config.shuffle`, see `fold_pixels`.
     """
 
     def __init__(self, config: UpscalerConfig):
@@ -73,7 +73,7 @@ class RRDBNet(nn.Module):
         self.conv_last = Conv3x3(channels, COLOURS)
 
     def __call__(self, x: mx.array) -> mx.array:
-        features = self.conv_first(unshuffle(x, self.config.shuffle))
+        features = self.conv_first(fold_pixels(x, self.config.shuffle))
         y = features
         for block in self.body:
             y = block(y)
@@ -89,16 +89,6 @@ class RRDBNet(nn.Module):
 def activate(x: mx.array) -> mx.array:
     """Return x, with negative numbers multiplied by 0.2: the leaky ReLU of ESRGAN."""
     return mx.maximum(x, SLOPE * x)
-
-
-def unshuffle(x: mx.array, factor: int) -> mx.array:
-    """Return [B, H / f, W / f, f²·C]: pixels become channels, in the order of PyTorch.
-
-    The inverse of arXiv:1609.05158, formula 4.
-    """
-    b, height, width, channels = x.shape
-    x = x.reshape(b, height // factor, factor, width // factor, factor, channels)
-    return x.transpose(0, 1, 3, 5, 2, 4).reshape(b, height // factor, width // factor, -1)
 
 
 def enlarge(
@@ -118,9 +108,7 @@ def enlarge(
     """
     config = network.config
     height, width, _ = picture.shape
-    margins = (-height % config.shuffle, -width % config.shuffle)
-    padded = np.pad(picture, [*((0, n) for n in margins), (0, 0)], mode="edge")
-    x = unshuffle(mx.array(padded[None], dtype=mx.float32) / 255, config.shuffle)
+    x = fold_pixels(mx.array(picture[None], dtype=mx.float32) / 255, config.shuffle)
 
     # The blocks, and the layers after them, which take about as long as one of them.
     rows_in_all = (config.num_block + 1) * x.shape[1]

@@ -11,7 +11,7 @@ import mlx.nn as nn
 from .activations import relu
 from .attention import KeysValues
 from .config.controlnet import FULL_XL, LIGHT, LIGHT_NARROWING, T2IAdapterConfig
-from .layers import Conv3x3, Linear
+from .layers import Conv3x3, Linear, fold_pixels
 from .unet import Residuals, TextTime
 
 # Weights of red, green and blue in the brightness of a pixel (ITU-R BT.601), as Pillow has them.
@@ -129,17 +129,6 @@ class T2IAdapter(nn.Module):
     def project_text(self, encoder_x: mx.array) -> list[KeysValues]:
         """Return nothing: the text has no effect."""
         return []
-
-
-def fold_pixels(x: mx.array, factor: int) -> mx.array:
-    """Return pixels [B, H, W, C] with squares of them as channels, [B, H/f, W/f, C·f·f].
-
-    It is PyTorch's PixelUnshuffle. Incomplete squares are filled up with the pixels at the edge.
-    """
-    b, height, width, c = x.shape
-    x = mx.pad(x, [(0, 0), (0, -height % factor), (0, -width % factor), (0, 0)], mode="edge")
-    x = x.reshape(b, x.shape[1] // factor, factor, x.shape[2] // factor, factor, c)
-    return x.transpose(0, 1, 3, 5, 2, 4).flatten(3)
 
 
 def average_pool(x: mx.array) -> mx.array:

@@ -12,9 +12,10 @@ from oracle import channels_first, channels_last, relative_l2
 from test_controlnet import ERROR, Inputs, load_base
 
 from stable_diffusion.config.controlnet import read_control_config
+from stable_diffusion.layers import fold_pixels
 from stable_diffusion.model_io.control_layouts import T2I_ADAPTER
 from stable_diffusion.model_io.weights import load_weights
-from stable_diffusion.t2i_adapter import T2IAdapter, average_pool, fold_pixels
+from stable_diffusion.t2i_adapter import T2IAdapter, average_pool
 
 NOT_USED = (mx.array(0.0), mx.array(0), [], None)
 SCALE = 0.7
