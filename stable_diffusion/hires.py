@@ -20,8 +20,8 @@ from .control import Control, check_controls
 from .denoising import Denoising
 from .generation import Generation
 from .image_start import ImageStart
-from .images.arrays import MAX_PIXELS, to_uint8
-from .images.enlarging import resize_lanczos
+from .images.arrays import MAX_PIXELS, Fit, to_uint8
+from .images.pixels import resize
 from .pipeline import Origin, StableDiffusion, start_steps
 from .rrdbnet import RRDBNet, enlarge
 from .sampler.noise import NoiseStream, draw_latents
@@ -219,7 +219,7 @@ def enlarge_picture(picture: np.ndarray, size: Size, upscale: Upscale) -> np.nda
     """
     if isinstance(upscale, RRDBNet):
         picture = enlarge(upscale, picture)
-    return resize_lanczos(picture, size)
+    return resize(picture, Fit(size))
 
 
 def continue_streams(origin: Origin, shape: Sequence[int], pictures: range) -> list[NoiseStream]:

@@ -6,12 +6,11 @@ from typing import Any, NamedTuple
 from ..config.autoencoder_tiny import require_encoder
 from ..config.model import ModelConfig
 from ..hires import FILTERS, STRENGTH, UPSCALE, Upscale, compute_size, make_last_steps
+from ..images.reading import MAX_FILE_PIXELS
 from ..model_io.upscaler_file import UpscalerFile, open_upscaler
 from ..sampler.sampler import Sampler
 from ..utils.size import Size
 from .settings import PictureOptions, Settings
-
-MAX_UPSCALED_PIXELS = 120_000_000  # as many as the reader of pictures accepts
 
 
 class SecondPass(NamedTuple):
@@ -87,9 +86,9 @@ def enlarge_size(size: Size, upscaler: UpscalerFile | None) -> Size:
     if upscaler is None:
         return size
     enlarged = Size(*(side * upscaler.scale for side in size))
-    if enlarged.width * enlarged.height > MAX_UPSCALED_PIXELS:
+    if enlarged.width * enlarged.height > MAX_FILE_PIXELS:  # this program could not read it
         raise ValueError(
             f"--upscale makes {enlarged.width}x{enlarged.height} of {size.width}x{size.height}, "
-            f"more than {MAX_UPSCALED_PIXELS // 10**6} million pixels: make smaller pictures"
+            f"more than {MAX_FILE_PIXELS // 10**6} million pixels: make smaller pictures"
         )
     return enlarged
