@@ -20,7 +20,7 @@ from .job import (
     warn_of_prompts,
 )
 from .larger import open_upscale
-from .model_task import require_inputs
+from .model_task import GivenPictures, require_inputs
 from .output.file_names import FileNames, check_sizes, name_files
 from .ranks import Ranks
 from .recipe.record import RecipeComparison
@@ -63,15 +63,13 @@ class Plan:
             UsageError: if something does not.
         """
         start = settings.start
+        given = GivenPictures(
+            has_image=start is not None,
+            has_mask=start is not None and start.repainting is not None,
+            has_control=bool(settings.controls),
+        )
         try:
-            require_inputs(
-                config.name,
-                config.unet.task,
-                self.jobs,
-                has_image=start is not None,
-                has_mask=start is not None and start.repainting is not None,
-                has_control=bool(settings.controls),
-            )
+            require_inputs(config.name, config.unet.task, self.jobs, given)
         except ValueError as error:
             raise UsageError(str(error)) from None
         jobs = [job.with_defaults(config, start) for job in self.jobs]

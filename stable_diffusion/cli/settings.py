@@ -84,8 +84,8 @@ class ControlPicture:
         pixels: float32 [height, width, 3] in [0, 1], in its own size.
         scale: how much it steers.
         start, end: the part of the steps in which it does, from 0 to 1.
-        canny: the lower and the higher threshold, if its edges are to be drawn; None if it is a
-            control picture already.
+        canny: the lower and the higher threshold to draw its edges with; None if it is a control
+            picture already.
     """
 
     model: str

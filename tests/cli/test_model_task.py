@@ -11,7 +11,7 @@ from PIL import Image
 import image2image
 import txt2image
 from stable_diffusion.cli.job import CompleteJob, Job, warn_of_no_guidance
-from stable_diffusion.cli.model_task import require_inputs
+from stable_diffusion.cli.model_task import GivenPictures, require_inputs
 from stable_diffusion.cli.recipe.recipe import Recipe
 from stable_diffusion.config.task import IMAGE_GUIDANCE
 from stable_diffusion.images.text_chunks import PARAMETERS, RECIPE, read_texts
@@ -33,9 +33,9 @@ def picture(tmp_path, monkeypatch) -> str:
 
 def test_no_network_steers_an_editing_model():
     options = [Job("a", seed=1)]
-    require_inputs("x", "text", options, has_image=True, has_control=True)
+    require_inputs("x", "text", options, GivenPictures(has_image=True, has_control=True))
     with pytest.raises(ValueError, match="^x edits a picture .* leave --control out$"):
-        require_inputs("x", "editing", options, has_image=True, has_control=True)
+        require_inputs("x", "editing", options, GivenPictures(has_image=True, has_control=True))
 
 
 def find_error(main, words: list[str], capsys) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...utils.wording import describe_error
-from ..model_task import check_known_model
+from ..model_task import GivenPictures, check_known_model
 from ..settings import Request, Settings, StartPicture
 from .argument_parser import Parser
 from .combinations import check_combinations, check_request
@@ -107,7 +107,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> Set
         requests = _make_requests(values)
         for request in requests:
             check_request(request)
-        check_known_model(values["model"], values["unet"], requests, **_find_pictures(values))
+        check_known_model(values["model"], values["unet"], requests, _find_pictures(values))
         values = split_model(values, requests)
         start = read_start(values) if "image" in values else None
         controls = read_controls(values)
@@ -214,11 +214,10 @@ def _make_requests(values: Values) -> list[Request]:
     return read_requests(values["prompts_file"], request, options)
 
 
-def _find_pictures(values: Values) -> dict[str, bool]:
+def _find_pictures(values: Values) -> GivenPictures:
     """Return whether there is a picture to start from, a mask, and a picture for a network."""
     has_mask = any(values.get(name) is not None for name in ("mask", "outpaint"))
-    has_control = bool(values.get("control"))
-    return {"has_image": "image" in values, "has_mask": has_mask, "has_control": has_control}
+    return GivenPictures("image" in values, has_mask, has_control=bool(values.get("control")))
 
 
 def _make_settings(values: Values, requests: list[Request], start: StartPicture | None) -> Settings:
