@@ -281,14 +281,7 @@ class Oracle:
         """
         pipeline = self.single
         pipeline.scheduler = self.scheduler(sampler, schedule)
-        images = pipeline(
-            prompt,
-            num_images_per_prompt=1 if isinstance(prompt, list) else len(seeds),
-            generator=_generators(seeds),
-            output_type="np",
-            **options,
-        ).images
-        return (images * 255).round().astype(np.uint8)
+        return _draw(pipeline, prompt, seeds, **options)
 
     @torch.no_grad()
     def pictures_from_image(
@@ -307,15 +300,9 @@ class Oracle:
         """
         pipeline = self.make_other("Img2Img", sampler, schedule)
         with mock.patch.object(DiagonalGaussianDistribution, "sample", _mean):
-            images = pipeline(
-                prompt,
-                image=channels_first(image[None], torch.float32),
-                num_images_per_prompt=len(seeds),
-                generator=_generators(seeds),
-                output_type="np",
-                **options,
-            ).images
-        return (images * 255).round().astype(np.uint8)
+            return _draw(
+                pipeline, prompt, seeds, image=channels_first(image[None], torch.float32), **options
+            )
 
     @torch.no_grad()
     def inpainted_pictures(
@@ -337,18 +324,16 @@ class Oracle:
         """
         pipeline = self.make_other("Inpaint", sampler, schedule)
         with mock.patch.object(DiagonalGaussianDistribution, "sample", _mean):
-            images = pipeline(
+            return _draw(
+                pipeline,
                 prompt,
+                seeds,
                 image=channels_first(image[None], torch.float32),
                 mask_image=torch.from_numpy(mask.astype(np.float32))[None],
                 height=image.shape[0],
                 width=image.shape[1],
-                num_images_per_prompt=len(seeds),
-                generator=_generators(seeds),
-                output_type="np",
                 **options,
-            ).images
-        return (images * 255).round().astype(np.uint8)
+            )
 
     @torch.no_grad()
     def painted_part(
@@ -382,15 +367,23 @@ class Oracle:
         pipeline.scheduler = self.scheduler(sampler)
         if hasattr(pipeline, "text_encoder_2"):
             options |= {"height": image.shape[0], "width": image.shape[1]}
-        images = pipeline(
-            prompt,
-            image=channels_first(image[None], torch.float32),
-            num_images_per_prompt=len(seeds),
-            generator=_generators(seeds),
-            output_type="np",
-            **options,
-        ).images
-        return (images * 255).round().astype(np.uint8)
+        return _draw(
+            pipeline, prompt, seeds, image=channels_first(image[None], torch.float32), **options
+        )
+
+
+def _draw(
+    pipeline: DiffusionPipeline, prompt: str | list[str], seeds: list[int], **options
+) -> np.ndarray:
+    """Return a picture of a pipeline for each seed, uint8 [B, H, W, 3]."""
+    images = pipeline(
+        prompt,
+        num_images_per_prompt=1 if isinstance(prompt, list) else len(seeds),
+        generator=_generators(seeds),
+        output_type="np",
+        **options,
+    ).images
+    return (images * 255).round().astype(np.uint8)
 
 
 def _generators(seeds: list[int]) -> list[torch.Generator]:
