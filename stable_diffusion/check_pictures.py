@@ -20,10 +20,13 @@ MAX_LEVEL = 2.0  # of pictures, which are in [-1, 1]
 MASK_LEVELS = -0.5, 1.5  # of masks, which are in [0, 1]
 FROM_8_BITS = "x / 127.5 - 1"
 IMAGE = f"image must be [H, W, 3] floats in [-1, 1]: {FROM_8_BITS} for x of 8 bits"
+CONTROL_IMAGE = "image must be [H, W, 3] floats in [0, 1]: x / 255 for x of 8 bits"
+ROUNDING = 1e-3  # how far beyond [0, 1] rounding may take a control picture in half precision
 MASK = "mask must be [H, W] floats in [0, 1], x / 255 for x of 8 bits, or booleans"
 MAX_MISSED = 0.01  # of the pixels of a mask, which may be specks
 # How to make such arrays of a picture of Pillow.
 READ_IMAGE = 'np.asarray({}.convert("RGB")) / 127.5 - 1'
+READ_CONTROL_IMAGE = 'np.asarray(image.convert("RGB")) / 255'
 READ_MASK = 'np.asarray({}.convert("L")) / 255'
 
 
@@ -51,13 +54,27 @@ def check_image(image: Any, factor: int) -> mx.array:
             f"image must be [H, W, 3] with sides that are multiples of {factor}, got {shape}"
         )
     _require_floats(array, IMAGE)
-    picture = mx.array(array, dtype=mx.float32)
-    low, high = np.array(mx.stack([picture.min(), picture.max()])).tolist()
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"{IMAGE}; got numbers that are not finite")
-    if max(-low, high) > MAX_LEVEL:
-        raise ValueError(f"{IMAGE}; got values from {low:g} to {high:g}")
-    return picture
+    return _read_levels(array, IMAGE, -MAX_LEVEL, MAX_LEVEL)
+
+
+def check_control_image(image: Any) -> mx.array:
+    """Return a control picture, float32 [H, W, 3]; this evaluates it.
+
+    Raises:
+        TypeError: if it is not an array.
+        ValueError: if its shape, the type of its numbers, or their range is wrong.
+    """
+    wanted = CONTROL_IMAGE
+    if is_pil(image):
+        raise TypeError(f"{wanted}; got {describe(image)}: give {READ_CONTROL_IMAGE}")
+    if not isinstance(image, (mx.array, np.ndarray)):
+        raise TypeError(f"{wanted}; got {describe(image)}")
+    shape = list(image.shape)
+    if len(shape) != 3 or shape[-1] != 3 or not all(shape):
+        raise ValueError(f"{wanted}; got the shape {shape}")
+    if not _is_float(image):
+        raise ValueError(f"{wanted}; got numbers of {str(image.dtype).removeprefix('mlx.core.')}")
+    return _read_levels(image, wanted, -ROUNDING, 1 + ROUNDING)
 
 
 def check_mask(mask: Any, size: Sequence[int], factor: int) -> np.ndarray:
@@ -163,13 +180,37 @@ def _require_floats(
     Raises:
         ValueError: if they are not; the message begins with `wanted`.
     """
-    if isinstance(array, np.ndarray):
-        is_float, is_boolean = array.dtype.kind == "f", array.dtype.kind == "b"
-    else:
-        is_float, is_boolean = mx.issubdtype(array.dtype, mx.floating), array.dtype == mx.bool_
-    if not (is_float or (is_boolean and or_booleans)):
+    is_boolean = array.dtype == (np.bool_ if isinstance(array, np.ndarray) else mx.bool_)
+    if not (_is_float(array) or (is_boolean and or_booleans)):
         name = str(array.dtype).removeprefix("mlx.core.")
         raise ValueError(f"{wanted}; got integers, {name}")
+
+
+def _is_float(array: np.ndarray | mx.array) -> bool:
+    """Return whether the numbers of an array are floats."""
+    if isinstance(array, np.ndarray):
+        return array.dtype.kind == "f"
+    return mx.issubdtype(array.dtype, mx.floating)
+
+
+def _read_levels(
+    array: np.ndarray | mx.array, wanted: str, lowest: float, highest: float
+) -> mx.array:
+    """Return an array of floats as float32; this evaluates it.
+
+    Raises:
+        ValueError: if a number is not finite, or not from `lowest` to `highest`; the message begins
+            with `wanted`.
+    """
+    if isinstance(array, np.ndarray):  # MLX takes no negative strides and no foreign byte order
+        array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    picture = mx.array(array, dtype=mx.float32)
+    low, high = np.array(mx.stack([picture.min(), picture.max()])).tolist()
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{wanted}; got numbers that are not finite")
+    if low < lowest or high > highest:
+        raise ValueError(f"{wanted}; got values from {low:g} to {high:g}")
+    return picture
 
 
 def check_latents(x: Any, channels: int) -> mx.array:

@@ -4,7 +4,6 @@ A caller gives each picture in a `Control`. `activate` makes of them, for one ca
 what `denoising.py` needs in each step.
 """
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ import mlx.core as mx
 import numpy as np
 
 from .active_control import ActiveControl
-from .check_arguments import check_integer, check_number, describe, is_pil
+from .check_arguments import check_integer, check_number, describe
+from .check_pictures import check_control_image
 from .config.controlnet import ControlNetUnionConfig
 from .model_io.control_models import (
     ControlNetwork,
@@ -27,8 +27,6 @@ from .quantize import is_quantized, quantize_unet
 from .utils.size import Size
 from .utils.wording import InputWarning, did_you_mean
 
-IMAGE = "image must be [H, W, 3] floats in [0, 1]: x / 255 for x of 8 bits"
-ROUNDING = 1e-3  # how far beyond [0, 1] rounding may take a picture in half precision
 LANCZOS_LOBES = 3
 
 # What a picture for a union shows, by the number of its type, and other names for the same.
@@ -144,39 +142,6 @@ class Control:
     def is_active(self, step: int, n_steps: int) -> bool:
         """Return whether it steers step `step` of `n_steps`, counted from 0, as in diffusers."""
         return step / n_steps >= self.start and (step + 1) / n_steps <= self.end
-
-
-def check_control_image(image: Any) -> mx.array:
-    """Return a control picture, float32 [H, W, 3]; this evaluates it.
-
-    Raises:
-        TypeError: if it is not an array of real numbers.
-        ValueError: if its shape, the type of its numbers, or their range is wrong.
-    """
-    if is_pil(image):
-        raise TypeError(
-            f'{IMAGE}; got {describe(image)}: give np.asarray(image.convert("RGB")) / 255'
-        )
-    if not isinstance(image, (mx.array, np.ndarray)):
-        raise TypeError(f"{IMAGE}; got {describe(image)}")
-    shape = list(image.shape)
-    if len(shape) != 3 or shape[-1] != 3 or not all(shape):
-        raise ValueError(f"{IMAGE}; got the shape {shape}")
-    if isinstance(image, np.ndarray):
-        is_float = image.dtype.kind == "f"
-    else:
-        is_float = mx.issubdtype(image.dtype, mx.floating)
-    if not is_float:
-        raise ValueError(f"{IMAGE}; got numbers of {str(image.dtype).removeprefix('mlx.core.')}")
-    if isinstance(image, np.ndarray):
-        image = np.ascontiguousarray(image)  # MLX takes no negative strides
-    picture = mx.array(image, dtype=mx.float32)
-    low, high = np.array(mx.stack([picture.min(), picture.max()])).tolist()
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"{IMAGE}; got numbers that are not finite")
-    if low < -ROUNDING or high > 1 + ROUNDING:
-        raise ValueError(f"{IMAGE}; got values from {low:g} to {high:g}")
-    return picture
 
 
 def check_type(value: Any, network: LoadedControl) -> int | None:

@@ -57,7 +57,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "merged_layers": {"compiled", "device"},
     "active_control": {"attention", "device", "unet"},
     "control": {
-        *("active_control", "check_arguments", "config", "model_io", "quantize", "utils"),
+        *("active_control", "check_arguments", "check_pictures", "config", "model_io"),
+        *("quantize", "utils"),
     },
     "denoising": {
         *("active_control", "attention", "compiled", "device", "merged_layers", "sampler"),

@@ -14,6 +14,7 @@ from ours import pictures
 from PIL import Image
 
 from stable_diffusion import StableDiffusion, StableDiffusionXL
+from stable_diffusion.check_pictures import check_image
 from stable_diffusion.denoising import rescale_guidance
 from stable_diffusion.images.arrays import to_uint8
 from stable_diffusion.model_io.loaders import load_model_config
@@ -455,6 +456,13 @@ def test_a_filter_may_overshoot(model):
     """Lanczos' filter does at edges, and the picture is accepted."""
     image = 1.4 * make_gradient(64, 64)
     assert len(model("sd-1").generate_latents_from_image(image, PROMPT, strength=0)) == 1
+
+
+def test_pictures_may_be_views_of_arrays():
+    """MLX itself takes neither negative strides nor numbers in the other byte order."""
+    image = make_gradient(64, 64)
+    for view in (image[::-1], image[:, ::-1], image.astype(">f4"), np.asfortranarray(image)):
+        assert np.array_equal(check_image(view, factor=8), view)
 
 
 def test_no_negative_text(model):
