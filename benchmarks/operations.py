@@ -27,9 +27,9 @@ from mlx.utils import tree_map
 from real_sizes import MODELS
 from tasks import pooled_width
 
-from stable_diffusion.denoising import predict_with_guidance
 from stable_diffusion.device import backend, fused_attention, memory
 from stable_diffusion.device.backend import Backend
+from stable_diffusion.prediction import Conditions, predict_with_guidance
 from stable_diffusion.unet import UNetModel
 from stable_diffusion.vae import Autoencoder
 
@@ -128,7 +128,7 @@ def count_step(model: str, kind: Backend, *, guidance: bool) -> Count:
         ready = [(_zeros(*keys.shape), _zeros(*values.shape)) for keys, values in text]
 
         def step(x: mx.array, timestep: mx.array, *weight: mx.array) -> mx.array:
-            return predict_with_guidance(unet, x, timestep, ready, added, weight)
+            return predict_with_guidance(unet, x, timestep, Conditions(ready, added, weight))
 
         side = MODELS[model].size // MODELS[model].autoencoder.factor
         numbers = [mx.array(1.0)] * batch  # the time, and the weight if there is guidance

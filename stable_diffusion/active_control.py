@@ -120,6 +120,26 @@ def compute_residuals(
     return total
 
 
+def compute_first_residual(
+    networks: Sequence[nn.Module], controls: Sequence[ControlArguments], x: mx.array, n_parts: int
+) -> mx.array | None:
+    """Return the sum of what the control networks add to the UNet's first skip connection.
+
+    It is None if there is nothing to add. See `compute_residuals` for the arguments.
+    """
+    total: mx.array | None = None
+    for network, (prepared, _, scales) in zip(networks, controls, strict=True):
+        n_computed = 1 if network.is_conditional_only else n_parts
+        rows = mx.concatenate([x] * n_computed)
+        residual = network.compute_first_residual(rows, prepared, scales)
+        if residual is None:
+            continue
+        if n_computed < n_parts:
+            residual = _append_zeros(residual, n_parts)
+        total = residual if total is None else total + residual
+    return total
+
+
 def add_residuals(first: Residuals, second: Residuals) -> Residuals:
     """Return the sums of the residuals of two networks, either of which may lack some."""
     down, inner = (

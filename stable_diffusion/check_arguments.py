@@ -66,6 +66,26 @@ def check_number(name: str, value: Any, low: float = -math.inf, high: float = ma
     return float(number)
 
 
+def check_range(name: str, value: Any) -> tuple[float, float]:
+    """Return the start and the end of a range within [0, 1].
+
+    Raises:
+        TypeError: if it is not a sequence of numbers.
+        ValueError: if it does not have two parts, in order, within [0, 1].
+    """
+    wanted = f"{name} must be a start and an end in [0, 1], such as (0.1, 0.7)"
+    if isinstance(value, (str, bytes)) or not _is_list(value):
+        raise TypeError(f"{wanted}, got {describe(value)}")
+    parts = _to_list(value)
+    if len(parts) != 2:
+        raise ValueError(f"{wanted}, got {abbreviate(value)}")
+    start = check_number(f"the start of {name}", parts[0], 0, 1)
+    end = check_number(f"the end of {name}", parts[1], 0, 1)
+    if start >= end:
+        raise ValueError(f"{name} must start below its end, got {start:g} and {end:g}")
+    return start, end
+
+
 def check_model(model: Any, parts: Mapping[str, Any], words: Mapping[str, Any]) -> None:
     """Check the kinds of the arguments that choose a model, `parts` of others, and by `words`.
 

@@ -25,6 +25,7 @@ from .model_io.control_models import (
 )
 from .quantize import is_quantized, quantize_unet
 from .utils.size import Size
+from .utils.step_range import is_in_range
 from .utils.wording import InputWarning, did_you_mean
 
 LANCZOS_LOBES = 3
@@ -141,7 +142,7 @@ class Control:
 
     def is_active(self, step: int, n_steps: int) -> bool:
         """Return whether it steers step `step` of `n_steps`, counted from 0, as in diffusers."""
-        return step / n_steps >= self.start and (step + 1) / n_steps <= self.end
+        return is_in_range(step, n_steps, self.start, self.end)
 
 
 def check_type(value: Any, network: LoadedControl) -> int | None:

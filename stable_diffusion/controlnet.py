@@ -91,9 +91,26 @@ class ControlNet(UNetEncoder):
             prepared: the result of `prepare`.
             scales: one number, which the residuals are multiplied by.
         """
-        (features,) = prepared
         temb = self._embed_time(timestep, text_time, x.dtype)
-        return self._compute_residuals(self.conv_in(x) + features, temb, text, scales[0])
+        x, scale = self._add_pictures(x, prepared, scales)
+        return self._compute_residuals(x, temb, text, scale)
+
+    def compute_first_residual(
+        self, x: mx.array, prepared: Sequence[mx.array], scales: Sequence[float | mx.array]
+    ) -> mx.array | None:
+        """Return the first of the residuals alone, that for the UNet's first skip connection.
+
+        It takes two layers. The arguments are those of `__call__`.
+        """
+        x, scale = self._add_pictures(x, prepared, scales)
+        return self._scale_output(self.controlnet_down_blocks[0](x), scale)
+
+    def _add_pictures(
+        self, x: mx.array, prepared: Sequence[mx.array], scales: Sequence[float | mx.array]
+    ) -> tuple[mx.array, float | mx.array | None]:
+        """Return the input of the blocks, and the scale of the residuals, None for 1."""
+        (features,) = prepared
+        return self.conv_in(x) + features, scales[0]
 
     def _compute_residuals(
         self,
@@ -108,11 +125,14 @@ class ControlNet(UNetEncoder):
         outputs = [
             layer(each) for layer, each in zip(layers, [*encoded.skips, encoded.x], strict=True)
         ]
-        if self.config.global_pool_conditions:
-            outputs = [average_over_picture(each) for each in outputs]
-        if scale is not None:
-            outputs = [each * mx.array(scale, each.dtype) for each in outputs]
+        outputs = [self._scale_output(each, scale) for each in outputs]
         return Residuals(outputs[:-1], outputs[-1], [])
+
+    def _scale_output(self, x: mx.array, scale: float | mx.array | None) -> mx.array:
+        """Return the residual for an output of the network."""
+        if self.config.global_pool_conditions:
+            x = average_over_picture(x)
+        return x if scale is None else x * mx.array(scale, x.dtype)
 
 
 class UnionAttention(nn.Module):
@@ -209,14 +229,19 @@ class ControlNetUnion(ControlNet):
 
         See `ControlNet` for the others.
         """
-        type_embedding, *rest = prepared
+        temb = self._embed_time(timestep, text_time, x.dtype, added=prepared[0])
+        x, scale = self._add_pictures(x, prepared, scales)
+        return self._compute_residuals(x, temb, text, scale)
+
+    def _add_pictures(
+        self, x: mx.array, prepared: Sequence[mx.array], scales: Sequence[float | mx.array]
+    ) -> tuple[mx.array, float | mx.array | None]:
+        _, *rest = prepared
         features, tokens = rest[::2], rest[1::2]
         outer_scale = None
         if len(features) == 1:
             outer_scale, scales = scales[0], [1.0]
-        temb = self._embed_time(timestep, text_time, x.dtype, added=type_embedding)
-        x = self.conv_in(x) + self._fuse(features, tokens, scales)
-        return self._compute_residuals(x, temb, text, outer_scale)
+        return self.conv_in(x) + self._fuse(features, tokens, scales), outer_scale
 
     def _fuse(
         self,

@@ -1,57 +1,20 @@
-"""Denoising: the UNet's prediction with guidance, and the steps down a noise schedule."""
+"""Denoising: the steps down a noise schedule, each with a prediction of the UNet."""
 
 import copy
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 
-from . import compiled
-from .active_control import (
-    ActiveControl,
-    ControlArguments,
-    ControlledUNet,
-    compute_residuals,
-    prepare_control,
-)
-from .attention import KeysValues
 from .device import backend
-from .merged_layers import MergedLayers
+from .prediction import Predict
 from .sampler.noise import NoiseStream, draw_latents
 from .sampler.sampler import Sampler
 from .sampler.schedule import Schedule, Step
 from .sampler.steps.step_input import History
-from .time_embedding import embed_guidance
-from .unet import Residuals, UNetModel
 
-# Latents, timestep, index of the step in `Schedule.steps` → the prediction.
-Predict = Callable[[mx.array, mx.array, int], mx.array]
 # Latents after a step, the next step (None after the last one) → the latents to go on with.
 Restore = Callable[[mx.array, Step | None], mx.array]
-TextTime = tuple[mx.array, mx.array]  # pooled embeddings and time ids, for SDXL's UNet
-
-
-@dataclass(frozen=True, eq=False)
-class NetworkInputs:
-    """What the UNet takes beside noisy latents, time and text.
-
-    Attributes:
-        channels: what a UNet of more channels takes after the latents, [B or 1, h, w, E]: the mask
-            and the latents of the masked picture, for inpainting.
-        image: the latents of the picture that is edited, [1, h, w, C], for InstructPix2Pix.
-        image_cfg: the weight of guidance by that picture.
-        controls: networks that steer the UNet by pictures, each in some of the steps.
-    """
-
-    channels: mx.array | None = None
-    image: mx.array | None = None
-    image_cfg: float | None = None
-    controls: Sequence[ActiveControl] = ()
-
-
-EMPTY = NetworkInputs()
 
 
 class StepOutput(NamedTuple):
@@ -171,120 +134,6 @@ class Denoising(Generator[mx.array, None, None]):
     def _keep(self, output: StepOutput) -> mx.array:
         self.estimate, self.prediction = output.estimate, output.prediction
         return output.x_t
-
-
-def make_predict(
-    unet: UNetModel,
-    embeddings: mx.array,
-    text_time: TextTime | None,
-    cfg_weight: float,
-    guidance_rescale: float,
-    dtype: mx.Dtype,
-    inputs: NetworkInputs = EMPTY,
-) -> Predict:
-    """Return the function that predicts noise, velocity or x_0 of latents in a step.
-
-    It returns float32 [B, h, w, C].
-
-    Args:
-        embeddings: of the text, [B, N, D]; or [2B, N, D], whose second half is the negative text of
-            classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
-        text_time: pooled embeddings and time ids for SDXL's UNet, with as many rows.
-        cfg_weight: the weight of guidance.
-        guidance_rescale: how much of the contrast that guidance adds is removed, in [0, 1].
-        dtype: the type that the UNet computes in.
-        inputs: what else the UNet takes.
-    """
-    channels = None if inputs.channels is None else inputs.channels.astype(dtype)
-    text = unet.project_text(embeddings.astype(dtype))  # the same at all steps
-    controls = [prepare_control(each, embeddings.astype(dtype), dtype) for each in inputs.controls]
-    embedded: mx.array | None = None
-    if (dims := unet.config.time_cond_proj_dim) is not None:  # there is no second half then
-        embedded = embed_guidance(cfg_weight, dims)
-    numbers: list[Any] = [cfg_weight, guidance_rescale] if guidance_rescale else [cfg_weight]
-    if backend.is_gpu():
-        numbers = [mx.array(number) for number in numbers]  # not constants of a compiled function
-    merged_layers = MergedLayers()
-
-    def predict(x: mx.array, timestep: mx.array, index: int) -> mx.array:
-        guidance = numbers if len(embeddings) > len(x) else []
-        arguments = x.astype(dtype), timestep, text, text_time, guidance, embedded, channels
-        network = merged_layers.put_into(unet)
-        active = [i for i, each in enumerate(inputs.controls) if index in each.steps]
-        if not active:
-            return compiled.run(predict_with_guidance, network, *arguments, owner=unet)
-        networks = [inputs.controls[i].network for i in active]
-        # What is compiled with control networks is kept beside what is compiled without them.
-        return compiled.run(
-            predict_with_guidance,
-            ControlledUNet(network, networks),
-            *arguments,
-            [controls[i] for i in active],
-            owner=networks[0],
-        )
-
-    return predict
-
-
-def predict_with_guidance(
-    network: UNetModel | ControlledUNet,
-    x: mx.array,
-    timestep: mx.array,
-    text: Sequence[KeysValues],
-    text_time: TextTime | None,
-    guidance: Sequence[Any],
-    embedded: mx.array | None = None,
-    channels: mx.array | None = None,
-    controls: Sequence[ControlArguments] = (),
-) -> mx.array:
-    """Return the prediction of noise, velocity or x_0, in float32 [B, h, w, C].
-
-    Args:
-        network: the UNet, together with the control networks if there are any.
-        x: latents [B, h, w, C].
-        text: the keys and values of the text, with 2B rows if there is guidance.
-        guidance: its weight, and the amount of rescaling unless that is 0; nothing without
-            guidance.
-        embedded: the guidance as an input of the UNet; None if it takes none.
-        channels: what the UNet takes after the latents, [B or 1, h, w, E]; None if it takes none.
-        controls: the arguments of each control network.
-    """
-    unet: nn.Module = network
-    residuals: Residuals | None = None
-    if isinstance(network, ControlledUNet):
-        n_parts = 2 if guidance else 1
-        unet = network.unet
-        residuals = compute_residuals(network.controls, controls, x, timestep, text_time, n_parts)
-    if channels is not None:
-        channels = mx.broadcast_to(channels, (len(x), *channels.shape[1:]))
-        x = mx.concatenate([x, channels], axis=-1)  # [B, h, w, C + E]
-    if not guidance:
-        return unet(x, timestep, text, text_time, embedded, residuals).astype(mx.float32)
-    prediction = unet(
-        mx.concatenate([x, x]), timestep, text, text_time, embedded, residuals
-    ).astype(mx.float32)
-    conditional, unconditional = prediction.split(2)
-    weight, *amounts = guidance
-    prediction = unconditional + weight * (conditional - unconditional)
-    for amount in amounts:
-        prediction = rescale_guidance(prediction, conditional, amount)
-    return prediction
-
-
-def rescale_guidance(
-    prediction: mx.array, conditional: mx.array, amount: float | mx.array
-) -> mx.array:
-    """Return predictions whose contrast is closer to the contrast of the conditional ones.
-
-    See arXiv:2305.08891, section 3.4.
-
-    Args:
-        prediction: with guidance, [B, h, w, C].
-        conditional: the prediction for the text alone, [B, h, w, C].
-        amount: from 0, which changes nothing, to 1, which gives both the same contrast.
-    """
-    contrast, wanted = (mx.std(x, axis=(1, 2, 3), keepdims=True) for x in (prediction, conditional))
-    return prediction * (amount * wanted / contrast + (1 - amount))
 
 
 def denoise(

@@ -13,6 +13,7 @@ from .check_arguments import (
     check_number,
     check_option_names,
     check_prompts,
+    check_range,
     check_sampler,
     check_seed,
 )
@@ -20,10 +21,13 @@ from .check_task import check_image_cfg_weight
 from .conditioning import TextOptions, Texts
 from .config.model import ModelConfig
 from .control import Control, LoadedControl, check_controls
+from .prediction import Shortcuts
 from .sampler.choose import choose_sampler
 from .sampler.noise import NoiseStream, make_noise_streams
 from .sampler.sampler import Sampler
 from .sampler.schedule import Schedule, ensure_one_step
+from .utils.step_range import is_in_range
+from .utils.wording import InputWarning
 
 OptionalTexts = Texts | Sequence[str | None] | None
 
@@ -47,6 +51,10 @@ class GenerationOptions(TypedDict, total=False):
             False by default.
         clip_skip: how many of the last layers of the text encoders to leave out; 0 by default.
         controls: pictures that steer what is drawn, see `Control`; none by default.
+        reuse: compute the whole UNet in every so many steps only, see `Shortcuts`; 1 by default,
+            in each of them. Pictures are not those of all steps any more.
+        cfg_range: the start and the end of the steps with guidance, in shares of all, (0, 1) by
+            default (arXiv:2404.07724): step i of n has guidance if start ≤ i/n and (i + 1)/n ≤ end.
     """
 
     sampler: str | Sampler | None
@@ -58,6 +66,8 @@ class GenerationOptions(TypedDict, total=False):
     prompt_weights: bool
     clip_skip: int
     controls: Sequence[Control]
+    reuse: int
+    cfg_range: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -89,11 +99,29 @@ class Generation:
     seed: int  # of the first picture
     streams: list[NoiseStream]  # of noise, one for each picture
     controls: tuple[Control, ...]
+    reuse: int
+    cfg_range: tuple[float, float]
 
     @property
     def image_guidance(self) -> float | None:
         """Return the weight of guidance by the picture to edit; None without guidance."""
         return None if self.negative_texts is None else self.image_cfg_weight
+
+    def choose_shortcuts(self, n_steps: int) -> Shortcuts:
+        """Return what is left out of which of so many steps.
+
+        If guidance is left out of all of them, a warning says so.
+        """
+        start, end = self.cfg_range
+        guided = frozenset(i for i in range(n_steps) if is_in_range(i, n_steps, start, end))
+        if not guided and self.negative_texts is not None:
+            steps = "1 step" if n_steps == 1 else f"{n_steps} steps"
+            message = (
+                f"guidance has no effect: none of {steps} lies within its range, {start:g} to "
+                f"{end:g}"
+            )
+            warnings.warn(InputWarning(message), stacklevel=4)
+        return Shortcuts(self.reuse, guided)
 
     def cut_schedule(self, strength: float) -> Schedule:
         """Return the last `strength` of the schedule, at least one step.
@@ -158,6 +186,8 @@ def check_generation(
         seed=first_seed,
         streams=streams,
         controls=controls,
+        reuse=check_integer("reuse", options.get("reuse", 1), low=1),
+        cfg_range=check_range("cfg_range", options.get("cfg_range", (0.0, 1.0))),
     )
 
 

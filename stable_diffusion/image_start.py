@@ -6,8 +6,9 @@ import mlx.core as mx
 import numpy as np
 
 from .config.task import Task
-from .denoising import EMPTY, NetworkInputs, Restore
+from .denoising import Restore
 from .inpainting import hide_masked, join_channels, restore_outside, shrink_mask
+from .prediction import EMPTY, NetworkInputs
 from .sampler.schedule import Schedule
 from .vae_strips import Vae, encode
 

@@ -25,16 +25,9 @@ from .conditioning import (
 )
 from .config.model import ModelConfig
 from .control import activate, warn_of_no_steps
-from .denoising import (
-    EMPTY,
-    Denoising,
-    Steps,
-    denoise,
-    make_predict,
-    yield_unchanged,
-)
+from .denoising import Denoising, Steps, denoise, yield_unchanged
 from .device import cpu_kernels
-from .editing import make_editing_predict, start_editing
+from .editing import start_editing
 from .generation import Arguments, Generation, GenerationOptions, OptionalTexts, check_generation
 from .image_start import ImageStart, encode_image, start_from_image
 from .loaded_networks import LoadedNetworks
@@ -45,6 +38,7 @@ from .model_io.loaders import (
     load_unet,
     open_model,
 )
+from .prediction import EMPTY, make_predict
 from .sampler.choose import choose_sampler
 from .sampler.noise import draw_latents
 from .sampler.schedule import Schedule
@@ -130,7 +124,7 @@ class StableDiffusion(LoadedNetworks):
             latent_size: (height, width) in latents; the model's default if None.
             seed: of the first picture, or one for each; a random one if None, see `Denoising.seed`.
             options: sampler, schedule, timesteps, eta, guidance_rescale, long_prompt,
-                prompt_weights, clip_skip and controls, see `GenerationOptions`.
+                prompt_weights, clip_skip, controls, reuse and cfg_range, see `GenerationOptions`.
 
         Raises:
             TypeError: if an argument is of the wrong kind or has an unknown name.
@@ -316,16 +310,14 @@ def start_steps(sd: StableDiffusion, start: ImageStart, origin: Origin) -> Denoi
         inputs.append(pooled)
     guidance = generation.cfg_weight, generation.guidance_rescale
     warn_of_no_steps(generation.controls, len(schedule))
+    shortcuts = generation.choose_shortcuts(len(schedule))
 
     def begin() -> Steps:
         # Not bound earlier: `use_float32` may have replaced the networks and the type.
         active = activate(generation.controls, Size(width, height), len(schedule))
-        extra = replace(start.network_inputs, controls=active)
-        arguments = sd.unet, embeddings, text_time, *guidance, sd.dtype
-        if extra.image is not None and extra.image_cfg is not None:
-            predict = make_editing_predict(*arguments, extra.image, extra.image_cfg)
-        else:
-            predict = make_predict(*arguments, extra)
+        inputs = replace(start.network_inputs, controls=active)
+        arguments = sd.unet, embeddings, text_time, *guidance, sd.dtype, inputs, shortcuts
+        predict = make_predict(*arguments)
         sampler, streams = generation.sampler, generation.streams
         return denoise(start.x, schedule, sampler, predict, streams, start.restore)
 

@@ -126,6 +126,12 @@ class T2IAdapter(nn.Module):
         (scale,) = scales
         return Residuals([], None, [each * mx.array(scale, each.dtype) for each in prepared])
 
+    def compute_first_residual(
+        self, x: mx.array, prepared: Sequence[mx.array], scales: Sequence[float | mx.array]
+    ) -> mx.array | None:
+        """Return None: nothing is added to the UNet's first skip connection."""
+        return None
+
     def project_text(self, encoder_x: mx.array) -> list[KeysValues]:
         """Return nothing: the text has no effect."""
         return []

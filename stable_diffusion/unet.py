@@ -191,6 +191,70 @@ class UNetModel(UNetEncoder):
         Raises:
             ValueError: if `text_time` is given to a network that is not SDXL's.
         """
+        x, skips, temb, text = self._begin(x, timestep, encoder_x, text_time, guidance, residuals)
+        for up_block in self.up_blocks:
+            x = up_block(x, temb, text, skips)
+        return self.conv_out(x, norm=self.conv_norm_out, activation=self.activation)
+
+    def predict_and_keep(
+        self,
+        x: mx.array,
+        timestep: mx.array,
+        encoder_x: mx.array | Sequence[KeysValues],
+        text_time: TextTime | None = None,
+        guidance: mx.array | None = None,
+        residuals: Residuals | None = None,
+    ) -> tuple[mx.array, mx.array]:
+        """Return the prediction, and deep features [B, h, w, D] for `predict_from_kept`.
+
+        The features are the input of the last layer of the last block, a residual block and its
+        transformer. See `__call__` for the arguments.
+        """
+        x, skips, temb, text = self._begin(x, timestep, encoder_x, text_time, guidance, residuals)
+        *up_blocks, last_block = self.up_blocks
+        for up_block in up_blocks:
+            x = up_block(x, temb, text, skips)
+        for layer in range(len(last_block.resnets) - 1):
+            x = last_block.run_layer(layer, x, temb, text, skips.pop())
+        return self._finish(x, skips.pop(), temb, text), x
+
+    def predict_from_kept(
+        self,
+        kept: mx.array,
+        x: mx.array,
+        timestep: mx.array,
+        encoder_x: mx.array | Sequence[KeysValues],
+        text_time: TextTime | None = None,
+        guidance: mx.array | None = None,
+        residual: mx.array | None = None,
+    ) -> mx.array:
+        """Return the prediction by the first and the last layers alone.
+
+        Everything between them is replaced by what an earlier call kept: DeepCache (Ma et al. 2023,
+        arXiv:2312.00858), with the first skip connection, the paper's branch for most speed.
+
+        Args:
+            kept: the features of `predict_and_keep` for a step before, [B, h, w, D].
+            residual: what control networks add to the first skip connection.
+
+        See `__call__` for the others.
+        """
+        temb = self._embed_time(timestep, text_time, x.dtype, guidance)
+        skip = self.conv_in(x)
+        if residual is not None:
+            skip = skip + residual
+        return self._finish(kept, skip, temb, self._iterate_last_text(encoder_x))
+
+    def _begin(
+        self,
+        x: mx.array,
+        timestep: mx.array,
+        encoder_x: mx.array | Sequence[KeysValues],
+        text_time: TextTime | None,
+        guidance: mx.array | None,
+        residuals: Residuals | None,
+    ) -> tuple[mx.array, list[mx.array], mx.array, Text]:
+        """Return what the up blocks take: the output of the middle, the skips, time and text."""
         temb = self._embed_time(timestep, text_time, x.dtype, guidance)
         text = self._iterate_text(encoder_x)
         inner = () if residuals is None else residuals.inner
@@ -200,9 +264,21 @@ class UNetModel(UNetEncoder):
         x, skips = self._encode(self.conv_in(x), temb, text, inner)
         if residuals is not None:
             x, skips = _add_residuals(x, skips, residuals)
-        for up_block in self.up_blocks:
-            x = up_block(x, temb, text, skips)
+        return x, skips, temb, text
+
+    def _finish(self, x: mx.array, skip: mx.array, temb: mx.array, text: Text) -> mx.array:
+        """Return the prediction for the input of the last layer of the last block."""
+        last_block = self.up_blocks[-1]
+        x = last_block.run_layer(len(last_block.resnets) - 1, x, temb, text, skip)
         return self.conv_out(x, norm=self.conv_norm_out, activation=self.activation)
+
+    def _iterate_last_text(self, encoder_x: mx.array | Sequence[KeysValues]) -> Text:
+        """Return the keys and values of the text for the last transformer of the last block."""
+        transformers = self.up_blocks[-1].attentions[-1:]
+        blocks = [block for each in transformers for block in each.transformer_blocks]
+        if isinstance(encoder_x, mx.array):
+            return iter([each for block in blocks for each in block.project_text(encoder_x)])
+        return iter(encoder_x[len(encoder_x) - sum(block.n_texts for block in blocks) :])
 
     def _list_blocks(self) -> list[DownBlock | MidBlock | UpBlock]:
         return [*super()._list_blocks(), *self.up_blocks]

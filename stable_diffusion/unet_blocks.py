@@ -48,6 +48,11 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dims)
         self.ff = FeedForward(dims)
 
+    @property
+    def n_texts(self) -> int:
+        """Return how many keys and values a call takes from `text`."""
+        return 1 if self.has_self_attention else 2
+
     def __call__(self, x: mx.array, text: Text) -> mx.array:
         """Return the output [B, L, D] for x [B, L, D]; take what it needs from `text`."""
         memory = None if self.has_self_attention else next(text)
@@ -187,14 +192,19 @@ class UpBlock(nn.Module):
 
     def __call__(self, x: mx.array, temb: mx.array, text: Text, skips: list[mx.array]) -> mx.array:
         """Return the output; take the skip connections that it needs off the end of `skips`."""
-        for i, resnet in enumerate(self.resnets):
-            x = resnet(mx.concatenate([x, skips.pop()], axis=-1), temb)
-            if self.attentions:
-                x = self.attentions[i](x, text)
+        for layer in range(len(self.resnets)):
+            x = self.run_layer(layer, x, temb, text, skips.pop())
         if "upsample" in self:
             _, height, width, _ = skips[-1].shape
             x = self.upsample(x, (height, width))
         return x
+
+    def run_layer(
+        self, layer: int, x: mx.array, temb: mx.array, text: Text, skip: mx.array
+    ) -> mx.array:
+        """Return the output of a residual block and its transformer, if it has one."""
+        x = self.resnets[layer](mx.concatenate([x, skip], axis=-1), temb)
+        return self.attentions[layer](x, text) if self.attentions else x
 
 
 def _make_resnet(config: UNetEncoderConfig, in_channels: int, out_channels: int) -> ResnetBlock2D:

@@ -12,11 +12,11 @@ from PIL import Image
 from stable_diffusion import StableDiffusion
 from stable_diffusion.active_control import add_residuals
 from stable_diffusion.control import Control, LoadedControl, activate, resize
-from stable_diffusion.denoising import NetworkInputs, make_predict
 from stable_diffusion.device.backend import Backend
 from stable_diffusion.model_io.loaders import load_model_config
 from stable_diffusion.overflow import evaluate_steps
 from stable_diffusion.pipeline import pipeline_class
+from stable_diffusion.prediction import NetworkInputs, make_predict
 from stable_diffusion.unet import Residuals
 from stable_diffusion.utils.size import Size
 

@@ -13,11 +13,11 @@ from ours import pictures
 
 from stable_diffusion import StableDiffusion
 from stable_diffusion.config.autoencoder_tiny import AutoencoderTinyConfig
-from stable_diffusion.denoising import make_predict
 from stable_diffusion.device.backend import Backend
-from stable_diffusion.editing import make_editing_predict, start_editing
+from stable_diffusion.editing import start_editing
 from stable_diffusion.model_io.loaders import load_model_config
 from stable_diffusion.pipeline import pipeline_class
+from stable_diffusion.prediction import NetworkInputs, make_predict
 
 PROMPT, SEED = "make it snowy", 7
 SAME, OTHER = 50, 25  # dB
@@ -121,7 +121,8 @@ def test_guidance_is_the_formula(model):
     by_image = predict_alone(text[2:], image)
     by_none = predict_alone(text[2:], mx.zeros_like(image))
     expected = by_none + 7 * (by_both - by_image) + 2 * (by_image - by_none)
-    predict = make_editing_predict(unet, text, None, 7.0, 0.0, mx.float32, image, 2.0)
+    inputs = NetworkInputs(image=image, image_cfg=2.0)
+    predict = make_predict(unet, text, None, 7.0, 0.0, mx.float32, inputs)
     assert relative_l2(predict(x, time, 0), expected) <= 6e-6
 
 
@@ -132,7 +133,8 @@ def test_gradients_go_through_the_picture(model, oracle):
     texts, unet = mx.array(text.astype(np.float32)), model("sd-1").unet
 
     def total(x: mx.array, image: mx.array) -> mx.array:
-        predict = make_editing_predict(unet, texts, None, 4.0, 0.0, mx.float32, image, 2.0)
+        inputs = NetworkInputs(image=image, image_cfg=2.0)
+        predict = make_predict(unet, texts, None, 4.0, 0.0, mx.float32, inputs)
         return predict(x, mx.array(300.0), 0).square().sum()
 
     ours = mx.grad(total, argnums=(0, 1))(*(mx.array(a.astype(np.float32)) for a in (x, image)))

@@ -14,11 +14,11 @@ from PIL import Image
 
 from stable_diffusion import StableDiffusion, inpainting, overflow
 from stable_diffusion.check_pictures import check_mask
-from stable_diffusion.denoising import NetworkInputs, make_predict
 from stable_diffusion.device.backend import Backend
 from stable_diffusion.model_io.loaders import load_model_config
 from stable_diffusion.overflow import evaluate_steps
 from stable_diffusion.pipeline import pipeline_class
+from stable_diffusion.prediction import NetworkInputs, make_predict
 from stable_diffusion.sampler.schedule import CLEAN, Level, Step
 
 PROMPT = "a photo of a café, at night"

@@ -24,7 +24,8 @@ BELOW_PIPELINE = {
     *(LOWER | NETWORKS),
     *("active_control", "adapted", "adapters", "check_arguments", "check_pictures", "check_task"),
     *("compiled", "conditioning", "control", "denoising", "editing", "generation", "image_start"),
-    *("inpainting", "loaded_networks", "model_io", "precision", "quantize", "vae_strips"),
+    *("inpainting", "loaded_networks", "model_io", "precision", "prediction", "quantize"),
+    "vae_strips",
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "utils": set(),
@@ -60,29 +61,30 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("active_control", "check_arguments", "check_pictures", "config", "model_io"),
         *("quantize", "utils"),
     },
-    "denoising": {
-        *("active_control", "attention", "compiled", "device", "merged_layers", "sampler"),
-        *("time_embedding", "unet"),
+    "prediction": {
+        *("active_control", "attention", "compiled", "device", "merged_layers", "time_embedding"),
+        "unet",
     },
+    "denoising": {"device", "prediction", "sampler"},
     "inpainting": {"denoising", "sampler"},
-    "image_start": {"config", "denoising", "inpainting", "sampler", "vae_strips"},
+    "image_start": {
+        *("config", "denoising", "inpainting", "prediction", "sampler", "vae_strips"),
+    },
     "model_io": LOWER | NETWORKS | {"quantize"},
     "adapters": LOWER | NETWORKS | {"model_io"},
     "precision": {"adapters", "model_io", "quantize"},
     "check_arguments": {"conditioning", "config", "model_io", "sampler", "utils"},
     "check_pictures": {"check_arguments", "utils"},
     "check_task": {"check_arguments", "config"},
-    "editing": {
-        *("attention", "compiled", "denoising", "device", "image_start", "merged_layers"),
-        *("sampler", "unet", "vae_strips"),
-    },
+    "editing": {"image_start", "prediction", "sampler", "vae_strips"},
     "adapted": {"adapters", "check_arguments", "conditioning", "config", "model_io", "sampler"},
     "loaded_networks": {
         *("adapted", "autoencoder_tiny", "check_arguments", "clip", "conditioning", "control"),
         *("model_io", "precision", "quantize", "unet", "vae"),
     },
     "generation": {
-        *("check_arguments", "check_task", "conditioning", "config", "control", "sampler"),
+        *("check_arguments", "check_task", "conditioning", "config", "control", "prediction"),
+        *("sampler", "utils"),
     },
     "pipeline": BELOW_PIPELINE,
     "faults": {"utils"},

@@ -15,10 +15,10 @@ from PIL import Image
 
 from stable_diffusion import StableDiffusion, StableDiffusionXL
 from stable_diffusion.check_pictures import check_image
-from stable_diffusion.denoising import rescale_guidance
 from stable_diffusion.images.arrays import to_uint8
 from stable_diffusion.model_io.loaders import load_model_config
 from stable_diffusion.pipeline import pipeline_class
+from stable_diffusion.prediction import rescale_guidance
 from stable_diffusion.unet import UNetModel
 
 PROMPT = "a photo of a café, at night"

@@ -18,9 +18,9 @@ from stable_diffusion.adapters.changes import LowRank
 from stable_diffusion.adapters.lora_layers import AdaptedConv3x3
 from stable_diffusion.attention import attend
 from stable_diffusion.config.networks import AutoencoderConfig, UNetConfig
-from stable_diffusion.denoising import make_predict
 from stable_diffusion.device import memory
 from stable_diffusion.layers import Conv3x3, GroupNorm, upsample_nearest
+from stable_diffusion.prediction import make_predict
 from stable_diffusion.unet import UNetModel
 from stable_diffusion.vae import Autoencoder
 

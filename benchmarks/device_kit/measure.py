@@ -7,9 +7,9 @@ from operations import count_step
 from real_sizes import MODELS
 from tasks import TIMESTEP, pooled_width, random_normal
 
-from stable_diffusion.denoising import Predict, make_predict
 from stable_diffusion.device import backend
 from stable_diffusion.device.memory import read_peak_memory
+from stable_diffusion.prediction import Predict, make_predict
 from stable_diffusion.unet import UNetModel
 from stable_diffusion.vae import Autoencoder
 from stable_diffusion.vae_strips import decode
