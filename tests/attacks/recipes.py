@@ -54,6 +54,8 @@ VALID = {  # values of options
     "steps": [1, 20, 100_000],
     "cfg": [0, 0.0, 7.5, 1000, 1e-300],
     "guidance_rescale": [0, 1, 0.7],
+    "cfg_range": [[0, 1], [0.1, 0.7], "0.1-0.7", [1, 0], [0.5], [0, 1, 2]],
+    "reuse": [1, 2, 100_000, 0, 1.5],
     "sampler": [*SAMPLER_NAMES],
     "schedule": [*SCHEDULE_NAMES],
     "timesteps": [[999], [999, 0], [1, 2], [], "999,1", [10**9], [True]],

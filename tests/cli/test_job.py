@@ -35,6 +35,8 @@ JOB = CompleteJob("a", seed=1, width=64, height=64, steps=4, cfg=7.5, sampler="e
         ),
         ({"negative_prompt": "x", "guidance_rescale": 0.7, "cfg": 1.1}, None),
         ({"cfg": 0.0}, None),
+        ({"cfg_range": (0.2, 1.0), "cfg": 1.0}, "--cfg-range has"),
+        ({"cfg_range": (0.2, 1.0), "cfg": 1.1}, None),
     ],
 )
 def test_what_needs_guidance(recwarn, options, said):

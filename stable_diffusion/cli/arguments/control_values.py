@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 from ...control import UNION_ALIASES, UNION_TYPES, find_union_type
 from ...utils.wording import abbreviate, did_you_mean
-from .value_types import make_number_parser, parse_fraction, parse_model_name
+from . import value_types
+from .value_types import make_number_parser, parse_model_name
 
 MAX_SCALE = 10  # above about 2 pictures are unusable
 MAX_THRESHOLD = 10_000  # of gradients, which are at most a few thousand
 CANNY = (100, 200)  # thresholds that are usual for 8 bits
-RANGE = re.compile(r"\s*([0-9.]+)\s*-\s*([0-9.]+)\s*")
 THRESHOLDS = re.compile(r"\s*([0-9]+)\s*,\s*([0-9]+)\s*")
 
 parse_scale = make_number_parser(float, 0, MAX_SCALE)
@@ -99,16 +99,7 @@ def _exists(path: str) -> bool:
 
 def parse_range(text: str) -> tuple[float, float]:
     """Return the two parts of `START-END`."""
-    match = RANGE.fullmatch(text)
-    if match is None:
-        raise argparse.ArgumentTypeError(
-            f"must be START-END, such as 0-0.5 for the first half of the steps, got "
-            f"{abbreviate(text)!r}"
-        )
-    start, end = (parse_fraction(part) for part in match.groups())
-    if start >= end:
-        raise argparse.ArgumentTypeError(f"must begin before it ends, got {abbreviate(text)!r}")
-    return start, end
+    return value_types.parse_range(text, "0-0.5 for the first half of the steps")
 
 
 def parse_canny(text: str) -> tuple[int, int]:

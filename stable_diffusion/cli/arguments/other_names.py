@@ -17,6 +17,11 @@ SAME = {
     "--cfg": "cfg-scale guidance guidance-scale cfg-weight scale unconditional-guidance-scale",
     "--image-cfg": "image-cfg-scale image-guidance-scale image-guidance cfg-image img-cfg-scale",
     "--guidance-rescale": "rescale-cfg cfg-rescale rescale",
+    "--cfg-range": (
+        "guidance-interval guidance-range guidance-start guidance-end cfg-interval cfg-start "
+        "cfg-end skip-early-cfg"
+    ),
+    "--reuse": "deepcache deep-cache cache-interval",
     "--steps": (
         "num-inference-steps inference-steps num-steps n-steps sampling-steps sample-steps "
         "ddim-steps ddim-step"

@@ -26,6 +26,9 @@ MAX_GUIDANCE = 1000  # above about 30 the pictures are unusable
 MAX_LORA_SCALE = 100
 MAX_BYTES = 10_000_000_000  # of a LoRA or embedding, which is read whole for its checksum
 
+SHARE = r"\s*([0-9.]+(?:e-[0-9]+)?)\s*"  # of the steps; recipes may have 1e-05
+RANGE = re.compile(f"{SHARE}[-,]{SHARE}")
+
 NEGATIVE_INTEGER = re.compile(r"-[0-9]+")
 
 # A web address, or one without its scheme, of the sites that models come from.
@@ -82,6 +85,24 @@ def parse_timesteps(text: str) -> tuple[int, ...]:
             f"must fall from one to the next, such as 999,749,499,249, got {abbreviate(text)}"
         )
     return timesteps
+
+
+def parse_cfg_range(text: str) -> tuple[float, float]:
+    """Return the two parts of `START-END`; recipes have a comma between them."""
+    return parse_range(text, "0.1-0.7")
+
+
+def parse_range(text: str, example: str) -> tuple[float, float]:
+    """Return the two parts of `START-END`, shares of the steps."""
+    match = RANGE.fullmatch(text)
+    if match is None:
+        raise argparse.ArgumentTypeError(
+            f"must be START-END, such as {example}, got {abbreviate(text)!r}"
+        )
+    start, end = (parse_fraction(part) for part in match.groups())
+    if start >= end:
+        raise argparse.ArgumentTypeError(f"must begin before it ends, got {abbreviate(text)!r}")
+    return start, end
 
 
 def parse_margins(text: str) -> tuple[int, ...]:

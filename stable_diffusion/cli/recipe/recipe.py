@@ -39,10 +39,12 @@ class Recipe(Config):
     steps: int | None = None
     cfg: float | None = None
     guidance_rescale: float | None = None
+    cfg_range: tuple[float, ...] = ()  # start and end; () for 0 and 1
     sampler: str | None = None
     schedule: str | None = None
     timesteps: tuple[int, ...] = ()  # in place of steps and a schedule
     eta: float | None = None
+    reuse: int | None = None  # None for 1
     clip_skip: int | None = None
     long_prompt: bool | None = None
     prompt_weights: bool | None = None

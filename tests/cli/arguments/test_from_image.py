@@ -82,7 +82,8 @@ START = "from a picture"
 RECIPES = {  # where to write, and options
     "ancestral": "o.png --sampler=euler-a --width=96 --height=72 --cfg=4 --negative_prompt='a\nb'",
     "ddim": "o.webp --sampler=ddim --schedule=linspace --guidance-rescale=0.7 --eta=0.5 "
-    "--prompt-weights --negative-prompt=(a:2) --clip-skip=1 --seed=123456789012",
+    "--prompt-weights --negative-prompt=(a:2) --clip-skip=1 --seed=123456789012 "
+    "--reuse=2 --cfg-range=1e-5-0.7",
     "files": "o.png --lora=a.safetensors:0.7 --lora=a.safetensors:-0.2 "
     "--embedding='<ring>=word.safetensors' --negative-prompt='a <ring>'",
     "half": f"o.tif -q --float16 --cfg=4 --long-prompt --negative-prompt='{'a star, ' * 30}'",

@@ -2,6 +2,7 @@
 
 from ....config.task import IMAGE_GUIDANCE
 from ....sampler.sampler import SAMPLERS, SCHEDULES
+from ...settings import ALL_STEPS
 from .. import value_types
 from ..option import BOTH, IMAGE2IMAGE, Option
 
@@ -46,6 +47,18 @@ SAMPLING = (
         in_recipe=True,
     ),
     Option(
+        "--cfg-range",
+        "the part of the steps with guidance, such as 0.1-0.7; the others follow the prompt alone, "
+        "in half the time",
+        kind="numbers",
+        parse=value_types.parse_cfg_range,
+        default=ALL_STEPS,
+        default_text="0-1",
+        metavar="START-END",
+        line_scripts=BOTH,
+        in_recipe=True,
+    ),
+    Option(
         "--sampler",
         "how to step from noise to picture",
         choices=tuple(SAMPLERS),
@@ -80,6 +93,17 @@ SAMPLING = (
         parse=value_types.parse_fraction,
         default_text="0 for ddim, 0.3 for tcd",
         metavar="X",
+        line_scripts=BOTH,
+        in_recipe=True,
+    ),
+    Option(
+        "--reuse",
+        "compute the whole UNet in every N-th step only, and reuse its deep features in the steps "
+        "between: faster, and a little different",
+        parse=value_types.parse_count,
+        default=1,
+        default_text="1, in each step",
+        metavar="N",
         line_scripts=BOTH,
         in_recipe=True,
     ),
