@@ -108,9 +108,9 @@ class Generation:
         return None if self.negative_texts is None else self.image_cfg_weight
 
     def choose_shortcuts(self, n_steps: int) -> Shortcuts:
-        """Return what is left out of which of so many steps.
+        """Return the computations that are skipped in which of so many steps.
 
-        If guidance is left out of all of them, a warning says so.
+        If none of them has guidance, a warning says so.
         """
         start, end = self.cfg_range
         guided = frozenset(i for i in range(n_steps) if is_in_range(i, n_steps, start, end))

@@ -1,4 +1,4 @@
-"""The UNet's prediction in each step: guidance, control networks, and what steps leave out."""
+"""The UNet's prediction in each step: guidance, control networks, and what some steps skip."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ EMPTY = NetworkInputs()
 
 @dataclass(frozen=True)
 class Shortcuts:
-    """What is left out of some steps.
+    """The computations that some steps skip.
 
     Attributes:
         reuse: the whole UNet is computed in every `reuse`-th step. In the others only its first and
@@ -64,7 +64,7 @@ class Shortcuts:
     guided: frozenset[int] | None = None
 
     def has_guidance(self, index: int) -> bool:
-        """Return whether guidance is not left out of a step."""
+        """Return whether a step has guidance."""
         return self.guided is None or index in self.guided
 
 
@@ -137,7 +137,7 @@ def make_predict(
         guidance_rescale: how much of the contrast that guidance adds is removed, in [0, 1].
         dtype: the type that the UNet computes in.
         inputs: what else the UNet takes.
-        shortcuts: what is left out of some steps.
+        shortcuts: the computations that some steps skip.
     """
     controls = [prepare_control(each, embeddings.astype(dtype), dtype) for each in inputs.controls]
     numbers = cfg_weight, guidance_rescale

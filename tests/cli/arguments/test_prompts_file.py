@@ -63,6 +63,13 @@ def test_timesteps_and_eta(tmp_path, value):
     assert request.steps is None and request.schedule is None
 
 
+@pytest.mark.parametrize("value", [[0.1, 0.75], "0.1-0.75", "0.1, 0.75"])
+def test_guidance_in_a_range_and_reuse(tmp_path, value):
+    line = json.dumps({"prompt": "a", "cfg_range": value, "reuse": 3.0})
+    (request,) = read_requests(tmp_path, line)
+    assert request.cfg_range == (0.1, 0.75) and request.reuse == 3
+
+
 def test_seeds_follow_the_one_given(tmp_path):
     content = '{"prompt": "a", "n_images": 3}\n{"prompt": "a", "seed": 50}\n{"prompt": "c"}'
     assert [request.seed for request in read_requests(tmp_path, content, "--seed=7")] == [7, 50, 11]
