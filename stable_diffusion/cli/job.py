@@ -15,7 +15,7 @@ from ..sampler.choose import choose_sampler
 from ..sampler.sampler import Sampler
 from ..utils.size import Size
 from .larger import SecondPass, complete_second_pass
-from .settings import ALL_STEPS, PictureOptions, Settings, StartPicture
+from .settings import PictureOptions, Settings, StartPicture
 
 # How many times the pixels that a model is made for a picture to start from may have if the user
 # gives no size. Above the first factor things are drawn twice and steps are slow; above the second
@@ -179,7 +179,7 @@ class Batch:
             "timesteps": job.timesteps,
             "eta": job.eta,
             "reuse": job.reuse,
-            "cfg_range": job.cfg_range,
+            "cfg_range": job.cfg_range or (0.0, 1.0),
         }
 
 
@@ -265,7 +265,7 @@ def warn_of_no_guidance(jobs: Iterable[CompleteJob], config: ModelConfig) -> Non
     options = {
         "--negative_prompt": any(job.negative_prompt for job in unguided),
         "--guidance-rescale": any(job.guidance_rescale for job in unguided),
-        "--cfg-range": any(job.cfg_range != ALL_STEPS for job in unguided),
+        "--cfg-range": any(job.cfg_range for job in unguided),
         "--image-cfg": any(
             job.cfg <= 1 and job.image_cfg not in (None, IMAGE_GUIDANCE) for job in unguided
         ),

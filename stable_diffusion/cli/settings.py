@@ -9,7 +9,6 @@ import numpy as np
 from ..images.masks import NO_MARGINS, Margins
 from ..utils.size import Size
 
-ALL_STEPS = (0.0, 1.0)  # as a range: all steps, in shares of them
 TRANSPARENCY = "alpha"  # as a mask: the transparency of the picture itself; ./alpha is a file
 
 
@@ -109,7 +108,8 @@ class PictureOptions:
         width, height: in pixels, of the picture; of the part that is drawn, if only a part of the
             picture to start from is drawn. Both are None, or neither.
         cfg: the guidance.
-        cfg_range: the start and the end of the steps with guidance, in shares of all.
+        cfg_range: the start and the end of the steps with guidance, in shares of all steps; () if
+            all of them have it.
         timesteps: in place of steps and a schedule.
         reuse: the whole UNet is computed in every so many steps.
         strength: how far to go from the picture to start from, 0 to 1; None without one, and for
@@ -131,7 +131,7 @@ class PictureOptions:
     steps: int | None = None
     cfg: float | None = None
     guidance_rescale: float = 0.0
-    cfg_range: tuple[float, float] = ALL_STEPS
+    cfg_range: tuple[float, ...] = ()
     sampler: str | None = None
     schedule: str | None = None
     timesteps: tuple[int, ...] | None = None

@@ -87,9 +87,10 @@ def parse_timesteps(text: str) -> tuple[int, ...]:
     return timesteps
 
 
-def parse_cfg_range(text: str) -> tuple[float, float]:
-    """Return the two parts of `START-END`; recipes have a comma between them."""
-    return parse_range(text, "0.1-0.7")
+def parse_cfg_range(text: str) -> tuple[float, ...]:
+    """Return the two parts of `START-END`, or () for all steps; recipes have a comma."""
+    found = parse_range(text, "0.1-0.7")
+    return () if found == (0, 1) else found
 
 
 def parse_range(text: str, example: str) -> tuple[float, float]:

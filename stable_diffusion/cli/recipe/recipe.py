@@ -39,7 +39,7 @@ class Recipe(Config):
     steps: int | None = None
     cfg: float | None = None
     guidance_rescale: float | None = None
-    cfg_range: tuple[float, ...] = ()  # start and end; () for 0 and 1
+    cfg_range: tuple[float, ...] = ()  # start and end; () for all steps
     sampler: str | None = None
     schedule: str | None = None
     timesteps: tuple[int, ...] = ()  # in place of steps and a schedule

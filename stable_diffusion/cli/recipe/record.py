@@ -19,7 +19,7 @@ from ...model_io.sources import Source
 from ...utils.fold_name import fold_name
 from ...version import __version__
 from ..job import Job, find_default_strength
-from ..settings import ALL_STEPS, TRANSPARENCY, ControlPicture, Repainting, Settings
+from ..settings import TRANSPARENCY, ControlPicture, Repainting, Settings
 from .control_text import name_control, name_ranges, name_thresholds
 from .recipe import Recipe, sha256
 from .webui_text import write_parameters
@@ -109,7 +109,7 @@ class RecipeComparison:
         if not _have_same_controls(recipe.control, self._controls):
             return True
         wanted = _collect_job_values(job) | self._wanted
-        wanted |= {"hires": job.hires, **_describe_shortcuts(job)}
+        wanted |= {"hires": job.hires, "reuse": _name_reuse(job)}
         if job.strength is None and recipe.strength is not None and self._default_strength:
             wanted["strength"] = self._default_strength
         return any(_fold(getattr(recipe, name)) != _fold(value) for name, value in wanted.items())
@@ -200,16 +200,13 @@ def _collect_job_values(job: Job) -> dict[str, Any]:
     if job.hires_upscale not in (None, *FILTERS):
         values["hires_upscale"] = _hide_home(job.hires_upscale)
         values["hires_upscale_sha256"] = sha256(job.hires_upscale)
-    values |= _describe_shortcuts(job)
+    values["reuse"] = _name_reuse(job)
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _describe_shortcuts(job: Job) -> dict[str, Any]:
-    """Return the fields of a recipe that say what is left out of some steps."""
-    return {
-        "reuse": None if job.reuse == 1 else job.reuse,
-        "cfg_range": () if job.cfg_range == ALL_STEPS else job.cfg_range,
-    }
+def _name_reuse(job: Job) -> int | None:
+    """Return the field of a recipe that says how often the whole UNet is computed; None for 1."""
+    return None if job.reuse == 1 else job.reuse
 
 
 def _list_model_names(model: str | None) -> set[str | None]:

@@ -2,7 +2,6 @@
 
 from ....config.task import IMAGE_GUIDANCE
 from ....sampler.sampler import SAMPLERS, SCHEDULES
-from ...settings import ALL_STEPS
 from .. import value_types
 from ..option import BOTH, IMAGE2IMAGE, Option
 
@@ -52,7 +51,7 @@ SAMPLING = (
         "in half the time",
         kind="numbers",
         parse=value_types.parse_cfg_range,
-        default=ALL_STEPS,
+        default=(),
         default_text="0-1",
         metavar="START-END",
         line_scripts=BOTH,
@@ -99,10 +98,9 @@ SAMPLING = (
     Option(
         "--reuse",
         "compute the whole UNet in every N-th step only, and reuse its deep features in the steps "
-        "between: faster, and a little different",
+        "between: faster, and a little different; 1 is off",
         parse=value_types.parse_count,
         default=1,
-        default_text="1, in each step",
         metavar="N",
         line_scripts=BOTH,
         in_recipe=True,
