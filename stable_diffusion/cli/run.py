@@ -65,7 +65,8 @@ class Run:
     @property
     def upscaler(self) -> RRDBNet | None:
         """Return the network that enlarges the finished pictures, if there is one."""
-        return self.upscalers.get(str(self.settings.upscale))
+        file = self.settings.upscale
+        return None if file is None else self.upscalers[str(file)]
 
     @property
     def starts_flat(self) -> bool:
@@ -82,7 +83,9 @@ class Run:
     def keep_upscalers(self, jobs: Iterable[CompleteJob]) -> None:
         """Free the upscalers that neither the second passes of these jobs nor `--upscale` need."""
         needed = {job.second_pass.upscale for job in jobs if job.second_pass is not None}
-        for name in self.upscalers.keys() - needed - {str(self.settings.upscale)}:
+        if self.settings.upscale is not None:
+            needed.add(str(self.settings.upscale))
+        for name in self.upscalers.keys() - needed:
             del self.upscalers[name]
 
     def finish_pictures(self, pictures: np.ndarray) -> np.ndarray:
