@@ -5,12 +5,16 @@ Slow imports are inside functions: the process that distributes the tests does n
 
 import gc
 import os
+import sys
 
 # Before the first import of huggingface_hub: the tests reach no network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 # Before the first import of torch, which shares the cores with other test processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Without byte code each program that a test starts would compile the package again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Before the first import of mlx, which must find a fast BLAS loaded.
 import stable_diffusion  # noqa: F401  isort: skip
@@ -39,8 +43,10 @@ if TYPE_CHECKING:
 def pytest_configure() -> None:
     """Compile the kernels before several processes do, and stop the collection of garbage.
 
-    `pytest_collection_finish` starts it again when all modules are imported.
+    `pytest_collection_finish` starts it again when all modules are imported. Their byte code is
+    kept for the next run: to compile the tests takes seconds.
     """
+    sys.dont_write_bytecode = False
     if cpu_kernels.is_used():
         compile_kernels.load()
     gc.disable()

@@ -59,7 +59,7 @@ def test_guidance_makes_it_follow_the_prompt(sd):
 
     def count_right(guidance: float) -> float:
         texts, scenes = zip(*asked, strict=True)
-        drawn = draw_each(sd, list(texts), cfg_weight=guidance)
+        drawn = draw_each(sd, list(texts), cfg_weight=guidance, num_steps=6)
         return sum(
             compute_share(d[None], scene, *MUST) for d, scene in zip(drawn, scenes, strict=True)
         )

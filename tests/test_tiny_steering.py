@@ -12,6 +12,7 @@ from tools.mask_scores import extensions, score_extensions, score_swaps, swaps
 from tools.score_tiny import make_control_draw, make_mask_draw
 
 N_PICTURES = 6
+NUM_STEPS = 5  # a quarter of the usual ones, which are enough
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def test_shapes_stand_where_the_outline_says(sd):
     """Check that few stand where the outlines of the other pictures are."""
     prompts, layouts = zip(*outlined(N_PICTURES), strict=True)
     outlines = np.stack([layout.outline() for layout in layouts]).astype(np.float32)
-    drawn = make_control_draw(sd, "outline", num_steps=10)(list(prompts), outlines)
+    drawn = make_control_draw(sd, "outline", num_steps=NUM_STEPS)(list(prompts), outlines)
 
     def count(aspect: str, shift: int = 0) -> int:
         asked = layouts[shift:] + layouts[:shift]
@@ -34,13 +35,13 @@ def test_shapes_stand_where_the_outline_says(sd):
 
 
 def test_a_mask_replaces_one_shape_and_keeps_the_other(sd):
-    scores = score_swaps(make_mask_draw(sd, num_steps=10), swaps(N_PICTURES))
+    scores = score_swaps(make_mask_draw(sd, num_steps=NUM_STEPS), swaps(N_PICTURES))
     assert scores["kept"] == 1
     assert scores["prompt"] >= 5 / N_PICTURES
 
 
 def test_a_larger_picture_has_the_same_background(sd):
-    scores = score_extensions(make_mask_draw(sd, num_steps=10), extensions(4, pixels=16))
+    scores = score_extensions(make_mask_draw(sd, num_steps=NUM_STEPS), extensions(4, pixels=16))
     assert scores["kept"] == 1
     assert scores["pixels"] >= 0.98
     assert scores["clean"] >= 0.75

@@ -32,15 +32,11 @@ SAMPLERS = (
 )
 PROMPT = "a red circle on (blue:1.3), the [sky], a lighthouse at dusk"
 LONG_PROMPT = ", ".join([PROMPT] * 12)
-# Further cases: options of the generators, or how the model is changed before.
+# Further cases: options of the generators.
 VARIANTS: dict[str, dict[str, Any]] = {
     "long prompt": {"text": LONG_PROMPT, "long_prompt": True, "prompt_weights": True},
     "clip skip": {"clip_skip": 1},
     "rescale": {"guidance_rescale": 0.7, "cfg_weight": 6.0},
-    "LoRA": {"lora": True},
-    "quantized": {"quantize": True},
-    "quantized, LoRA": {"lora": True, "quantize": True},
-    "float16": {"float16": True},
 }
 
 
@@ -64,25 +60,44 @@ def write(kind: str, folder: Path) -> str:
 
 
 def cases(kind: str, model: str, folder: Path) -> Iterator[tuple[str, mx.array]]:
-    """Yield each case of a model, and its last latents [B, h, w, C]."""
+    """Yield each case of a model, and its last latents [B, h, w, C].
+
+    Models are loaded as seldom as possible, which takes longer than a case.
+    """
+    plain = load(kind, model)
     for sampler, schedule in SAMPLERS:
-        try:
-            sd = load(kind, model, sampler=sampler, schedule=schedule)
-        except ValueError as error:
-            print(f"{kind}, {sampler}: refused: {error}")
-            continue
-        for way, generate in ways_to_generate(sd).items():
-            yield f"{sampler} {schedule}, {way}", compute_last(generate(cfg_weight=3.0))
-    for name, options in VARIANTS.items():
-        options = dict(options)
-        lora, quantize = options.pop("lora", False), options.pop("quantize", False)
-        sd = load(kind, model, float16=options.pop("float16", False))
-        if quantize:
-            sd.quantize()
-        if lora:
-            sd.load_lora(write_lora(kind, sd, folder), 0.8)
+        for way, generate in ways_to_generate(plain).items():
+            options = {"sampler": sampler, "schedule": schedule, "cfg_weight": 3.0}
+            try:
+                latents = generate(**options)
+            except ValueError as error:
+                print(f"{kind}, {sampler}: refused: {error}")
+                break
+            yield f"{sampler} {schedule}, {way}", compute_last(latents)
+    for name, sd, options in variants(kind, model, folder, plain):
         for way, generate in ways_to_generate(sd).items():
             yield f"{name}, {way}", compute_last(generate(**options))
+
+
+def variants(
+    kind: str, model: str, folder: Path, plain: StableDiffusion
+) -> Iterator[tuple[str, StableDiffusion, dict[str, Any]]]:
+    """Yield the name of each variant, its model, and the options of its generators.
+
+    Args:
+        plain: the model without changes.
+    """
+    for name, options in VARIANTS.items():
+        yield name, plain, options
+    sd = load(kind, model)
+    sd.load_lora(write_lora(kind, sd, folder), 0.8)
+    yield "LoRA", sd, {}
+    sd = load(kind, model)
+    sd.quantize()
+    yield "quantized", sd, {}
+    sd.load_lora(write_lora(kind, sd, folder), 0.8)
+    yield "quantized, LoRA", sd, {}
+    yield "float16", load(kind, model, float16=True), {}
 
 
 def load(kind: str, model: str, **options: Any) -> StableDiffusion:

@@ -15,7 +15,6 @@ from ..utils.size import Size
 from .controls import make_controls
 from .decode import choose_tiled
 from .job import Batch, CompleteJob
-from .larger import load_upscale
 from .output.preview import Preview
 from .plan import MAX_AT_ONCE
 from .run import Run
@@ -80,7 +79,7 @@ def denoise_batch(
     size, scale, strength, num_steps, upscale = second_pass
     start = partial(
         start_second_pass,
-        *(run.sd, latents, x_0, scale, strength, num_steps, load_upscale(upscale)),
+        *(run.sd, latents, x_0, scale, strength, num_steps, run.upscalers.get(upscale, upscale)),
         tiled=choose_tiled(run),
         controls=make_controls(run.settings.controls, run.controls, size),
     )
@@ -96,6 +95,7 @@ def denoise_batch(
         run_steps = partial(_run_steps, run, pictures=pictures, preview=preview, work=work)
         finished.append(denoise(second, run_steps))
         del second
+    run.keep_upscalers(job for each in others for job in each.batch.jobs)
     return mx.concatenate(finished)
 
 

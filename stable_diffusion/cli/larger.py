@@ -1,13 +1,15 @@
 """Pictures that are larger than they are drawn at first: a second pass, and upscalers."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config.autoencoder_tiny import require_encoder
 from ..config.model import ModelConfig
-from ..hires import FILTERS, STRENGTH, UPSCALE, Upscale, compute_size, make_last_steps
+from ..hires import FILTERS, STRENGTH, UPSCALE, compute_size, make_last_steps
 from ..images.reading import MAX_FILE_PIXELS
 from ..model_io.upscaler_file import UpscalerFile, open_upscaler
+from ..rrdbnet import RRDBNet
 from ..sampler.sampler import Sampler
 from ..utils.size import Size
 from .settings import PictureOptions, Settings
@@ -58,20 +60,27 @@ def complete_second_pass(
     return {"hires_strength": strength, "hires_upscale": upscale, "second_pass": second}
 
 
-def load_upscale(name: str) -> Upscale:
-    """Return what a value of `--hires-upscale` means: a filter, or the network in a file.
+def load_upscalers(
+    settings: Settings, second_passes: Iterable[SecondPass | None]
+) -> dict[str, RRDBNet]:
+    """Return the networks that enlarge pictures, by the names of their files.
+
+    Each file is read once, however many pictures need it.
 
     Raises:
-        OSError, ValueError: if the file cannot be read or holds something else.
+        OSError, ValueError: if a file cannot be read or holds something else.
     """
-    return name if name in FILTERS else open_upscaler(name, Path(name)).load()
+    names = {second.upscale for second in second_passes if second is not None}.difference(FILTERS)
+    if settings.upscale is not None:
+        names.add(str(settings.upscale))
+    return {name: open_upscaler(name, Path(name)).load() for name in sorted(names)}
 
 
 def open_upscale(settings: Settings) -> UpscalerFile | None:
     """Return the upscaler that `--upscale` names, if there is one.
 
     Raises:
-        OSError, ValueError: as `load_upscale` does.
+        OSError, ValueError: if the file cannot be read or holds something else.
     """
     file = settings.upscale
     return None if file is None else open_upscaler(str(file), file)

@@ -18,7 +18,7 @@ from ..vae_strips import Vae
 from .controls import load_controls, open_controls, warn_of_pictures
 from .few_step import adopt_few_step
 from .job import CompleteJob
-from .larger import open_upscale
+from .larger import load_upscalers
 from .output.preview import load_preview_vae
 from .plan import Plan
 from .recipe.record import Record
@@ -49,7 +49,7 @@ class Run:
         start: what the pictures start from; None if they start from noise.
         preview_vae: the VAE that the settings name for previews, if they name one.
         controls: the control networks, by the names that the settings give them.
-        upscaler: the network that enlarges the finished pictures, if there is one.
+        upscalers: the networks that enlarge pictures, by the names of their files.
     """
 
     settings: Settings
@@ -60,7 +60,13 @@ class Run:
     start: Start | None = None
     preview_vae: Vae | None = None
     controls: Mapping[str, LoadedControl] = field(default_factory=dict)
-    upscaler: RRDBNet | None = None
+    upscalers: dict[str, RRDBNet] = field(default_factory=dict)
+
+    @property
+    def upscaler(self) -> RRDBNet | None:
+        """Return the network that enlarges the finished pictures, if there is one."""
+        file = self.settings.upscale
+        return None if file is None else self.upscalers[str(file)]
 
     @property
     def starts_flat(self) -> bool:
@@ -73,6 +79,14 @@ class Run:
         """Return the files of LoRAs and textual inversions."""
         loras = [Path(file) for file, _ in self.settings.lora]
         return loras + [file for _, file in self.settings.embedding]
+
+    def keep_upscalers(self, jobs: Iterable[CompleteJob]) -> None:
+        """Free the upscalers that neither the second passes of these jobs nor `--upscale` need."""
+        needed = {job.second_pass.upscale for job in jobs if job.second_pass is not None}
+        if self.settings.upscale is not None:
+            needed.add(str(self.settings.upscale))
+        for name in self.upscalers.keys() - needed:
+            del self.upscalers[name]
 
     def finish_pictures(self, pictures: np.ndarray) -> np.ndarray:
         """Return pictures, uint8 [B, h, w, 3], as they are in the files, [B, H, W, 3]."""
@@ -118,9 +132,8 @@ def prepare_run(settings: Settings, plan: Plan, progress: Progress) -> Run:
     controls = load_controls(sd, opened, settings.controls)
     _adapt(sd, settings)
     record = Record(settings, model, float16, opened)
-    upscaler = open_upscale(settings)
-    network = None if upscaler is None else upscaler.load()
-    run = Run(settings, progress, jobs, sd, record, start, preview_vae, controls, network)
+    upscalers = load_upscalers(settings, (job.second_pass for job in jobs))
+    run = Run(settings, progress, jobs, sd, record, start, preview_vae, controls, upscalers)
     if settings.preload_models:
         with progress.measure("loading"):
             run.read_networks(NETWORKS)

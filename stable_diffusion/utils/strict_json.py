@@ -8,6 +8,7 @@ from typing import Any
 MAX_JSON = 20_000_000  # bytes of a file; vocabularies have a few million
 MAX_DEPTH = 100  # of nested lists and objects; tokenizers have five
 MAX_NUMBER = 10**36  # less than the largest float32; transformers writes 10**30
+MAX_DIGITS = 36  # numbers of so many digits are less than `MAX_NUMBER`
 
 
 def read_json(file: Path, must_be_finite: bool = True) -> Any:
@@ -123,6 +124,8 @@ def _parse_nan_as_null(text: str) -> float | None:
 
 def _parse_integer(text: str) -> int:
     """Parse an integer of at most `MAX_NUMBER`."""
+    if len(text) <= MAX_DIGITS:  # the tens of thousands of ids of a vocabulary take this way
+        return int(text)
     is_small = len(text) < 40 and abs(value := int(text)) <= MAX_NUMBER
     require(is_small, f"{text[:50]} is too large a number")
     return value

@@ -12,7 +12,7 @@ from upscalers import write_upscaler
 import image2image
 import txt2image
 from stable_diffusion import StableDiffusion, overflow
-from stable_diffusion.cli import denoise
+from stable_diffusion.cli import denoise, generate, larger
 from stable_diffusion.cli.recipe.recipe import Recipe
 from stable_diffusion.cli.terminal.progress import Progress
 from stable_diffusion.faults import Fault
@@ -108,6 +108,34 @@ def test_lines_of_a_prompts_file(tmp_path):
     recipe = read_recipe(tmp_path / "d" / "0002.png")
     assert recipe.hires_upscale == str(upscaler) and len(recipe.hires_upscale_sha256) == 64
     assert read_recipe(tmp_path / "d" / "0003.png").hires_strength is None
+
+
+def test_an_upscaler_is_read_once_and_freed(tmp_path, monkeypatch):
+    """Batches share it; when no later batch needs it, it is freed."""
+    upscaler = tmp_path / "up.safetensors"
+    write_upscaler(upscaler)
+    small = '"width": 16, "height": 16'
+    (tmp_path / "p.jsonl").write_text(
+        f'{{"prompt": "a", "hires": 2, "hires_upscale": "{upscaler}", "n_images": 2, {small}}}\n'
+        f'{{"prompt": "b", {small}}}\n'
+    )
+    opened, kept = [], []
+
+    def open_counted(name, file):
+        opened.append(name)
+        return open_upscaler(name, file)
+
+    def denoise_batch(run, *arguments):
+        latents = denoise.denoise_batch(run, *arguments)
+        kept.append(list(run.upscalers))
+        return latents
+
+    monkeypatch.setattr(larger, "open_upscaler", open_counted)
+    monkeypatch.setattr(generate, "denoise_batch", denoise_batch)
+    run = ["--model=tiny", "--steps=2", "--batch-size=1", f"--prompts-file={tmp_path / 'p.jsonl'}"]
+    assert txt2image.main([*run, f"--output={tmp_path / 'd'}/"]) == 0
+    assert opened == [str(upscaler)]
+    assert kept == [[str(upscaler)], [], []]
 
 
 @pytest.mark.parametrize(

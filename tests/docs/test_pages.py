@@ -49,6 +49,10 @@ OTHER_OPTIONS = {  # the exceptions
     *("--sanitizer",),  # tests
 }
 
+DEVELOPER_PROGRAM = re.compile(  # module or file, and arguments
+    r"python (?:-m (tools\.\w+)|((?:benchmarks|tests|tools)/[\w/]+\.py))([^\n`|#]*)"
+)
+
 every_page = pytest.mark.parametrize("page", PAGES, ids=name_page)
 
 
@@ -112,6 +116,19 @@ def test_commands_parse(page, folder, monkeypatch):
         except SystemExit as end:
             if end.code != 0 or not PRINTING & {*arguments}:
                 wrong.append(f"{program} {' '.join(arguments)}")
+    assert not wrong, "\n".join(wrong)
+
+
+@every_page
+def test_programs_for_developers_exist(page):
+    """Commands for benchmarks, tools and tests name files and options that there are."""
+    wrong = []
+    for module, script, arguments in DEVELOPER_PROGRAM.findall(page.read_text()):
+        name = script or module.replace(".", "/") + ".py"
+        text = (ROOT / name).read_text() if (ROOT / name).exists() else ""
+        options = re.findall(r"--[a-z][\w-]*", arguments)
+        if not text or not all(f'"{option}"' in text for option in options):
+            wrong.append(f"{name}{arguments}")
     assert not wrong, "\n".join(wrong)
 
 
