@@ -21,13 +21,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from statistics import median
 
 from convert_checkpoints import find_converted, find_single_file
 from processor import describe_machine
 from programs import PROGRAMS, find_reason_to_leave_out, list_programs
 from report import make_report, plot
-from results import Report, Results
+from results import Results
 from tasks import MEMORY, TASKS
 from worker import peak_resident
 
@@ -91,7 +90,7 @@ def measure(
             done = len(results.get(task, program))
             if done > round_ or program in results.failures.get(task, {}):
                 continue
-            if is_over() or (done and not needs_rounds(task, results.get(task, program))):
+            if is_over() or (done and not needs_rounds(task, program, results)):
                 continue
             say(f"{TASKS[task].title}: {PROGRAMS[program].title}, {round_ + 1}")
             options = ["--repeats", repeats, "--result", results.array_file(task, program)]
@@ -110,15 +109,15 @@ def measure(
                 results.add(task, program, report)
 
 
-def needs_rounds(task: str, reports: list[Report]) -> bool:
-    """Return whether a task runs in further rounds.
+def needs_rounds(task: str, program: str, results: Results) -> bool:
+    """Return whether a program runs a task in further rounds after the first.
 
-    It does not if it takes long, or if its report is of several parts, which take longer together.
+    It does not if it takes long, or if it tells several parts, which take longer together.
     """
-    if TASKS[task].is_picture or "parts" in reports[0]:
+    summary = results.summarize(task, program)
+    if TASKS[task].is_picture or PROGRAMS[program].tells_parts or summary is None:
         return False
-    seconds = [second for report in reports for second in report["runs"]]
-    return median(seconds) < SLOW_RUN
+    return summary.run < SLOW_RUN
 
 
 def measure_product_rate() -> tuple[float, str]:
