@@ -59,17 +59,17 @@ def _sd_cpp(precision: str) -> Program:
 
 PROGRAMS = {
     "ours": Program("this program, float32", FLOAT32, "tasks_mlx", EVERYTHING),
+    "ours-bf16": Program("this program, `--float16`", BFLOAT16, "tasks_mlx", EVERYTHING),
     "diffusers": Program("diffusers, float32", FLOAT32, "tasks_diffusers", EVERYTHING),
+    "diffusers-bf16": Program("diffusers, bfloat16", BFLOAT16, "tasks_diffusers", EVERYTHING),
     "openvino": Program(
         "OpenVINO, float32", FLOAT32, "tasks_openvino", NETWORKS, package="openvino"
     ),
-    "sd.cpp": _sd_cpp(FLOAT32),
-    "sd.cpp-f16": _sd_cpp(FLOAT16),
-    "ours-bf16": Program("this program, `--float16`", BFLOAT16, "tasks_mlx", EVERYTHING),
-    "diffusers-bf16": Program("diffusers, bfloat16", BFLOAT16, "tasks_diffusers", EVERYTHING),
     "openvino-bf16": Program(
         "OpenVINO, bfloat16", BFLOAT16, "tasks_openvino", NETWORKS, package="openvino"
     ),
+    "sd.cpp": _sd_cpp(FLOAT32),
+    "sd.cpp-f16": _sd_cpp(FLOAT16),
     # Only for tasks that name it.
     "quantized": Program("this program, `-q`", QUANTIZED, "tasks_mlx", frozenset()),
 }

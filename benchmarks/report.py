@@ -11,6 +11,7 @@ GIGA = 1e9
 # A result that is further from diffusers' than this is marked: it does not count as fast.
 MAX_DIFFERENCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 1e-2, "quantized": 1.0}
 MAX_ROUNDED_DIFFERENCE = 1e-2  # of a picture of 8 bits, whose rounding alone is 2e-3
+LONGEST_BAR = 1.6  # of the plot; longer ones are cut, and their number tells their length
 COLORS = {
     "ours": "#1f77b4",
     "ours-bf16": "#9ecae1",
@@ -126,40 +127,46 @@ def plot(results: Results, file: Path) -> None:
     names = [name for name in names if results.get(name, "diffusers")]
     if not names:
         return
-    height = 0.35 + 0.2 * sum(len(_list_bars(results, name)) for name in names) + 0.2 * len(names)
-    figure, axes = plt.subplots(figsize=(9, 1.4 + height), layout="constrained")
-    labels, ticks, y = {}, [], 0.0
+    n_bars = sum(len(_list_bars(results, name)) + 1 for name in names)
+    figure, axes = plt.subplots(figsize=(9, 1.5 + 0.16 * n_bars), layout="constrained")
+    bars, ticks, y = {}, [], 0.0
     for name in names:
-        bars = _list_bars(results, name)
-        for i, (program, ratio) in enumerate(bars):
-            bar = axes.barh(y + i, ratio, height=0.85, color=COLORS[program])
-            axes.text(ratio, y + i, f" {ratio:.2f}", va="center", fontsize=8)
-            labels[program] = bar
-        ticks.append(y + (len(bars) - 1) / 2)
+        top = y - 0.5
+        for program, ratio in _list_bars(results, name):
+            bars[program] = axes.barh(y, ratio, height=0.85, color=COLORS[program])
+            label = {"va": "center", "fontsize": 7, "bbox": {"color": "white", "pad": 0.5}}
+            if ratio < LONGEST_BAR:
+                axes.text(ratio + 0.015, y, f"{ratio:.2f}", **label)
+            else:
+                axes.text(LONGEST_BAR - 0.03, y, f"{ratio:.2f} →", ha="right", **label)
+            y += 1
+        ticks.append((top + y - 0.5) / 2)
         reference = results.summarize(name, "diffusers")
         if (floor := find_floor(results, name)) is not None and reference is not None:
             x = floor / reference.run
-            labels["floor"] = axes.vlines(x, y - 0.5, y + len(bars) - 0.5, "black", linewidth=1.5)
-        y += len(bars) + 1
-    axes.set_yticks(ticks, [TASKS[name].title for name in names])
+            bars["floor"] = axes.vlines(x, top, y - 0.5, "black", linewidth=1.2)
+        y += 1
+    axes.set_yticks(ticks, [TASKS[name].title.replace(", ", ",\n", 1) for name in names])
     axes.axvline(1, color=COLORS["diffusers"], linewidth=0.8, linestyle="--")
+    axes.set_xlim(0, LONGEST_BAR)
     axes.invert_yaxis()
     axes.margins(y=0.01)
     axes.set_xlabel("time relative to diffusers in float32; shorter is faster")
     axes.spines[["top", "right"]].set_visible(False)
-    order = [name for name in [*PROGRAMS, "floor"] if name in labels]
-    titles = [PROGRAMS[n].title.replace("`", "") if n in PROGRAMS else "products" for n in order]
-    figure.legend([labels[n] for n in order], titles, loc="outside lower center", ncols=3)
+    titles = {name: program.title.replace("`", "") for name, program in PROGRAMS.items()}
+    titles["floor"] = "products alone"
+    shown = [name for name in titles if name in bars]
+    handles, labels = [bars[name] for name in shown], [titles[name] for name in shown]
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(file, dpi=120)
     plt.close(figure)
 
 
 def _list_bars(results: Results, task: str) -> list[tuple[str, float]]:
-    """Return the programs with a right result, and their ratios, this program first."""
-    order = ["ours", "ours-bf16", *PROGRAMS]
-    bars = {}
-    for program in order:
+    """Return the programs with a right result, and their ratios."""
+    bars = []
+    for program in PROGRAMS:
         ratio = results.find_ratio(task, program)
         if ratio is not None and not is_wrong(results, task, program):
-            bars[program] = ratio
-    return list(bars.items())
+            bars.append((program, ratio))
+    return bars
