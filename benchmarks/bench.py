@@ -65,7 +65,10 @@ def convert_checkpoints(folder: Path, tasks: list[str], programs: list[str]) -> 
                 continue
             if not file.exists():
                 say(f"Writing {file} …")
-                run_python([HERE / "convert_checkpoints.py", *kind])
+                try:
+                    run_python([HERE / "convert_checkpoints.py", *kind])
+                except WorkerError as error:  # its tasks will fail, those of others not
+                    say(f"failed: {error}")
 
 
 def measure(
@@ -231,26 +234,27 @@ def main() -> None:
         needed |= {control for *_, control in MEMORY.values() if control is not None}
     write_checkpoints(folder, sorted(needed))
     convert_checkpoints(folder, tasks, programs)
-    args.out.mkdir(parents=True, exist_ok=True)
-    results = Results(args.out, describe_machine())
+    out = args.out.expanduser().resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    results = Results(out, describe_machine())
     if results.is_continued:
-        say(f"{args.out / 'bench.json'}: what it has is not measured again")
+        say(f"{out / 'bench.json'}: what it has is not measured again")
     if "rate" not in results.facts:
         results.facts["rate"], results.facts["device"] = measure_product_rate()
+
+    def is_over() -> bool:
+        return time.monotonic() - started > 60 * args.minutes
+
     for name in tasks:
         chosen = list_programs(TASKS[name], programs)
-
-        def is_over() -> bool:
-            return time.monotonic() - started > 60 * args.minutes
-
         measure(name, chosen, results, folder, rounds, repeats, is_over)
-        write_report(results, notes, args.out)  # in case a later task fails
+        write_report(results, notes, out)  # in case a later task fails
     extra = measure_memory(folder) if whole and not is_over() else []
     if not args.only:
         extra += ["", *count_operations()]
-    write_report(results, notes, args.out, extra)
-    print((args.out / "bench.md").read_text())
-    say(f"{args.out / 'bench.md'}, bench.png: {(time.monotonic() - started) / 60:.1f} minutes")
+    write_report(results, notes, out, extra)
+    print((out / "bench.md").read_text())
+    say(f"{out / 'bench.md'}, bench.png: {(time.monotonic() - started) / 60:.1f} minutes")
     sys.exit(1 if results.failures else 0)
 
 

@@ -1,4 +1,4 @@
-"""What workers reported, kept in a file, so that a run that was cut off goes on."""
+"""What workers reported, kept in a file, so that a run that was cut off can be continued."""
 
 import json
 from pathlib import Path

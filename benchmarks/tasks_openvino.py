@@ -27,8 +27,11 @@ def prepare(task: Task, folder: Path) -> Callable[[], np.ndarray]:
 
     Its results are channels-last.
     """
+    file = find_converted(folder, task.part)
+    if not file.exists():
+        raise SystemExit(f"{file} could not be written")
     core = openvino.Core()
-    model = core.read_model(find_converted(folder, task.part))
+    model = core.read_model(file)
     inputs = _make_inputs(task, folder)
     model.reshape({i: list(np.shape(x)) for i, x in enumerate(inputs)})
     options = {

@@ -87,7 +87,7 @@ def test_steps_with_control_and_pictures_are_the_same(
 
 
 def test_workers_are_processes(bench, folder, results):
-    """Each has its own memory. Text encoders are not quantized, so the results are equal."""
+    """Check that each has its own memory; text encoders are not quantized, so results are equal."""
     bench.measure("text", ["ours", "quantized"], results, folder, rounds=1, repeats=2)
     assert not results.failures
     arrays = [np.load(results.array_file("text", name)) for name in ("ours", "quantized")]
@@ -99,7 +99,7 @@ def test_workers_are_processes(bench, folder, results):
 
 @pytest.mark.parametrize("part", ["text", "unet", "decode", "encode"])
 def test_diffusers_in_bfloat16_computes_nearly_the_same(bench, folder, monkeypatch, part):
-    """This shows that its inputs and networks have one type."""
+    """Check that its inputs and networks have one type."""
     import tasks_diffusers
     from results import relative_l2
     from tasks import TASKS
@@ -117,7 +117,7 @@ def test_diffusers_in_bfloat16_computes_nearly_the_same(bench, folder, monkeypat
 
 @pytest.mark.parametrize("model, part", [("sd", "text"), ("sd", "decode"), ("sdxl", "unet")])
 def test_openvino_computes_the_same(bench, folder, tmp_path, monkeypatch, model, part):
-    """The networks are converted for float16 weights, which those of the tests are not."""
+    """Compare a converted network; its weights are rounded to float16, unlike diffusers'."""
     pytest.importorskip("openvino")
     import convert_checkpoints
     import tasks_diffusers
