@@ -129,6 +129,24 @@ def plot(results: Results, file: Path) -> None:
         return
     n_bars = sum(len(_list_bars(results, name)) + 1 for name in names)
     figure, axes = plt.subplots(figsize=(9, 1.5 + 0.16 * n_bars), layout="constrained")
+    bars = _draw_groups(results, names, axes)
+    axes.axvline(1, color=COLORS["diffusers"], linewidth=0.8, linestyle="--")
+    axes.set_xlim(0, LONGEST_BAR)
+    axes.invert_yaxis()
+    axes.margins(y=0.01)
+    axes.set_xlabel("time relative to diffusers in float32; shorter is faster")
+    axes.spines[["top", "right"]].set_visible(False)
+    titles = {name: program.title.replace("`", "") for name, program in PROGRAMS.items()}
+    titles["floor"] = "products alone"
+    shown = [name for name in titles if name in bars]
+    handles, labels = [bars[name] for name in shown], [titles[name] for name in shown]
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def _draw_groups(results: Results, names: list[str], axes) -> dict:
+    """Draw the groups of bars, and return one bar of each program and one line for a floor."""
     bars, ticks, y = {}, [], 0.0
     for name in names:
         top = y - 0.5
@@ -147,19 +165,7 @@ def plot(results: Results, file: Path) -> None:
             bars["floor"] = axes.vlines(x, top, y - 0.5, "black", linewidth=1.2)
         y += 1
     axes.set_yticks(ticks, [TASKS[name].title.replace(", ", ",\n", 1) for name in names])
-    axes.axvline(1, color=COLORS["diffusers"], linewidth=0.8, linestyle="--")
-    axes.set_xlim(0, LONGEST_BAR)
-    axes.invert_yaxis()
-    axes.margins(y=0.01)
-    axes.set_xlabel("time relative to diffusers in float32; shorter is faster")
-    axes.spines[["top", "right"]].set_visible(False)
-    titles = {name: program.title.replace("`", "") for name, program in PROGRAMS.items()}
-    titles["floor"] = "products alone"
-    shown = [name for name in titles if name in bars]
-    handles, labels = [bars[name] for name in shown], [titles[name] for name in shown]
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
+    return bars
 
 
 def _list_bars(results: Results, task: str) -> list[tuple[str, float]]:
