@@ -28,9 +28,10 @@ PART_LINES = {
 class Recorder:
     """Takes the times of a picture's parts from what the library says."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
         self.parts: dict[str, float] = {}
-        self.step_ends: list[float] = []
+        self.step_ends: list[float] = []  # and the beginning of the first step
 
     def record_line(self, _level: object, text: str) -> None:
         """Take the seconds of a part from a line of the log."""
@@ -38,9 +39,10 @@ class Recorder:
             if match := pattern.search(text):
                 self.parts[part] = float(match[1])
 
-    def record_step(self, _step: int, _steps: int, _seconds: float) -> None:
-        """Take the time of a progress report; loading reports progress, too."""
-        self.step_ends.append(time.perf_counter())
+    def record_step(self, step: int, steps: int, _seconds: float) -> None:
+        """Take the time of a progress report; loading reports progress, too, of other numbers."""
+        if steps == self.steps and step == len(self.step_ends):
+            self.step_ends.append(time.perf_counter())
 
 
 def measure_parts(task: Task, folder: Path, repeats: int) -> dict[str, Any]:
@@ -48,13 +50,12 @@ def measure_parts(task: Task, folder: Path, repeats: int) -> dict[str, Any]:
     start = time.perf_counter()
     context = _open(task, folder)
     report: dict[str, Any] = {"load": time.perf_counter() - start}
-    recorder = Recorder()
+    steps = 1 + repeats
+    recorder = Recorder(steps)
     sd.set_log_callback(recorder.record_line)
     sd.set_progress_callback(recorder.record_step)
-    steps = 1 + repeats
     _draw(context, SIZE, _make_sigmas(steps))
-    # A report for the beginning, and one for the end of each step.
-    seconds = np.diff(recorder.step_ends[-(steps + 1) :]).tolist()
+    seconds = np.diff(recorder.step_ends).tolist()
     missing = PART_LINES.keys() - recorder.parts.keys()
     if missing or len(seconds) != steps:
         raise SystemExit("the log of stable-diffusion.cpp does not tell the times of its parts")

@@ -3,6 +3,8 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -141,6 +143,62 @@ def test_parts_of_a_picture_belong_to_their_tasks(bench, monkeypatch, tmp_path):
     assert seconds == {"text": 1, "unet": 21, "decode": 90}
     assert results.find_difference("unet", "sd.cpp") == 2e-3
     assert results.summarize("unet2", "sd.cpp") is None
+
+
+class FakeLibrary:
+    """Pretends to be the module of stable-diffusion.cpp, and says what it says."""
+
+    SDContext = SDContextParams = SDImageGenParams = MagicMock
+    SDType, Prediction, RngType, SampleMethod = {"F32": 0}, MagicMock(), MagicMock(), MagicMock()
+
+    def __init__(self, clock: list[float], lines: list[str]):
+        self.clock, self.lines = clock, lines
+        self.SDContext = lambda _: SimpleNamespace(
+            generate_with_params=self.draw, close=lambda: None
+        )
+
+    def set_log_callback(self, callback) -> None:
+        self.log = callback
+
+    def set_progress_callback(self, callback) -> None:
+        self.report = callback
+
+    def draw(self, request) -> list:
+        for line in self.lines[:1]:
+            self.log(1, line)
+        self.report(7, 1227, 0.1)  # of loading
+        for step in range(request.sample_params.sample_steps + 1):
+            self.report(step, request.sample_params.sample_steps, 0.0)
+            self.clock[0] += 10 + step
+        for line in self.lines[1:]:
+            self.log(1, line)
+        return [MagicMock()]
+
+
+LINES = [
+    "stable-diffusion.cpp:3358 - get_learned_condition completed, taking 1.56s",
+    "vae.hpp:207  - computing vae decode graph completed, taking 93.20s",
+    "stable-diffusion.cpp:3402 - decode_first_stage completed, taking 93.26s\n",
+]
+
+
+@pytest.mark.parametrize("lines", [LINES, LINES[:2]])
+def test_the_log_of_stable_diffusion_cpp_tells_the_times(bench, monkeypatch, tmp_path, lines):
+    from tasks import TASKS
+
+    clock = [100.0]
+    library = FakeLibrary(clock, lines)
+    monkeypatch.setitem(sys.modules, "cyllama", SimpleNamespace(sd=library))
+    monkeypatch.delitem(sys.modules, "tasks_sd_cpp", raising=False)
+    import tasks_sd_cpp
+
+    monkeypatch.setattr(tasks_sd_cpp.time, "perf_counter", lambda: clock[0])
+    if lines != LINES:
+        with pytest.raises(SystemExit, match="does not tell the times"):
+            tasks_sd_cpp.measure_parts(TASKS["unet"], tmp_path, repeats=3)
+        return
+    report = tasks_sd_cpp.measure_parts(TASKS["unet"], tmp_path, repeats=3)
+    assert report["parts"] == {"text": [1.56], "decode": [93.26], "unet": [11, 12, 13]}
 
 
 def test_quick_needs_no_optional_package(bench, monkeypatch, tmp_path, capsys):
