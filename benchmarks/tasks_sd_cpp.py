@@ -47,13 +47,13 @@ class Recorder:
 
 def measure_parts(task: Task, folder: Path, repeats: int) -> dict[str, Any]:
     """Return the seconds to load, and of each part of one picture; the first step warms up."""
-    start = time.perf_counter()
-    context = _open(task, folder)
-    report: dict[str, Any] = {"load": time.perf_counter() - start}
     steps = 1 + repeats
     recorder = Recorder(steps)
     sd.set_log_callback(recorder.record_line)
-    sd.set_progress_callback(recorder.record_step)
+    sd.set_progress_callback(recorder.record_step)  # without it, progress bars go to the output
+    start = time.perf_counter()
+    context = _open(task, folder)
+    report: dict[str, Any] = {"load": time.perf_counter() - start}
     _draw(context, SIZE, _make_sigmas(steps))
     seconds = np.diff(recorder.step_ends).tolist()
     missing = PART_LINES.keys() - recorder.parts.keys()
