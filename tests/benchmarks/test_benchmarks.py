@@ -88,13 +88,13 @@ def test_steps_with_control_and_pictures_are_the_same(
 
 def test_workers_are_processes(bench, folder, results):
     """Check that each has its own memory; text encoders are not quantized, so results are equal."""
-    bench.measure("text", ["ours", "quantized"], results, folder, rounds=1, repeats=2)
+    bench.measure("text", ["ours", "quantized"], results, folder, rounds=1, repeats=1)
     assert not results.failures
     arrays = [np.load(results.array_file("text", name)) for name in ("ours", "quantized")]
     assert np.array_equal(*arrays)
     for name in ("ours", "quantized"):
         side = results.summarize("text", name)
-        assert side.n_runs == 2 and side.run > 0 and side.resident > side.mlx > 0
+        assert side.n_runs == 1 and side.run > 0 and side.resident > side.mlx > 0
 
 
 @pytest.mark.parametrize("part", ["text", "unet", "decode", "encode"])
@@ -115,7 +115,7 @@ def test_diffusers_in_bfloat16_computes_nearly_the_same(bench, folder, monkeypat
     assert 1e-4 < relative_l2(half, wide) < 5e-2
 
 
-@pytest.mark.parametrize("model, part", [("sd", "text"), ("sd", "decode"), ("sdxl", "unet")])
+@pytest.mark.parametrize("model, part", [("sd", "decode"), ("sdxl", "unet")])
 def test_openvino_computes_the_same(bench, folder, tmp_path, monkeypatch, model, part):
     pytest.importorskip("openvino")
     import convert_checkpoints
