@@ -1,62 +1,45 @@
-"""Compare the speed of this port with diffusers on this machine; write a table and a plot.
+"""Compare the speed of this program with others on this machine; write tables and a plot.
 
     pip install -r requirements.txt -r tests/requirements.txt -r benchmarks/requirements.txt
+    pip install -r benchmarks/requirements-peers.txt   # optional: OpenVINO, stable-diffusion.cpp
     python benchmarks/bench.py             # everything
     python benchmarks/bench.py --quick     # a few minutes once the checkpoints exist
-    python benchmarks/bench.py --only unet decode
+    python benchmarks/bench.py --only unet decode --peers diffusers openvino
 
 It first writes checkpoints of the real sizes with random weights, 16 GB, to the cache folder. Then
-both sides run in turn, every time in a new process, so that other programs on the machine slow down
-both; the figures are medians. The floor is the time of diffusers' operations, counted by torch, at
-the rate of large matrix products, which is measured in the same run.
+the programs run in turn, every time in a new process, so that other programs on the machine slow
+down all of them; the figures are medians. The floor is the time of diffusers' operations, counted
+by torch, at the rate of large matrix products, which is measured in the same run.
 """
 
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
-from importlib.metadata import version
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from statistics import median
-from typing import NamedTuple
 
-import numpy as np
-from tasks import MEMORY, QUANTIZED, TASKS, Task
+from convert_checkpoints import find_converted, find_single_file
+from processor import describe_machine
+from programs import PROGRAMS, find_reason_to_leave_out, list_programs
+from report import make_report, plot
+from results import Results
+from tasks import MEMORY, TASKS
 from worker import peak_resident
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-NAMES = {"sd": "SD 2.1", "sdxl": "SDXL-turbo"}
 CONTROL_PICTURE = ROOT / "images" / "square.png"  # any picture
 CACHE = Path.home() / ".cache" / "stable_diffusion_benchmark"
+SLOW_RUN = 30.0  # seconds; what takes longer runs in one round only
+OWN = {name for name, program in PROGRAMS.items() if program.module == "tasks_mlx"}
 
 
-class Side(NamedTuple):
-    """Medians of one side of a task: seconds and bytes."""
-
-    run: float
-    resident: int
-    mlx: int = 0  # the peak of MLX's own allocations
-    operations: int = 0
-
-
-class Row(NamedTuple):
-    """A task: this port (`ours`), its peer, and the difference of their results."""
-
-    task: Task
-    ours: Side
-    peer: Side
-    error: float  # relative L2
-
-    @property
-    def ratio(self) -> float:
-        """Return our time divided by the time of the peer."""
-        return self.ours.run / self.peer.run
+class WorkerError(Exception):
+    """A process failed; the text says why."""
 
 
 def write_checkpoints(folder: Path, models: Iterable[str]) -> None:
@@ -69,42 +52,75 @@ def write_checkpoints(folder: Path, models: Iterable[str]) -> None:
             part.rename(folder / model)
 
 
-def measure(name: str, sides: tuple[str, str], folder: Path, rounds: int, repeats: int) -> Row:
-    """Run one task on both sides in turn, `rounds` times."""
-    task = (TASKS | QUANTIZED)[name]
-    reports: dict[str, list[dict]] = {side: [] for side in sides}
-    with tempfile.TemporaryDirectory() as results:
-        files = {side: Path(results) / f"{side}.npy" for side in sides}
-        for round_ in range(rounds):
-            for side in sides:
-                say(f"{task.title}: {side}, {round_ + 1} of {rounds}")
-                options = ["--repeats", str(repeats), "--result", files[side]]
-                if side == "theirs" and round_ == 0:
-                    options.append("--count")
-                command = [HERE / "worker.py", side, name, folder / task.model, *options]
-                reports[side].append(json.loads(run_python(command).splitlines()[-1]))
-        error = relative_l2(*(np.load(files[side]) for side in sides))
-    return Row(task, *(summarize(reports[side], task) for side in sides), error)
+def convert_checkpoints(folder: Path, tasks: list[str], programs: list[str]) -> None:
+    """Convert the checkpoints for the programs that have formats of their own."""
+    for name in tasks:
+        model, part = folder / TASKS[name].model, TASKS[name].part
+        for program in {PROGRAMS[each].module for each in list_programs(TASKS[name], programs)}:
+            if program == "tasks_openvino":
+                kind, file = ["openvino", model, part], find_converted(model, part)
+            elif program == "tasks_sd_cpp":
+                kind, file = ["sd.cpp", model], find_single_file(model)
+            else:
+                continue
+            if not file.exists():
+                say(f"Writing {file} …")
+                try:
+                    run_python([HERE / "convert_checkpoints.py", *kind])
+                except WorkerError as error:  # its tasks will fail, those of others not
+                    say(f"failed: {error}")
 
 
-def summarize(reports: list[dict], task: Task) -> Side:
-    """Return the medians of a side's reports; the time of a load task is that of loading."""
-    if task.part == "load":
-        times = [report["load"] for report in reports]
-    else:
-        times = [seconds for report in reports for seconds in report["runs"]]
-    return Side(
-        run=median(times),
-        resident=max(report["resident"] for report in reports),
-        mlx=max(report.get("mlx", 0) for report in reports),
-        operations=reports[0].get("operations", 0),
-    )
+def measure(
+    task: str,
+    programs: list[str],
+    results: Results,
+    folder: Path,
+    rounds: int,
+    repeats: int,
+    is_over: Callable[[], bool] = lambda: False,
+) -> None:
+    """Run one task in the programs in turn, and keep their reports.
+
+    What `results` have is not run again. A program that fails is not tried again.
+
+    Args:
+        repeats: runs of each process, if they are short.
+        is_over: returns whether no further process may begin.
+    """
+    for round_ in range(rounds):
+        for program in programs:
+            done = len(results.get(task, program))
+            if done > round_ or program in results.failures.get(task, {}):
+                continue
+            if is_over() or (done and not needs_rounds(task, program, results)):
+                continue
+            say(f"{TASKS[task].title}: {PROGRAMS[program].title}, {round_ + 1}")
+            options = ["--repeats", repeats, "--result", results.array_file(task, program)]
+            if not done:
+                options.append("--check")
+            command = [HERE / "worker.py", program, task, folder / TASKS[task].model, *options]
+            try:
+                report = json.loads(run_python(command).splitlines()[-1])
+            except WorkerError as error:
+                results.fail(task, program, str(error))
+                say(f"failed: {error}")
+                continue
+            if "parts" in report:
+                results.add_parts(task, program, report)
+            else:
+                results.add(task, program, report)
 
 
-def relative_l2(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Return the relative difference, 0 if nothing was computed."""
-    norm = float(np.linalg.norm(theirs.astype(np.float64)))
-    return float(np.linalg.norm(ours.astype(np.float64) - theirs)) / norm if norm else 0.0
+def needs_rounds(task: str, program: str, results: Results) -> bool:
+    """Return whether a program runs a task in further rounds after the first.
+
+    It does not if it takes long, or if it tells several parts, which take longer together.
+    """
+    summary = results.summarize(task, program)
+    if TASKS[task].is_picture or PROGRAMS[program].tells_parts or summary is None:
+        return False
+    return summary.run < SLOW_RUN
 
 
 def measure_product_rate() -> tuple[float, str]:
@@ -146,52 +162,109 @@ def measure_script_peak(model: Path, size: int, control: Path | None) -> int:
 
 
 def run_python(command: list) -> str:
-    """Run Python and return its standard output; standard error is passed on."""
+    """Run Python and return its standard output; standard error is kept for a failure.
+
+    Raises:
+        WorkerError: if it fails; the text is the last line of its standard error.
+    """
     command = [sys.executable, *map(str, command)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if done.returncode < 0:
+        raise WorkerError(f"ended by signal {-done.returncode}; 9 may mean too little memory")
     if done.returncode:
-        raise SystemExit(f"failed: {' '.join(command[:5])}")
+        raise WorkerError((done.stderr.strip().splitlines() or ["it said nothing"])[-1])
     return done.stdout
+
+
+def read_arguments() -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a few tasks, once each")
+    parser.add_argument("--only", nargs="+", metavar="TASK", choices=TASKS, help=" ".join(TASKS))
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        metavar="PROGRAM",
+        choices=PROGRAMS.keys() - OWN,
+        help=" ".join(name for name in PROGRAMS if name not in OWN) + "; default: all",
+    )
+    parser.add_argument("--checkpoints", type=Path, default=CACHE, help=f"folder ({CACHE})")
+    parser.add_argument(
+        "--out", type=Path, default=Path("."), help="for bench.md, bench.png and bench.json"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="times that all run in turn")
+    parser.add_argument(
+        "--minutes", type=float, default=1e9, help="time after which no other process begins"
+    )
+    return parser.parse_args()
+
+
+def choose_programs(peers: list[str] | None) -> tuple[list[str], list[str]]:
+    """Return the names of the programs to measure, and a line for each that is left out.
+
+    Args:
+        peers: those to compare with; None for all.
+    """
+    chosen, notes = [], []
+    for name, program in PROGRAMS.items():
+        if peers is not None and name not in OWN and name not in peers:
+            continue
+        reason = find_reason_to_leave_out(program)
+        if reason is None:
+            chosen.append(name)
+        else:
+            notes.append(f"{program.title} is left out: {reason}")
+    return chosen, notes
 
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a few tasks, once each")
-    parser.add_argument("--only", nargs="+", metavar="TASK", choices=[*TASKS, *QUANTIZED])
-    parser.add_argument("--checkpoints", type=Path, default=CACHE, help=f"folder ({CACHE})")
-    parser.add_argument("--out", type=Path, default=Path("."), help="for bench.md and bench.png")
-    parser.add_argument("--rounds", type=int, default=3, help="times that both sides run in turn")
-    args = parser.parse_args()
+    args = read_arguments()
+    started = time.monotonic()
     whole = not (args.only or args.quick)
-    quick = [name for name, task in TASKS.items() if task.is_quick]
-    names = args.only or ([*TASKS, *QUANTIZED] if whole else quick)
+    tasks = args.only or [name for name, task in TASKS.items() if whole or task.is_quick]
     rounds, repeats = (1, 1) if args.quick else (args.rounds, 3)
+    programs, notes = choose_programs(args.peers)
+    for note in notes:
+        say(note)
 
     folder = args.checkpoints.expanduser().resolve()
-    needed = {(TASKS | QUANTIZED)[name].model for name in names}
+    needed = {TASKS[name].model for name in tasks}
     if whole:
         needed |= {control for *_, control in MEMORY.values() if control is not None}
     write_checkpoints(folder, sorted(needed))
-    args.out.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    rate, device = measure_product_rate()
-    heading = describe_machine(rate, device)
-    rows = []
-    for name in names:
-        sides = ("quantized", "ours") if name in QUANTIZED else ("ours", "theirs")
-        rows.append(measure(name, sides, folder, rounds, repeats))
-        say(f"{rows[-1].task.title}: {rows[-1].ratio:.2f} of the peer's time")
-        report = [heading, "", *make_table(rows, rate)]
-        (args.out / "bench.md").write_text("\n".join(report) + "\n")  # in case a later task fails
-    if whole:
-        report += ["", *measure_memory(folder)]
+    convert_checkpoints(folder, tasks, programs)
+    out = args.out.expanduser().resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    results = Results(out, describe_machine())
+    if results.is_continued:
+        say(f"{out / 'bench.json'}: what it has is not measured again")
+    if "rate" not in results.facts:
+        results.facts["rate"], results.facts["device"] = measure_product_rate()
+
+    def is_over() -> bool:
+        return time.monotonic() - started > 60 * args.minutes
+
+    for name in tasks:
+        chosen = list_programs(TASKS[name], programs)
+        measure(name, chosen, results, folder, rounds, repeats, is_over)
+        write_report(results, notes, out)  # in case a later task fails
+    extra = measure_memory(folder) if whole and not is_over() else []
     if not args.only:
-        report += ["", *count_operations()]
-    (args.out / "bench.md").write_text("\n".join(report) + "\n")
-    print("\n".join(report))
-    plot(rows, rate, args.out / "bench.png")
-    say(f"{args.out / 'bench.md'}, bench.png: {(time.monotonic() - started) / 60:.1f} minutes")
+        extra += ["", *count_operations()]
+    write_report(results, notes, out, extra)
+    print((out / "bench.md").read_text())
+    say(f"{out / 'bench.md'}, bench.png: {(time.monotonic() - started) / 60:.1f} minutes")
+    sys.exit(1 if results.failures else 0)
+
+
+def write_report(
+    results: Results, notes: list[str], folder: Path, extra: Iterable[str] = ()
+) -> None:
+    """Write the tables and the plot."""
+    report = make_report(results, notes)
+    (folder / "bench.md").write_text("\n".join([*report, *extra]) + "\n")
+    plot(results, folder / "bench.png")
 
 
 def say(line: str) -> None:
@@ -199,37 +272,9 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def describe_machine(rate: float, device: str) -> str:
-    """Return the processor, the rate of products and the versions of libraries."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = f"{lines[0].split(': ')[1]}, {len(lines)} cores" if lines else cpu
-    versions = f"MLX {version('mlx')} ({device}), torch {version('torch')}"
-    return f"{cpu}; matrix products at {rate / 1e9:.0f} GFLOP/s; {versions}."
-
-
-def make_table(rows: list[Row], rate: float) -> list[str]:
-    """Return the lines of a Markdown table in seconds and gigabytes."""
-    lines = [
-        "| | this port | peer | ratio | floor | peak: ours | MLX's | peer's | difference |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        floor = f"{row.peer.operations / rate:.2f} s" if row.peer.operations else ""
-        lines.append(
-            f"| {row.task.title} | {row.ours.run:.2f} s | {row.peer.run:.2f} s "
-            f"| **{row.ratio:.2f}** | {floor} | {row.ours.resident / 1e9:.2f} GB "
-            f"| {row.ours.mlx / 1e9:.2f} GB | {row.peer.resident / 1e9:.2f} GB "
-            f"| {row.error:.0e} |"
-        )
-    return lines
-
-
 def measure_memory(folder: Path) -> list[str]:
     """Return a Markdown table of the peak resident size of the script."""
-    lines = ["| one picture, the whole process | peak resident size |", "|---|---|"]
+    lines = ["", "| one picture, the whole process | peak resident size |", "|---|---|"]
     for title, (model, size, control) in MEMORY.items():
         say(title)
         network = None if control is None else folder / control
@@ -243,28 +288,6 @@ def count_operations() -> list[str]:
     from operations import make_table
 
     return make_table()
-
-
-def plot(rows: list[Row], rate: float, file: Path) -> None:
-    """Plot our time relative to the peer's, and the floor, one bar a task."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = [row for row in rows if row.peer.operations]
-    if not rows:
-        return
-    figure, axes = plt.subplots(figsize=(8, 1 + 0.5 * len(rows)), layout="constrained")
-    titles = [row.task.title for row in rows]
-    axes.barh(titles, [row.ratio for row in rows], color="#4c72b0", label="this port")
-    floors = [row.peer.operations / rate / row.peer.run for row in rows]
-    axes.plot(floors, titles, "k|", markersize=18, label="floor: products only")
-    axes.axvline(1, color="#c44e52", label="diffusers")
-    axes.invert_yaxis()
-    axes.set_xlabel("time relative to diffusers")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, frameon=False)
-    figure.savefig(file, dpi=120)
 
 
 if __name__ == "__main__":

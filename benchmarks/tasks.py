@@ -1,4 +1,4 @@
-"""The tasks that are measured, and the inputs that both sides get."""
+"""The tasks that are measured, and the inputs that all programs get."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,9 @@ class Task:
         part: what runs: "load", "text", "unet", "control" (the UNet with a ControlNet), "decode",
             "encode" or "picture".
         batch: number of pictures, or of latents for the UNet.
+        precision: of the products, one of those in programs.py; workers set it.
+        programs: the names of the programs that run it; empty for every one that can. The last one
+            is what the others are compared with.
         is_quick: whether `--quick` runs it.
     """
 
@@ -30,7 +33,8 @@ class Task:
     batch: int = 1
     steps: int = 0
     guidance: float = 0.0
-    quantized: bool = False
+    precision: str = "float32"
+    programs: tuple[str, ...] = ()
     is_quick: bool = False
 
     @property
@@ -38,27 +42,34 @@ class Task:
         """Return whether the task makes whole pictures."""
         return self.part == "picture"
 
+    @property
+    def reference(self) -> str:
+        """Return the name of the program that the others are compared with."""
+        return self.programs[-1] if self.programs else "diffusers"
+
 
 _picture = partial(Task, part="picture")
 
-# This port and diffusers, both in float32.
-TASKS = {
-    "load": Task("load, SD 2.1 base", "sd", "load"),
-    "text": Task("text encoder, SD 2.1", "sd", "text", is_quick=True),
-    "unet": Task("UNet step, SD 2.1", "sd", "unet", is_quick=True),
-    "unet2": Task("UNet step, SD 2.1, batch 2", "sd", "unet", batch=2),
-    "decode": Task("VAE decode, 512×512", "sd", "decode", is_quick=True),
-    "encode": Task("VAE encode, 512×512", "sd", "encode"),
-    "xl-unet": Task("UNet step, SDXL-turbo", "sdxl", "unet"),
-    "control": Task("UNet step with a ControlNet, SD 1.5, batch 2", "sd15", "control", batch=2),
-    "picture": _picture("picture, SD 2.1, 10 steps", "sd", steps=10, guidance=7.5),
-    "xl-picture": _picture("picture, SDXL-turbo, 2 steps", "sdxl", steps=2),
-}
+_quantized = partial(Task, programs=("quantized", "ours"))
 
-# This port with `-q`, and this port in float32.
-QUANTIZED = {
-    "q1": _picture("`-q`, one picture, 4 steps", "sd", steps=4, guidance=7.5),
-    "q4": _picture("`-q`, four pictures, 2 steps", "sd", steps=2, guidance=7.5, batch=4),
+# In the order of running: a run that is cut off has measured the first ones.
+TASKS = {
+    "unet": Task("UNet step, SD 2.1", "sd", "unet", is_quick=True),
+    "decode": Task("VAE decode, 512×512", "sd", "decode", is_quick=True),
+    "text": Task("text encoder, SD 2.1", "sd", "text", is_quick=True),
+    "unet2": Task("UNet step, SD 2.1, batch 2", "sd", "unet", batch=2),
+    "xl-unet": Task("UNet step, SDXL-turbo", "sdxl", "unet"),
+    "xl-load-q": Task("load, SDXL-turbo, `-q`", "sdxl", "load", programs=("quantized",)),
+    "xl-picture": _picture("picture, SDXL-turbo, 2 steps", "sdxl", steps=2),
+    "encode": Task("VAE encode, 512×512", "sd", "encode"),
+    "picture": _picture("picture, SD 2.1, 10 steps", "sd", steps=10, guidance=7.5),
+    "control": Task("UNet step with a ControlNet, SD 1.5, batch 2", "sd15", "control", batch=2),
+    "load": Task("load, SD 2.1 base", "sd", "load"),
+    # This program with `-q`, and in float32.
+    "q1": _quantized("one picture, SD 2.1, 4 steps", "sd", "picture", steps=4, guidance=7.5),
+    "q4": _quantized(
+        "four pictures, SD 2.1, 2 steps", "sd", "picture", steps=2, guidance=7.5, batch=4
+    ),
 }
 
 # Checkpoint and size of the pictures for which the script's peak resident size is measured, and the
@@ -72,7 +83,7 @@ MEMORY: dict[str, tuple[str, int, str | None]] = {
 
 
 def random_normal(*shape: int, seed: int = 0) -> np.ndarray:
-    """Return float32 numbers, the same on both sides; pictures and latents are channels last."""
+    """Return float32 numbers, the same for all programs; pictures and latents are channels last."""
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
@@ -96,5 +107,5 @@ def token_ids() -> np.ndarray:
 
 
 def pooled_width(config) -> int:
-    """Return the width of the pooled text of SDXL's UNet, for a config of either side."""
+    """Return the width of the pooled text of SDXL's UNet, for a config of any program."""
     return config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim

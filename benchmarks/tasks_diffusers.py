@@ -1,7 +1,6 @@
 """The benchmark's tasks in diffusers, with the fastest settings of torch on a CPU.
 
-These are channels-last convolutions, the default attention, and float32, because half precision is
-slower on most CPUs.
+These are channels-last convolutions and the default attention, in float32 or bfloat16.
 """
 
 from collections.abc import Callable
@@ -44,27 +43,32 @@ def prepare(task: Task, folder: Path) -> Callable[[], np.ndarray]:
     """
     match task.part:
         case "load":
-            _pipeline(folder)
+            _pipeline(task, folder)
             return lambda: np.zeros(1)
         case "picture":
-            pipeline = _pipeline(folder)
+            pipeline = _pipeline(task, folder)
             return torch.no_grad()(lambda: _picture(pipeline, task))
         case "text":
-            encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+            encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=_dtype(task))
             ids = torch.from_numpy(token_ids())
-            return torch.no_grad()(lambda: encoder(ids).last_hidden_state.numpy())
+            return torch.no_grad()(lambda: encoder(ids).last_hidden_state.float().numpy())
         case "unet":
             return torch.no_grad()(_unet(task, folder))
         case "control":
             return torch.no_grad()(_control(task, folder))
-    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=_dtype(task))
     vae.to(memory_format=torch.channels_last)
     scale = vae.config.scaling_factor
     if task.part == "decode":
-        z = _channels_first(random_normal(1, *LATENTS)) / scale
+        z = (_channels_first(random_normal(1, *LATENTS)) / scale).to(vae.dtype)
         return torch.no_grad()(lambda: _channels_last(vae.decode(z).sample))
-    x = _channels_first(random_picture())
+    x = _channels_first(random_picture()).to(vae.dtype)
     return torch.no_grad()(lambda: _channels_last(vae.encode(x).latent_dist.mean * scale))
+
+
+def check(task: Task, folder: Path) -> dict[str, int]:
+    """Return the number of operations, for a worker's report."""
+    return {"operations": count_operations(task, folder)}
 
 
 def count_operations(task: Task, folder: Path) -> int:
@@ -117,23 +121,17 @@ def _count(part: str, batch: int, folder: Path) -> int:
 
 
 def _unet(task: Task, folder: Path) -> Callable[[], np.ndarray]:
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
-    unet.to(memory_format=torch.channels_last)
-    x = _channels_first(random_normal(task.batch, *LATENTS))
-    text = torch.from_numpy(random_normal(task.batch, 77, unet.config.cross_attention_dim, seed=1))
+    unet, x, text = _unet_and_inputs(task, folder)
     added = _added(unet, task.batch)
     return lambda: _channels_last(unet(x, TIMESTEP, text, added_cond_kwargs=added).sample)
 
 
 def _control(task: Task, folder: Path) -> Callable[[], np.ndarray]:
     """Return the UNet with a ControlNet, as diffusers' pipeline calls them."""
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
-    network = ControlNetModel.from_pretrained(folder / "controlnet", torch_dtype=torch.float32)
-    for each in (unet, network):
-        each.to(memory_format=torch.channels_last)
-    x = _channels_first(random_normal(task.batch, *LATENTS))
-    text = torch.from_numpy(random_normal(task.batch, 77, unet.config.cross_attention_dim, seed=1))
-    picture = _channels_first(control_picture(*LATENTS[:2])).repeat(task.batch, 1, 1, 1)
+    unet, x, text = _unet_and_inputs(task, folder)
+    network = ControlNetModel.from_pretrained(folder / "controlnet", torch_dtype=_dtype(task))
+    network.to(memory_format=torch.channels_last)
+    picture = _channels_first(control_picture(*LATENTS[:2])).repeat(task.batch, 1, 1, 1).to(x.dtype)
 
     def step() -> np.ndarray:
         down, mid = network(x, TIMESTEP, text, picture, return_dict=False)
@@ -143,6 +141,22 @@ def _control(task: Task, folder: Path) -> Callable[[], np.ndarray]:
     return step
 
 
+def _unet_and_inputs(
+    task: Task, folder: Path
+) -> tuple[UNet2DConditionModel, torch.Tensor, torch.Tensor]:
+    """Return the UNet, its latents, and the embeddings of the text."""
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=_dtype(task))
+    unet.to(memory_format=torch.channels_last)
+    x = _channels_first(random_normal(task.batch, *LATENTS))
+    text = torch.from_numpy(random_normal(task.batch, 77, unet.config.cross_attention_dim, seed=1))
+    return unet, x.to(unet.dtype), text.to(unet.dtype)
+
+
+def _dtype(task: Task) -> torch.dtype:
+    """Return the type of the numbers: a task's precision has torch's name for it."""
+    return getattr(torch, task.precision)
+
+
 def _added(unet: UNet2DConditionModel, batch: int) -> dict[str, torch.Tensor]:
     """Return the further inputs of SDXL's UNet, none for other models."""
     if unet.config.addition_embed_type is None:
@@ -150,14 +164,14 @@ def _added(unet: UNet2DConditionModel, batch: int) -> dict[str, torch.Tensor]:
     pooled = random_normal(batch, pooled_width(unet.config), seed=2)
     sizes = [[512.0, 512, 0, 0, 512, 512]] * batch
     return {
-        "text_embeds": torch.from_numpy(pooled).to(unet.device),
+        "text_embeds": torch.from_numpy(pooled).to(unet.device, unet.dtype),
         "time_ids": torch.tensor(sizes, device=unet.device),
     }
 
 
-def _pipeline(folder: Path) -> DiffusionPipeline:
+def _pipeline(task: Task, folder: Path) -> DiffusionPipeline:
     pipeline = DiffusionPipeline.from_pretrained(
-        folder, safety_checker=None, torch_dtype=torch.float32
+        folder, safety_checker=None, torch_dtype=_dtype(task)
     )
     pipeline.set_progress_bar_config(disable=True)
     pipeline.unet.to(memory_format=torch.channels_last)
@@ -180,8 +194,10 @@ def _picture(pipeline: DiffusionPipeline, task: Task) -> np.ndarray:
 
 
 def _channels_first(x: np.ndarray) -> torch.Tensor:
+    """Return an array [B, H, W, C] as a tensor [B, C, H, W]."""
     return torch.from_numpy(x).permute(0, 3, 1, 2)  # channels last in memory
 
 
 def _channels_last(x: torch.Tensor) -> np.ndarray:
-    return x.permute(0, 2, 3, 1).numpy()
+    """Return a tensor [B, C, H, W] as an array [B, H, W, C] of float32."""
+    return x.permute(0, 2, 3, 1).float().numpy()

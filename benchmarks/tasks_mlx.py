@@ -40,27 +40,32 @@ def prepare(task: Task, folder: Path) -> Callable[[], np.ndarray]:
         cpu_kernels.keep_freed_memory()
     match task.part:
         case "text":
-            run, inputs = _text(folder)
+            run, inputs = _text(task, folder)
         case "unet":
             run, inputs = _unet(task, folder)
         case "control":
             run, inputs = _control(task, folder)
         case "decode":
-            run, inputs = _vae(folder).decode, (mx.array(random_normal(1, *LATENTS)),)
+            run, inputs = _vae(task, folder).decode, (mx.array(random_normal(1, *LATENTS)),)
         case "encode":
-            vae = _vae(folder)
+            vae = _vae(task, folder)
             run, inputs = (lambda x: vae.encode(x)[0]), (mx.array(random_picture()),)
     return lambda: np.array(run(*inputs))
 
 
-def _text(folder: Path):
-    encoder = loaders.load_text_encoder(folder)
+def _is_half(task: Task) -> bool:
+    """Return whether the task is computed as with `--float16`."""
+    return task.precision == "bfloat16"
+
+
+def _text(task: Task, folder: Path):
+    encoder = loaders.load_text_encoder(folder, _is_half(task))
     read_weights(encoder)
     return (lambda ids: encoder(ids).last_hidden_state), (mx.array(token_ids()),)
 
 
 def _unet(task: Task, folder: Path):
-    unet = loaders.load_unet(folder)
+    unet = loaders.load_unet(folder, _is_half(task))
     read_weights(unet)
     x = mx.array(random_normal(task.batch, *LATENTS))
     text = mx.array(random_normal(task.batch, 77, unet.config.cross_attention_dim, seed=1))
@@ -99,15 +104,16 @@ def _control(task: Task, folder: Path):
     return step, inputs
 
 
-def _vae(folder: Path):
-    vae = loaders.load_autoencoder(folder)
+def _vae(task: Task, folder: Path):
+    half = _is_half(task)
+    vae = loaders.load_autoencoder(folder, half, vae_float16=half)
     read_weights(vae)
     return vae
 
 
 def _pipeline(task: Task, folder: Path) -> Callable[[], np.ndarray]:
-    sd = pipeline_class(loaders.load_model_config(folder))(folder)
-    if task.quantized:
+    sd = pipeline_class(loaders.load_model_config(folder))(folder, _is_half(task))
+    if task.precision == "quantized":
         sd.quantize()
     sd.ensure_models_are_loaded()
     return (lambda: np.zeros(1)) if task.part == "load" else lambda: _picture(sd, task)

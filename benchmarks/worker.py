@@ -1,4 +1,4 @@
-"""Run one task on one side; `bench.py` starts this in a process of its own.
+"""Run one task in one program; `bench.py` starts this in a process of its own.
 
     python benchmarks/worker.py ours unet FOLDER --repeats 3 --result FILE
 
@@ -13,11 +13,16 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
-from tasks import QUANTIZED, TASKS
+from programs import PROGRAMS
+from tasks import TASKS, Task
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # stable_diffusion
+
+SHORT_RUN = 2.0  # seconds; what takes longer runs once in a process, after a run that warms up
 
 
 def peak_resident(usage: resource.struct_rusage) -> int:
@@ -32,34 +37,56 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: those of the command line; None for this process's own.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("side", choices=["ours", "theirs", "quantized"])
-    parser.add_argument("task", choices=[*TASKS, *QUANTIZED])
+    parser.add_argument("program", choices=PROGRAMS)
+    parser.add_argument("task", choices=TASKS)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=1, help="runs, if they are short")
     parser.add_argument("--result", type=Path, help="where to save the last run's result")
-    parser.add_argument("--count", action="store_true", help="count operations (theirs)")
+    parser.add_argument(
+        "--check", action="store_true", help="count operations, or compare with diffusers"
+    )
     args = parser.parse_args(arguments)
-    task = replace((TASKS | QUANTIZED)[args.task], quantized=args.side == "quantized")
-    side = importlib.import_module("tasks_diffusers" if args.side == "theirs" else "tasks_mlx")
+    program = PROGRAMS[args.program]
+    task = replace(TASKS[args.task], precision=program.precision)
+    module = importlib.import_module(program.module)
 
+    if program.tells_parts:
+        report = module.measure_parts(task, args.folder, args.repeats)
+    else:
+        report = measure_runs(module, task, args.folder, args.repeats, args.result)
+    report["resident"] = peak_resident(resource.getrusage(resource.RUSAGE_SELF))
+    if program.module == "tasks_mlx":
+        report["mlx"] = module.mx.get_peak_memory()
+    if args.check and hasattr(module, "check"):
+        report |= module.check(task, args.folder)
+    print(json.dumps(report))
+
+
+def measure_runs(
+    module: ModuleType, task: Task, folder: Path, repeats: int, result_file: Path | None
+) -> dict[str, Any]:
+    """Return the seconds to load and of each run; write the last result.
+
+    Pictures need no warm-up, and their networks are freed on the way, so they run once.
+    """
     start = time.perf_counter()
-    run = side.prepare(task, args.folder)
-    report = {"load": time.perf_counter() - start, "runs": []}
-    if not task.is_picture:
-        run()  # pictures need no warm-up, and their networks are freed on the way
-    for _ in range(1 if task.is_picture else args.repeats):
+    run = module.prepare(task, folder)
+    load = time.perf_counter() - start
+    if task.is_picture:
+        repeats = 1
+    else:
+        start = time.perf_counter()
+        run()
+        if time.perf_counter() - start > SHORT_RUN:
+            repeats = 1
+    runs = []
+    for _ in range(repeats):
         start = time.perf_counter()
         result = run()
-        report["runs"].append(time.perf_counter() - start)
-    report["resident"] = peak_resident(resource.getrusage(resource.RUSAGE_SELF))
-    if args.side == "theirs":
-        if args.count:
-            report["operations"] = side.count_operations(task, args.folder)
-    else:
-        report["mlx"] = side.mx.get_peak_memory()
-    if args.result:
-        np.save(args.result, result)
-    print(json.dumps(report))
+        runs.append(time.perf_counter() - start)
+    if result_file is not None:
+        np.save(result_file, result)
+    return {"load": load, "runs": runs}
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ OTHER_OPTIONS = {  # the exceptions
     *(
         "--quick",
         "--only",
+        "--peers",
         "--rounds",
         "--out",
         "--work",
