@@ -175,7 +175,7 @@ void transform_back(const Convolution &c, const Block &block, long first, long n
       for (long p = 0; p < block.n_panels(); p++) {
         const float *panel = patches + (k / DEPTH * TERMS + i) * block.term() + p * DEPTH * PANEL;
         multiply(n, {weights + i * weight_term, DEPTH, 1}, panel, depth,
-                 sums + i * sum_term + p * PANEL, stride, k > 0);
+                 sums + i * sum_term + p * PANEL, stride, k > 0, true);
       }
   }
   for (long o = 0; o < n; o += LANES)
