@@ -22,10 +22,13 @@ struct Matrix {
   long row, column;
 };
 
-// Starts loading n numbers into the cache. The address may be any: nothing is read from there.
-INLINE void prefetch(uintptr_t address, long n) {
-  const long line = 64 / sizeof(float);
-  for (long i = 0; i < n; i += line) __builtin_prefetch((const float *)address + i);
+// Starts loading n numbers, which are `offset` numbers after `from`, into the cache. They need not
+// exist: a processor ignores addresses that it may not read.
+INLINE void prefetch(const float *from, long offset, long n) {
+  const long line = 64;  // bytes
+  const uintptr_t first = (uintptr_t)from + offset * sizeof(float);
+  for (long i = 0; i < n * (long)sizeof(float); i += line)
+    __builtin_prefetch((const void *)(first + i));
 }
 
 // If FETCH, loads the panel that follows in memory, which will be needed soon, into the cache.
@@ -33,9 +36,8 @@ template <int R, bool FETCH = false>
 INLINE void multiply_rows(Matrix a, const float *panel, long k, float *out, long stride, bool add) {
   Wide sums[R][2] = {};
   const float *rows = a.data;
-  const uintptr_t to_next = k * PANEL * sizeof(float);
   for (long i = 0; i < k; i++, rows += a.column, panel += PANEL) {
-    if (FETCH) prefetch((uintptr_t)panel + to_next, PANEL);
+    if (FETCH) prefetch(panel, k * PANEL, PANEL);
     Wide left = *(const Wide *)panel, right = *(const Wide *)(panel + WIDTH);
     for (int r = 0; r < R; r++) {
       float x = rows[r * a.row];
