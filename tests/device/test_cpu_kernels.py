@@ -98,7 +98,10 @@ def test_gates_far_out(name):
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
     ("heads", "length", "n_keys", "dims"),
-    [(2, 67, 67, 16), (3, 1, 5, 8), (1, 130, 300, 40), (1, 600, 600, 3), (2, 300, 77, 5)],
+    [
+        *[(2, 67, 67, 16), (3, 1, 5, 8), (1, 130, 300, 40), (1, 600, 600, 3), (2, 300, 77, 5)],
+        (1, 20, 150, 160),  # a wide head, whose keys are copied in smaller blocks
+    ],
 )
 def test_attention(width, heads, length, n_keys, dims, scale, causal):
     shapes = [(2, heads, n, dims) for n in (length, n_keys, n_keys)]

@@ -4,7 +4,10 @@
 
 namespace {
 
-enum { KEYS = 256, PANELS = 128 / PANEL };  // at a time; panels are of queries
+// At a time. Copies of their keys and values, side by side, stay in the cache.
+enum { MAX_KEYS = 256, MAX_QUERIES = 256 };
+enum { BLOCK_NUMBERS = 16384 };  // of a block of keys, if the heads are wide
+
 
 struct Head {
   const float *queries, *keys, *values;
@@ -38,11 +41,31 @@ void update_softmax(float *scores, long n, float *maxima, float *sums, float *ou
   }
 }
 
+// Copies n rows of keys, one after the other.
+void pack_keys(const Head &head, long first, long n, float *to) {
+  for (long j = first; j < first + n; j++, to += head.width)
+    std::memcpy(to, head.keys + j * head.stride, head.width * sizeof(float));
+}
+
+// Copies n rows of values: for each ROWS columns, [n][ROWS].
+void pack_values(const Head &head, long first, long n, float *to) {
+  for (long j = first; j < first + n; j++, to += ROWS) {
+    const float *from = head.values + j * head.stride;
+    long d = 0;
+    for (; d + ROWS <= head.width; d += ROWS)
+      std::memcpy(to + d * n, from + d, ROWS * sizeof(float));
+    for (long i = d; i < head.width; i++) to[d * n + i - d] = from[i];
+  }
+}
+
 // Computes the attention of queries first … last of a head.
 void attend(const Head &head, long first, long last) {
   const long width = head.width, size = width * PANEL, n_panels = ceil_div(last - first, PANEL);
-  Buffer queries(n_panels * size), out(n_panels * size), scores(KEYS * PANEL);
+  const long n_keys = head.causal ? std::min(last, head.n_keys) : head.n_keys;
+  const long step = std::clamp<long>(BLOCK_NUMBERS / width, ROWS, MAX_KEYS);
+  Buffer queries(n_panels * size), out(n_panels * size), scores(step * PANEL);
   Buffer maxima(n_panels * PANEL), sums(n_panels * PANEL);
+  Buffer keys(step * width), values(step * (width + ROWS));
   auto place = [&](long i, long d) { return (i / PANEL) * size + d * PANEL + i % PANEL; };
 
   std::fill_n(queries.data, n_panels * size, 0.0f);
@@ -51,20 +74,21 @@ void attend(const Head &head, long first, long last) {
     for (long d = 0; d < width; d++)
       queries[place(i, d)] = head.queries[(first + i) * head.stride + d] * head.scale;
 
-  const long n_keys = head.causal ? std::min(last, head.n_keys) : head.n_keys;
-  for (long key = 0; key < n_keys; key += KEYS) {
-    const long n = std::min<long>(KEYS, n_keys - key);
+  for (long key = 0; key < n_keys; key += step) {
+    const long n = std::min(step, n_keys - key);
+    pack_keys(head, key, n, keys);
+    pack_values(head, key, n, values);
     for (long p = 0; p < n_panels; p++) {
-      Matrix keys{head.keys + key * head.stride, head.stride, 1};
-      multiply(n, keys, queries + p * size, width, scores, PANEL, false);
+      multiply(n, {keys, width, 1}, queries + p * size, width, scores, PANEL, false);
       if (head.causal)
         for (long j = 0; j < n; j++)
           for (long i = 0, query = first + p * PANEL; i < PANEL && query < key + j; i++, query++)
             scores[j * PANEL + i] = -1e30f;
       float *sum = out + p * size;
       update_softmax(scores, n, maxima + p * PANEL, sums + p * PANEL, sum, width, key == 0);
-      Matrix values{head.values + key * head.stride, 1, head.stride};  // transposed
-      multiply(width, values, scores, n, sum, PANEL, key > 0);
+      for (long d = 0; d < width; d += ROWS)
+        multiply(std::min<long>(ROWS, width - d), {values + d * n, 1, ROWS}, scores, n,
+                 sum + d * PANEL, PANEL, key > 0);
     }
   }
   for (long i = 0; i < last - first; i++)
@@ -79,7 +103,10 @@ extern "C" bool attention(const float *queries, const float *keys, const float *
                           long batch, long length, long n_keys, long n_heads, long width,
                           float scale, long causal, long cores) {
   return try_run([&] {
-    const long stride = n_heads * width, size = PANELS * PANEL, n_parts = ceil_div(length, size);
+    const long stride = n_heads * width;
+    long size = MAX_QUERIES;
+    while (size > 64 && batch * n_heads * ceil_div(length, size) < 4 * cores) size /= 2;
+    const long n_parts = ceil_div(length, size);
     const double products = 2.0 * batch * n_heads * length * n_keys * width;
     parallel(cores_for(products, cores), batch * n_heads * n_parts, [&](int i) {
       const long head = i / n_parts % n_heads, b = i / n_parts / n_heads, first = i % n_parts * size;

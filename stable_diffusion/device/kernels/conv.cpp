@@ -162,20 +162,23 @@ void transform_back(const Convolution &c, const Block &block, long first, long n
   Buffer weights(TERMS * weight_term), sums(TERMS * sum_term);
   for (long k = 0; k < c.channels; k += DEPTH) {
     const long depth = std::min<long>(DEPTH, c.channels - k);
-    for (long o = 0; o < n; o++)
+    for (long o = 0; o < n; o++) {
+      const long size = 9 * c.channels;
+      const float *weight = c.weight + (first + o) * size + k;
+      for (int i = 0; i < 9; i++) prefetch(weight + i * c.channels, size, depth);  // of output o + 1
       for (long z = 0; z < depth; z += LANES) {
         Vec taps[9], half[18], terms[TERMS];
-        for (int i = 0; i < 9; i++)
-          taps[i] = load(c.weight + ((first + o) * 9 + i) * c.channels + k + z);
+        for (int i = 0; i < 9; i++) taps[i] = load(weight + i * c.channels + z);
         for (int j = 0; j < 3; j++) weight_transform<3, 3>(taps + j, half + j);
         for (int i = 0; i < PATCH; i++) weight_transform<1, 1>(half + 3 * i, terms + PATCH * i);
         for (int i = 0; i < TERMS; i++) store(weights + i * weight_term + o * DEPTH + z, terms[i]);
       }
+    }
     for (long i = 0; i < TERMS; i++)
       for (long p = 0; p < block.n_panels(); p++) {
         const float *panel = patches + (k / DEPTH * TERMS + i) * block.term() + p * DEPTH * PANEL;
         multiply(n, {weights + i * weight_term, DEPTH, 1}, panel, depth,
-                 sums + i * sum_term + p * PANEL, stride, k > 0);
+                 sums + i * sum_term + p * PANEL, stride, k > 0, true);
       }
   }
   for (long o = 0; o < n; o += LANES)
