@@ -24,7 +24,8 @@ BELOW_PIPELINE = {
     *(LOWER | NETWORKS),
     *("active_control", "adapted", "adapters", "check_arguments", "check_pictures", "check_task"),
     *("compiled", "conditioning", "control", "denoising", "editing", "generation", "image_start"),
-    *("inpainting", "loaded_networks", "model_io", "precision", "quantize", "vae_strips"),
+    *("inpainting", "loaded_networks", "model_io", "precision", "quantize"),
+    *("quantized_convolution", "vae_strips"),
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "utils": set(),
@@ -47,7 +48,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "vae": {"activations", "attention", "config", "device", "layers"},
     "autoencoder_tiny": {"activations", "config", "device", "layers", "vae"},
     "rrdbnet": {"config", "layers"},
-    "quantize": {"config", "device", "layers"},
+    "quantized_convolution": {"device", "layers"},
+    "quantize": {"config", "device", "layers", "quantized_convolution"},
     "latent_preview": {"images", "vae_strips"},
     "vae_strips": {
         *("activations", "autoencoder_tiny", "compiled", "config", "device", "layers", "vae")
@@ -67,7 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inpainting": {"denoising", "sampler"},
     "image_start": {"config", "denoising", "inpainting", "sampler", "vae_strips"},
     "model_io": LOWER | NETWORKS | {"quantize"},
-    "adapters": LOWER | NETWORKS | {"model_io"},
+    "adapters": LOWER | NETWORKS | {"model_io", "quantized_convolution"},
     "precision": {"adapters", "model_io", "quantize"},
     "check_arguments": {"conditioning", "config", "model_io", "sampler", "utils"},
     "check_pictures": {"check_arguments", "utils"},

@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from ..activations import Activation
 from ..layers import Conv3x3, GroupNorm, Linear, Norm, QuantizedLinear, multiply
+from ..quantized_convolution import QuantizedConv3x3
 from .changes import Change, LowRank, apply_changes, chain, prepare_changes
 
 
@@ -220,6 +221,8 @@ T = TypeVar("T", bound=PlainLayer)
 
 def merge_changes(base: T, changes: Sequence[Change]) -> T:
     """Return a copy of a layer with the weight and the bias after changes."""
+    if isinstance(base, QuantizedConv3x3):
+        return merge_changes(base.to_plain(), changes)
     layer = copy.copy(base)
     layer.weight = change_weight(base, changes)
     bias = change_bias(base, changes)
@@ -272,7 +275,7 @@ def get_weight_shape(layer: Layer) -> tuple[int, ...]:
     if isinstance(base, QuantizedLinear):
         out_dims, groups = base.scales.shape
         return (out_dims, groups * base.group_size)
-    return base.weight.shape
+    return base.weight_shape if isinstance(base, QuantizedConv3x3) else base.weight.shape
 
 
 def get_base(layer: Layer) -> PlainLayer:

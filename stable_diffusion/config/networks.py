@@ -27,11 +27,16 @@ GROUP_SIZES = (32, 64, 128)
 
 @dataclass(frozen=True)
 class Quantization(Config):
-    """`quantization` in a config.json: the weights of linear layers are stored in few bits."""
+    """`quantization` in a config.json: the weights of layers are stored in few bits.
+
+    Folders that older versions wrote have the first three only: their convolutions are in float16.
+    """
 
     bits: int | None = None
     group_size: int | None = None  # how many numbers of a row share a scale and an offset
-    unquantized: tuple[str, ...] = ()  # paths of the linear layers that are not quantized
+    unquantized: tuple[str, ...] = ()  # paths of the layers that are not quantized
+    convolutions: bool = False  # whether not only linear layers are quantized
+    in_8_bits: tuple[str, ...] = ()  # paths of the layers that have 8 bits in place of `bits`
 
     def __post_init__(self) -> None:
         for option, known in (("bits", BITS), ("group_size", GROUP_SIZES)):
