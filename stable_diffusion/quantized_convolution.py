@@ -1,0 +1,65 @@
+"""A convolution whose weight is stored in few bits, and unpacked when it is used."""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .device import cpu_kernels
+from .layers import Conv3x3
+
+
+class QuantizedConv3x3(Conv3x3):
+    """A `Conv3x3` whose weight is quantized, as a matrix [O, 9 C].
+
+    Args:
+        convolution: the layer to quantize; its C must be a multiple of the group size.
+        group_size: how many weights share a scale and an offset.
+        bits: of a weight.
+    """
+
+    def __init__(self, convolution: Conv3x3, group_size: int, bits: int):
+        nn.Module.__init__(self)
+        for name in ("stride", "padding", "dilation", "groups"):
+            setattr(self, name, getattr(convolution, name))
+        self.group_size, self.bits = group_size, bits
+        matrix = convolution.weight.flatten(1)  # [O, 9 C]
+        self.weight, self.scales, self.biases = mx.quantize(matrix, group_size, bits)
+        if "bias" in convolution:
+            self.bias = convolution.bias
+        self.freeze()
+
+    def unfreeze(self, *arguments: Any, **options: Any) -> nn.Module:
+        """Do nothing, as `nn.QuantizedLinear` does: packed weights have no gradient."""
+        return self
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """Return the shape of the weight that is not packed, [O, 3, 3, C]."""
+        n_outputs, n_groups = self.scales.shape
+        return n_outputs, 3, 3, n_groups * self.group_size // 9
+
+    def full_weight(self) -> mx.array:
+        """Return the weight [O, 3, 3, C] that the kernels multiply with."""
+        return cpu_kernels.dequantize(*self._packed()).reshape(self.weight_shape)
+
+    def plain_weight(self) -> mx.array:
+        """Return the weight [O, 3, 3, C], unpacked by MLX's operations."""
+        return mx.dequantize(*self._packed()).reshape(self.weight_shape)
+
+    def to_plain(self) -> Conv3x3:
+        """Return a `Conv3x3` with the unpacked weight, which is computed only if it is used."""
+        n_outputs, _, _, channels = self.weight_shape
+        plain = Conv3x3(channels, n_outputs, self.stride[0], self.padding[0], "bias" in self)
+        plain.weight = self.plain_weight()
+        if "bias" in self:
+            plain.bias = self.bias
+        return plain
+
+    def _packed(self) -> tuple[mx.array, mx.array, mx.array, int, int]:
+        """Return the arguments of `mx.dequantize`."""
+        return self.weight, self.scales, self.biases, self.group_size, self.bits
+
+    def _extra_repr(self) -> str:
+        n_outputs, _, _, channels = self.weight_shape
+        return f"{channels}, {n_outputs}, bits={self.bits}, group_size={self.group_size}"
