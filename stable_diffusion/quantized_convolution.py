@@ -12,6 +12,9 @@ from .layers import Conv3x3
 class QuantizedConv3x3(Conv3x3):
     """A `Conv3x3` whose weight is quantized, as a matrix [O, 9 C].
 
+    Scales and offsets are stored in float16, which adds little to the rounding of the weights: the
+    error of a weight grows by less than 1 / 1000 of the largest one of its group.
+
     Args:
         convolution: the layer to quantize; its C must be a multiple of the group size.
         group_size: how many weights share a scale and an offset.
@@ -24,7 +27,8 @@ class QuantizedConv3x3(Conv3x3):
             setattr(self, name, getattr(convolution, name))
         self.group_size, self.bits = group_size, bits
         matrix = convolution.weight.flatten(1)  # [O, 9 C]
-        self.weight, self.scales, self.biases = mx.quantize(matrix, group_size, bits)
+        self.weight, scales, offsets = mx.quantize(matrix, group_size, bits)
+        self.scales, self.biases = scales.astype(mx.float16), offsets.astype(mx.float16)
         if "bias" in convolution:
             self.bias = convolution.bias
         self.freeze()

@@ -18,7 +18,7 @@ from mlx.utils import tree_reduce
 from tqdm import tqdm
 
 from ...denoising import Denoising, EvaluatedStep
-from ...device.memory import read_peak_memory
+from ...device.memory import read_peak_memory, release_freed
 from ...model_io.weights import read_weights
 from ...utils.wording import format_bytes
 from .console import say, warn
@@ -74,7 +74,7 @@ class Progress:
         """Measure the peak memory of the phase inside the block, and print it if verbose."""
         mx.reset_peak_memory()
         yield
-        mx.clear_cache()  # the buffers of the next phase have other sizes
+        release_freed()
         self._peak = max(self._peak, mx.get_peak_memory())
         if self._verbose:
             say(f"Peak memory, {phase}: {mx.get_peak_memory() / 1e9:.3f} GB")
