@@ -89,6 +89,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": BELOW_PIPELINE,
     "faults": {"utils"},
     "step_memory": {"config", "device"},
+    "forecast": {"device"},
     "hires": BELOW_PIPELINE | {"images", "pipeline"},
     "overflow": BELOW_PIPELINE | {"faults", "pipeline"},
     "version": set(),
@@ -105,7 +106,7 @@ CLI = (
         {"controls", "recipe"},
     ),
     {"arguments", "output"},
-    *({"plan"}, {"run"}, {"decode"}, {"denoise"}, {"generate"}, {"main"}, {"convert"}),
+    *({"plan"}, {"run"}, {"decode"}, {"denoise"}, {"room"}, {"generate"}, {"main"}, {"convert"}),
 )
 # Packages outside of the standard library, and who may import them.
 OTHERS = {

@@ -92,6 +92,13 @@ class Run:
         for name, control in self.controls.items():
             self.progress.read_network(f"control network {name}", control.network)
 
+    def preload(self) -> None:
+        """Read the weights of all networks, if the settings ask for it."""
+        if self.settings.preload_models:
+            with self.progress.measure("loading"):
+                self.read_networks(NETWORKS)
+                self.read_controls()
+
     def read_decoder(self) -> None:
         """Read the weights of the VAE's decoder."""
         self.progress.read_network("VAE's decoder", self.sd.autoencoder.decoder)
@@ -121,12 +128,7 @@ def prepare_run(settings: Settings, plan: Plan, progress: Progress) -> Run:
     record = Record(settings, model, float16, opened)
     upscaler = open_upscale(settings)
     network = None if upscaler is None else upscaler.load()
-    run = Run(settings, progress, jobs, sd, record, start, preview_vae, controls, network)
-    if settings.preload_models:
-        with progress.measure("loading"):
-            run.read_networks(NETWORKS)
-            run.read_controls()
-    return run
+    return Run(settings, progress, jobs, sd, record, start, preview_vae, controls, network)
 
 
 def _choose_precision(settings: Settings) -> bool:

@@ -53,8 +53,13 @@ class Progress:
     """The bars and lines on standard error, and the figures of a run.
 
     Args:
-        verbose: whether to print the peak memory of each phase.
+        verbose: whether to print the peak memory of each phase, and the forecast of it.
+
+    Attributes:
+        forecast: the expected peak of the memory of the process, in bytes; None if unknown.
     """
+
+    forecast: int | None = None
 
     def __init__(self, verbose: bool = False):
         self._verbose = verbose
@@ -172,8 +177,14 @@ class Progress:
             f"{n_pictures} picture{'s' * (n_pictures != 1)} in {seconds:.1f} s: "
             f"{seconds / n_pictures:.1f} s a picture, {self._format_speed()}, peak memory "
             f"{format_bytes(self._peak)} (of the process "
-            f"{format_bytes(read_peak_memory())})"
+            f"{format_bytes(read_peak_memory())}{self._format_forecast()})"
         )
+
+    def _format_forecast(self) -> str:
+        """Return the forecast of the memory, as a part of a line, if verbose."""
+        if self.forecast is None or not self._verbose:
+            return ""
+        return f", forecast {format_bytes(self.forecast)}"
 
     def _format_speed(self) -> str:
         if not self._steps:
