@@ -234,8 +234,8 @@ class Conv3x3(nn.Conv2d):
             kinds = cpu_kernels.Activation
             kind = kinds.NONE if activation is None else kinds.SILU
             own_bias = self._kernel_bias() if bias is None else bias + self._kernel_bias()
-            arrays = x, self.full_weight(), own_bias, _prepare_norm(norm, x), kind, residual
-            return cpu_kernels.conv3x3(*arrays, stride=self.stride[0], padding=self.padding[0])
+            arrays = x, own_bias, _prepare_norm(norm, x), kind, residual
+            return self.run_kernel(*arrays, stride=self.stride[0], padding=self.padding[0])
 
         return cpu_kernels.try_kernels(x, kernel, plain)
 
@@ -265,13 +265,17 @@ class Conv3x3(nn.Conv2d):
             return plain()
 
         def kernel() -> mx.array:
-            return cpu_kernels.conv3x3(x, self.full_weight(), self._kernel_bias(), upsample=True)
+            return self.run_kernel(x, self._kernel_bias(), upsample=True)
 
         return cpu_kernels.try_kernels(x, kernel, plain)
 
-    def full_weight(self) -> mx.array:
-        """Return the weight [O, 3, 3, C] that the kernels multiply with."""
-        return self.weight
+    def run_kernel(self, x: mx.array, *arguments: Any, **options: Any) -> mx.array:
+        """Return the result of `cpu_kernels.conv3x3` with the layer's weight.
+
+        Args:
+            arguments, options: those of the kernel, after the weight.
+        """
+        return cpu_kernels.conv3x3(x, self.weight, *arguments, **options)
 
     def plain_weight(self) -> mx.array:
         """Return the weight [O, 3, 3, C] for MLX's own operations."""

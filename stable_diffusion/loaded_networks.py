@@ -112,6 +112,11 @@ class LoadedNetworks(Adapted):
         for attribute, _ in self._TEXT_ENCODERS:
             delattr(self, attribute)
 
+    def free_tokenizers(self) -> None:
+        """Delete the tokenizers, if there is no more text: each takes some 20 MB."""
+        for attribute, _ in self._TOKENIZERS:
+            delattr(self, attribute)
+
     @property
     def _text_encoders(self) -> list[CLIPTextModel]:
         """Return the text encoders, unless they have been freed."""

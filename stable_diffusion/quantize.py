@@ -15,6 +15,7 @@ from .layers import Conv3x3
 from .quantized_convolution import QuantizedConv3x3
 
 UNET_BITS, UNET_GROUP_SIZE = 8, 32
+CONVOLUTION_GROUP_SIZE = 64
 TEXT_ENCODER_BITS, TEXT_ENCODER_GROUP_SIZE = 4, 64
 
 MORE_BITS = 8  # of the layers that suffer most from fewer
@@ -38,7 +39,7 @@ def quantize_text_encoder(
     """
     group_size = TEXT_ENCODER_GROUP_SIZE if group_size is None else group_size
     layers = _find_layers(network, has_convolutions=False)
-    quantization = Quantization(bits, group_size, _find_indivisible(layers, group_size))
+    quantization = Quantization(bits, group_size, _find_indivisible(layers, group_size, group_size))
     quantize_as(network, quantization)
     return quantization
 
@@ -54,15 +55,18 @@ def quantize_unet(
     Returns:
         The entry for a config file, with which `quantize_as` does the same.
     """
-    group_size = UNET_GROUP_SIZE if group_size is None else group_size
+    if group_size is None:
+        group_size, convolution_group_size = UNET_GROUP_SIZE, CONVOLUTION_GROUP_SIZE
+    else:
+        convolution_group_size = group_size
     layers = _find_layers(network, has_convolutions=True)
-    unquantized = _find_indivisible(layers, group_size)
+    unquantized = _find_indivisible(layers, group_size, convolution_group_size)
     in_8_bits = tuple(
         path
         for path in layers
         if bits < MORE_BITS and path not in unquantized and _is_sensitive(path)
     )
-    quantization = Quantization(bits, group_size, unquantized, True, in_8_bits)
+    quantization = Quantization(bits, group_size, unquantized, convolution_group_size, in_8_bits)
     quantize_as(network, quantization)
     store_in_float16(network)
     return quantization
@@ -100,25 +104,31 @@ def quantize_as(network: nn.Module, quantization: Quantization) -> None:
             layer whose input width is not a multiple of the group size.
     """
     bits, group_size = quantization.bits, quantization.group_size
+    convolution_group_size = quantization.convolution_group_size
     if bits is None or group_size is None:  # a `Quantization` has both
         raise ValueError("bits and group_size must be given")
     unquantized = quantization.unquantized
-    layers = _find_layers(network, quantization.convolutions)
+    layers = _find_layers(network, has_convolutions=convolution_group_size is not None)
     _require_known("unquantized", unquantized, layers)
     chosen = {path: layer for path, layer in layers.items() if path not in unquantized}
     _require_known("in_8_bits", quantization.in_8_bits, chosen)
-    if indivisible := _find_indivisible(chosen, group_size):
+    sizes = group_size, convolution_group_size or group_size
+    if indivisible := _find_indivisible(chosen, *sizes):
         path = indivisible[0]
+        name, size = ("group_size", sizes[0])
+        if isinstance(chosen[path], Conv3x3):
+            name, size = ("convolution_group_size", sizes[1])
         raise ValueError(
             f"{path} has {_count_inputs(chosen[path])} inputs, which is not a multiple of "
-            f"group_size = {group_size}"
+            f"{name} = {size}"
         )
-    packed = {
-        path: _quantize_layer(
-            layer, group_size, MORE_BITS if path in quantization.in_8_bits else bits
-        )
-        for path, layer in chosen.items()
-    }
+    packed: dict[str, nn.Module] = {}
+    for path, layer in chosen.items():
+        layer_bits = MORE_BITS if path in quantization.in_8_bits else bits
+        if isinstance(layer, Conv3x3):
+            packed[path] = QuantizedConv3x3(layer, sizes[1], layer_bits)
+        else:
+            packed[path] = layer.to_quantized(group_size, layer_bits)
     network.update_modules(tree_unflatten(list(packed.items())))
 
 
@@ -139,17 +149,20 @@ def find_quantization(network: nn.Module) -> Quantization | None:
     }
     if not packed:
         return None
-    has_convolutions = any(isinstance(layer, QuantizedConv3x3) for layer in packed.values())
+    convolutions, others = (
+        {layer.group_size for layer in packed.values() if isinstance(layer, kind)}
+        for kind in (QuantizedConv3x3, nn.QuantizedLinear)
+    )
     bits = min(layer.bits for layer in packed.values())
     return Quantization(
         bits,
-        next(iter(packed.values())).group_size,
+        min(others or convolutions),
         tuple(
             path
             for path, layer in layers.items()
-            if path not in packed and (has_convolutions or isinstance(layer, nn.Linear))
+            if path not in packed and (convolutions or isinstance(layer, nn.Linear))
         ),
-        has_convolutions,
+        min(convolutions, default=None),
         tuple(path for path, layer in packed.items() if layer.bits > bits),
     )
 
@@ -187,9 +200,16 @@ def _find_layers(network: nn.Module, has_convolutions: bool) -> dict[str, Layer]
     }
 
 
-def _find_indivisible(layers: Mapping[str, Layer], group_size: int) -> tuple[str, ...]:
-    """Return the paths of layers whose number of inputs is not a multiple of the group size."""
-    return tuple(path for path, layer in layers.items() if _count_inputs(layer) % group_size)
+def _find_indivisible(
+    layers: Mapping[str, Layer], group_size: int, convolution_group_size: int
+) -> tuple[str, ...]:
+    """Return the paths of layers whose number of inputs is not a multiple of their group size."""
+    return tuple(
+        path
+        for path, layer in layers.items()
+        if _count_inputs(layer)
+        % (convolution_group_size if isinstance(layer, Conv3x3) else group_size)
+    )
 
 
 def _count_inputs(layer: Layer) -> int:
@@ -200,14 +220,6 @@ def _count_inputs(layer: Layer) -> int:
 def _is_sensitive(path: str) -> bool:
     """Return whether the layer at a path is one of `SENSITIVE_LAYERS`, or a part of one."""
     return path.partition(".")[0] in SENSITIVE_LAYERS
-
-
-def _quantize_layer(layer: Layer, group_size: int, bits: int) -> nn.Module:
-    """Return the layer with a quantized weight."""
-    if isinstance(layer, Conv3x3):
-        return QuantizedConv3x3(layer, group_size, bits)
-    packed: nn.Module = layer.to_quantized(group_size, bits)
-    return packed
 
 
 def _require_known(option: str, paths: Collection[str], layers: Mapping[str, Layer]) -> None:

@@ -8,6 +8,9 @@ import mlx.nn as nn
 from .device import cpu_kernels
 from .layers import Conv3x3
 
+UNPACKED_NUMBERS = 2**23  # of a weight, 32 MB; the largest of the real models have 29 million
+OUTPUTS = 24  # that the kernel computes together
+
 
 class QuantizedConv3x3(Conv3x3):
     """A `Conv3x3` whose weight is quantized, as a matrix [O, 9 C].
@@ -43,9 +46,32 @@ class QuantizedConv3x3(Conv3x3):
         n_outputs, n_groups = self.scales.shape
         return n_outputs, 3, 3, n_groups * self.group_size // 9
 
-    def full_weight(self) -> mx.array:
-        """Return the weight [O, 3, 3, C] that the kernels multiply with."""
-        return cpu_kernels.dequantize(*self._packed()).reshape(self.weight_shape)
+    def run_kernel(
+        self,
+        x: mx.array,
+        bias: mx.array,
+        norm: cpu_kernels.Norm | None = None,
+        activation: cpu_kernels.Activation = cpu_kernels.Activation.NONE,
+        residual: mx.array | None = None,
+        **options: Any,
+    ) -> mx.array:
+        """Return the result of `cpu_kernels.conv3x3`, for some outputs at a time.
+
+        So only a part of the weight is unpacked at once.
+        """
+        n_outputs, _, _, channels = self.weight_shape
+        n_together = max(UNPACKED_NUMBERS // (9 * channels * OUTPUTS), 1) * OUTPUTS
+        parts = []
+        for first in range(0, n_outputs, n_together):
+            part = slice(first, first + n_together)
+            packed = (self.weight[part], self.scales[part], self.biases[part])
+            weight = cpu_kernels.dequantize(*packed, self.group_size, self.bits)
+            arguments = (
+                *(x, weight.reshape(-1, 3, 3, channels), bias[..., part], norm, activation),
+                None if residual is None else residual[..., part],
+            )
+            parts.append(cpu_kernels.conv3x3(*arguments, **options))
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
 
     def plain_weight(self) -> mx.array:
         """Return the weight [O, 3, 3, C], unpacked by MLX's operations."""

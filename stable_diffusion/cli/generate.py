@@ -143,6 +143,7 @@ def _start_batches(run: Run, batches: Sequence[Batch]) -> deque[StartedBatch]:
             )
             started.append(StartedBatch(batch, latents))
         run.sd.free_text_encoders()
+        run.sd.free_tokenizers()
     return started
 
 

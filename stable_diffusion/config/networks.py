@@ -35,11 +35,16 @@ class Quantization(Config):
     bits: int | None = None
     group_size: int | None = None  # how many numbers of a row share a scale and an offset
     unquantized: tuple[str, ...] = ()  # paths of the layers that are not quantized
-    convolutions: bool = False  # whether not only linear layers are quantized
+    convolution_group_size: int | None = None  # None: the convolutions are not quantized
     in_8_bits: tuple[str, ...] = ()  # paths of the layers that have 8 bits in place of `bits`
 
     def __post_init__(self) -> None:
-        for option, known in (("bits", BITS), ("group_size", GROUP_SIZES)):
+        choices = {
+            "bits": BITS,
+            "group_size": GROUP_SIZES,
+            "convolution_group_size": (None, *GROUP_SIZES),
+        }
+        for option, known in choices.items():
             value = getattr(self, option)
             listed = ", ".join(map(str, known))
             require(value in known, f"{option} = {value!r} is not supported, only {listed}")
