@@ -54,7 +54,7 @@ MODEL = (
 MEMORY_AND_SPEED = (
     Option(
         "--quantize",
-        "4-bit text encoders, 8-bit UNet",
+        "4-bit text encoders, 8-bit UNet and control networks",
         short="-q",
         kind="switch",
         default=False,
