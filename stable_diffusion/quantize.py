@@ -19,9 +19,9 @@ CONVOLUTION_GROUP_SIZE = 64
 TEXT_ENCODER_BITS, TEXT_ENCODER_GROUP_SIZE = 4, 64
 
 MORE_BITS = 8  # of the layers that suffer most from fewer
-# They are a small part of a UNet, and all others depend on them: the embedding of the time, which
-# enters every residual block, and the first and last convolution.
-SENSITIVE_LAYERS = ("conv_in", "conv_out", "time_embedding", "add_embedding")
+# They are a small part of a UNet. What errors they make nothing corrects: the last convolution and
+# the last block; or they bypass what would: the 1×1 convolutions beside the residual blocks.
+SENSITIVE_LAYERS = ("conv_in", "conv_out", "time_embedding", "add_embedding", "conv_shortcut")
 
 Layer = nn.Linear | Conv3x3
 
@@ -49,7 +49,7 @@ def quantize_unet(
 ) -> Quantization:
     """Quantize the linear layers and convolutions of a UNet or a control network, in place.
 
-    With less than 8 bits, `SENSITIVE_LAYERS` have 8. The weights of the layers that cannot be
+    With less than 8 bits, `SENSITIVE_LAYERS` and the last block of a UNet have 8. The weights of the layers that cannot be
     quantized, as in `quantize_text_encoder`, are stored in float16.
 
     Returns:
@@ -64,7 +64,7 @@ def quantize_unet(
     in_8_bits = tuple(
         path
         for path in layers
-        if bits < MORE_BITS and path not in unquantized and _is_sensitive(path)
+        if bits < MORE_BITS and path not in unquantized and _is_sensitive(path, network)
     )
     quantization = Quantization(bits, group_size, unquantized, convolution_group_size, in_8_bits)
     quantize_as(network, quantization)
@@ -217,9 +217,10 @@ def _count_inputs(layer: Layer) -> int:
     return int(layer.weight.shape[-1])
 
 
-def _is_sensitive(path: str) -> bool:
-    """Return whether the layer at a path is one of `SENSITIVE_LAYERS`, or a part of one."""
-    return path.partition(".")[0] in SENSITIVE_LAYERS
+def _is_sensitive(path: str, network: nn.Module) -> bool:
+    """Return whether a layer is in one of `SENSITIVE_LAYERS` or in the last block of a UNet."""
+    last_block = f"up_blocks.{len(network.get('up_blocks', ())) - 1}."
+    return not set(SENSITIVE_LAYERS).isdisjoint(path.split(".")) or path.startswith(last_block)
 
 
 def _require_known(option: str, paths: Collection[str], layers: Mapping[str, Layer]) -> None:

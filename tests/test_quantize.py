@@ -93,6 +93,9 @@ def test_unet(unet, bits):
     assert layers["mid_block.attentions.0.proj_in"].bits == bits
     assert layers["time_embedding.linear_1"].bits == 8
     assert layers["conv_out"].bits == 8
+    assert layers["up_blocks.0.resnets.0.conv_shortcut"].bits == 8
+    last = layers[f"up_blocks.{len(unet.up_blocks) - 1}.resnets.0.conv2"]
+    assert isinstance(last, Conv3x3) and getattr(last, "bits", 8) == 8
     assert layers["conv_in"].weight.dtype == mx.float16  # 4 channels are no group
     assert find_quantization(unet) == quantization
     quantize_as(other, Quantization.from_dict(asdict(quantization), "it"))
