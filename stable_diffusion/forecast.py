@@ -3,7 +3,7 @@
 No weight is read: arrays that are still lazy know their shapes and types.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -66,18 +66,6 @@ def count_widest(networks: Iterable[nn.Module]) -> int:
             elif weight.dtype != mx.float32:
                 sizes.append(weight.size)
     return 0 if backend.is_gpu() else max(sizes) * FLOAT32
-
-
-def count_quantized_bytes(network: nn.Module, quantize: Callable[[nn.Module], object]) -> int:
-    """Return how many bytes the weights of a network would take if it were quantized.
-
-    Args:
-        network: its class makes a network of its `config`.
-        quantize: quantizes a network in place, such as `quantize_unet`.
-    """
-    other: nn.Module = type(network)(network.config)
-    quantize(other)
-    return count_bytes([other])
 
 
 def count_decoding_bytes(n_pixels: int, n_channels: int, itemsize: int, in_strips: bool) -> int:

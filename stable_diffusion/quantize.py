@@ -49,8 +49,8 @@ def quantize_unet(
 ) -> Quantization:
     """Quantize the linear layers and convolutions of a UNet or a control network, in place.
 
-    With less than 8 bits, `SENSITIVE_LAYERS` and the last block of a UNet have 8. The weights of the
-    layers that cannot be quantized, as in `quantize_text_encoder`, are stored in float16.
+    With less than 8 bits, `SENSITIVE_LAYERS` and the last block of a UNet have 8. The weights of
+    the layers that cannot be quantized, as in `quantize_text_encoder`, are stored in float16.
 
     Returns:
         The entry for a config file, with which `quantize_as` does the same.

@@ -10,8 +10,7 @@ import txt2image
 from stable_diffusion import StableDiffusion
 from stable_diffusion.cli import room
 from stable_diffusion.device import free_memory
-from stable_diffusion.forecast import count_bytes, count_quantized_bytes, make_forecast
-from stable_diffusion.quantize import quantize_text_encoder, quantize_unet
+from stable_diffusion.forecast import count_bytes, make_forecast
 
 GIB = 2**30
 
@@ -21,12 +20,10 @@ def test_weights_are_counted_before_they_are_read():
     sd = StableDiffusion("tiny")
     mx.synchronize()
     before = mx.get_active_memory()
-    networks = sd.unet, sd.text_encoder
-    expected = count_quantized_bytes(sd.unet, quantize_unet)
-    expected += count_quantized_bytes(sd.text_encoder, quantize_text_encoder)
+    expected = sum(room.count_quantized_bytes(sd, unet_bits=6))
     assert mx.get_active_memory() - before < 1e5
-    sd.quantize()
-    assert count_bytes(networks) == pytest.approx(expected, rel=0.01)
+    sd.quantize(unet_bits=6)
+    assert count_bytes([sd.unet, sd.text_encoder]) == pytest.approx(expected, rel=0.01)
     sd.ensure_models_are_loaded()
     read = mx.get_active_memory() - before - count_bytes([sd.autoencoder])
     assert read == pytest.approx(expected, rel=0.02)

@@ -3,14 +3,14 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from .. import forecast
+from ..clip import CLIPTextModel
 from ..device import backend, free_memory, memory
 from ..forecast import Forecast
+from ..pipeline import StableDiffusion
 from ..quantize import (
     TEXT_ENCODER_BITS,
     UNET_BITS,
@@ -19,6 +19,7 @@ from ..quantize import (
     quantize_unet,
 )
 from ..step_memory import count_step_bytes
+from ..unet import UNetModel
 from ..utils.size import Size
 from .decode import choose_tiled
 from .denoise import count_pictures, count_weight_bytes
@@ -110,15 +111,12 @@ def forecast_run(run: Run, batches: Sequence[Batch], choices: Choices, base: int
         base: bytes of the process before weights are read.
     """
     sd, vae = run.sd, run.sd.autoencoder
-    text = [network for _, network in _list_text_encoders(run)]
+    text = [getattr(sd, attribute) for attribute, _ in sd._TEXT_ENCODERS]
     networks = [sd.unet, *(control.network for control in sd.controls)]
     text_bytes, unet_bytes = forecast.count_bytes(text), forecast.count_bytes(networks)
     widest = forecast.count_widest(networks)
     if choices.unet_bits is not None:
-        quantize = partial(_quantize_unet, bits=choices.unet_bits, float16=sd.float16)
-        unet_bytes = sum(forecast.count_quantized_bytes(each, quantize) for each in networks)
-        quantize = partial(_quantize_text_encoder, float16=sd.float16)
-        text_bytes = sum(forecast.count_quantized_bytes(each, quantize) for each in text)
+        unet_bytes, text_bytes = count_quantized_bytes(sd, choices.unet_bits)
     others = [each for each in (run.preview_vae, run.upscaler) if each is not None]
     encodes = run.start is not None or any(batch.jobs[0].second_pass for batch in batches)
     weights = {
@@ -145,24 +143,21 @@ def forecast_run(run: Run, batches: Sequence[Batch], choices: Choices, base: int
     )
 
 
-def _list_text_encoders(run: Run) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the text encoders with their attributes."""
-    for attribute, _ in run.sd._TEXT_ENCODERS:
-        yield attribute, getattr(run.sd, attribute)
+def count_quantized_bytes(sd: StableDiffusion, unet_bits: int) -> tuple[int, int]:
+    """Return the bytes of UNet and control networks, and of text encoders, if they were quantized.
 
-
-def _quantize_unet(network: nn.Module, bits: int, float16: bool) -> None:
-    """Quantize a UNet or control network, in place, as `-q` does."""
-    if float16:
-        network.set_dtype(mx.float16)
-    quantize_unet(network, bits)
-
-
-def _quantize_text_encoder(network: nn.Module, float16: bool) -> None:
-    """Quantize a text encoder, in place, as `-q` does."""
-    if float16:
-        network.set_dtype(mx.float16)
-    quantize_text_encoder(network, TEXT_ENCODER_BITS)
+    They are counted in new networks, whose weights are never computed.
+    """
+    unets = [UNetModel(sd.config.unet)]
+    unets += [type(each.network)(each.network.config) for each in sd.controls]
+    text_encoders = [CLIPTextModel(config) for config in sd.config.text_encoders]
+    for network in (*unets, *text_encoders):
+        network.set_dtype(mx.float16 if sd.float16 else mx.float32)
+    for network in unets:
+        quantize_unet(network, unet_bits)
+    for network in text_encoders:
+        quantize_text_encoder(network, TEXT_ENCODER_BITS)
+    return forecast.count_bytes(unets), forecast.count_bytes(text_encoders)
 
 
 def _count_rows(run: Run, batch: Batch, is_single: bool = False) -> tuple[int, int]:
