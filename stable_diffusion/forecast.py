@@ -3,6 +3,7 @@
 No weight is read: arrays that are still lazy know their shapes and types.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from .device import backend, memory
+from .quantized_convolution import UNPACKED_NUMBERS, QuantizedConv3x3
 
 # Numbers in memory for each pixel and each channel of the widest layer in the size of the picture,
 # while a Linux CPU decodes a picture at once or in strips. Measured for the VAE of SD 1.5.
@@ -61,7 +63,9 @@ def count_widest(networks: Iterable[nn.Module]) -> int:
             weight = layer.get("weight") if isinstance(layer, nn.Module) else None
             if weight is None or weight.ndim < 2 or isinstance(layer, nn.Embedding):
                 continue
-            if weight.dtype == mx.uint32:
+            if isinstance(layer, QuantizedConv3x3):
+                sizes.append(min(math.prod(layer.weight_shape), UNPACKED_NUMBERS))
+            elif weight.dtype == mx.uint32:
                 sizes.append(layer.scales.size * layer.group_size)
             elif weight.dtype != mx.float32:
                 sizes.append(weight.size)

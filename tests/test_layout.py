@@ -89,7 +89,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": BELOW_PIPELINE,
     "faults": {"utils"},
     "step_memory": {"config", "device"},
-    "forecast": {"device"},
+    "forecast": {"device", "quantized_convolution"},
     "hires": BELOW_PIPELINE | {"images", "pipeline"},
     "overflow": BELOW_PIPELINE | {"faults", "pipeline"},
     "version": set(),
