@@ -80,8 +80,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "adapted": {"adapters", "check_arguments", "conditioning", "config", "model_io", "sampler"},
     "loaded_networks": {
-        *("adapted", "autoencoder_tiny", "check_arguments", "clip", "conditioning", "control"),
-        *("model_io", "precision", "quantize", "unet", "vae"),
+        *("adapted", "autoencoder_tiny", "check_arguments", "clip", "conditioning", "config"),
+        *("control", "model_io", "precision", "quantize", "unet", "vae"),
     },
     "generation": {
         *("check_arguments", "check_task", "conditioning", "config", "control", "sampler"),

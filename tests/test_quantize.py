@@ -45,13 +45,14 @@ def test_convolution(monkeypatch, has_kernels, bits, call):
     plain = Conv3x3(64, 32)
     packed = QuantizedConv3x3(plain, GROUP_SIZE, bits)
     words, scales, offsets = mx.quantize(plain.weight.reshape(32, -1), GROUP_SIZE, bits)
-    rounded = scales.astype(mx.float16), offsets.astype(mx.float16)
+    rounded = (each.astype(mx.float16).astype(mx.float32) for each in (scales, offsets))
     plain.weight = mx.dequantize(words, *rounded, GROUP_SIZE, bits).reshape(plain.weight.shape)
     if not has_kernels:
         monkeypatch.setattr(cpu_kernels, "is_used", lambda: False)
     x = random_array(2, 6, 5, 64)
     theirs = call(plain, x)
-    assert mx.abs(call(packed, x) - theirs).max() < 1e-5 * mx.abs(theirs).max()
+    tolerance = 1e-5 if has_kernels else 1e-3  # MLX unpacks to the type of the scales, float16
+    assert mx.abs(call(packed, x) - theirs).max() < tolerance * mx.abs(theirs).max()
     assert packed.weight.size == plain.weight.size * bits // 32
 
 
@@ -59,7 +60,8 @@ def test_convolution(monkeypatch, has_kernels, bits, call):
 def test_convolution_is_unpacked_with_its_options(stride, padding, bias):
     packed = QuantizedConv3x3(Conv3x3(32, 8, stride, padding, bias), GROUP_SIZE, 8)
     x = random_array(1, 7, 6, 32)
-    assert mx.abs(packed(x) - packed.to_plain()(x)).max() < 1e-5
+    theirs = packed.to_plain()(x)
+    assert mx.abs(packed(x) - theirs).max() < 1e-3 * mx.abs(theirs).max()
 
 
 def test_lora_of_a_quantized_convolution():
@@ -76,7 +78,6 @@ def test_lora_of_a_quantized_convolution():
 def test_weights_beside_quantized_convolutions_learn():
     """Packed weights have no gradient, and are left out."""
     network = nn.Sequential(QuantizedConv3x3(Conv3x3(32, 8), GROUP_SIZE, 4), nn.Linear(8, 1))
-    network.unfreeze()
     _, gradients = nn.value_and_grad(network, lambda x: network(x).sum())(random_array(1, 4, 4, 32))
     assert gradients["layers"][1]["weight"].size == 8
     assert "weight" not in gradients["layers"][0]
@@ -87,15 +88,14 @@ def test_unet(unet, bits):
     """With less than 8 bits some layers have 8; the result says how to do the same again."""
     other = UNetModel(unet.config)
     other.update(unet.parameters())
-    quantization = quantize_unet(unet, bits)
+    quantization = quantize_unet(unet, bits, GROUP_SIZE)
     layers = dict(unet.named_modules())
     assert layers["mid_block.resnets.0.conv1"].bits == bits
     assert layers["mid_block.attentions.0.proj_in"].bits == bits
     assert layers["time_embedding.linear_1"].bits == 8
     assert layers["conv_out"].bits == 8
     assert layers["up_blocks.0.resnets.0.conv_shortcut"].bits == 8
-    last = layers[f"up_blocks.{len(unet.up_blocks) - 1}.resnets.0.conv2"]
-    assert isinstance(last, Conv3x3) and getattr(last, "bits", 8) == 8
+    assert layers[f"up_blocks.{len(unet.up_blocks) - 1}.resnets.0.conv2"].bits == 8
     assert layers["conv_in"].weight.dtype == mx.float16  # 4 channels are no group
     assert find_quantization(unet) == quantization
     quantize_as(other, Quantization.from_dict(asdict(quantization), "it"))
