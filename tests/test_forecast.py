@@ -53,7 +53,6 @@ def test_what_is_there_in_each_phase():
         (0.0, ["--n_images=1", "-q"], "-q --unet-bits 4 --low-memory, and smaller pictures"),
         (0.0, ["--n_images=1", "-q", "--unet-bits=4", "--low-memory"], "smaller pictures"),
         (-1.0, ["--n_images=1"], "-q"),
-        (-1.0, ["--n_images=2"], "--batch-size 1"),
     ],
 )
 def test_warning(monkeypatch, tmp_path, capsys, free, options, advice):

@@ -94,6 +94,7 @@ def test_unet(unet, bits):
     assert layers["mid_block.attentions.0.proj_in"].bits == bits
     assert layers["time_embedding.linear_1"].bits == 8
     assert layers["conv_out"].bits == 8
+    assert layers["down_blocks.0.resnets.0.conv1"].bits == 8
     assert layers["up_blocks.0.resnets.0.conv_shortcut"].bits == 8
     assert layers[f"up_blocks.{len(unet.up_blocks) - 1}.resnets.0.conv2"].bits == 8
     assert layers["conv_in"].weight.dtype == mx.float16  # 4 channels are no group
