@@ -74,8 +74,11 @@ class QuantizedConv3x3(Conv3x3):
         return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
 
     def plain_weight(self) -> mx.array:
-        """Return the weight [O, 3, 3, C], unpacked by MLX's operations."""
-        return mx.dequantize(*self._packed()).reshape(self.weight_shape)
+        """Return the weight [O, 3, 3, C], unpacked by MLX: in float32 on a Linux CPU."""
+        dtype = cpu_kernels.compute_dtype(self.scales.dtype)
+        scales, offsets = self.scales.astype(dtype), self.biases.astype(dtype)
+        weight = mx.dequantize(self.weight, scales, offsets, self.group_size, self.bits)
+        return weight.reshape(self.weight_shape)
 
     def to_plain(self) -> Conv3x3:
         """Return a `Conv3x3` with the unpacked weight, which is computed only if it is used."""
@@ -85,10 +88,6 @@ class QuantizedConv3x3(Conv3x3):
         if "bias" in self:
             plain.bias = self.bias
         return plain
-
-    def _packed(self) -> tuple[mx.array, mx.array, mx.array, int, int]:
-        """Return the arguments of `mx.dequantize`."""
-        return self.weight, self.scales, self.biases, self.group_size, self.bits
 
     def _extra_repr(self) -> str:
         n_outputs, _, _, channels = self.weight_shape
