@@ -44,7 +44,8 @@ class Forecast:
 
 def list_weights(networks: Iterable[nn.Module]) -> list[mx.array]:
     """Return the weights of networks, which may be lazy."""
-    return [array for each in networks for _, array in tree_flatten(each.parameters())]
+    trees = (dict(tree_flatten(each.parameters(), destination={})) for each in networks)
+    return [array for tree in trees for array in tree.values()]
 
 
 def count_bytes(networks: Iterable[nn.Module]) -> int:

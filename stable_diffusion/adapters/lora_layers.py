@@ -144,7 +144,9 @@ class AdaptedConv3x3(nn.Module):
 
     def merge(self) -> Conv3x3:
         """Return a layer with the changed weight, which computes the same; see `merged_layers`."""
-        return merge_changes(self.base, self.changes)
+        base = self.base
+        plain = base.to_plain() if isinstance(base, QuantizedConv3x3) else base
+        return merge_changes(plain, self.changes)
 
 
 class AdaptedGroupNorm(GroupNorm):
@@ -221,8 +223,6 @@ T = TypeVar("T", bound=PlainLayer)
 
 def merge_changes(base: T, changes: Sequence[Change]) -> T:
     """Return a copy of a layer with the weight and the bias after changes."""
-    if isinstance(base, QuantizedConv3x3):
-        return merge_changes(base.to_plain(), changes)
     layer = copy.copy(base)
     layer.weight = change_weight(base, changes)
     bias = change_bias(base, changes)
