@@ -3,8 +3,10 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from .. import forecast
 from ..clip import CLIPTextModel
@@ -148,8 +150,10 @@ def count_quantized_bytes(sd: StableDiffusion, unet_bits: int) -> tuple[int, int
 
     They are counted in new networks, whose weights are never computed.
     """
-    unets = [UNetModel(sd.config.unet)]
-    unets += [type(each.network)(each.network.config) for each in sd.controls]
+    unets: list[nn.Module] = [UNetModel(sd.config.unet)]
+    for control in sd.controls:
+        make_network: Any = type(control.network)
+        unets.append(make_network(control.network.config))
     text_encoders = [CLIPTextModel(config) for config in sd.config.text_encoders]
     for network in (*unets, *text_encoders):
         network.set_dtype(mx.float16 if sd.float16 else mx.float32)
