@@ -23,7 +23,7 @@ from .model_io.control_models import (
     find_damaged_control_weights,
     load_control_network,
 )
-from .quantize import is_quantized, quantize_unet
+from .quantize import UNET_BITS, find_quantization, quantize_as, quantize_unet, store_in_float16
 from .utils.size import Size
 from .utils.step_range import is_in_range
 from .utils.wording import InputWarning, did_you_mean
@@ -76,17 +76,18 @@ class LoadedControl:
         """Return whether the network has been unloaded."""
         return self._network is None
 
-    def quantize(self) -> None:
-        """Quantize its linear layers to 8 bits, in place, unless they are quantized."""
-        if not is_quantized(self.network):
-            quantize_unet(self.network)
+    def quantize(self, bits: int = UNET_BITS) -> None:
+        """Quantize its linear layers and convolutions, in place, unless they are quantized."""
+        if find_quantization(self.network) is None:
+            quantize_unet(self.network, bits)
 
     def use_float32(self) -> None:
         """Load the network again, to compute in float32; quantized if it was."""
-        was_quantized = is_quantized(self.network)
+        quantization = find_quantization(self.network)
         self._network = load_control_network(self._opened, True, widened=True)
-        if was_quantized:
-            self.quantize()
+        if quantization is not None:
+            quantize_as(self._network, quantization)
+            store_in_float16(self._network)
 
     def find_damaged_weights(self, float16: bool) -> list[str]:
         """Return the tensors that have a number that is not finite, "FILE: KEY"."""

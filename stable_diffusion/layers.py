@@ -234,8 +234,8 @@ class Conv3x3(nn.Conv2d):
             kinds = cpu_kernels.Activation
             kind = kinds.NONE if activation is None else kinds.SILU
             own_bias = self._kernel_bias() if bias is None else bias + self._kernel_bias()
-            arrays = x, self.weight, own_bias, _prepare_norm(norm, x), kind, residual
-            return cpu_kernels.conv3x3(*arrays, stride=self.stride[0], padding=self.padding[0])
+            arrays = x, own_bias, _prepare_norm(norm, x), kind, residual
+            return self.run_kernel(*arrays, stride=self.stride[0], padding=self.padding[0])
 
         return cpu_kernels.try_kernels(x, kernel, plain)
 
@@ -243,7 +243,7 @@ class Conv3x3(nn.Conv2d):
         """Return the convolution by MLX's operations, before the bias is added."""
         if not self.padding[0]:
             x = mx.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)])
-        return mx.conv2d(x, self.weight, self.stride, self.padding)
+        return mx.conv2d(x, self.plain_weight(), self.stride, self.padding)
 
     def convolve_upsampled(self, x: mx.array, size: tuple[int, int] | None = None) -> mx.array:
         """Return the convolution of `upsample_nearest(x)`: [B, 2H, 2W, O].
@@ -263,8 +263,23 @@ class Conv3x3(nn.Conv2d):
 
         if (height, width) != doubled:
             return plain()
-        kernel = partial(cpu_kernels.conv3x3, x, self.weight, self._kernel_bias(), upsample=True)
+
+        def kernel() -> mx.array:
+            return self.run_kernel(x, self._kernel_bias(), upsample=True)
+
         return cpu_kernels.try_kernels(x, kernel, plain)
+
+    def run_kernel(self, x: mx.array, *arguments: Any, **options: Any) -> mx.array:
+        """Return the result of `cpu_kernels.conv3x3` with the layer's weight.
+
+        Args:
+            arguments, options: those of the kernel, after the weight.
+        """
+        return cpu_kernels.conv3x3(x, self.weight, *arguments, **options)
+
+    def plain_weight(self) -> mx.array:
+        """Return the weight [O, 3, 3, C] for MLX's own operations."""
+        return self.weight
 
     def _add_bias(self, y: mx.array) -> mx.array:
         """Return y plus the bias, if the layer has one."""

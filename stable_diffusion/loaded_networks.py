@@ -5,15 +5,16 @@ import mlx.nn as nn
 
 from .adapted import Adapted
 from .autoencoder_tiny import AutoencoderTiny
-from .check_arguments import check_path
+from .check_arguments import check_integer, check_path
 from .clip import CLIPTextModel
 from .conditioning import Reader, require_fit
+from .config.networks import BITS
 from .control import LoadedControl
 from .model_io.control_models import OpenedControl, open_control
 from .model_io.loaders import ModelPath, load_autoencoder, load_text_encoder, load_tokenizer
 from .model_io.weights import read_weights
 from .precision import load_in_float32
-from .quantize import quantize_networks
+from .quantize import TEXT_ENCODER_BITS, UNET_BITS, quantize_networks
 from .unet import UNetModel
 from .vae import Autoencoder
 
@@ -38,15 +39,28 @@ class LoadedNetworks(Adapted):
         for network in (*self._text_encoders, self.unet, self.autoencoder, *controls):
             read_weights(network)
 
-    def quantize(self) -> None:
-        """Quantize linear layers to 4 bits (text encoders) and 8 bits (UNet, control), in place.
+    def quantize(
+        self, unet_bits: int = UNET_BITS, text_encoder_bits: int = TEXT_ENCODER_BITS
+    ) -> None:
+        """Quantize the networks except the VAE, in place; see `quantize_unet`.
 
-        Their other weights, except the text encoders', are kept in float16. Quantized networks stay
-        so, with a warning. Control networks that are loaded later are not quantized.
+        Quantized networks stay so, with a warning. Control networks that are loaded later are not
+        quantized.
+
+        Args:
+            unet_bits: of a weight in the UNet and in control networks, 4, 6 or 8.
+            text_encoder_bits: the same for linear layers of the text encoders.
+
+        Raises:
+            TypeError: if a number of bits is not an integer.
+            ValueError: if it is not one of these.
         """
-        quantize_networks(self.unet, self._text_encoders, self.config.name)
+        _check_bits("unet_bits", unet_bits)
+        _check_bits("text_encoder_bits", text_encoder_bits)
+        bits = unet_bits, text_encoder_bits
+        quantize_networks(self.unet, self._text_encoders, self.config.name, *bits)
         for control in self.controls:
-            control.quantize()
+            control.quantize(unet_bits)
 
     def use_float32(self) -> None:
         """Load the networks again, to compute in float32.
@@ -98,6 +112,11 @@ class LoadedNetworks(Adapted):
         for attribute, _ in self._TEXT_ENCODERS:
             delattr(self, attribute)
 
+    def free_tokenizers(self) -> None:
+        """Delete the tokenizers, if there is no more text: each takes some 20 MB."""
+        for attribute, _ in self._TOKENIZERS:
+            delattr(self, attribute)
+
     @property
     def _text_encoders(self) -> list[CLIPTextModel]:
         """Return the text encoders, unless they have been freed."""
@@ -125,3 +144,14 @@ class LoadedNetworks(Adapted):
             setattr(self, attribute, load_text_encoder(self.model, self.float16, name))
         for reader in self._readers:
             require_fit(*reader, self.model.name)
+
+
+def _check_bits(name: str, value: int) -> None:
+    """Check that an argument is one of `BITS`.
+
+    Raises:
+        TypeError: if it is not an integer.
+        ValueError: if it is another one.
+    """
+    if check_integer(name, value) not in BITS:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, BITS))}, got {value}")

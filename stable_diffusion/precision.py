@@ -6,7 +6,7 @@ import mlx.nn as nn
 from .adapters.lora import copy_lora
 from .model_io.loaders import load_text_encoder, load_unet
 from .model_io.model import Model
-from .quantize import is_quantized, quantize_text_encoder, quantize_unet
+from .quantize import find_quantization, is_quantized, quantize_as, store_in_float16
 
 
 def load_in_float32(model: Model, component: str, old: nn.Module) -> nn.Module:
@@ -27,7 +27,10 @@ def load_in_float32(model: Model, component: str, old: nn.Module) -> nn.Module:
         table = new.token_embedding
         learned = old.token_embedding.weight[len(table.weight) :].astype(mx.float32)
         table.weight = mx.concatenate([table.weight, learned])
-    if is_quantized(old) and not is_quantized(new):
-        (quantize_unet if component == "unet" else quantize_text_encoder)(new)
+    quantization = find_quantization(old)
+    if quantization is not None and not is_quantized(new):
+        quantize_as(new, quantization)
+        if component == "unet":
+            store_in_float16(new)
     copy_lora(old, new, mx.float32)
     return new

@@ -25,7 +25,7 @@ BELOW_PIPELINE = {
     *("active_control", "adapted", "adapters", "check_arguments", "check_pictures", "check_task"),
     *("compiled", "conditioning", "control", "denoising", "editing", "generation", "image_start"),
     *("inpainting", "loaded_networks", "model_io", "precision", "prediction", "quantize"),
-    "vae_strips",
+    *("quantized_convolution", "vae_strips"),
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "utils": set(),
@@ -48,7 +48,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "vae": {"activations", "attention", "config", "device", "layers"},
     "autoencoder_tiny": {"activations", "config", "device", "layers", "vae"},
     "rrdbnet": {"config", "layers"},
-    "quantize": {"config", "device", "layers"},
+    "quantized_convolution": {"device", "layers"},
+    "quantize": {"config", "device", "layers", "quantized_convolution"},
     "latent_preview": {"images", "vae_strips"},
     "vae_strips": {
         *("activations", "autoencoder_tiny", "compiled", "config", "device", "layers", "vae")
@@ -71,7 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("config", "denoising", "inpainting", "prediction", "sampler", "vae_strips"),
     },
     "model_io": LOWER | NETWORKS | {"quantize"},
-    "adapters": LOWER | NETWORKS | {"model_io"},
+    "adapters": LOWER | NETWORKS | {"model_io", "quantized_convolution"},
     "precision": {"adapters", "model_io", "quantize"},
     "check_arguments": {"conditioning", "config", "model_io", "sampler", "utils"},
     "check_pictures": {"check_arguments", "utils"},
@@ -79,8 +80,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "editing": {"image_start", "prediction", "sampler", "vae_strips"},
     "adapted": {"adapters", "check_arguments", "conditioning", "config", "model_io", "sampler"},
     "loaded_networks": {
-        *("adapted", "autoencoder_tiny", "check_arguments", "clip", "conditioning", "control"),
-        *("model_io", "precision", "quantize", "unet", "vae"),
+        *("adapted", "autoencoder_tiny", "check_arguments", "clip", "conditioning", "config"),
+        *("control", "model_io", "precision", "quantize", "unet", "vae"),
     },
     "generation": {
         *("check_arguments", "check_task", "conditioning", "config", "control", "prediction"),
@@ -89,6 +90,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": BELOW_PIPELINE,
     "faults": {"utils"},
     "step_memory": {"config", "device"},
+    "forecast": {"device", "quantized_convolution"},
     "hires": BELOW_PIPELINE | {"images", "pipeline"},
     "overflow": BELOW_PIPELINE | {"faults", "pipeline"},
     "version": set(),
@@ -105,7 +107,7 @@ CLI = (
         {"controls", "recipe"},
     ),
     {"arguments", "output"},
-    *({"plan"}, {"run"}, {"decode"}, {"denoise"}, {"generate"}, {"main"}, {"convert"}),
+    *({"plan"}, {"run"}, {"decode"}, {"denoise"}, {"room"}, {"generate"}, {"main"}, {"convert"}),
 )
 # Packages outside of the standard library, and who may import them.
 OTHERS = {

@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from ..activations import Activation
 from ..layers import Conv3x3, GroupNorm, Linear, Norm, QuantizedLinear, multiply
+from ..quantized_convolution import QuantizedConv3x3
 from .changes import Change, LowRank, apply_changes, chain, prepare_changes
 
 
@@ -143,7 +144,9 @@ class AdaptedConv3x3(nn.Module):
 
     def merge(self) -> Conv3x3:
         """Return a layer with the changed weight, which computes the same; see `merged_layers`."""
-        return merge_changes(self.base, self.changes)
+        base = self.base
+        plain = base.to_plain() if isinstance(base, QuantizedConv3x3) else base
+        return merge_changes(plain, self.changes)
 
 
 class AdaptedGroupNorm(GroupNorm):
@@ -272,7 +275,7 @@ def get_weight_shape(layer: Layer) -> tuple[int, ...]:
     if isinstance(base, QuantizedLinear):
         out_dims, groups = base.scales.shape
         return (out_dims, groups * base.group_size)
-    return base.weight.shape
+    return base.weight_shape if isinstance(base, QuantizedConv3x3) else base.weight.shape
 
 
 def get_base(layer: Layer) -> PlainLayer:

@@ -26,6 +26,7 @@ from .output.picture_writer import PictureWriter
 from .output.preview import Preview, choose_decoder
 from .plan import Plan, make_batches, make_plan
 from .ranks import RankError, Ranks
+from .room import warn_of_memory
 from .run import Run, prepare_run
 from .settings import Settings
 from .terminal.console import say
@@ -106,7 +107,11 @@ def _make_pictures(
         return plan.count_at_once(ranks.share_smallest(n_fitting))
 
     batches = make_batches(run.jobs, count_at_once, ranks.size)
-    started = _start_batches(run, batches[ranks.rank :: ranks.size])
+    own_batches = batches[ranks.rank :: ranks.size]
+    if own_batches:
+        progress.forecast = warn_of_memory(run, own_batches).peak
+    run.preload()
+    started = _start_batches(run, own_batches)
     preview = None if plan.names is None else _prepare_preview(run, plan.names.preview)
     if started:
         with progress.measure("reading the UNet"):
@@ -138,6 +143,7 @@ def _start_batches(run: Run, batches: Sequence[Batch]) -> deque[StartedBatch]:
             )
             started.append(StartedBatch(batch, latents))
         run.sd.free_text_encoders()
+        run.sd.free_tokenizers()
     return started
 
 

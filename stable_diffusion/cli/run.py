@@ -12,6 +12,7 @@ from ..model_io.loaders import open_model
 from ..model_io.model import describe_downloads
 from ..model_io.weight_files import STEMS
 from ..pipeline import StableDiffusion, pipeline_class
+from ..quantize import TEXT_ENCODER_BITS, UNET_BITS
 from ..rrdbnet import RRDBNet
 from ..utils.size import Size
 from ..vae_strips import Vae
@@ -105,6 +106,13 @@ class Run:
         for name, control in self.controls.items():
             self.progress.read_network(f"control network {name}", control.network)
 
+    def preload(self) -> None:
+        """Read the weights of all networks, if the settings ask for it."""
+        if self.settings.preload_models:
+            with self.progress.measure("loading"):
+                self.read_networks(NETWORKS)
+                self.read_controls()
+
     def read_decoder(self) -> None:
         """Read the weights of the VAE's decoder."""
         self.progress.read_network("VAE's decoder", self.sd.autoencoder.decoder)
@@ -133,12 +141,7 @@ def prepare_run(settings: Settings, plan: Plan, progress: Progress) -> Run:
     _adapt(sd, settings)
     record = Record(settings, model, float16, opened)
     upscalers = load_upscalers(settings, (job.second_pass for job in jobs))
-    run = Run(settings, progress, jobs, sd, record, start, preview_vae, controls, upscalers)
-    if settings.preload_models:
-        with progress.measure("loading"):
-            run.read_networks(NETWORKS)
-            run.read_controls()
-    return run
+    return Run(settings, progress, jobs, sd, record, start, preview_vae, controls, upscalers)
 
 
 def _choose_precision(settings: Settings) -> bool:
@@ -154,7 +157,10 @@ def _choose_precision(settings: Settings) -> bool:
 def _adapt(sd: StableDiffusion, settings: Settings) -> None:
     """Quantize the model, and add the LoRAs and textual inversions of the settings."""
     if settings.quantize:
-        sd.quantize()
+        sd.quantize(
+            UNET_BITS if settings.unet_bits is None else settings.unet_bits,
+            TEXT_ENCODER_BITS if settings.text_encoder_bits is None else settings.text_encoder_bits,
+        )
     for name, file in settings.embedding:  # before the words in LoRA files, which may be the same
         sd.load_embedding(name, file)
     for lora, scale in settings.lora:

@@ -27,14 +27,24 @@ GROUP_SIZES = (32, 64, 128)
 
 @dataclass(frozen=True)
 class Quantization(Config):
-    """`quantization` in a config.json: the weights of linear layers are stored in few bits."""
+    """`quantization` in a config.json: the weights of layers are stored in few bits.
+
+    Folders that older versions wrote have the first three only: their convolutions are in float16.
+    """
 
     bits: int | None = None
     group_size: int | None = None  # how many numbers of a row share a scale and an offset
-    unquantized: tuple[str, ...] = ()  # paths of the linear layers that are not quantized
+    unquantized: tuple[str, ...] = ()  # paths of the layers that are not quantized
+    convolution_group_size: int | None = None  # None: the convolutions are not quantized
+    in_8_bits: tuple[str, ...] = ()  # paths of the layers that have 8 bits in place of `bits`
 
     def __post_init__(self) -> None:
-        for option, known in (("bits", BITS), ("group_size", GROUP_SIZES)):
+        choices = {
+            "bits": BITS,
+            "group_size": GROUP_SIZES,
+            "convolution_group_size": (None, *GROUP_SIZES),
+        }
+        for option, known in choices.items():
             value = getattr(self, option)
             listed = ", ".join(map(str, known))
             require(value in known, f"{option} = {value!r} is not supported, only {listed}")

@@ -185,7 +185,7 @@ def _check_weights() -> Iterator[Check]:
     for dtype in (mx.float16, mx.bfloat16):
         halves = (_numbers(70) * 1000).astype(dtype)
         yield Check("widen", _call(kernel_calls.widen, halves), _call(halves.astype, mx.float32))
-    for bits in (4, 8):
+    for bits in (4, 6, 8):
         inputs = (*mx.quantize(_numbers(18, 64), 32, bits), 32, bits)
         yield Check(
             "dequantize", _call(cpu_kernels.dequantize, *inputs), _call(mx.dequantize, *inputs)

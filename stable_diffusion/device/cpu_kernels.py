@@ -163,11 +163,12 @@ def dequantize(
     weight: mx.array, scales: mx.array, offsets: mx.array, group_size: int, bits: int
 ) -> mx.array:
     """Return packed weights [O, D · bits / 32] as [O, D] in float32."""
-    if bits < 1 or 32 % bits:  # some numbers are divided between two words
+    if bits < 1 or (32 % bits and bits != 6):  # some numbers are divided between two words
         raise Unsupported
     _require(weight.dtype == mx.uint32 and weight.ndim == 2, "weights that are not packed")
     rows, columns = len(weight), weight.shape[1] * 32 // bits
-    fits = group_size > 0 and columns % group_size == 0 and group_size % (32 // bits) == 0
+    n_together = 4 if bits == 6 else 32 // bits  # numbers of whole bytes, or of a word
+    fits = group_size > 0 and columns % group_size == 0 and group_size % n_together == 0
     _require(fits, f"{columns} weights of {bits} bits in groups of {group_size}")
     for array in (scales, offsets):
         _require_shape(array, (rows, columns // group_size))

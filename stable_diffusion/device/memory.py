@@ -1,5 +1,6 @@
 """Measure the memory of this machine, and limit how much of it is used."""
 
+import ctypes
 import os
 import resource
 import sys
@@ -103,6 +104,19 @@ def require_room(n_weights: int, where: str) -> None:
             f"{where} asks for {n_weights:,} weights, {4 * n_weights / 1e9:,.0f} GB in float32; "
             f"this machine has {memory / 1e9:.0f} GB: the file is damaged, or the model too large"
         )
+
+
+def release_freed() -> None:
+    """Return the memory that arrays have freed to the system.
+
+    On a Linux CPU glibc keeps it for the next operations, see `cpu_kernels.keep_freed_memory`. The
+    next phase of a run has arrays of other sizes, for which the free pieces may be too small.
+    """
+    mx.clear_cache()
+    if sys.platform == "linux" and not backend.is_gpu():
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
+        if trim is not None:
+            trim(0)
 
 
 def limit_cache() -> None:

@@ -66,7 +66,7 @@ def convert_model(
     Args:
         model, vae, unet, prediction_type: as in `open_model`.
         folder: a new folder in an existing one.
-        text_encoder_bits, unet_bits: bits of the weights of linear layers, one of
+        text_encoder_bits, unet_bits: bits of a weight, one of
             `config.networks.BITS`; None does not quantize.
         group_size: how many weights share a scale, one of `config.networks.GROUP_SIZES`; None
             takes the defaults of `StableDiffusion.quantize`.
@@ -183,7 +183,7 @@ def _write_network(
         _write_json(config_file, config | {"quantization": asdict(quantization)})
         if n := len(quantization.unquantized):
             on_message(
-                f"{component}: {n} linear layers stay as they are, because the number of their "
+                f"{component}: {n} layers stay as they are, because the number of their "
                 "inputs is not a multiple of the group size"
             )
     tensors = dict(tree_flatten(loaded.parameters()))

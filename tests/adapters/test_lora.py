@@ -32,6 +32,7 @@ from stable_diffusion.adapters.lora_keys import COMPONENTS
 from stable_diffusion.adapters.lora_layers import AdaptedLinear
 from stable_diffusion.cli.arguments import value_types
 from stable_diffusion.device import cpu_kernels
+from stable_diffusion.quantized_convolution import QuantizedConv3x3
 
 ERROR = 2e-5
 MIN_CHANGE = 0.05  # of every network's output by the LoRA of these tests
@@ -349,7 +350,7 @@ def test_scales_and_stacks(model, oracle, tmp_path, kind, write):
 
 def widen_weight(layer: nn.Module) -> np.ndarray:
     """Return a weight, quantized or in half precision, in float32 and PyTorch's order of axes."""
-    weight = layer.weight
+    weight = layer.plain_weight() if isinstance(layer, QuantizedConv3x3) else layer.weight
     if isinstance(layer, nn.QuantizedLinear):
         packed = weight, layer.scales, layer.biases
         weight = mx.dequantize(*packed, layer.group_size, layer.bits)

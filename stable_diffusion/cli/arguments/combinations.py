@@ -29,6 +29,10 @@ def check_combinations(values: Mapping[str, Any]) -> None:
         raise ValueError("--preload-models and --low-memory are opposites: leave one out")
     if values["preview_vae"] and values["preview"] is None:
         raise ValueError("--preview-vae needs --preview N, which says how often to write previews")
+    for name in ("unet_bits", "text_encoder_bits"):
+        if values[name] is not None and not values["quantize"]:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} {values[name]} needs -q, which quantizes the model")
     if values["upscale"] is not None:
         _check_upscaler(values["upscale"])
 

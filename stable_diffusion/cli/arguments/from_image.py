@@ -30,6 +30,7 @@ DEPENDENT_OPTIONS = {
     "timesteps": ("steps", "schedule", "hires_steps"),
     "hires_steps": ("timesteps",),
     "n_images": ("n_rows",),
+    "quantize": ("unet_bits", "text_encoder_bits"),
     "strength": ("image_cfg",),
     "image_cfg": ("strength",),
     "control": ("control_range", "control_canny"),

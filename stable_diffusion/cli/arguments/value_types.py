@@ -13,6 +13,7 @@ from typing import TypeVar
 from urllib.parse import unquote
 
 from ...config.autoencoder_tiny import TINY_VAES
+from ...config.networks import BITS
 from ...hires import FILTERS, MAX_SCALE, MIN_SCALE
 from ...model_io.hub_file import MAIN, HubName, parse_hub_name
 from ...sampler.noise import MAX_SEED
@@ -170,6 +171,11 @@ def make_choice_parser(choices: Collection[str]) -> Callable[[str], str]:
         return text
 
     return parse_choice
+
+
+def parse_bits(text: str) -> int:
+    """Return the number of bits of a weight."""
+    return int(make_choice_parser(tuple(map(str, BITS)))(text))
 
 
 def parse_seed(text: str) -> int:

@@ -18,7 +18,7 @@ from mlx.utils import tree_reduce
 from tqdm import tqdm
 
 from ...denoising import Denoising, EvaluatedStep
-from ...device.memory import read_peak_memory
+from ...device.memory import read_peak_memory, release_freed
 from ...model_io.weights import read_weights
 from ...utils.wording import format_bytes
 from .console import say, warn
@@ -53,8 +53,13 @@ class Progress:
     """The bars and lines on standard error, and the figures of a run.
 
     Args:
-        verbose: whether to print the peak memory of each phase.
+        verbose: whether to print the peak memory of each phase, and the forecast of it.
+
+    Attributes:
+        forecast: the expected peak of the memory of the process, in bytes; None if unknown.
     """
+
+    forecast: int | None = None
 
     def __init__(self, verbose: bool = False):
         self._verbose = verbose
@@ -74,7 +79,7 @@ class Progress:
         """Measure the peak memory of the phase inside the block, and print it if verbose."""
         mx.reset_peak_memory()
         yield
-        mx.clear_cache()  # the buffers of the next phase have other sizes
+        release_freed()
         self._peak = max(self._peak, mx.get_peak_memory())
         if self._verbose:
             say(f"Peak memory, {phase}: {mx.get_peak_memory() / 1e9:.3f} GB")
@@ -172,8 +177,14 @@ class Progress:
             f"{n_pictures} picture{'s' * (n_pictures != 1)} in {seconds:.1f} s: "
             f"{seconds / n_pictures:.1f} s a picture, {self._format_speed()}, peak memory "
             f"{format_bytes(self._peak)} (of the process "
-            f"{format_bytes(read_peak_memory())})"
+            f"{format_bytes(read_peak_memory())}{self._format_forecast()})"
         )
+
+    def _format_forecast(self) -> str:
+        """Return the forecast of the memory, as a part of a line, if verbose."""
+        if self.forecast is None or not self._verbose:
+            return ""
+        return f", forecast {format_bytes(self.forecast)}"
 
     def _format_speed(self) -> str:
         if not self._steps:

@@ -37,8 +37,9 @@ extern "C" bool widen(const uint16_t *halves, long n, long is_bfloat, float *out
   });
 }
 
-// Converts weights [rows, columns] of `bits` bits, packed as by `mx.quantize`: 32 / bits in a word,
-// the first one in the lowest bits. Each `group` of them has a scale and an offset.
+// Converts weights [rows, columns] of `bits` bits, packed as by `mx.quantize`: a sequence of bits,
+// the lowest ones first. So a word has 32 / bits weights, or with 6 bits three bytes have four.
+// Each `group` of them has a scale and an offset.
 extern "C" bool dequantize(const uint32_t *packed, long rows, long columns, long bits, long group,
                            const float *scales, const float *offsets, float *out, long cores) {
   return try_run([&] {
@@ -48,8 +49,17 @@ extern "C" bool dequantize(const uint32_t *packed, long rows, long columns, long
       for (long r = part * step; r < std::min(rows, (part + 1) * step); r++)
         for (long g = 0; g < n_groups; g++) {
           const float scale = scales[r * n_groups + g], offset = offsets[r * n_groups + g];
-          const uint32_t *words = packed + (r * columns + g * group) / per_word;
-          float *to = out + r * columns + g * group;
+          const long first = r * columns + g * group;
+          float *to = out + first;
+          if (bits == 6) {
+            const uint8_t *bytes = (const uint8_t *)packed + first / 4 * 3;
+            for (long i = 0; i < group; i += 4, bytes += 3) {
+              const uint32_t four = bytes[0] | bytes[1] << 8 | bytes[2] << 16;
+              for (long j = 0; j < 4; j++) *to++ = float(four >> (6 * j) & mask) * scale + offset;
+            }
+            continue;
+          }
+          const uint32_t *words = packed + first / per_word;
           for (long i = 0; i < group; i += per_word, words++)
             for (long j = 0; j < per_word; j++)
               *to++ = float(*words >> (j * bits) & mask) * scale + offset;

@@ -146,7 +146,13 @@ def test_options_override(folder, tmp_path, capsys):
     made = write_picture_with(
         tmp_path / "made.png",
         **{"sampler": "dpm++2m", "schedule": "karras", "n_images": 2, "n_rows": 2, "cfg": 3.0},
-        **{"quantize": True, "prompt_weights": True, "negative_prompt": "a star", "seed": 9},
+        **{
+            "quantize": True,
+            "unet_bits": 4,
+            "prompt_weights": True,
+            "negative_prompt": "a star",
+            "seed": 9,
+        },
         lora=["nowhere.safetensors:1"],
         width=96,
         height=64,

@@ -100,6 +100,7 @@ def test_grids():
         (["--lora=a.safetensors:0.5", "--lora=a.safetensors:0.5"], True),
         (["--embedding=<a>=a.safetensors"], True),
         (["--quantize"], True),
+        (["--quantize", "--unet-bits=4"], True),
         (["--float16"], True),
         (["--prediction-type=epsilon"], True),
     ],

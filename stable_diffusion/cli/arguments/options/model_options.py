@@ -2,6 +2,7 @@
 
 from ....config.diffusion import PREDICTION_TYPES
 from ....config.known_models import NAMES
+from ....quantize import TEXT_ENCODER_BITS, UNET_BITS
 from .. import value_types
 from ..option import Option
 
@@ -53,11 +54,27 @@ MODEL = (
 MEMORY_AND_SPEED = (
     Option(
         "--quantize",
-        "4-bit text encoders, 8-bit UNet",
+        "4-bit text encoders, 8-bit UNet and control networks",
         short="-q",
         kind="switch",
         default=False,
         opposite="weights as they are",
+        in_recipe=True,
+    ),
+    Option(
+        "--unet-bits",
+        "bits of the UNet and of control networks with -q",
+        parse=value_types.parse_bits,
+        default_text=str(UNET_BITS),
+        metavar="{4,6,8}",
+        in_recipe=True,
+    ),
+    Option(
+        "--text-encoder-bits",
+        "bits of the text encoders with -q",
+        parse=value_types.parse_bits,
+        default_text=str(TEXT_ENCODER_BITS),
+        metavar="{4,6,8}",
         in_recipe=True,
     ),
     Option(

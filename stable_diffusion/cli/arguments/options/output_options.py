@@ -57,7 +57,7 @@ REPORTS = (
     ),
     Option(
         "--verbose",
-        "report the peak memory of each phase",
+        "report the peak memory of each phase, and the forecast",
         short="-v",
         kind="switch",
         default=False,

@@ -1,0 +1,213 @@
+"""Forecast the memory of a run before its weights are read, and say so if it is too much."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .. import forecast
+from ..clip import CLIPTextModel
+from ..device import backend, free_memory, memory
+from ..forecast import Forecast
+from ..pipeline import StableDiffusion
+from ..quantize import (
+    TEXT_ENCODER_BITS,
+    UNET_BITS,
+    is_quantized,
+    quantize_text_encoder,
+    quantize_unet,
+)
+from ..step_memory import count_step_bytes
+from ..unet import UNetModel
+from ..utils.size import Size
+from .decode import choose_tiled
+from .denoise import count_pictures, count_weight_bytes
+from .job import Batch
+from .run import Run
+
+FEWER_BITS = 4
+SMALLER = "smaller pictures (--width and --height)"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a user may change to save memory.
+
+    Attributes:
+        unet_bits: to quantize to, also control networks; None to leave all networks as they are.
+        is_single: whether each picture is denoised and decoded alone.
+        in_strips: whether pictures are decoded in strips; None if only large ones are.
+    """
+
+    unet_bits: int | None = None
+    is_single: bool = False
+    in_strips: bool | None = None
+
+
+def warn_of_memory(run: Run, batches: Sequence[Batch]) -> Forecast:
+    """Return the forecast of a run, and warn if it does not fit into the free memory.
+
+    Args:
+        batches: those that this process makes.
+    """
+    base = free_memory.read_resident_memory()
+    choices = Choices(in_strips=choose_tiled(run))
+    expected = forecast_run(run, batches, choices, base)
+    free = free_memory.read_free_memory() + base
+    if expected.peak > free:
+        advice = find_advice(run, batches, choices, base, free)
+        warnings.warn(
+            f"this needs about {expected.peak / 1e9:.1f} GB of memory, {free / 1e9:.1f} are free: "
+            f"try {advice}",
+            stacklevel=2,
+        )
+    return expected
+
+
+def find_advice(run: Run, batches: Sequence[Batch], choices: Choices, base: int, free: int) -> str:
+    """Return the options that make a run fit into the free memory, with as little loss as possible.
+
+    Args:
+        choices: those of the settings.
+        base, free: bytes of the process before weights are read, and bytes that it may have.
+    """
+    advice = SMALLER
+    for options, each in _list_savings(run, batches, choices):
+        if forecast_run(run, batches, each, base).peak <= free:
+            return options
+        advice = f"{options}, and {SMALLER}"
+    return advice
+
+
+def _list_savings(
+    run: Run, batches: Sequence[Batch], choices: Choices
+) -> Iterator[tuple[str, Choices]]:
+    """Yield options, and what they choose, each time one more."""
+    options = []
+    if max(_count_rows(run, batch)[0] for batch in batches) > 1:
+        options.append("--batch-size 1")
+        choices = replace(choices, is_single=True)
+        yield options[-1], choices
+    networks = [run.sd.unet, *(control.network for control in run.sd.controls)]
+    if run.settings.quantize or not any(map(is_quantized, networks)):
+        bits = run.settings.unet_bits or UNET_BITS
+        if not run.settings.quantize:
+            yield " ".join([*options, "-q"]), replace(choices, unet_bits=UNET_BITS)
+            bits = UNET_BITS
+        if bits > FEWER_BITS:
+            options.append(f"-q --unet-bits {FEWER_BITS}")
+            choices = replace(choices, unet_bits=FEWER_BITS)
+            yield " ".join(options), choices
+    if not choices.in_strips and not run.settings.preload_models:
+        options.append("--low-memory")
+        yield " ".join(options), replace(choices, in_strips=True)
+
+
+def forecast_run(run: Run, batches: Sequence[Batch], choices: Choices, base: int) -> Forecast:
+    """Return the memory that a run needs.
+
+    Args:
+        base: bytes of the process before weights are read.
+    """
+    sd, vae = run.sd, run.sd.autoencoder
+    text = [getattr(sd, attribute) for attribute, _ in sd._TEXT_ENCODERS]
+    networks = [sd.unet, *(control.network for control in sd.controls)]
+    text_bytes, unet_bytes = forecast.count_bytes(text), forecast.count_bytes(networks)
+    widest = forecast.count_widest(networks)
+    if choices.unet_bits is not None:
+        unet_bytes, text_bytes = count_quantized_bytes(sd, choices.unet_bits)
+    others = [*run.upscalers.values(), *([] if run.preview_vae is None else [run.preview_vae])]
+    encodes = run.start is not None or any(batch.jobs[0].second_pass for batch in batches)
+    weights = {
+        "text": text_bytes,
+        "unet": unet_bytes,
+        "decoder": forecast.count_bytes([vae.decoder]),
+        "encoder": forecast.count_bytes([vae.encoder]) if encodes and "encoder" in vae else 0,
+        "other": forecast.count_bytes(others),
+    }
+    denoising = max(_count_step_bytes(run, batch, choices) for batch in batches)
+    decoding = max(_count_decoding_bytes(run, batch, choices) for batch in batches)
+    layers = {
+        "encoding": decoding // 2 if run.start is not None else 0,
+        "denoising": max(denoising, widest),
+        "decoding": decoding,
+    }
+    return forecast.make_forecast(
+        base,
+        weights,
+        layers,
+        has_several_batches=len(batches) > 1,
+        has_preview=run.settings.preview is not None,
+        is_preloaded=run.settings.preload_models,
+    )
+
+
+def count_quantized_bytes(sd: StableDiffusion, unet_bits: int) -> tuple[int, int]:
+    """Return the bytes of UNet and control networks, and of text encoders, if they were quantized.
+
+    They are counted in new networks, whose weights are never computed.
+    """
+    unets: list[nn.Module] = [UNetModel(sd.config.unet)]
+    for control in sd.controls:
+        make_network: Any = type(control.network)
+        unets.append(make_network(control.network.config))
+    text_encoders = [CLIPTextModel(config) for config in sd.config.text_encoders]
+    for network in (*unets, *text_encoders):
+        network.set_dtype(mx.float16 if sd.float16 else mx.float32)
+    for network in unets:
+        quantize_unet(network, unet_bits)
+    for network in text_encoders:
+        quantize_text_encoder(network, TEXT_ENCODER_BITS)
+    return forecast.count_bytes(unets), forecast.count_bytes(text_encoders)
+
+
+def _count_rows(run: Run, batch: Batch, is_single: bool = False) -> tuple[int, int]:
+    """Return how many pictures of a batch are denoised at once, and the rows of each."""
+    job, config = batch.jobs[0], run.sd.config
+    n_rows = 1
+    if config.needs_second_text(job.cfg, job.image_cfg) and not config.unet.embeds_guidance:
+        n_rows = 3 if config.unet.task == "editing" else 2
+    return 1 if is_single else len(batch.jobs), n_rows
+
+
+def _count_step_bytes(run: Run, batch: Batch, choices: Choices) -> int:
+    """Return how many bytes the layers take in a step of a batch, in the larger of its passes."""
+    job, sd = batch.jobs[0], run.sd
+    factor = sd.config.autoencoder.factor
+    n_pictures, n_rows = _count_rows(run, batch, choices.is_single)
+    passes = [(Size(job.width, job.height), n_pictures)]
+    if job.second_pass is not None:
+        size = job.second_pass.size
+        fitting = count_pictures(run, job, size, count_weight_bytes(run))
+        n_second = run.settings.batch_size or max(fitting, 1)
+        passes.append((size, min(n_pictures, n_second)))
+    return max(
+        count_step_bytes(
+            sd.config.unet,
+            (-(-size.height // factor), -(-size.width // factor)),
+            n * n_rows,
+            sd.dtype,
+            len(run.settings.controls),
+        )
+        for size, n in passes
+    )
+
+
+def _count_decoding_bytes(run: Run, batch: Batch, choices: Choices) -> int:
+    """Return how many bytes the VAE's layers take while pictures of a batch are decoded."""
+    job, vae = batch.jobs[0], run.sd.autoencoder
+    size = Size(job.width, job.height) if job.second_pass is None else job.second_pass.size
+    n_pixels = size.width * size.height
+    n_pictures = 1 if choices.is_single else run.settings.decoding_batch_size
+    n_pictures = min(n_pictures, len(batch.jobs))
+    in_strips = choices.in_strips
+    if in_strips is None:
+        n_counted = n_pixels * (n_pictures if backend.is_gpu() else 1)
+        in_strips = n_counted > memory.choose_whole_pixels(vae.dtype.size)
+    n_channels = forecast.find_widest_channels(vae.config)
+    return forecast.count_decoding_bytes(
+        n_pixels if in_strips else n_pixels * n_pictures, n_channels, vae.dtype.size, in_strips
+    )

@@ -1,0 +1,116 @@
+"""The forecast of the memory of a run, and the warning that it does not fit."""
+
+import re
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+import txt2image
+from stable_diffusion import StableDiffusion
+from stable_diffusion.cli import room
+from stable_diffusion.device import free_memory
+from stable_diffusion.forecast import count_bytes, make_forecast
+
+GIB = 2**30
+
+
+def test_weights_are_counted_before_they_are_read():
+    """They are as many bytes as quantized networks then take, and none is read to count them."""
+    sd = StableDiffusion("tiny")
+    mx.synchronize()
+    before = mx.get_active_memory()
+    expected = sum(room.count_quantized_bytes(sd, unet_bits=6))
+    assert mx.get_active_memory() - before < 1e5
+    sd.quantize(unet_bits=6)
+    assert count_bytes([sd.unet, sd.text_encoder]) == pytest.approx(expected, rel=0.01)
+    sd.ensure_models_are_loaded()
+    read = mx.get_active_memory() - before - count_bytes([sd.autoencoder])
+    assert read == pytest.approx(expected, rel=0.02)
+
+
+def test_what_is_there_in_each_phase():
+    weights = {"text": 1, "encoder": 2, "decoder": 4, "unet": 8, "other": 16}
+    layers = {"encoding": 100, "denoising": 200, "decoding": 300}
+
+    def sums(**options: bool) -> list[int]:
+        found = make_forecast(1000, weights, layers, **options)
+        assert found.peak == max(found.encoding, found.denoising, found.decoding)
+        return [found.encoding - 1100, found.denoising - 1200, found.decoding - 1300]
+
+    assert sums() == [16 + 1 + 2, 16 + 8 + 2, 16 + 4 + 2]
+    assert sums(has_preview=True) == [19, 26 + 4, 22]
+    assert sums(has_several_batches=True) == [19, 26, 22 + 8]
+    assert sums(is_preloaded=True) == [19 + 8 + 4, 26 + 4, 22]
+
+
+@pytest.mark.parametrize(
+    ("free", "options", "advice"),
+    [
+        (1e9, [], None),
+        (0.0, [], "--batch-size 1 -q --unet-bits 4 --low-memory, and smaller pictures"),
+        (0.0, ["--n_images=1"], "-q --unet-bits 4 --low-memory, and smaller pictures"),
+        (0.0, ["--n_images=1", "-q"], "-q --unet-bits 4 --low-memory, and smaller pictures"),
+        (0.0, ["--n_images=1", "-q", "--unet-bits=4", "--low-memory"], "smaller pictures"),
+        (-1.0, ["--n_images=1"], "-q"),
+    ],
+)
+def test_warning(monkeypatch, tmp_path, capsys, free, options, advice):
+    """It is one line, which names what helps; nothing is said if all fits.
+
+    A negative number stands for a byte less than what is needed.
+    """
+    seen: list[int] = []
+    forecast_run = room.forecast_run
+
+    def forecast(*arguments):
+        seen.append(forecast_run(*arguments).peak)
+        return forecast_run(*arguments)
+
+    base = free_memory.read_resident_memory()
+    monkeypatch.setattr(room, "forecast_run", forecast)
+    monkeypatch.setattr(free_memory, "read_resident_memory", lambda: base)
+    monkeypatch.setattr(
+        free_memory, "read_free_memory", lambda: seen[0] - base - 1 if free < 0 else int(free)
+    )
+    arguments = ["a red circle", "--model=tiny", "--steps=1", "--seed=1", *options]
+    assert txt2image.main([*arguments, f"--output={tmp_path / 'o.png'}"]) == 0
+    found = re.findall(r"warning: this needs about .* are free: try (.*)", capsys.readouterr().err)
+    assert len(found) == (advice is not None)
+    if advice is not None:
+        assert found[0].removesuffix(" (--width and --height)") == advice
+
+
+def write(folder: Path, **contents: str) -> Path:
+    """Write files into a new folder."""
+    folder.mkdir(parents=True)
+    for name, text in contents.items():
+        (folder / name.replace("__", ".")).write_text(text)
+    return folder
+
+
+def test_free_memory(monkeypatch, tmp_path):
+    """The smallest room of all groups counts; what cannot be read has no limit."""
+    proc = write(tmp_path / "proc", meminfo="MemTotal: 99 kB\nMemAvailable:   4194304 kB\n")
+    groups = tmp_path / "cgroup"
+    read = lambda: free_memory.read_free_memory(proc, groups)  # noqa: E731
+    assert read() == 4 * GIB
+    write(proc / "self", cgroup="9:cpu:/a\n4:memory:/a/b\n0::/c\n")
+    assert read() == 4 * GIB
+    room_of_a = {"memory__limit_in_bytes": f"{3 * GIB}", "memory__usage_in_bytes": f"{2 * GIB}"}
+    write(groups / "memory/a", **room_of_a, memory__stat=f"total_inactive_file {GIB}\n")
+    assert read() == 2 * GIB
+    room_of_c = {"memory__max": f"{3 * GIB}", "memory__current": f"{2 * GIB}"}
+    write(groups / "c", **room_of_c, memory__stat="anon 1\n")
+    assert read() == GIB
+    (groups / "c/memory.max").write_text("max\n")
+    assert read() == 2 * GIB
+
+
+def test_this_machine():
+    """An array that is made is resident."""
+    before = free_memory.read_resident_memory()
+    held = mx.ones(2**24)
+    mx.eval(held)
+    assert 2e7 < before < free_memory.read_resident_memory() - held.nbytes / 2
+    assert 0 < free_memory.read_free_memory() < 1e14
