@@ -24,7 +24,8 @@ BELOW_PIPELINE = {
     *(LOWER | NETWORKS),
     *("active_control", "adapted", "adapters", "check_arguments", "check_pictures", "check_task"),
     *("compiled", "conditioning", "control", "denoising", "editing", "generation", "image_start"),
-    *("inpainting", "loaded_networks", "model_io", "precision", "quantize", "vae_strips"),
+    *("inpainting", "loaded_networks", "model_io", "precision", "quantize", "stored_weights"),
+    *("vae_strips",),
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "utils": set(),
@@ -34,7 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "images": {"utils"},
     "sampler": {"config", "utils"},
     "activations": {"device"},
-    "layers": {"activations", "device"},
+    "stored_weights": {"device"},
+    "layers": {"activations", "device", "stored_weights"},
     "attention": {"device", "layers"},
     "clip": {"activations", "attention", "config", "device", "layers"},
     "time_embedding": {"activations", "layers"},
@@ -66,7 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "inpainting": {"denoising", "sampler"},
     "image_start": {"config", "denoising", "inpainting", "sampler", "vae_strips"},
-    "model_io": LOWER | NETWORKS | {"quantize"},
+    "model_io": LOWER | NETWORKS | {"quantize", "stored_weights"},
     "adapters": LOWER | NETWORKS | {"model_io"},
     "precision": {"adapters", "model_io", "quantize"},
     "check_arguments": {"conditioning", "config", "model_io", "sampler", "utils"},
