@@ -38,6 +38,10 @@ class Stored:
         self.dtype = dtype
         self.arrays = arrays
 
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """Return how to copy or pickle it: as None, so that a file is not read for that."""
+        return type(None), ()
+
 
 class StoredLayer(nn.Module):
     """A layer whose weight may be known as a file has it."""
