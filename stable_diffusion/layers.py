@@ -19,6 +19,7 @@ import mlx.nn as nn
 
 from .activations import ACTIVATIONS, Activation, gelu, silu
 from .device import cpu_kernels, winograd
+from .stored_weights import StoredLayer, note_quantized, quantize_now
 
 Norm = nn.LayerNorm | nn.GroupNorm
 
@@ -31,7 +32,7 @@ class LinearLayer(Protocol):
     ) -> mx.array: ...
 
 
-class Linear(nn.Linear):
+class Linear(StoredLayer, nn.Linear):
     """A fully connected layer with the contract of this module; its weight is [O, D]."""
 
     def __call__(
@@ -45,10 +46,13 @@ class Linear(nn.Linear):
 
     def to_quantized(self, *arguments: Any, **options: Any) -> "QuantizedLinear":
         """Return the layer with a quantized weight; MLX's layer has the same arguments."""
-        return QuantizedLinear.from_linear(self, *arguments, **options)
+        quantized: QuantizedLinear = QuantizedLinear.from_linear(self, *arguments, **options)
+        if quantized.mode == "affine":
+            note_quantized(quantized, self)
+        return quantized
 
 
-class QuantizedLinear(nn.QuantizedLinear):
+class QuantizedLinear(StoredLayer, nn.QuantizedLinear):
     """A `Linear` whose weight is quantized."""
 
     def __call__(
@@ -58,6 +62,7 @@ class QuantizedLinear(nn.QuantizedLinear):
 
     def full_weight(self) -> mx.array:
         """Return the weight [O, D], dequantized, that the kernels multiply with."""
+        quantize_now(self)
         offsets = self["biases"]
         return cpu_kernels.dequantize(self.weight, self.scales, offsets, self.group_size, self.bits)
 
@@ -185,7 +190,7 @@ class GroupNorm(nn.GroupNorm):
         return y.reshape(x.shape)
 
 
-class Conv3x3(nn.Conv2d):
+class Conv3x3(StoredLayer, nn.Conv2d):
     """3×3 convolution of pictures [B, H, W, C] padded with zeros: [B, h, w, O].
 
     Args:

@@ -7,6 +7,7 @@ import mlx.nn as nn
 
 from .device import cpu_kernels
 from .layers import Conv3x3
+from .stored_weights import note_quantized, quantize_now
 
 UNPACKED_NUMBERS = 2**23  # of a weight, 32 MB; the largest of the real models have 29 million
 OUTPUTS = 24  # that the kernel computes together
@@ -35,6 +36,7 @@ class QuantizedConv3x3(Conv3x3):
         if "bias" in convolution:
             self.bias = convolution.bias
         self.freeze()
+        note_quantized(self, convolution)
 
     def unfreeze(self, *arguments: Any, **options: Any) -> nn.Module:
         """Do nothing, as `nn.QuantizedLinear` does: packed weights have no gradient."""
@@ -59,6 +61,7 @@ class QuantizedConv3x3(Conv3x3):
 
         So only a part of the weight is unpacked at once.
         """
+        quantize_now(self)
         n_outputs, _, _, channels = self.weight_shape
         n_together = max(UNPACKED_NUMBERS // (9 * channels * OUTPUTS), 1) * OUTPUTS
         parts = []
@@ -75,6 +78,7 @@ class QuantizedConv3x3(Conv3x3):
 
     def plain_weight(self) -> mx.array:
         """Return the weight [O, 3, 3, C], unpacked by MLX: in float32 on a Linux CPU."""
+        quantize_now(self)
         dtype = cpu_kernels.compute_dtype(self.scales.dtype)
         scales, offsets = self.scales.astype(dtype), self.biases.astype(dtype)
         weight = mx.dequantize(self.weight, scales, offsets, self.group_size, self.bits)

@@ -25,7 +25,7 @@ BELOW_PIPELINE = {
     *("active_control", "adapted", "adapters", "check_arguments", "check_pictures", "check_task"),
     *("compiled", "conditioning", "control", "denoising", "editing", "generation", "image_start"),
     *("inpainting", "loaded_networks", "model_io", "precision", "prediction", "quantize"),
-    *("quantized_convolution", "vae_strips"),
+    *("quantized_convolution", "stored_weights", "vae_strips"),
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "utils": set(),
@@ -35,7 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "images": {"utils"},
     "sampler": {"config", "utils"},
     "activations": {"device"},
-    "layers": {"activations", "device"},
+    "stored_weights": {"device"},
+    "layers": {"activations", "device", "stored_weights"},
     "attention": {"device", "layers"},
     "clip": {"activations", "attention", "config", "device", "layers"},
     "time_embedding": {"activations", "layers"},
@@ -48,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "vae": {"activations", "attention", "config", "device", "layers"},
     "autoencoder_tiny": {"activations", "config", "device", "layers", "vae"},
     "rrdbnet": {"config", "layers"},
-    "quantized_convolution": {"device", "layers"},
+    "quantized_convolution": {"device", "layers", "stored_weights"},
     "quantize": {"config", "device", "layers", "quantized_convolution"},
     "latent_preview": {"images", "vae_strips"},
     "vae_strips": {
@@ -71,7 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "image_start": {
         *("config", "denoising", "inpainting", "prediction", "sampler", "vae_strips"),
     },
-    "model_io": LOWER | NETWORKS | {"quantize"},
+    "model_io": LOWER | NETWORKS | {"quantize", "stored_weights"},
     "adapters": LOWER | NETWORKS | {"model_io", "quantized_convolution"},
     "precision": {"adapters", "model_io", "quantize"},
     "check_arguments": {"conditioning", "config", "model_io", "sampler", "utils"},

@@ -1,13 +1,15 @@
 """Compare the kernels with MLX's own operations, before they are first used."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from . import cpu_kernels, kernel_calls
+from .quantize_weights import quantize_weight
 
 MAX_ERROR = 1e-4  # relative to the largest number: far above rounding, far below any mistake
 
@@ -190,6 +192,25 @@ def _check_weights() -> Iterator[Check]:
         yield Check(
             "dequantize", _call(cpu_kernels.dequantize, *inputs), _call(mx.dequantize, *inputs)
         )
+    halves = _numbers(9, 64).astype(mx.float16)
+    for bits in (3, 4, 8):
+        yield Check(
+            "quantize", partial(_quantize, halves, bits), partial(_quantize_by_mlx, halves, bits)
+        )
+
+
+def _quantize(halves: mx.array, bits: int) -> Results:
+    return _unpack(quantize_weight(halves, 32, bits, mx.float32))
+
+
+def _quantize_by_mlx(halves: mx.array, bits: int) -> Results:
+    return _unpack(mx.quantize(halves.astype(mx.float32), 32, bits))
+
+
+def _unpack(quantized: Sequence[mx.array]) -> Results:
+    """Return quantized weights, scales and offsets as numbers that can be compared."""
+    packed, scales, offsets = quantized
+    return [packed.view(mx.uint8).astype(mx.float32), scales, offsets]
 
 
 def _attention(

@@ -39,6 +39,7 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     ),
     "widen": (_ARRAY, *[_INTEGER] * 2, _ARRAY, _INTEGER),
     "dequantize": (_ARRAY, *[_INTEGER] * 4, *[_ARRAY] * 3, _INTEGER),
+    "quantize": (_ARRAY, *[_INTEGER] * 4, *[_ARRAY] * 3, _INTEGER),
     "conv3x3": (
         *(_ARRAY, *[_INTEGER] * 4, _ARRAY, _ARRAY, *[_INTEGER] * 4),
         *(_ARRAY, _INTEGER, _ARRAY, _INTEGER, _ARRAY, _ARRAY, *[_INTEGER] * 3),

@@ -17,7 +17,8 @@ from ..utils.strict_json import require
 
 EIGHT_BITS = ("F8_E4M3", "F8_E5M2")
 NOT_READ = ("F64", "F8_E5M2")  # by MLX, which then reads no tensor of the file
-FLOATS = ("F32", "F16", "BF16", "F64", *EIGHT_BITS)
+LAZY_FLOATS = frozenset(("F32", "F16", "BF16"))  # which MLX reads as they are
+FLOATS = (*LAZY_FLOATS, "F64", *EIGHT_BITS)
 
 # The types in numpy; those without an own one are read as their bits.
 _NUMPY = {

@@ -11,10 +11,17 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from ..device import cpu_kernels
 from ..quantize import is_quantized
+from ..stored_weights import (
+    forget_tensors,
+    quantize_all_now,
+    remember_tensors,
+    use_reading_stream,
+)
 from ..utils.wording import join_names
 from .layouts import Layout
-from .number_types import FLOATS
+from .number_types import FLOATS, LAZY_FLOATS
 from .safetensors_file import read_safetensors
 
 
@@ -32,15 +39,21 @@ def load_weights(
         ValueError: if a file is not a safetensors file, or if tensors are missing, not expected, or
             of another shape than the config asks for; the message lists all of them.
     """
-    incoming = _Incoming(layout, {k: v.shape for k, v in flatten_parameters(network).items()})
+    shapes = {k: v.shape for k, v in flatten_parameters(network).items()}
+    incoming = _Incoming(layout, shapes)
+    kinds = set()
     for file in files:
-        header, tensors = read_safetensors(file, layout.has)
-        for key, value in tensors.items():
-            incoming.add(key, value, header.kinds[key])
+        kinds |= incoming.add_file(file)
     incoming.note_missing()
     incoming.problems.refuse(files[0])
     weights = [(name, value.astype(dtype)) for name, value in incoming.weights.items()]
     network.update(tree_unflatten(weights))
+    if cpu_kernels.is_used() and kinds <= LAZY_FLOATS:
+        again = _Incoming(layout, shapes)
+        with use_reading_stream():
+            for file in files:
+                again.add_file(file)
+        remember_tensors(network, again.weights)
 
 
 def load_native(network: nn.Module, file: Path, dtype: mx.Dtype) -> None:
@@ -80,15 +93,24 @@ def load_native(network: nn.Module, file: Path, dtype: mx.Dtype) -> None:
 def read_weights(network: nn.Module, on_read: Callable[[int], object] | None = None) -> None:
     """Read, convert and quantize the lazy weights of a network now, one after another.
 
-    Only one of them is in memory in two versions at a time.
+    Only one of them is in memory in two versions at a time, while the next one is read.
 
     Args:
         on_read: called after each with its size in bytes.
     """
-    for value in flatten_parameters(network).values():
-        mx.eval(value)
-        if on_read is not None:
-            on_read(value.nbytes)
+    counted = set()
+
+    def count(network: nn.Module) -> None:
+        for value in flatten_parameters(network).values():
+            mx.eval(value)
+            if on_read is not None and id(value) not in counted:
+                on_read(value.nbytes)
+            counted.add(id(value))
+
+    for layer in quantize_all_now(network):
+        count(layer)
+    forget_tensors(network)
+    count(network)
 
 
 def channels_last(value: mx.array, rank: int) -> mx.array:
@@ -136,6 +158,13 @@ class _Incoming:
     wanted: dict[str, tuple[int, ...]]  # shapes of the parameters
     weights: dict[str, mx.array] = field(default_factory=dict)  # by parameter, in MLX's layout
     problems: Problems = field(default_factory=Problems)
+
+    def add_file(self, file: Path) -> set[str]:
+        """Take all tensors of a file, and return the types of their numbers."""
+        header, tensors = read_safetensors(file, self.layout.has)
+        for key, value in tensors.items():
+            self.add(key, value, header.kinds[key])
+        return {header.kinds[key] for key in tensors}
 
     def add(self, key: str, value: mx.array, kind: str) -> None:
         """Take the parameters that a tensor holds, or note what is wrong with it.

@@ -1,38 +1,14 @@
 // Conversion to float32 of weights that are stored in fewer bits.
 
-#include "vectors.h"
-
-namespace {
-
-INLINE float float_from_bits(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
-}
-
-INLINE float half_to_float(uint16_t half) {
-  const uint32_t bits = (half & 0x7fffu) << 13, sign = (half & 0x8000u) << 16;
-  uint32_t wide;
-  const float scaled = float_from_bits(bits) * 0x1p112f;  // the exponents' biases differ by 112
-  std::memcpy(&wide, &scaled, sizeof wide);
-  const bool is_finite = bits < 0x0f800000u;
-  return float_from_bits((is_finite ? wide : bits | 0x7f800000u) | sign);
-}
-
-INLINE float bfloat_to_float(uint16_t half) { return float_from_bits(uint32_t(half) << 16); }
-
-}  // namespace
+#include "halves.h"
 
 // Converts n numbers of float16, or of bfloat16.
 extern "C" bool widen(const uint16_t *halves, long n, long is_bfloat, float *out, long cores) {
   return try_run([&] {
     const long step = 65536;
     parallel(cores, ceil_div(n, step), [&](int part) {
-      const long first = part * step, last = std::min(first + step, n);
-      if (is_bfloat)
-        for (long i = first; i < last; i++) out[i] = bfloat_to_float(halves[i]);
-      else
-        for (long i = first; i < last; i++) out[i] = half_to_float(halves[i]);
+      const long first = part * step, count = std::min(step, n - first);
+      (is_bfloat ? widen_bfloats : widen_halves)(halves + first, count, out + first);
     });
   });
 }
