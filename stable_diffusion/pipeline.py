@@ -36,6 +36,7 @@ from .denoising import (
 from .device import cpu_kernels
 from .editing import make_editing_predict, start_editing
 from .generation import Arguments, Generation, GenerationOptions, OptionalTexts, check_generation
+from .half_weights import prepare_half_weights
 from .image_start import ImageStart, encode_image, start_from_image
 from .loaded_networks import LoadedNetworks
 from .model_io.loaders import (
@@ -104,6 +105,8 @@ class StableDiffusion(LoadedNetworks):
         self._load_readers()
         self.unet = load_unet(opened, float16)
         self.autoencoder = load_autoencoder(opened, float16, vae_float16=vae_float16)
+        for network in (self.unet, self.autoencoder):
+            prepare_half_weights(network)
         if lora is not None:
             self.load_lora(lora)
 

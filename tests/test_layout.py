@@ -23,8 +23,8 @@ NETWORKS = {
 BELOW_PIPELINE = {
     *(LOWER | NETWORKS),
     *("active_control", "adapted", "adapters", "check_arguments", "check_pictures", "check_task"),
-    *("compiled", "conditioning", "control", "denoising", "editing", "generation", "image_start"),
-    *("inpainting", "loaded_networks", "model_io", "precision", "quantize", "vae_strips"),
+    *("compiled", "conditioning", "control", "denoising", "editing", "generation"),
+    *("half_weights", "image_start", "inpainting", "loaded_networks", "model_io", "precision", "quantize", "vae_strips"),
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "utils": set(),
@@ -48,6 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "autoencoder_tiny": {"activations", "config", "device", "layers", "vae"},
     "rrdbnet": {"config", "layers"},
     "quantize": {"config", "device", "layers"},
+    "half_weights": {"device"},
     "latent_preview": {"images", "vae_strips"},
     "vae_strips": {
         *("activations", "autoencoder_tiny", "compiled", "config", "device", "layers", "vae")
@@ -57,8 +58,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "merged_layers": {"compiled", "device"},
     "active_control": {"attention", "device", "unet"},
     "control": {
-        *("active_control", "check_arguments", "check_pictures", "config", "model_io"),
-        *("quantize", "utils"),
+        *("active_control", "check_arguments", "check_pictures", "config", "half_weights"),
+        *("model_io", "quantize", "utils"),
     },
     "denoising": {
         *("active_control", "attention", "compiled", "device", "merged_layers", "sampler"),
@@ -79,7 +80,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adapted": {"adapters", "check_arguments", "conditioning", "config", "model_io", "sampler"},
     "loaded_networks": {
         *("adapted", "autoencoder_tiny", "check_arguments", "clip", "conditioning", "control"),
-        *("model_io", "precision", "quantize", "unet", "vae"),
+        *("half_weights", "model_io", "precision", "quantize", "unet", "vae"),
     },
     "generation": {
         *("check_arguments", "check_task", "conditioning", "config", "control", "sampler"),
