@@ -24,7 +24,16 @@ BELOW_PIPELINE = {
     *(LOWER | NETWORKS),
     *("active_control", "adapted", "adapters", "check_arguments", "check_pictures", "check_task"),
     *("compiled", "conditioning", "control", "denoising", "editing", "generation"),
-    *("half_weights", "image_start", "inpainting", "loaded_networks", "model_io", "precision", "quantize", "vae_strips"),
+    *(
+        "half_weights",
+        "image_start",
+        "inpainting",
+        "loaded_networks",
+        "model_io",
+        "precision",
+        "quantize",
+        "vae_strips",
+    ),
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "utils": set(),

@@ -5,8 +5,8 @@ additions, and a convolution copies its input nine times. The kernels, `kernels/
 work between the cores and keep intermediate results in the processor's cache.
 
 They compute in float32, with one exception: if the processor multiplies bfloat16 (AVX-512 BF16 or
-AMX), what is multiplied with weights in bfloat16 is rounded to it, too. Sums, norms and softmax stay
-in float32.
+AMX), what is multiplied with weights in bfloat16 is rounded to it, too. Sums, norms and softmax
+stay in float32.
 
 They compute at once, not lazily. So they cannot be part of a graph: if MLX differentiates, compiles
 or maps a function, or if the kernels cannot compute something for another reason, `try_kernels`
@@ -268,9 +268,7 @@ def attention(
     return out
 
 
-def _choose_precision(
-    kernel: str, weights: Sequence[mx.array]
-) -> tuple[str, Sequence[mx.array]]:
+def _choose_precision(kernel: str, weights: Sequence[mx.array]) -> tuple[str, Sequence[mx.array]]:
     """Return the name of the kernel to use with these weights, and the weights as it takes them.
 
     The kernels of half precision take the bits of weights in bfloat16, with an even last axis.
