@@ -60,8 +60,8 @@ class StableDiffusion(LoadedNetworks):
         model: a known name (`config.MODELS`, `config.FEW_STEP_MODELS`), a folder in the layout of
             diffusers, a safetensors file in the original layout, or a Hub repository, `org/name`
             or `org/name@revision`.
-        float16: compute the text encoders and the UNet in half precision; on a Linux CPU only
-            their weights are stored in it.
+        float16: compute the text encoders and the UNet in half precision. On a Linux CPU their
+            weights are stored in it, and multiplied in bfloat16 if the processor can.
         sampler: one of `sampler.sampler.SAMPLERS`; the model's own if None.
         schedule: one of the sampler's schedules: the spacing of the timesteps, or "karras"; the
             model's own if None.

@@ -62,8 +62,8 @@ def needs_compiling() -> bool:
 def compute_dtype(stored: mx.Dtype) -> mx.Dtype:
     """Return the type to compute in with weights of type `stored`.
 
-    A Linux CPU multiplies half precision 50 times slower than single precision, so weights are
-    converted to float32 there when they are used.
+    On a Linux CPU MLX multiplies half precision 50 times slower than single precision, so arrays
+    are float32 there, and weights are converted when they are used.
     """
     return mx.float32 if is_used() else stored
 

@@ -205,7 +205,7 @@ def test_gradients():
     )
     assert mx.abs(exact).max().item() > 0.01
     assert compute_error(ours, np.array(exact)) < 1e-5
-    assert SUM_ERROR < compute_error(layer(x), np.array(full(x))) < ROUNDING_ERROR
+    assert SUM_ERROR < compute_error(layer(x), np.array(full(x))) < 2 * ROUNDING_ERROR
 
 
 def test_lora():
@@ -263,4 +263,4 @@ def test_a_kernel_that_is_wrong_is_not_used(name, half_kernels, monkeypatch):
     layer.set_dtype(mx.bfloat16)
     ours = layer(x)
     monkeypatch.setattr(cpu_kernels, "is_used", lambda: False)
-    assert compute_error(ours, np.array(layer(x))) < ROUNDING_ERROR
+    assert compute_error(ours, np.array(layer(x))) < 2 * ROUNDING_ERROR
