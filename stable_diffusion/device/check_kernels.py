@@ -123,10 +123,11 @@ def _choose(half: bool, kernel: str) -> tuple[str, mx.Dtype]:
 
 def _check_linear(half: bool) -> Iterator[Check]:
     name, dtype = _choose(half, "linear")
-    rows, gain, offset = _numbers(2, 37, 20), _numbers(20), _numbers(20) + 1
-    weights = [(_numbers(26, 20) + shift).astype(dtype) for shift in (0, 0.1)]
-    bias = _numbers(26)
-    residual = _numbers(2, 37, 26)
+    # More than a tile of AMX, which has 16 rows of 32 numbers, and not a multiple.
+    rows, gain, offset = _numbers(2, 37, 76), _numbers(76), _numbers(76) + 1
+    weights = [(_numbers(58, 76) + shift).astype(dtype) for shift in (0, 0.1)]
+    bias = _numbers(58)
+    residual = _numbers(2, 37, 58)
 
     def compute(norm: cpu_kernels.Norm | None) -> Results:
         return cpu_kernels.linear(rows, weights, [bias, None], norm, residual)
@@ -140,7 +141,7 @@ def _check_linear(half: bool) -> Iterator[Check]:
         lambda: compute(cpu_kernels.Norm(gain, offset, 1e-3)),
         lambda: plain(mx.fast.layer_norm(rows, gain, offset, 1e-3)),
     )
-    gains, offsets = _numbers(2, 20), _numbers(2, 20) + 1
+    gains, offsets = _numbers(2, 76), _numbers(2, 76) + 1
     yield Check(
         name,
         lambda: compute(cpu_kernels.Norm(gains, offsets)),

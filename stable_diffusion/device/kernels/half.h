@@ -28,9 +28,9 @@ INLINE Pairs round_bits(Vec x) {
 // Returns pairs of eight first and eight second numbers.
 INLINE Pairs make_pairs(Vec first, Vec second) {
 #ifdef HALF_BY_PROCESSOR
-  const __m256i order = _mm256_setr_epi16(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
-  const __m256bh rounded = _mm256_cvtne2ps_pbh((__m256)second, (__m256)first);
-  return (Pairs)_mm256_permutexvar_epi16(order, (__m256i)rounded);
+  const __m128i low = (__m128i)_mm256_cvtneps_pbh((__m256)first);
+  const __m128i high = (__m128i)_mm256_cvtneps_pbh((__m256)second);
+  return (Pairs)_mm256_set_m128i(_mm_unpackhi_epi16(low, high), _mm_unpacklo_epi16(low, high));
 #else
   return round_bits(first) >> 16 | (round_bits(second) & 0xffff0000u);
 #endif

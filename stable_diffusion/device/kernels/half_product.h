@@ -132,6 +132,8 @@ static int multiply_half_by_tiles(int rows, HalfMatrix a, const uint32_t *panel,
     uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
   } config;
+  // GCC does not know that the instructions for tiles read memory.
+  asm volatile("" : : "r"(&config) : "memory");
   _tile_loadconfig(&config);
   const long left = n_pairs % TILE_PAIRS, whole = n_pairs - left;
   int done = 0;
@@ -143,6 +145,7 @@ static int multiply_half_by_tiles(int rows, HalfMatrix a, const uint32_t *panel,
       multiply_half_tiles<TILE_ROWS>(part, panel, n_pairs, to, stride, add);
     else
       multiply_half_tiles<2 * TILE_ROWS>(part, panel, n_pairs, to, stride, add);
+    asm volatile("" : : : "memory");
     if (left)
       multiply_half_vectors(n, {part.data + 2 * whole, a.row}, panel + whole * HALF_PANEL, left, to,
                             stride, true);
