@@ -65,7 +65,7 @@ class QuantizedLinear(nn.QuantizedLinear):
         return cpu_kernels.dequantize(self.weight, self.scales, offsets, self.group_size, self.bits)
 
 
-def has_half_weights(layer: LinearLayer) -> bool:
+def has_half_weights(layer: nn.Module) -> bool:
     """Return whether the weights of a layer, without those of adapters, are in bfloat16.
 
     Weights of few bits are, if their scales are.

@@ -16,6 +16,8 @@ from stable_diffusion.layers import Conv3x3, Linear, has_half_weights
 
 pytestmark = pytest.mark.skipif(not cpu_kernels.is_used(), reason="only a Linux CPU needs it")
 
+MULTIPLIES_HALVES = cpu_kernels.multiplies_halves  # which other tests replace
+
 SUM_ERROR = 1e-6  # of float32 sums
 ROUNDING_ERROR = 4e-3  # of bfloat16
 TILES_ERROR = 1.3e-2  # of Winograd's method with bfloat16
@@ -25,6 +27,7 @@ STEP_ERROR = 2.5e-2  # of a network
 @pytest.fixture(autouse=True)
 def half_kernels(wide_kernels, monkeypatch):
     monkeypatch.setattr(compile_kernels, "load", lambda: wide_kernels)
+    monkeypatch.setattr(cpu_kernels, "multiplies_halves", MULTIPLIES_HALVES)
     return wide_kernels
 
 
