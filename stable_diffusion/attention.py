@@ -8,7 +8,7 @@ import mlx.nn as nn
 
 from .device import cpu_kernels, fused_attention
 from .device.memory import choose_score_bytes
-from .layers import Linear, Norm, apply_each
+from .layers import Linear, Norm, apply_each, has_half_weights
 
 KeysValues = tuple[mx.array, mx.array]  # [B, M, D] each
 
@@ -18,16 +18,24 @@ MAX_CHUNKS_ALIVE = 12
 
 
 def attend(
-    queries: mx.array, keys: mx.array, values: mx.array, num_heads: int, causal: bool = False
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    num_heads: int,
+    causal: bool = False,
+    half: bool = False,
 ) -> mx.array:
     """Return the scaled dot-product attention of [B, L, D] to [B, M, D] and [B, M, D]: [B, L, D].
 
     D is split evenly between the heads. If causal, position i attends to positions 0 … i. Scores
     that are stored take at most `choose_score_bytes()` bytes, unless they are causal.
+
+    Args:
+        half: whether the kernels for a Linux CPU may multiply bfloat16.
     """
     inputs = queries, keys, values
     scale = (queries.shape[-1] // num_heads) ** -0.5
-    kernel = partial(cpu_kernels.attention, *inputs, num_heads, scale, causal)
+    kernel = partial(cpu_kernels.attention, *inputs, num_heads, scale, causal, half)
     plain = partial(_attend_by_mlx, *inputs, num_heads, scale, causal)
     return cpu_kernels.try_kernels(queries, kernel, plain)
 
@@ -130,7 +138,8 @@ class Attention(nn.Module):
         else:
             keys, values = memory if isinstance(memory, tuple) else self.project_memory(memory)
             queries = self.query_proj(x, norm=norm)
-        attended = attend(queries, keys, values, self.num_heads, causal)
+        half = has_half_weights(self.out_proj)
+        attended = attend(queries, keys, values, self.num_heads, causal, half)
         return self.out_proj(attended, residual=residual)
 
     def project_memory(self, memory: mx.array) -> KeysValues:

@@ -17,6 +17,7 @@ from .active_control import ActiveControl
 from .check_arguments import check_integer, check_number, describe
 from .check_pictures import check_control_image
 from .config.controlnet import ControlNetUnionConfig
+from .half_weights import prepare_half_weights
 from .model_io.control_models import (
     ControlNetwork,
     OpenedControl,
@@ -51,6 +52,7 @@ class LoadedControl:
     def __init__(self, opened: OpenedControl, float16: bool):
         self._opened = opened
         self._network: ControlNetwork | None = load_control_network(opened, float16)
+        prepare_half_weights(self._network)
         self.name = opened.name
         self.types: tuple[str, ...] = ()
         if isinstance(config := self._network.config, ControlNetUnionConfig):

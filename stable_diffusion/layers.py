@@ -61,10 +61,24 @@ class QuantizedLinear(StoredLayer, nn.QuantizedLinear):
         return _apply(self, super().__call__, x, norm, residual)
 
     def full_weight(self) -> mx.array:
-        """Return the weight [O, D], dequantized, that the kernels multiply with."""
+        """Return the weight [O, D], dequantized, that the kernels multiply with.
+
+        It is in bfloat16 if the scales are, and if the kernels multiply it.
+        """
         quantize_now(self)
         offsets = self["biases"]
         return cpu_kernels.dequantize(self.weight, self.scales, offsets, self.group_size, self.bits)
+
+
+def has_half_weights(layer: nn.Module) -> bool:
+    """Return whether the weights of a layer, without those of adapters, are in bfloat16.
+
+    Weights of few bits are, if their scales are.
+    """
+    for name in ("base", "product"):  # of layers with adapters
+        layer = getattr(layer, name, layer)
+    stored = layer.scales if isinstance(layer, QuantizedLinear) else layer.weight
+    return stored.dtype == mx.bfloat16
 
 
 def multiply(x: mx.array, weight: mx.array, residual: mx.array | None = None) -> mx.array:

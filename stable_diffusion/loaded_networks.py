@@ -10,6 +10,7 @@ from .clip import CLIPTextModel
 from .conditioning import Reader, require_fit
 from .config.networks import BITS
 from .control import LoadedControl
+from .half_weights import prepare_half_weights
 from .model_io.control_models import OpenedControl, open_control
 from .model_io.loaders import ModelPath, load_autoencoder, load_text_encoder, load_tokenizer
 from .model_io.weights import read_weights
@@ -141,7 +142,9 @@ class LoadedNetworks(Adapted):
         for attribute, name in self._TOKENIZERS:
             setattr(self, attribute, load_tokenizer(self.model, f"{name}_vocab", f"{name}_merges"))
         for attribute, name in self._TEXT_ENCODERS:
-            setattr(self, attribute, load_text_encoder(self.model, self.float16, name))
+            encoder = load_text_encoder(self.model, self.float16, name)
+            prepare_half_weights(encoder)
+            setattr(self, attribute, encoder)
         for reader in self._readers:
             require_fit(*reader, self.model.name)
 

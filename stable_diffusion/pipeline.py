@@ -29,6 +29,7 @@ from .denoising import Denoising, Steps, denoise, yield_unchanged
 from .device import cpu_kernels
 from .editing import start_editing
 from .generation import Arguments, Generation, GenerationOptions, OptionalTexts, check_generation
+from .half_weights import prepare_half_weights
 from .image_start import ImageStart, encode_image, start_from_image
 from .loaded_networks import LoadedNetworks
 from .model_io.loaders import (
@@ -53,8 +54,8 @@ class StableDiffusion(LoadedNetworks):
         model: a known name (`config.MODELS`, `config.FEW_STEP_MODELS`), a folder in the layout of
             diffusers, a safetensors file in the original layout, or a Hub repository, `org/name`
             or `org/name@revision`.
-        float16: compute the text encoders and the UNet in half precision; on a Linux CPU only
-            their weights are stored in it.
+        float16: compute the text encoders and the UNet in half precision. On a Linux CPU their
+            weights are stored in it, and multiplied in bfloat16 if the processor can.
         sampler: one of `sampler.sampler.SAMPLERS`; the model's own if None.
         schedule: one of the sampler's schedules: the spacing of the timesteps, or "karras"; the
             model's own if None.
@@ -98,6 +99,8 @@ class StableDiffusion(LoadedNetworks):
         self._load_readers()
         self.unet = load_unet(opened, float16)
         self.autoencoder = load_autoencoder(opened, float16, vae_float16=vae_float16)
+        for network in (self.unet, self.autoencoder):
+            prepare_half_weights(network)
         if lora is not None:
             self.load_lora(lora)
 

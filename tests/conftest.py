@@ -148,6 +148,14 @@ def all_cores(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def processors_compute_alike() -> Iterator[None]:
+    """Keep weights in float16 on all processors. `test_half_kernels` tests those in bfloat16."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu_kernels, "multiplies_halves", lambda: False)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def tokenizers_are_read_once() -> Iterator[None]:
     """Keep the tokenizers of files with the same contents: reading takes as long as a picture."""
     known: dict[object, Tokenizer] = {}

@@ -23,9 +23,9 @@ NETWORKS = {
 BELOW_PIPELINE = {
     *(LOWER | NETWORKS),
     *("active_control", "adapted", "adapters", "check_arguments", "check_pictures", "check_task"),
-    *("compiled", "conditioning", "control", "denoising", "editing", "generation", "image_start"),
-    *("inpainting", "loaded_networks", "model_io", "precision", "prediction", "quantize"),
-    *("quantized_convolution", "stored_weights", "vae_strips"),
+    *("compiled", "conditioning", "control", "denoising", "editing", "generation"),
+    *("half_weights", "image_start", "inpainting", "loaded_networks", "model_io", "precision"),
+    *("prediction", "quantize", "quantized_convolution", "stored_weights", "vae_strips"),
 }
 MAY_IMPORT: dict[str, set[str]] = {
     "utils": set(),
@@ -51,6 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rrdbnet": {"config", "layers"},
     "quantized_convolution": {"device", "layers", "stored_weights"},
     "quantize": {"config", "device", "layers", "quantized_convolution"},
+    "half_weights": {"device"},
     "latent_preview": {"images", "vae_strips"},
     "vae_strips": {
         *("activations", "autoencoder_tiny", "compiled", "config", "device", "layers", "vae")
@@ -60,8 +61,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "merged_layers": {"compiled", "device"},
     "active_control": {"attention", "device", "unet"},
     "control": {
-        *("active_control", "check_arguments", "check_pictures", "config", "model_io"),
-        *("quantize", "utils"),
+        *("active_control", "check_arguments", "check_pictures", "config", "half_weights"),
+        *("model_io", "quantize", "utils"),
     },
     "prediction": {
         *("active_control", "attention", "compiled", "device", "merged_layers", "time_embedding"),
@@ -82,7 +83,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adapted": {"adapters", "check_arguments", "conditioning", "config", "model_io", "sampler"},
     "loaded_networks": {
         *("adapted", "autoencoder_tiny", "check_arguments", "clip", "conditioning", "config"),
-        *("control", "model_io", "precision", "quantize", "unet", "vae"),
+        *("control", "half_weights", "model_io", "precision", "quantize", "unet", "vae"),
     },
     "generation": {
         *("check_arguments", "check_task", "conditioning", "config", "control", "prediction"),

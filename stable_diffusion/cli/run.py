@@ -136,6 +136,8 @@ def prepare_run(settings: Settings, plan: Plan, progress: Progress) -> Run:
     memory.limit_cache()
     if cpu_kernels.needs_compiling():
         say("Compiling the kernels for this processor, once …")
+    if settings.verbose and (float16 or settings.vae_float16):
+        say(f"Multiplying weights in half precision in {_describe_products()}.")
     sd = pipeline_class(model.config)(model, float16, vae_float16=settings.vae_float16)
     controls = load_controls(sd, opened, settings.controls)
     _adapt(sd, settings)
@@ -152,6 +154,13 @@ def _choose_precision(settings: Settings) -> bool:
         return True
     say("Computing in float32, which is fastest on a CPU (--float16 stores the weights in half).")
     return False
+
+
+def _describe_products() -> str:
+    """Return the precision in which weights in half precision are multiplied."""
+    if cpu_kernels.multiplies_halves():
+        return "bfloat16, with float32 sums"
+    return "float32" if cpu_kernels.is_used() else "float16"
 
 
 def _adapt(sd: StableDiffusion, settings: Settings) -> None:

@@ -11,7 +11,9 @@ import mlx.nn as nn
 from . import cpu_kernels, kernel_calls
 from .quantize_weights import quantize_weight
 
-MAX_ERROR = 1e-4  # relative to the largest number: far above rounding, far below any mistake
+# Relative to the largest number: far above rounding, far below any mistake.
+MAX_ERROR = 1e-4
+MAX_HALF_ERROR = 5e-2  # of kernels that round to bfloat16, whose numbers have an error of 4e-3
 
 Results = list[mx.array]
 
@@ -22,6 +24,11 @@ class Check(NamedTuple):
     kernel: str  # the kernel's name
     compute: Callable[[], Results]  # by the kernel
     plain: Callable[[], Results]  # by MLX's operations
+
+    @property
+    def max_error(self) -> float:
+        """Return the largest error that rounding may cause."""
+        return MAX_HALF_ERROR if self.kernel in kernel_calls.HALF_KERNELS else MAX_ERROR
 
 
 def find_wrong_kernels() -> list[str]:
@@ -52,21 +59,23 @@ def _agrees(check: Check) -> bool:
         ours = check.compute()
     except kernel_calls.Unsupported:  # it needs another kernel, which does not agree
         return False
-    return all(_is_close(*pair) for pair in zip(ours, check.plain(), strict=True))
+    pairs = zip(ours, check.plain(), strict=True)
+    return all(_is_close(*pair, check.max_error) for pair in pairs)
 
 
-def _is_close(ours: mx.array, plain: mx.array) -> bool:
+def _is_close(ours: mx.array, plain: mx.array, max_error: float) -> bool:
     error = mx.abs(ours - plain).max() / mx.abs(plain).max()
-    return ours.shape == plain.shape and bool((error < MAX_ERROR).item())  # false for NaN
+    return ours.shape == plain.shape and bool((error < max_error).item())  # false for NaN
 
 
 def _make_checks() -> Iterator[Check]:
     yield from _check_activations()
     yield from _check_norms()
-    yield from _check_linear()
-    yield from _check_convolutions()
-    yield from _check_attention()
     yield from _check_weights()
+    for half in (False, True) if cpu_kernels.multiplies_halves() else (False,):
+        yield from _check_linear(half)
+        yield from _check_convolutions(half)
+        yield from _check_attention(half)
 
 
 def _numbers(*shape: int) -> mx.array:
@@ -108,10 +117,18 @@ def _check_norms() -> Iterator[Check]:
     )
 
 
-def _check_linear() -> Iterator[Check]:
-    rows, gain, offset = _numbers(2, 37, 20), _numbers(20), _numbers(20) + 1
-    weights, bias = [_numbers(26, 20), _numbers(26, 20) + 0.1], _numbers(26)
-    residual = _numbers(2, 37, 26)
+def _choose(half: bool, kernel: str) -> tuple[str, mx.Dtype]:
+    """Return the name of a kernel, and the type of weights with which it is used."""
+    return (f"half_{kernel}", mx.bfloat16) if half else (kernel, mx.float32)
+
+
+def _check_linear(half: bool) -> Iterator[Check]:
+    name, dtype = _choose(half, "linear")
+    # More than a tile of AMX, which has 16 rows of 32 numbers, and not a multiple.
+    rows, gain, offset = _numbers(2, 37, 76), _numbers(76), _numbers(76) + 1
+    weights = [(_numbers(58, 76) + shift).astype(dtype) for shift in (0, 0.1)]
+    bias = _numbers(58)
+    residual = _numbers(2, 37, 58)
 
     def compute(norm: cpu_kernels.Norm | None) -> Results:
         return cpu_kernels.linear(rows, weights, [bias, None], norm, residual)
@@ -119,15 +136,15 @@ def _check_linear() -> Iterator[Check]:
     def plain(x: mx.array) -> Results:
         return [x @ weights[0].T + residual + bias, x @ weights[1].T + residual]
 
-    yield Check("linear", lambda: compute(None), lambda: plain(rows))
+    yield Check(name, lambda: compute(None), lambda: plain(rows))
     yield Check(
-        "linear",
+        name,
         lambda: compute(cpu_kernels.Norm(gain, offset, 1e-3)),
         lambda: plain(mx.fast.layer_norm(rows, gain, offset, 1e-3)),
     )
-    gains, offsets = _numbers(2, 20), _numbers(2, 20) + 1
+    gains, offsets = _numbers(2, 76), _numbers(2, 76) + 1
     yield Check(
-        "linear",
+        name,
         lambda: compute(cpu_kernels.Norm(gains, offsets)),
         lambda: plain(rows * gains[:, None] + offsets[:, None]),
     )
@@ -136,51 +153,62 @@ def _check_linear() -> Iterator[Check]:
         hidden, gates = (rows @ weights[0].T + bias).split(2, axis=-1)
         return [hidden * _gelu(gates)]
 
-    yield Check("linear", lambda: cpu_kernels.linear(rows, weights[:1], [bias], gated=True), gate)
+    yield Check(name, lambda: cpu_kernels.linear(rows, weights[:1], [bias], gated=True), gate)
 
 
-def _check_convolutions() -> Iterator[Check]:
+def _check_convolutions(half: bool) -> Iterator[Check]:
+    check = partial(_check_conv3x3, *_choose(half, "conv3x3"))
     x, norm = _numbers(2, 9, 10, 24), cpu_kernels.Norm(_numbers(2, 24), _numbers(2, 24) + 1)
     prepared = _silu(x * norm.gain[:, None, None] + norm.offset[:, None, None])
     upsampled = mx.repeat(mx.repeat(x, 2, axis=1), 2, axis=2)
-    yield from _check_conv3x3(x, prepared, norm=norm, activation=cpu_kernels.Activation.SILU)
-    yield from _check_conv3x3(x, upsampled, upsample=True)
-    yield from _check_conv3x3(x, x, stride=2)
-    yield from _check_conv3x3(x, x, stride=2, padding=0)
-    small = x[:, :2, :2, :21]  # for the direct sum instead of Winograd's method
-    yield from _check_conv3x3(small, small)
+    yield from check(x, prepared, norm=norm, activation=cpu_kernels.Activation.SILU)
+    yield from check(x, upsampled, upsample=True)
+    yield from check(x, x, stride=2)
+    yield from check(x, x, stride=2, padding=0)
+    n_channels = 20 if half else 21  # the kernels of half precision take pairs
+    small = x[:, :2, :2, :n_channels]  # for the direct sum instead of Winograd's method
+    yield from check(small, small)
 
 
 def _check_conv3x3(
-    x: mx.array, prepared: mx.array, *, stride: int = 1, padding: int = 1, **options: Any
+    name: str,
+    dtype: mx.Dtype,
+    x: mx.array,
+    prepared: mx.array,
+    *,
+    stride: int = 1,
+    padding: int = 1,
+    **options: Any,
 ) -> Iterator[Check]:
     """Yield checks with a bias for each picture, and with one bias and a residual.
 
     `prepared` is x after everything that the kernel does before the convolution.
     """
-    weight, bias = _numbers(10, 3, 3, 24)[..., : x.shape[-1]], _numbers(2, 10)
+    weight, bias = _numbers(10, 3, 3, 24)[..., : x.shape[-1]].astype(dtype), _numbers(2, 10)
     padded = mx.pad(prepared, [(0, 0), (padding, 1), (padding, 1), (0, 0)])
     result = mx.conv2d(padded, weight, stride=stride)
     residual = _numbers(*result.shape)
     options |= {"stride": stride, "padding": padding}
     yield Check(
-        "conv3x3",
+        name,
         lambda: [cpu_kernels.conv3x3(x, weight, bias, **options)],
         lambda: [result + bias[:, None, None]],
     )
     yield Check(
-        "conv3x3",
+        name,
         lambda: [cpu_kernels.conv3x3(x, weight, bias[:1], residual=residual, **options)],
         lambda: [result + bias[0] + residual],
     )
 
 
-def _check_attention() -> Iterator[Check]:
+def _check_attention(half: bool) -> Iterator[Check]:
+    name, _ = _choose(half, "attention")
     q, k, v = _numbers(2, 35, 24), _numbers(2, 40, 24) + 0.5, _numbers(2, 40, 24) - 0.5
     for causal in (False, True):
         keys, values = (k[:, :35], v[:, :35]) if causal else (k, v)
         inputs = (q, keys, values, 3, 0.35, causal)
-        yield Check("attention", _call(cpu_kernels.attention, *inputs), _call(_attention, *inputs))
+        ours = _call(cpu_kernels.attention, *inputs, half)
+        yield Check(name, ours, _call(_attention, *inputs))
 
 
 def _check_weights() -> Iterator[Check]:
@@ -189,9 +217,12 @@ def _check_weights() -> Iterator[Check]:
         yield Check("widen", _call(kernel_calls.widen, halves), _call(halves.astype, mx.float32))
     for bits in (4, 6, 8):
         inputs = (*mx.quantize(_numbers(18, 64), 32, bits), 32, bits)
-        yield Check(
-            "dequantize", _call(cpu_kernels.dequantize, *inputs), _call(mx.dequantize, *inputs)
-        )
+        plain = _call(mx.dequantize, *inputs)
+        yield Check("dequantize", _call(cpu_kernels.dequantize, *inputs), plain)
+        if cpu_kernels.multiplies_halves():
+            weight, scales, offsets, *how = inputs
+            inputs = weight, scales.astype(mx.bfloat16), offsets.astype(mx.bfloat16), *how
+            yield Check("half_dequantize", _call(cpu_kernels.dequantize, *inputs), plain)
     halves = _numbers(9, 64).astype(mx.float16)
     for bits in (3, 4, 8):
         yield Check(

@@ -4,9 +4,13 @@ There MLX uses one core for everything except matrix products, an exponential co
 additions, and a convolution copies its input nine times. The kernels, `kernels/*.cpp`, divide the
 work between the cores and keep intermediate results in the processor's cache.
 
-They compute in float32, whatever the type of the weights, and at once, not lazily. So they cannot
-be part of a graph: if MLX differentiates, compiles or maps a function, or if the kernels cannot
-compute something for another reason, `try_kernels` uses MLX's own operations.
+They compute in float32, with one exception: if the processor multiplies bfloat16 (AVX-512 BF16 or
+AMX), what is multiplied with weights in bfloat16 is rounded to it, too. Sums, norms and softmax
+stay in float32.
+
+They compute at once, not lazily. So they cannot be part of a graph: if MLX differentiates, compiles
+or maps a function, or if the kernels cannot compute something for another reason, `try_kernels`
+uses MLX's own operations, in float32.
 """
 
 import ctypes
@@ -58,10 +62,15 @@ def needs_compiling() -> bool:
 def compute_dtype(stored: mx.Dtype) -> mx.Dtype:
     """Return the type to compute in with weights of type `stored`.
 
-    A Linux CPU multiplies half precision 50 times slower than single precision, so weights are
-    converted to float32 there when they are used.
+    On a Linux CPU MLX multiplies half precision 50 times slower than single precision, so arrays
+    are float32 there, and weights are converted when they are used.
     """
     return mx.float32 if is_used() else stored
+
+
+def multiplies_halves() -> bool:
+    """Return whether the kernels multiply bfloat16."""
+    return is_used() and "half_linear" in load_kernels()
 
 
 def keep_freed_memory() -> None:
@@ -152,8 +161,9 @@ def linear(
     is_layer = norm is not None and norm.layer_eps is not None
     _require_norm(norm, batch, width, is_layer)
     gain, offset, eps = _unpack_norm(norm)
+    name, weights = _choose_precision("linear", weights)
     run(
-        *("linear", x, batch * size, width, n_outputs, len(weights), weights, biases, outs),
+        *(name, x, batch * size, width, n_outputs, len(weights), weights, biases, outs),
         *(gain, offset, is_layer, eps or 0.0, size, residual, gated),
     )
     return outs
@@ -162,7 +172,10 @@ def linear(
 def dequantize(
     weight: mx.array, scales: mx.array, offsets: mx.array, group_size: int, bits: int
 ) -> mx.array:
-    """Return packed weights [O, D · bits / 32] as [O, D] in float32."""
+    """Return packed weights [O, D · bits / 32] as [O, D] in float32.
+
+    If the scales are in bfloat16, and the kernels multiply it, the weights are in bfloat16.
+    """
     if bits < 1 or (32 % bits and bits != 6):  # some numbers are divided between two words
         raise Unsupported
     _require(weight.dtype == mx.uint32 and weight.ndim == 2, "weights that are not packed")
@@ -172,9 +185,11 @@ def dequantize(
     _require(fits, f"{columns} weights of {bits} bits in groups of {group_size}")
     for array in (scales, offsets):
         _require_shape(array, (rows, columns // group_size))
-    out = mx.empty((rows, columns))
-    run("dequantize", weight, rows, columns, bits, group_size, scales, offsets, out)
-    return out
+    is_half = scales.dtype == mx.bfloat16 and "half_dequantize" in load_kernels()
+    out = mx.empty((rows, columns), mx.uint16 if is_half else mx.float32)
+    name = "half_dequantize" if is_half else "dequantize"
+    run(name, weight, rows, columns, bits, group_size, scales, offsets, out)
+    return out.view(mx.bfloat16) if is_half else out
 
 
 def conv3x3(
@@ -215,8 +230,9 @@ def conv3x3(
     _require_shape(residual, out.shape)
     _require_norm(norm, batch, channels, is_layer=False)
     gain, offset, _ = _unpack_norm(norm)
+    name, [weight] = _choose_precision("conv3x3", [weight])
     run(
-        *("conv3x3", x, batch, height, width, channels, gain, offset, activation),
+        *(name, x, batch, height, width, channels, gain, offset, activation),
         *(factor, stride, padding, weight, len(weight), bias, bias.ndim > 1, residual, out),
         *sides,
     )
@@ -230,10 +246,14 @@ def attention(
     num_heads: int,
     scale: float,
     causal: bool = False,
+    half: bool = False,
 ) -> mx.array:
     """Return the softmax attention of queries [B, L, D] to keys and values [B, M, D]: [B, L, D].
 
     D is split evenly between the heads. If causal, position i attends to positions 0 … i.
+
+    Args:
+        half: whether to round what is multiplied to bfloat16, if the kernels multiply it.
     """
     _require(queries.ndim == 3, f"{queries.ndim} axes of queries")
     batch, length, width = queries.shape
@@ -241,11 +261,24 @@ def attention(
     _require_shape(keys, (batch, *keys.shape[1:2], width))
     _require_shape(values, keys.shape)
     out = mx.empty(queries.shape)
+    name = "half_attention" if half and "half_attention" in load_kernels() else "attention"
     run(
-        *("attention", queries, keys, values, out, batch, length, keys.shape[1]),
+        *(name, queries, keys, values, out, batch, length, keys.shape[1]),
         *(num_heads, width // num_heads, scale, causal),
     )
     return out
+
+
+def _choose_precision(kernel: str, weights: Sequence[mx.array]) -> tuple[str, Sequence[mx.array]]:
+    """Return the name of the kernel to use with these weights, and the weights as it takes them.
+
+    The kernels of half precision take the bits of weights in bfloat16, with an even last axis.
+    """
+    are_half = all(each.dtype == mx.bfloat16 and each.shape[-1] % 2 == 0 for each in weights)
+    name = f"half_{kernel}"
+    if are_half and name in load_kernels():
+        return name, [each.view(mx.uint16) for each in weights]
+    return kernel, weights
 
 
 # --- checks of arguments --------------------------------------------------------------------------

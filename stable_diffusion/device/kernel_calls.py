@@ -48,6 +48,8 @@ _ARGUMENTS: dict[str, tuple[Any, ...]] = {
 }
 
 KERNELS = tuple(_ARGUMENTS)
+# Those for weights in bfloat16, which exist only if the processor multiplies bfloat16.
+HALF_KERNELS = tuple(f"half_{name}" for name in ("linear", "dequantize", "conv3x3", "attention"))
 Kernels = dict[str, Callable[..., bool]]
 
 _checked: dict[int, tuple[ctypes.CDLL, Kernels]] = {}  # by the library's id; keeps it alive
@@ -57,9 +59,10 @@ _checking = threading.RLock()
 def declare(library: ctypes.CDLL) -> Kernels:
     """Return the kernels of a library, by name, with the types of their arguments."""
     declared = {}
-    for name, arguments in _ARGUMENTS.items():
+    for name in KERNELS + (HALF_KERNELS if library.half_products() else ()):
         declared[name] = getattr(library, name)
-        declared[name].argtypes, declared[name].restype = arguments, ctypes.c_bool
+        declared[name].argtypes = _ARGUMENTS[name.removeprefix("half_")]
+        declared[name].restype = ctypes.c_bool
     return declared
 
 
@@ -96,7 +99,8 @@ def run(name: str, *arguments: mx.array | Sequence | float | None) -> None:
 
     Args:
         arguments: the arguments of the C++ function, except the number of cores. Arrays are
-            converted to float32, unless they are the words of a quantized weight.
+            converted to float32, unless they are integers: the words of a quantized weight, or
+            the bits of numbers in half precision.
 
     Raises:
         Unsupported: if the kernel is not used, or not for these arrays: one of them is empty, or
