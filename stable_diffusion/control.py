@@ -24,7 +24,7 @@ from .model_io.control_models import (
     find_damaged_control_weights,
     load_control_network,
 )
-from .quantize import UNET_BITS, find_quantization, quantize_as, quantize_unet, store_in_float16
+from .quantize import find_quantization, quantize_as, quantize_unet, store_in_float16
 from .utils.size import Size
 from .utils.step_range import is_in_range
 from .utils.wording import InputWarning, did_you_mean
@@ -78,8 +78,8 @@ class LoadedControl:
         """Return whether the network has been unloaded."""
         return self._network is None
 
-    def quantize(self, bits: int = UNET_BITS) -> None:
-        """Quantize its linear layers and convolutions, in place, unless they are quantized."""
+    def quantize(self, bits: int | None = None) -> None:
+        """Quantize the network, in place, unless it is quantized; see `quantize_unet`."""
         if find_quantization(self.network) is None:
             quantize_unet(self.network, bits)
 

@@ -75,9 +75,10 @@ def has_half_weights(layer: nn.Module) -> bool:
 
     Weights of few bits are, if their scales are.
     """
+    plain: Any = layer
     for name in ("base", "product"):  # of layers with adapters
-        layer = getattr(layer, name, layer)
-    stored = layer.scales if isinstance(layer, QuantizedLinear) else layer.weight
+        plain = getattr(plain, name, plain)
+    stored: mx.array = plain.scales if isinstance(plain, QuantizedLinear) else plain.weight
     return stored.dtype == mx.bfloat16
 
 

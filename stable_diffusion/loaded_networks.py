@@ -15,7 +15,7 @@ from .model_io.control_models import OpenedControl, open_control
 from .model_io.loaders import ModelPath, load_autoencoder, load_text_encoder, load_tokenizer
 from .model_io.weights import read_weights
 from .precision import load_in_float32
-from .quantize import TEXT_ENCODER_BITS, UNET_BITS, quantize_networks
+from .quantize import quantize_networks
 from .unet import UNetModel
 from .vae import Autoencoder
 
@@ -40,17 +40,16 @@ class LoadedNetworks(Adapted):
         for network in (*self._text_encoders, self.unet, self.autoencoder, *controls):
             read_weights(network)
 
-    def quantize(
-        self, unet_bits: int = UNET_BITS, text_encoder_bits: int = TEXT_ENCODER_BITS
-    ) -> None:
+    def quantize(self, unet_bits: int | None = None, text_encoder_bits: int | None = None) -> None:
         """Quantize the networks except the VAE, in place; see `quantize_unet`.
 
         Quantized networks stay so, with a warning. Control networks that are loaded later are not
         quantized.
 
         Args:
-            unet_bits: of a weight in the UNet and in control networks, 4, 6 or 8.
-            text_encoder_bits: the same for linear layers of the text encoders.
+            unet_bits: of a weight in the UNet and in control networks, 4, 6 or 8. If None, the
+                linear layers have 8, and the convolutions are kept in float16.
+            text_encoder_bits: the same for linear layers of the text encoders; 4 if None.
 
         Raises:
             TypeError: if a number of bits is not an integer.
@@ -149,12 +148,12 @@ class LoadedNetworks(Adapted):
             require_fit(*reader, self.model.name)
 
 
-def _check_bits(name: str, value: int) -> None:
-    """Check that an argument is one of `BITS`.
+def _check_bits(name: str, value: int | None) -> None:
+    """Check that an argument is None or one of `BITS`.
 
     Raises:
         TypeError: if it is not an integer.
         ValueError: if it is another one.
     """
-    if check_integer(name, value) not in BITS:
+    if value is not None and check_integer(name, value) not in BITS:
         raise ValueError(f"{name} must be one of {', '.join(map(str, BITS))}, got {value}")

@@ -14,7 +14,7 @@ from .config.networks import Quantization
 from .layers import Conv3x3
 from .quantized_convolution import QuantizedConv3x3
 
-UNET_BITS, UNET_GROUP_SIZE = 8, 32
+UNET_BITS, UNET_GROUP_SIZE = 8, 32  # by default of linear layers only
 CONVOLUTION_GROUP_SIZE = 64
 TEXT_ENCODER_BITS, TEXT_ENCODER_GROUP_SIZE = 4, 64
 
@@ -28,16 +28,20 @@ Layer = nn.Linear | Conv3x3
 
 
 def quantize_text_encoder(
-    network: nn.Module, bits: int = TEXT_ENCODER_BITS, group_size: int | None = None
+    network: nn.Module, bits: int | None = None, group_size: int | None = None
 ) -> Quantization:
     """Quantize the linear layers of a text encoder, in place; see `quantize_as`.
 
     Layers whose input width is not a multiple of `group_size`, embeddings and norms stay as they
     are.
 
+    Args:
+        bits: None for 4.
+
     Returns:
         The entry for a config file, with which `quantize_as` does the same.
     """
+    bits = TEXT_ENCODER_BITS if bits is None else bits
     group_size = TEXT_ENCODER_GROUP_SIZE if group_size is None else group_size
     layers = _find_layers(network, has_convolutions=False)
     quantization = Quantization(bits, group_size, _find_indivisible(layers, group_size, group_size))
@@ -46,22 +50,26 @@ def quantize_text_encoder(
 
 
 def quantize_unet(
-    network: nn.Module, bits: int = UNET_BITS, group_size: int | None = None
+    network: nn.Module, bits: int | None = None, group_size: int | None = None
 ) -> Quantization:
     """Quantize the linear layers and convolutions of a UNet or a control network, in place.
 
     With less than 8 bits, `SENSITIVE_LAYERS` and the first and the last block have 8. The weights
-    of the layers that cannot be quantized, as in `quantize_text_encoder`, are stored in float16.
+    of the layers that are not quantized, as in `quantize_text_encoder`, are stored in float16.
+
+    Args:
+        bits: None for 8 bits in linear layers, and none in convolutions: so are the pictures of
+            `-q` alone since the first version, which recipes can make again.
 
     Returns:
         The entry for a config file, with which `quantize_as` does the same.
     """
-    if group_size is None:
-        group_size, convolution_group_size = UNET_GROUP_SIZE, CONVOLUTION_GROUP_SIZE
-    else:
-        convolution_group_size = group_size
-    layers = _find_layers(network, has_convolutions=True)
-    unquantized = _find_indivisible(layers, group_size, convolution_group_size)
+    has_convolutions = bits is not None
+    bits = UNET_BITS if bits is None else bits
+    convolution_group_size = (group_size or CONVOLUTION_GROUP_SIZE) if has_convolutions else None
+    group_size = UNET_GROUP_SIZE if group_size is None else group_size
+    layers = _find_layers(network, has_convolutions)
+    unquantized = _find_indivisible(layers, group_size, convolution_group_size or group_size)
     in_8_bits = tuple(
         path
         for path in layers
@@ -77,14 +85,15 @@ def quantize_networks(
     unet: nn.Module,
     text_encoders: Sequence[nn.Module],
     name: str,
-    unet_bits: int = UNET_BITS,
-    text_encoder_bits: int = TEXT_ENCODER_BITS,
+    unet_bits: int | None = None,
+    text_encoder_bits: int | None = None,
 ) -> None:
     """Quantize the networks of a model, in place, except those that are quantized already.
 
     Args:
         name: of the model, for the warning that a network stays as it is.
-        unet_bits, text_encoder_bits: each one of `config.networks.BITS`.
+        unet_bits, text_encoder_bits: one of `config.networks.BITS`, or None: see `quantize_unet`
+            and `quantize_text_encoder`.
     """
     networks = [unet, *text_encoders]
     if any(map(is_quantized, networks)):

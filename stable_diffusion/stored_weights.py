@@ -6,8 +6,8 @@ a lazy array cannot be asked what it is made from. So a layer that is loaded kee
 file as a second lazy array, which is read only if the layer is quantized, and freed then.
 Everything else sees a usual layer, whose arrays MLX can compute.
 
-A weight that is replaced or changed in place is noticed, so that what is quantized is what the layer
-has: MLX's graph of the weight says whether it is still made from the tensor in the same way.
+A weight that is replaced or changed in place is noticed, so that what is quantized is what the
+layer has: MLX's graph of the weight says whether it is still made from the tensor in the same way.
 """
 
 import io
@@ -131,8 +131,8 @@ def _find_stored(layer: nn.Module) -> Stored | None:
     stored = layer._stored if isinstance(layer, StoredLayer) else None
     if stored is None or any(layer.get(name) is not made for name, made in stored.arrays.items()):
         return None
-    is_used = stored.tensor is None
-    if not is_used and _describe_graph(stored.tensor, stored.arrays) != stored.graph:
+    tensor = stored.tensor
+    if tensor is not None and _describe_graph(tensor, stored.arrays) != stored.graph:
         return None  # evaluated, or changed in place
     return stored
 

@@ -14,7 +14,6 @@ from ..device import backend, free_memory, memory
 from ..forecast import Forecast
 from ..pipeline import StableDiffusion
 from ..quantize import (
-    TEXT_ENCODER_BITS,
     UNET_BITS,
     is_quantized,
     quantize_text_encoder,
@@ -37,11 +36,13 @@ class Choices:
     """What a user may change to save memory.
 
     Attributes:
-        unet_bits: to quantize to, also control networks; None to leave all networks as they are.
+        quantizes: whether to quantize all networks.
+        unet_bits: as in `quantize_unet`, if they are quantized.
         is_single: whether each picture is denoised and decoded alone.
         in_strips: whether pictures are decoded in strips; None if only large ones are.
     """
 
+    quantizes: bool = False
     unet_bits: int | None = None
     is_single: bool = False
     in_strips: bool | None = None
@@ -93,14 +94,16 @@ def _list_savings(
         yield options[-1], choices
     networks = [run.sd.unet, *(control.network for control in run.sd.controls)]
     if run.settings.quantize or not any(map(is_quantized, networks)):
-        bits = run.settings.unet_bits or UNET_BITS
+        bits = run.settings.unet_bits
+        choices = replace(choices, quantizes=True)
         if not run.settings.quantize:
-            yield " ".join([*options, "-q"]), replace(choices, unet_bits=UNET_BITS)
-            bits = UNET_BITS
-        if bits > FEWER_BITS:
+            yield " ".join([*options, "-q"]), choices
+        fewer = [each for each in (UNET_BITS, FEWER_BITS) if bits is None or each < bits]
+        for each in fewer:
+            choices = replace(choices, unet_bits=each)
+            yield " ".join([*options, f"-q --unet-bits {each}"]), choices
+        if fewer:
             options.append(f"-q --unet-bits {FEWER_BITS}")
-            choices = replace(choices, unet_bits=FEWER_BITS)
-            yield " ".join(options), choices
     if not choices.in_strips and not run.settings.preload_models:
         options.append("--low-memory")
         yield " ".join(options), replace(choices, in_strips=True)
@@ -117,7 +120,7 @@ def forecast_run(run: Run, batches: Sequence[Batch], choices: Choices, base: int
     networks = [sd.unet, *(control.network for control in sd.controls)]
     text_bytes, unet_bytes = forecast.count_bytes(text), forecast.count_bytes(networks)
     widest = forecast.count_widest(networks)
-    if choices.unet_bits is not None:
+    if choices.quantizes:
         unet_bytes, text_bytes = count_quantized_bytes(sd, choices.unet_bits)
     others = [*run.upscalers.values(), *([] if run.preview_vae is None else [run.preview_vae])]
     encodes = run.start is not None or any(batch.jobs[0].second_pass for batch in batches)
@@ -145,7 +148,7 @@ def forecast_run(run: Run, batches: Sequence[Batch], choices: Choices, base: int
     )
 
 
-def count_quantized_bytes(sd: StableDiffusion, unet_bits: int) -> tuple[int, int]:
+def count_quantized_bytes(sd: StableDiffusion, unet_bits: int | None) -> tuple[int, int]:
     """Return the bytes of UNet and control networks, and of text encoders, if they were quantized.
 
     They are counted in new networks, whose weights are never computed.
@@ -160,7 +163,7 @@ def count_quantized_bytes(sd: StableDiffusion, unet_bits: int) -> tuple[int, int
     for network in unets:
         quantize_unet(network, unet_bits)
     for network in text_encoders:
-        quantize_text_encoder(network, TEXT_ENCODER_BITS)
+        quantize_text_encoder(network)
     return forecast.count_bytes(unets), forecast.count_bytes(text_encoders)
 
 

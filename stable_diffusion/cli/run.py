@@ -12,7 +12,6 @@ from ..model_io.loaders import open_model
 from ..model_io.model import describe_downloads
 from ..model_io.weight_files import STEMS
 from ..pipeline import StableDiffusion, pipeline_class
-from ..quantize import TEXT_ENCODER_BITS, UNET_BITS
 from ..rrdbnet import RRDBNet
 from ..utils.size import Size
 from ..vae_strips import Vae
@@ -166,10 +165,7 @@ def _describe_products() -> str:
 def _adapt(sd: StableDiffusion, settings: Settings) -> None:
     """Quantize the model, and add the LoRAs and textual inversions of the settings."""
     if settings.quantize:
-        sd.quantize(
-            UNET_BITS if settings.unet_bits is None else settings.unet_bits,
-            TEXT_ENCODER_BITS if settings.text_encoder_bits is None else settings.text_encoder_bits,
-        )
+        sd.quantize(settings.unet_bits, settings.text_encoder_bits)
     for name, file in settings.embedding:  # before the words in LoRA files, which may be the same
         sd.load_embedding(name, file)
     for lora, scale in settings.lora:

@@ -184,7 +184,7 @@ class Settings:
     upscale: Path | None = None
 
     quantize: bool = False
-    unet_bits: int | None = None  # None for the default; the same for the next
+    unet_bits: int | None = None  # None if not given; the same for the next
     text_encoder_bits: int | None = None
     float16: bool | None = None  # None: depends on the device
     vae_float16: bool = False

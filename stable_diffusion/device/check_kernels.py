@@ -221,12 +221,12 @@ def _check_weights() -> Iterator[Check]:
         yield Check("dequantize", _call(cpu_kernels.dequantize, *inputs), plain)
         if cpu_kernels.multiplies_halves():
             weight, scales, offsets, *how = inputs
-            inputs = weight, scales.astype(mx.bfloat16), offsets.astype(mx.bfloat16), *how
-            yield Check("half_dequantize", _call(cpu_kernels.dequantize, *inputs), plain)
-    halves = _numbers(9, 64).astype(mx.float16)
+            halves = weight, scales.astype(mx.bfloat16), offsets.astype(mx.bfloat16), *how
+            yield Check("half_dequantize", _call(cpu_kernels.dequantize, *halves), plain)
+    weights = _numbers(9, 64).astype(mx.float16)
     for bits in (3, 4, 8):
         yield Check(
-            "quantize", partial(_quantize, halves, bits), partial(_quantize_by_mlx, halves, bits)
+            "quantize", partial(_quantize, weights, bits), partial(_quantize_by_mlx, weights, bits)
         )
 
 

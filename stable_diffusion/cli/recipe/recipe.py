@@ -49,7 +49,7 @@ class Recipe(Config):
     long_prompt: bool | None = None
     prompt_weights: bool | None = None
     quantize: bool | None = None
-    unet_bits: int | None = None  # None for the default; the same for the next
+    unet_bits: int | None = None  # None if not given, as in older recipes; the same for the next
     text_encoder_bits: int | None = None
     float16: bool | None = None
     vae_float16: bool | None = None  # True or None

@@ -16,7 +16,6 @@ from ...model_io.control_models import OpenedControl
 from ...model_io.hub_file import parse_hub_name
 from ...model_io.model import Model
 from ...model_io.sources import Source
-from ...quantize import TEXT_ENCODER_BITS, UNET_BITS
 from ...utils.fold_name import fold_name
 from ...version import __version__
 from ..job import Job, find_default_strength
@@ -162,8 +161,8 @@ class _Choices:
             embedding=tuple(f"{name}={_hide_home(file)}" for name, file in settings.embedding),
             embedding_sha256=tuple(sha256(file) for _, file in settings.embedding),
             quantize=settings.quantize,
-            unet_bits=_name_bits(settings.unet_bits, UNET_BITS),
-            text_encoder_bits=_name_bits(settings.text_encoder_bits, TEXT_ENCODER_BITS),
+            unet_bits=settings.unet_bits,
+            text_encoder_bits=settings.text_encoder_bits,
             vae_float16=settings.vae_float16 or None,
             fit=None if start is None or start.is_cropped else start.fit,
             image_sha256=None if start is None else sha256(start.file),
@@ -182,11 +181,6 @@ class _Choices:
             upscale=None if settings.upscale is None else _hide_home(settings.upscale),
             upscale_sha256=None if settings.upscale is None else sha256(settings.upscale),
         )
-
-
-def _name_bits(bits: int | None, default: int) -> int | None:
-    """Return bits as a recipe has them: None for the default, as in older recipes."""
-    return None if bits == default else bits
 
 
 def _describe_repainting(repainting: Repainting) -> dict[str, Any]:

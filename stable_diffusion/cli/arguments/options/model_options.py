@@ -2,7 +2,6 @@
 
 from ....config.diffusion import PREDICTION_TYPES
 from ....config.known_models import NAMES
-from ....quantize import TEXT_ENCODER_BITS, UNET_BITS
 from .. import value_types
 from ..option import Option
 
@@ -54,7 +53,7 @@ MODEL = (
 MEMORY_AND_SPEED = (
     Option(
         "--quantize",
-        "4-bit text encoders, 8-bit UNet and control networks",
+        "4-bit text encoders, 8-bit UNet",
         short="-q",
         kind="switch",
         default=False,
@@ -63,9 +62,9 @@ MEMORY_AND_SPEED = (
     ),
     Option(
         "--unet-bits",
-        "bits of the UNet and of control networks with -q",
+        "bits of UNet and control networks with -q, their convolutions included",
         parse=value_types.parse_bits,
-        default_text=str(UNET_BITS),
+        default_text="8, without convolutions",
         metavar="{4,6,8}",
         in_recipe=True,
     ),
@@ -73,7 +72,7 @@ MEMORY_AND_SPEED = (
         "--text-encoder-bits",
         "bits of the text encoders with -q",
         parse=value_types.parse_bits,
-        default_text=str(TEXT_ENCODER_BITS),
+        default_text="4",
         metavar="{4,6,8}",
         in_recipe=True,
     ),
