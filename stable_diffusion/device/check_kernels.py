@@ -216,13 +216,13 @@ def _check_weights() -> Iterator[Check]:
         halves = (_numbers(70) * 1000).astype(dtype)
         yield Check("widen", _call(kernel_calls.widen, halves), _call(halves.astype, mx.float32))
     for bits in (4, 6, 8):
-        inputs = (*mx.quantize(_numbers(18, 64), 32, bits), 32, bits)
-        plain = _call(mx.dequantize, *inputs)
-        yield Check("dequantize", _call(cpu_kernels.dequantize, *inputs), plain)
+        packed, *ranges = mx.quantize(_numbers(18, 64), 32, bits)
+        plain = _call(mx.dequantize, packed, *ranges, 32, bits)
+        yield Check("dequantize", _call(cpu_kernels.dequantize, packed, *ranges, 32, bits), plain)
         if cpu_kernels.multiplies_halves():
-            weight, scales, offsets, *how = inputs
-            halves = weight, scales.astype(mx.bfloat16), offsets.astype(mx.bfloat16), *how
-            yield Check("half_dequantize", _call(cpu_kernels.dequantize, *halves), plain)
+            rounded = [each.astype(mx.bfloat16) for each in ranges]
+            ours = _call(cpu_kernels.dequantize, packed, *rounded, 32, bits)
+            yield Check("half_dequantize", ours, plain)
     weights = _numbers(9, 64).astype(mx.float16)
     for bits in (3, 4, 8):
         yield Check(
