@@ -7,7 +7,7 @@ file as a second lazy array, which is read only if the layer is quantized, and f
 Everything else sees a usual layer, whose arrays MLX can compute.
 
 A weight that is replaced or changed in place is noticed, so that what is quantized is what the
-layer has: MLX's graph of the weight says whether it is still made from the tensor in the same way.
+layer has: MLX's graph of the weight says whether it is still made as it was when it was loaded.
 """
 
 import io
@@ -32,14 +32,14 @@ class Stored:
             it has been used.
         dtype: of the weight before it is quantized.
         arrays: of the layer, by name, as they were made.
-        graph: how the arrays are made from the tensor, see `_describe_graph`.
+        graph: how the arrays are made, see `_describe_graph`.
     """
 
     def __init__(self, tensor: mx.array, dtype: mx.Dtype, arrays: Mapping[str, mx.array]):
         self.tensor: mx.array | None = tensor
         self.dtype = dtype
         self.arrays = arrays
-        self.graph = _describe_graph(tensor, arrays)
+        self.graph = _describe_graph(arrays)
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         """Return how to copy or pickle it: as None, so that a file is not read for that."""
@@ -131,18 +131,17 @@ def _find_stored(layer: nn.Module) -> Stored | None:
     stored = layer._stored if isinstance(layer, StoredLayer) else None
     if stored is None or any(layer.get(name) is not made for name, made in stored.arrays.items()):
         return None
-    tensor = stored.tensor
-    if tensor is not None and _describe_graph(tensor, stored.arrays) != stored.graph:
+    if stored.tensor is not None and _describe_graph(stored.arrays) != stored.graph:
         return None  # evaluated, or changed in place
     return stored
 
 
-def _describe_graph(tensor: mx.array, arrays: Mapping[str, mx.array]) -> str:
+def _describe_graph(arrays: Mapping[str, mx.array]) -> str:
     """Return the operations that the arrays are made by, as MLX writes them for a drawing.
 
     Nothing is evaluated. Operations are named by where they are in memory, so that a graph is equal
-    to itself only.
+    to itself only. The tensor beside them is no part of it: it is read before it is used.
     """
     drawing = io.StringIO()
-    mx.export_to_dot(drawing, tensor=tensor, **arrays)
+    mx.export_to_dot(drawing, **arrays)
     return drawing.getvalue()
