@@ -100,6 +100,8 @@ def test_free_memory(monkeypatch, tmp_path):
     room_of_a = {"memory__limit_in_bytes": f"{3 * GIB}", "memory__usage_in_bytes": f"{2 * GIB}"}
     write(groups / "memory/a", **room_of_a, memory__stat=f"total_inactive_file {GIB}\n")
     assert read() == 2 * GIB
+    (groups / "memory/a/memory.stat").write_text(f"active_file 1\ntotal_active_file {GIB}\n")
+    assert read() == 2 * GIB
     room_of_c = {"memory__max": f"{3 * GIB}", "memory__current": f"{2 * GIB}"}
     write(groups / "c", **room_of_c, memory__stat="anon 1\n")
     assert read() == GIB

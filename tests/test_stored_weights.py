@@ -28,7 +28,7 @@ pytestmark = [
 ]
 
 WIDTH = 256
-ROUNDING = 2**15  # MLX rounds the sizes of buffers; the tensors of a file have 16 times as many bytes
+ROUNDING = 2**15  # MLX rounds the sizes of buffers; the tensors of a file are much larger
 LAYOUT = Layout({}, fused={"both.weight": ("q.weight", "k.weight")}, transposed={"t.weight"})
 
 

@@ -13,12 +13,7 @@ from ..clip import CLIPTextModel
 from ..device import backend, free_memory, memory
 from ..forecast import Forecast
 from ..pipeline import StableDiffusion
-from ..quantize import (
-    UNET_BITS,
-    is_quantized,
-    quantize_text_encoder,
-    quantize_unet,
-)
+from ..quantize import UNET_BITS, quantize_text_encoder, quantize_unet
 from ..step_memory import count_step_bytes
 from ..unet import UNetModel
 from ..utils.size import Size
@@ -92,8 +87,7 @@ def _list_savings(
         options.append("--batch-size 1")
         choices = replace(choices, is_single=True)
         yield options[-1], choices
-    networks = [run.sd.unet, *(control.network for control in run.sd.controls)]
-    if run.settings.quantize or not any(map(is_quantized, networks)):
+    if run.sd.config.unet.quantization is None:  # others stay as they are, also with -q
         bits = run.settings.unet_bits
         choices = replace(choices, quantizes=True)
         if not run.settings.quantize:
@@ -121,7 +115,8 @@ def forecast_run(run: Run, batches: Sequence[Batch], choices: Choices, base: int
     text_bytes, unet_bytes = forecast.count_bytes(text), forecast.count_bytes(networks)
     widest = forecast.count_widest(networks)
     if choices.quantizes:
-        unet_bytes, text_bytes = count_quantized_bytes(sd, choices.unet_bits)
+        bits = choices.unet_bits, run.settings.text_encoder_bits
+        unet_bytes, text_bytes = count_quantized_bytes(sd, *bits)
     others = [*run.upscalers.values(), *([] if run.preview_vae is None else [run.preview_vae])]
     encodes = run.start is not None or any(batch.jobs[0].second_pass for batch in batches)
     weights = {
@@ -148,7 +143,9 @@ def forecast_run(run: Run, batches: Sequence[Batch], choices: Choices, base: int
     )
 
 
-def count_quantized_bytes(sd: StableDiffusion, unet_bits: int | None) -> tuple[int, int]:
+def count_quantized_bytes(
+    sd: StableDiffusion, unet_bits: int | None = None, text_encoder_bits: int | None = None
+) -> tuple[int, int]:
     """Return the bytes of UNet and control networks, and of text encoders, if they were quantized.
 
     They are counted in new networks, whose weights are never computed.
@@ -163,7 +160,7 @@ def count_quantized_bytes(sd: StableDiffusion, unet_bits: int | None) -> tuple[i
     for network in unets:
         quantize_unet(network, unet_bits)
     for network in text_encoders:
-        quantize_text_encoder(network)
+        quantize_text_encoder(network, text_encoder_bits)
     return forecast.count_bytes(unets), forecast.count_bytes(text_encoders)
 
 

@@ -9,12 +9,15 @@ import mlx.core as mx
 from . import backend, memory
 
 CGROUPS = Path("/sys/fs/cgroup")
-# By version: the folder of the hierarchy, the limit, what is used, and the name in memory.stat of
-# what the system gives back when it is short.
+# By version: the folder of the hierarchy, the limit, what is used, and how the names in memory.stat
+# begin that count the group with all groups in it.
 CGROUP_FILES = {
-    2: ("", "memory.max", "memory.current", "inactive_file"),
-    1: ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("", "memory.max", "memory.current", ""),
+    1: ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 }
+# Copies of files, such as a checkpoint that was read before, which the system gives up if memory is
+# short. `MemAvailable` counts them as available, too.
+GIVEN_UP = ("inactive_file", "active_file")
 
 
 def read_free_memory(proc: Path = Path("/proc"), cgroups: Path = CGROUPS) -> int:
@@ -67,23 +70,23 @@ def _find_rooms(cgroup: Path, folder: Path) -> Iterator[int]:
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        version = 2 if not controllers else 1
+        version = 1 if controllers else 2
         if version == 1 and "memory" not in controllers.split(","):
             continue
-        hierarchy, limit, used, inactive = CGROUP_FILES[version]
+        hierarchy, limit, used, prefix = CGROUP_FILES[version]
         # Inside a container the path may be that outside of it: then only the root is there.
         group = Path(path.lstrip("/"))
         for each in (group, *group.parents):
-            room = _read_room(folder / hierarchy / each, limit, used, inactive)
+            room = _read_room(folder / hierarchy / each, limit, used, prefix)
             if room is not None:
                 yield room
 
 
-def _read_room(group: Path, limit: str, used: str, inactive: str) -> int | None:
+def _read_room(group: Path, limit: str, used: str, prefix: str) -> int | None:
     """Return the room that a group has left, in bytes; None if it has no limit."""
     try:
         room = int((group / limit).read_text()) - int((group / used).read_text())
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return room + int(stat.get(inactive, 0))
+        return room + sum(int(stat.get(prefix + name, 0)) for name in GIVEN_UP)
     except (OSError, ValueError):  # no such file, or "max"
         return None

@@ -28,7 +28,7 @@ PROMPT = "a photo of a café, at night!"
 SAME = 50  # dB
 SD_1, SD_2, SD_2_V, SDXL = PUBLISHED_KINDS
 UNET, TEXT = f"unet/{NATIVE}", f"text_encoder/{NATIVE}"
-AS_SCRIPTS = ("--text-encoder-bits", "4", "--unet-bits", "8")  # like -q of the scripts
+AS_SCRIPTS = ("--text-encoder-bits", "4", "--unet-bits", "8")  # with -q in the scripts
 
 
 def load(model: loaders.Key, **options) -> StableDiffusion:
@@ -76,7 +76,7 @@ def test_equals_quantizing_while_loading(converted, checkpoint, kind, half):
     """They are equal to the bit; in half precision, if the weights are stored in it."""
     folder = converted(kind, *AS_SCRIPTS, *["--fp16"] * half)
     ours, usual = load(folder, float16=half), load(checkpoint(kind), float16=half)
-    usual.quantize()
+    usual.quantize(unet_bits=8)
     assert are_identical(ours, usual)
     assert ours.unet.mid_block.attentions[0].proj_in.bits == 8
     if half:  # --fp16 rounds the VAE, which is never in half precision otherwise
@@ -204,7 +204,7 @@ def test_lora(converted, checkpoint, tmp_path):
         lora[f"{layer}.lora_B.weight"] = up
     save_file(lora, tmp_path / "lora.safetensors")
     ours, usual = load(converted(SD_1, *AS_SCRIPTS)), load(checkpoint(SD_1))
-    usual.quantize()
+    usual.quantize(unet_bits=8)
     before = draw(ours)
     for sd in (ours, usual):
         sd.load_lora(tmp_path / "lora.safetensors", 0.5)

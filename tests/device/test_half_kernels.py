@@ -13,6 +13,7 @@ from stable_diffusion.adapters.lora_layers import LoRALinear
 from stable_diffusion.attention import Attention
 from stable_diffusion.device import compile_kernels, cpu_kernels, kernel_calls
 from stable_diffusion.layers import Conv3x3, Linear, has_half_weights
+from stable_diffusion.quantized_convolution import QuantizedConv3x3
 
 pytestmark = pytest.mark.skipif(not cpu_kernels.is_used(), reason="only a Linux CPU needs it")
 
@@ -194,6 +195,17 @@ def test_layers_choose_by_their_weights():
             full.update(widen(layer))
             ours, exact = layer(x[..., :channels]), np.array(full(x[..., :channels]))
             assert (compute_error(ours, exact) > SUM_ERROR) == is_half
+
+
+def test_quantized_convolutions():
+    """They are unpacked to bfloat16 if the weights had it, as linear layers are."""
+    x = random_normal(1, 4, 4, 32)
+    for dtype, is_half in ((mx.bfloat16, True), (mx.float16, False)):
+        layer = Conv3x3(32, 6)
+        layer.set_dtype(dtype)
+        packed = QuantizedConv3x3(layer, 32, 8)
+        error = compute_error(packed(x), np.array(packed.to_plain()(x)))
+        assert (error > SUM_ERROR) == is_half and error < 2 * ROUNDING_ERROR
 
 
 def test_gradients():

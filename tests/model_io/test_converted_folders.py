@@ -21,7 +21,7 @@ from stable_diffusion.quantize import quantize_unet
 
 SD_1 = PUBLISHED_KINDS[0]
 UNET = f"unet/{NATIVE}"
-AS_SCRIPTS = ("--text-encoder-bits", "4", "--unet-bits", "8")  # like -q of the scripts
+AS_SCRIPTS = ("--text-encoder-bits", "4", "--unet-bits", "8")  # with -q in the scripts
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_the_library_prints_nothing(checkpoint, tmp_path):
             on_progress=lambda *call: progress.append(call),
         )
     assert output.getvalue() == ""
-    assert len(messages) == 1 and re.match(r"unet: \d+ linear layers stay as they are", messages[0])
+    assert len(messages) == 1 and re.match(r"unet: \d+ layers stay as they are", messages[0])
     components = ["text_encoder", "text_encoder_2", "unet", "vae"]
     assert list(dict.fromkeys(component for component, _, _ in progress)) == components
     for component in components:
