@@ -14,7 +14,7 @@ from .config.networks import Quantization
 from .layers import Conv3x3
 from .quantized_convolution import QuantizedConv3x3
 
-UNET_BITS, UNET_GROUP_SIZE = 8, 32  # by default of linear layers only
+UNET_BITS, UNET_GROUP_SIZE = 8, 32  # of linear layers; without a number of bits only of these
 CONVOLUTION_GROUP_SIZE = 64
 TEXT_ENCODER_BITS, TEXT_ENCODER_GROUP_SIZE = 4, 64
 
@@ -58,8 +58,8 @@ def quantize_unet(
     of the layers that are not quantized, as in `quantize_text_encoder`, are stored in float16.
 
     Args:
-        bits: None for 8 bits in linear layers, and none in convolutions: so are the pictures of
-            `-q` alone since the first version, which recipes can make again.
+        bits: of a weight. None quantizes linear layers only, to 8 bits: so `-q` without a number of
+            bits has always done, and recipes of such pictures make them again.
 
     Returns:
         The entry for a config file, with which `quantize_as` does the same.

@@ -17,8 +17,8 @@ class QuantizedConv3x3(Conv3x3):
     """A `Conv3x3` whose weight is quantized, as a matrix [O, 9 C].
 
     Scales and offsets are stored in float16, which adds little to the rounding of the weights: the
-    error of a weight grows by less than 1 / 1000 of the largest one of its group. Those of weights
-    in bfloat16 stay so, because the kernels then multiply in it, see `half_weights`.
+    error of a weight grows by less than 1 / 1000 of the largest one of its group. They stay in
+    bfloat16 if the weight is, so that the kernels multiply it (see `half_weights`).
 
     Args:
         convolution: the layer to quantize; its C must be a multiple of the group size.

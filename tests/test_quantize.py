@@ -14,7 +14,12 @@ from stable_diffusion.config.networks import Quantization
 from stable_diffusion.device import cpu_kernels
 from stable_diffusion.layers import Conv3x3
 from stable_diffusion.model_io.weights import flatten_parameters
-from stable_diffusion.quantize import find_quantization, quantize_as, quantize_unet
+from stable_diffusion.quantize import (
+    find_quantization,
+    quantize_as,
+    quantize_unet,
+    store_in_float16,
+)
 from stable_diffusion.quantized_convolution import QuantizedConv3x3
 from stable_diffusion.unet import UNetModel
 
@@ -103,6 +108,32 @@ def test_unet(unet, bits):
     theirs = flatten_parameters(other)
     for path, value in flatten_parameters(unet).items():
         assert mx.array_equal(value, theirs[path].astype(value.dtype)), path
+
+
+def quantize_by_mlx(network: nn.Module, group_size: int, bits: int) -> None:
+    """Quantize the linear layers whose inputs are whole groups."""
+
+    def is_chosen(path: str, layer: nn.Module) -> bool:
+        return isinstance(layer, nn.Linear) and layer.weight.shape[-1] % group_size == 0
+
+    nn.quantize(network, group_size, bits, class_predicate=is_chosen)
+
+
+def test_without_a_number_of_bits(checkpoint):
+    """As `-q` always did, which recipes name: linear layers have 8 bits, convolutions float16."""
+    sd, plain = (StableDiffusion(checkpoint("sd-1")) for _ in range(2))
+    sd.quantize()
+    quantize_by_mlx(plain.text_encoder, 64, 4)
+    quantize_by_mlx(plain.unet, 32, 8)
+    store_in_float16(plain.unet)
+    convolutions = [each for each in sd.unet.modules() if isinstance(each, Conv3x3)]
+    assert {(type(each), each.weight.dtype) for each in convolutions} == {(Conv3x3, mx.float16)}
+    for ours, theirs in ((sd.unet, plain.unet), (sd.text_encoder, plain.text_encoder)):
+        expected = flatten_parameters(theirs)
+        found = flatten_parameters(ours)
+        assert found.keys() == expected.keys()
+        for path, value in found.items():
+            assert value.dtype == expected[path].dtype and mx.array_equal(value, expected[path])
 
 
 def test_config_of_older_folders(unet):

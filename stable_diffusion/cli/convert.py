@@ -43,7 +43,8 @@ def convert_parser() -> argparse.ArgumentParser:
         *("--group-size", "--group_size"),
         type=int,
         choices=GROUP_SIZES,
-        help="how many weights share a scale (default: text encoders 64, UNet 32)",
+        help="how many weights share a scale (default: text encoders 64, UNet 32, its "
+        "convolutions 64)",
     )
     add(
         "--fp16",

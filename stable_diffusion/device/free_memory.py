@@ -24,7 +24,7 @@ def read_free_memory(proc: Path = Path("/proc"), cgroups: Path = CGROUPS) -> int
     """Return how many bytes the arrays of this process may take in addition.
 
     On Linux it is what the system calls available, or less if a container limits it. Metal says how
-    much the GPU should use at most. Elsewhere it is all the memory.
+    much the GPU should use at most. On other systems it is all the memory.
     """
     if backend.is_gpu():
         info = mx.device_info()
@@ -65,11 +65,10 @@ def _find_rooms(cgroup: Path, folder: Path) -> Iterator[int]:
         folder: where the hierarchies of groups are mounted.
     """
     try:
-        lines = cgroup.read_text().splitlines()
-    except OSError:
+        lines = [line.split(":", 2) for line in cgroup.read_text().splitlines()]
+    except (OSError, ValueError):  # no such file, or a name that is not UTF-8
         return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
+    for _, controllers, path in lines:
         version = 1 if controllers else 2
         if version == 1 and "memory" not in controllers.split(","):
             continue

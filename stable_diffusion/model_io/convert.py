@@ -66,8 +66,8 @@ def convert_model(
     Args:
         model, vae, unet, prediction_type: as in `open_model`.
         folder: a new folder in an existing one.
-        text_encoder_bits, unet_bits: bits of a weight, one of
-            `config.networks.BITS`; None does not quantize.
+        text_encoder_bits, unet_bits: bits of a weight, one of `config.networks.BITS`, see
+            `quantize_unet`; None does not quantize.
         group_size: how many weights share a scale, one of `config.networks.GROUP_SIZES`; None
             takes the defaults of `StableDiffusion.quantize`.
         float16: store the weights that are not quantized in half precision. Otherwise they are

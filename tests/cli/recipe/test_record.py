@@ -72,6 +72,14 @@ def test_a_user_without_a_home_folder(monkeypatch):
     assert read_recipe(texts).model == "/disk/mine"
 
 
+def test_bits():
+    """A recipe names only those that were given: without, `-q` leaves convolutions as they are."""
+    model = Model(Source("tiny", Path("tiny")))
+    for options, bits in (([], None), (["--unet-bits=8"], 8)):
+        recipe = read_recipe(make_record(model, "-q", *options).describe(JOB))
+        assert (recipe.quantize, recipe.unet_bits, recipe.text_encoder_bits) == (True, bits, None)
+
+
 def test_grids():
     """A grid has a recipe only if one recipe makes all its pictures."""
     jobs = [replace(JOB, seed=3 + i, index=1 + i) for i in range(4)]
