@@ -17,6 +17,7 @@ from stable_diffusion.model_io.loaders import load_model_config
 from stable_diffusion.overflow import evaluate_steps
 from stable_diffusion.pipeline import pipeline_class
 from stable_diffusion.prediction import NetworkInputs, make_predict
+from stable_diffusion.quantize import find_quantization
 from stable_diffusion.unet import Residuals
 from stable_diffusion.utils.size import Size
 
@@ -229,7 +230,11 @@ def test_precision_and_freeing(checkpoint, oracle, tmp_path):
     single = evaluate_steps(latents)
     assert 0 < relative_l2(half, single) < 0.1
     assert loaded.network.conv_in.weight.dtype == mx.float32
-    sd.quantize()
+    sd.quantize(unet_bits=8)
+    quantization = find_quantization(loaded.network)
+    assert quantization.bits == 8 and quantization.convolution_group_size == 64
+    loaded.use_float32()
+    assert find_quantization(loaded.network) == quantization
     assert 0 < relative_l2(evaluate_steps(begin()), single) < 0.1
     sd.unload_controls()
     assert sd.controls == ()

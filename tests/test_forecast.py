@@ -11,6 +11,7 @@ from stable_diffusion import StableDiffusion
 from stable_diffusion.cli import room
 from stable_diffusion.device import free_memory
 from stable_diffusion.forecast import count_bytes, make_forecast
+from stable_diffusion.model_io.convert import convert_model
 
 GIB = 2**30
 
@@ -53,6 +54,7 @@ def test_what_is_there_in_each_phase():
         (0.0, ["--n_images=1", "-q"], "-q --unet-bits 4 --low-memory, and smaller pictures"),
         (0.0, ["--n_images=1", "-q", "--unet-bits=4", "--low-memory"], "smaller pictures"),
         (-1.0, ["--n_images=1"], "-q"),
+        (-1.0, ["--n_images=1", "-q"], "-q --unet-bits 8"),
     ],
 )
 def test_warning(monkeypatch, tmp_path, capsys, free, options, advice):
@@ -79,6 +81,16 @@ def test_warning(monkeypatch, tmp_path, capsys, free, options, advice):
     assert len(found) == (advice is not None)
     if advice is not None:
         assert found[0].removesuffix(" (--width and --height)") == advice
+
+
+def test_advice_for_a_folder_that_is_quantized(monkeypatch, tmp_path, capsys):
+    """It is not `-q`, which would change nothing."""
+    folder = tmp_path / "small"
+    convert_model("tiny", folder, unet_bits=8)
+    monkeypatch.setattr(free_memory, "read_free_memory", lambda: 0)
+    arguments = ["a red circle", f"--model={folder}", "-q", "--n_images=1", "--steps=1"]
+    assert txt2image.main([*arguments, f"--output={tmp_path / 'o.png'}"]) == 0
+    assert "are free: try --low-memory, and smaller pictures" in capsys.readouterr().err
 
 
 def write(folder: Path, **contents: str) -> Path:
