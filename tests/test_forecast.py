@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
@@ -11,7 +12,6 @@ from stable_diffusion import StableDiffusion
 from stable_diffusion.cli import room
 from stable_diffusion.device import free_memory
 from stable_diffusion.forecast import count_bytes, make_forecast
-from stable_diffusion.model_io.convert import convert_model
 
 GIB = 2**30
 
@@ -49,12 +49,9 @@ def test_what_is_there_in_each_phase():
     ("free", "options", "advice"),
     [
         (1e9, [], None),
-        (0.0, [], "--batch-size 1 -q --unet-bits 4 --low-memory, and smaller pictures"),
-        (0.0, ["--n_images=1"], "-q --unet-bits 4 --low-memory, and smaller pictures"),
-        (0.0, ["--n_images=1", "-q"], "-q --unet-bits 4 --low-memory, and smaller pictures"),
-        (0.0, ["--n_images=1", "-q", "--unet-bits=4", "--low-memory"], "smaller pictures"),
-        (-1.0, ["--n_images=1"], "-q"),
-        (-1.0, ["--n_images=1", "-q"], "-q --unet-bits 8"),
+        (0.0, [], "-q, and smaller pictures"),
+        (0.0, ["-q", "--unet-bits=4", "--low-memory"], "smaller pictures"),
+        (-1.0, [], "-q"),
     ],
 )
 def test_warning(monkeypatch, tmp_path, capsys, free, options, advice):
@@ -75,7 +72,7 @@ def test_warning(monkeypatch, tmp_path, capsys, free, options, advice):
     monkeypatch.setattr(
         free_memory, "read_free_memory", lambda: seen[0] - base - 1 if free < 0 else int(free)
     )
-    arguments = ["a red circle", "--model=tiny", "--steps=1", "--seed=1", *options]
+    arguments = ["a red circle", "--model=tiny", "--n_images=1", "--steps=1", *options]
     assert txt2image.main([*arguments, f"--output={tmp_path / 'o.png'}"]) == 0
     found = re.findall(r"warning: this needs about .* are free: try (.*)", capsys.readouterr().err)
     assert len(found) == (advice is not None)
@@ -83,14 +80,44 @@ def test_warning(monkeypatch, tmp_path, capsys, free, options, advice):
         assert found[0].removesuffix(" (--width and --height)") == advice
 
 
-def test_advice_for_a_folder_that_is_quantized(monkeypatch, tmp_path, capsys):
-    """It is not `-q`, which would change nothing."""
-    folder = tmp_path / "small"
-    convert_model("tiny", folder, unet_bits=8)
-    monkeypatch.setattr(free_memory, "read_free_memory", lambda: 0)
-    arguments = ["a red circle", f"--model={folder}", "-q", "--n_images=1", "--steps=1"]
-    assert txt2image.main([*arguments, f"--output={tmp_path / 'o.png'}"]) == 0
-    assert "are free: try --low-memory, and smaller pictures" in capsys.readouterr().err
+ALL_OPTIONS = "--batch-size 1 -q --unet-bits 4 --low-memory"
+SMALLER = f", and {room.SMALLER}"
+
+
+@pytest.mark.parametrize(
+    ("free", "settings", "advice"),
+    [
+        (11, {}, "--batch-size 1"),
+        (10, {}, "-q"),
+        (8, {}, "-q --unet-bits 4"),
+        (7, {}, "-q --unet-bits 4 --low-memory"),
+        (6, {}, "--batch-size 1 -q --unet-bits 8 --low-memory"),
+        (1, {}, ALL_OPTIONS + SMALLER),
+        (1, {"quantize": True, "unet_bits": 8}, ALL_OPTIONS + SMALLER),
+        (1, {"quantize": True, "unet_bits": 4}, "--batch-size 1" + SMALLER),
+        (1, {"quantization": "of a folder, which stays"}, "--batch-size 1" + SMALLER),
+        (6, {"preload_models": True}, "-q --unet-bits 4" + SMALLER),
+    ],
+)
+def test_advice(monkeypatch, free, settings, advice):
+    """It has no option that does not help."""
+    options = {"quantize": False, "unet_bits": None, "text_encoder_bits": None}
+    options |= {"preload_models": False, "quantization": None} | settings
+    unet = SimpleNamespace(quantization=options.pop("quantization"))
+    sd = SimpleNamespace(config=SimpleNamespace(unet=unet))
+    run = SimpleNamespace(settings=SimpleNamespace(**options), sd=sd)
+
+    def forecast(run, batches, choices, base):
+        weights = 10 if choices.quantized_bytes is None else choices.quantized_bytes[0]
+        denoising = weights + (1 if choices.is_single else 4)
+        return SimpleNamespace(peak=max(denoising, 4 if choices.in_strips else 8))
+
+    monkeypatch.setattr(room, "forecast_run", forecast)
+    monkeypatch.setattr(room, "_count_rows", lambda run, batch: (2, 2))
+    monkeypatch.setattr(
+        room, "count_quantized_bytes", lambda sd, bits, text_bits: ({None: 6, 8: 5, 4: 3}[bits], 0)
+    )
+    assert room.find_advice(run, [None], room.Choices(), 0, free) == advice
 
 
 def write(folder: Path, **contents: str) -> Path:

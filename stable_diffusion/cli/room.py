@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import mlx.core as mx
@@ -31,14 +32,13 @@ class Choices:
     """What a user may change to save memory.
 
     Attributes:
-        quantizes: whether to quantize all networks.
-        unet_bits: as in `quantize_unet`, if they are quantized.
+        quantized_bytes: of the UNet with the control networks, and of the text encoders, if they
+            are to be quantized, see `count_quantized_bytes`; None to leave them as they are.
         is_single: whether each picture is denoised and decoded alone.
         in_strips: whether pictures are decoded in strips; None if only large ones are.
     """
 
-    quantizes: bool = False
-    unet_bits: int | None = None
+    quantized_bytes: tuple[int, int] | None = None
     is_single: bool = False
     in_strips: bool | None = None
 
@@ -64,43 +64,57 @@ def warn_of_memory(run: Run, batches: Sequence[Batch]) -> Forecast:
 
 
 def find_advice(run: Run, batches: Sequence[Batch], choices: Choices, base: int, free: int) -> str:
-    """Return the options that make a run fit into the free memory, with as little loss as possible.
+    """Return the fewest options that make a run fit into the free memory.
+
+    If none do, they are those that save most, and smaller pictures.
 
     Args:
         choices: those of the settings.
         base, free: bytes of the process before weights are read, and bytes that it may have.
     """
-    advice = SMALLER
+    least, best = forecast_run(run, batches, choices, base).peak, ""
     for options, each in _list_savings(run, batches, choices):
-        if forecast_run(run, batches, each, base).peak <= free:
+        peak = forecast_run(run, batches, each, base).peak
+        if peak <= free:
             return options
-        advice = f"{options}, and {SMALLER}"
-    return advice
+        if peak < least:
+            least, best = peak, options
+    return f"{best}, and {SMALLER}" if best else SMALLER
 
 
 def _list_savings(
     run: Run, batches: Sequence[Batch], choices: Choices
-) -> Iterator[tuple[str, Choices]]:
-    """Yield options, and what they choose, each time one more."""
-    options = []
+) -> list[tuple[str, Choices]]:
+    """Return options, and what they choose: each alone, then all combinations.
+
+    Of as many options, those come first that change the pictures least.
+    """
+    kinds: list[list[tuple[str, dict[str, Any]]]] = [[], [], []]
     if max(_count_rows(run, batch)[0] for batch in batches) > 1:
-        options.append("--batch-size 1")
-        choices = replace(choices, is_single=True)
-        yield options[-1], choices
-    if run.sd.config.unet.quantization is None:  # others stay as they are, also with -q
-        bits = run.settings.unet_bits
-        choices = replace(choices, quantizes=True)
-        if not run.settings.quantize:
-            yield " ".join([*options, "-q"]), choices
-        fewer = [each for each in (UNET_BITS, FEWER_BITS) if bits is None or each < bits]
-        for each in fewer:
-            choices = replace(choices, unet_bits=each)
-            yield " ".join([*options, f"-q --unet-bits {each}"]), choices
-        if fewer:
-            options.append(f"-q --unet-bits {FEWER_BITS}")
+        kinds[0].append(("--batch-size 1", {"is_single": True}))
+    for option, unet_bits in _list_bits(run):
+        counted = count_quantized_bytes(run.sd, unet_bits, run.settings.text_encoder_bits)
+        kinds[1].append((option, {"quantized_bytes": counted}))
     if not choices.in_strips and not run.settings.preload_models:
-        options.append("--low-memory")
-        yield " ".join(options), replace(choices, in_strips=True)
+        kinds[2].append(("--low-memory", {"in_strips": True}))
+    savings = []
+    for combination in product(*([None, *each] for each in reversed(kinds))):
+        chosen = [each for each in reversed(combination) if each is not None]
+        changes = {name: value for _, changed in chosen for name, value in changed.items()}
+        savings.append(([option for option, _ in chosen], replace(choices, **changes)))
+    savings.sort(key=lambda saving: len(saving[0]))
+    return [(" ".join(options), each) for options, each in savings if options]
+
+
+def _list_bits(run: Run) -> Iterator[tuple[str, int | None]]:
+    """Yield the options that quantize to fewer bits than the settings, and the UNet's bits."""
+    if run.sd.config.unet.quantization is not None:
+        return  # it stays as it is, also with -q
+    if not run.settings.quantize:
+        yield "-q", None
+    for bits in (UNET_BITS, FEWER_BITS):
+        if run.settings.unet_bits is None or bits < run.settings.unet_bits:
+            yield f"-q --unet-bits {bits}", bits
 
 
 def forecast_run(run: Run, batches: Sequence[Batch], choices: Choices, base: int) -> Forecast:
@@ -114,9 +128,8 @@ def forecast_run(run: Run, batches: Sequence[Batch], choices: Choices, base: int
     networks = [sd.unet, *(control.network for control in sd.controls)]
     text_bytes, unet_bytes = forecast.count_bytes(text), forecast.count_bytes(networks)
     widest = forecast.count_widest(networks)
-    if choices.quantizes:
-        bits = choices.unet_bits, run.settings.text_encoder_bits
-        unet_bytes, text_bytes = count_quantized_bytes(sd, *bits)
+    if choices.quantized_bytes is not None:
+        unet_bytes, text_bytes = choices.quantized_bytes
     others = [*run.upscalers.values(), *([] if run.preview_vae is None else [run.preview_vae])]
     encodes = run.start is not None or any(batch.jobs[0].second_pass for batch in batches)
     weights = {
