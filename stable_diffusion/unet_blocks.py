@@ -11,7 +11,8 @@ import mlx.nn as nn
 from .attention import Attention, KeysValues
 from .config.networks import UNetConfig
 from .config.unet_encoder import MID_WITH_ATTENTION, UNetEncoderConfig
-from .layers import Conv3x3, GroupNorm, Linear, ResnetBlock2D, geglu
+from .layers import Conv3x3, GroupNorm, Linear, geglu
+from .resnet_block import ResnetBlock2D
 
 Text = Iterator[KeysValues]  # of the text, for each attention to it in turn
 

@@ -9,7 +9,8 @@ from .activations import silu
 from .attention import Attention
 from .config.networks import AutoencoderConfig
 from .device import cpu_kernels
-from .layers import Conv3x3, GroupNorm, Linear, ResnetBlock2D
+from .layers import Conv3x3, GroupNorm, Linear
+from .resnet_block import ResnetBlock2D
 
 NORM_EPS = 1e-6  # diffusers' value for every norm of the VAE; it is in no config
 

@@ -18,7 +18,8 @@ from .activations import relu, silu
 from .autoencoder_tiny import AutoencoderTiny, TinyBlock, TinyDecoder, TinyEncoder, TinyUpsample
 from .config.autoencoder_tiny import require_encoder
 from .device import backend, cpu_kernels, kernel_calls, memory
-from .layers import Conv3x3, ResnetBlock2D
+from .layers import Conv3x3
+from .resnet_block import ResnetBlock2D
 from .vae import Autoencoder, Decoder, Encoder
 
 Vae = Autoencoder | AutoencoderTiny

@@ -16,8 +16,9 @@ from stable_diffusion.adapters.lora_layers import AdaptedConv3x3, LoRALinear
 from stable_diffusion.attention import Attention
 from stable_diffusion.device import cpu_kernels
 from stable_diffusion.device.backend import Backend
-from stable_diffusion.layers import Conv3x3, GroupNorm, Linear, ResnetBlock2D, upsample_nearest
+from stable_diffusion.layers import Conv3x3, GroupNorm, Linear, upsample_nearest
 from stable_diffusion.model_io.loaders import load_autoencoder, load_unet
+from stable_diffusion.resnet_block import ResnetBlock2D
 
 WIDTH = 64
 MAX_ERROR = 1e-6

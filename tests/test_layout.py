@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "stable_diffusion"
 LOWER = {"config", "device", "sampler", "tokenizer", "utils"}
 NETWORKS = {
     *("activations", "attention", "autoencoder_tiny", "clip", "controlnet", "layers", "rrdbnet"),
-    *("t2i_adapter", "time_embedding", "unet", "unet_blocks", "vae"),
+    *("resnet_block", "t2i_adapter", "time_embedding", "unet", "unet_blocks", "vae"),
 }
 BELOW_PIPELINE = {
     *(LOWER | NETWORKS),
@@ -40,13 +40,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "attention": {"device", "layers"},
     "clip": {"activations", "attention", "config", "device", "layers"},
     "time_embedding": {"activations", "layers"},
-    "unet_blocks": {"attention", "config", "layers"},
+    "resnet_block": {"activations", "device", "layers"},
+    "unet_blocks": {"attention", "config", "layers", "resnet_block"},
     "unet": {"activations", "attention", "config", "layers", "time_embedding", "unet_blocks"},
     "controlnet": {
         *("activations", "attention", "config", "layers", "time_embedding", "unet", "unet_blocks")
     },
     "t2i_adapter": {"activations", "attention", "config", "layers", "unet"},
-    "vae": {"activations", "attention", "config", "device", "layers"},
+    "vae": {"activations", "attention", "config", "device", "layers", "resnet_block"},
     "autoencoder_tiny": {"activations", "config", "device", "layers", "vae"},
     "rrdbnet": {"config", "layers"},
     "quantized_convolution": {"device", "layers", "stored_weights"},
@@ -54,7 +55,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "half_weights": {"device"},
     "latent_preview": {"images", "vae_strips"},
     "vae_strips": {
-        *("activations", "autoencoder_tiny", "compiled", "config", "device", "layers", "vae")
+        *("activations", "autoencoder_tiny", "compiled", "config", "device", "layers"),
+        *("resnet_block", "vae"),
     },
     "conditioning": {"clip", "config", "tokenizer", "utils"},
     "compiled": {"device"},

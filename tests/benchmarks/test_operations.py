@@ -14,7 +14,8 @@ from mlx.utils import tree_flatten
 from stable_diffusion.attention import attend
 from stable_diffusion.clip import CLIPTextModel
 from stable_diffusion.device.backend import Backend
-from stable_diffusion.layers import GroupNorm, ResnetBlock2D
+from stable_diffusion.layers import GroupNorm
+from stable_diffusion.resnet_block import ResnetBlock2D
 from stable_diffusion.unet import UNetModel
 from stable_diffusion.vae import Autoencoder
 
