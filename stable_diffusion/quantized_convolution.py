@@ -17,7 +17,8 @@ class QuantizedConv3x3(Conv3x3):
     """A `Conv3x3` whose weight is quantized, as a matrix [O, 9 C].
 
     Scales and offsets are stored in float16, which adds little to the rounding of the weights: the
-    error of a weight grows by less than 1 / 1000 of the largest one of its group.
+    error of a weight grows by less than 1 / 1000 of the largest one of its group. They stay in
+    bfloat16 if the weight is, so that the kernels multiply it (see `half_weights`).
 
     Args:
         convolution: the layer to quantize; its C must be a multiple of the group size.
@@ -32,7 +33,8 @@ class QuantizedConv3x3(Conv3x3):
         self.group_size, self.bits = group_size, bits
         matrix = convolution.weight.flatten(1)  # [O, 9 C]
         self.weight, scales, offsets = mx.quantize(matrix, group_size, bits)
-        self.scales, self.biases = scales.astype(mx.float16), offsets.astype(mx.float16)
+        dtype = mx.bfloat16 if matrix.dtype == mx.bfloat16 else mx.float16
+        self.scales, self.biases = scales.astype(dtype), offsets.astype(dtype)
         if "bias" in convolution:
             self.bias = convolution.bias
         self.freeze()
