@@ -52,7 +52,8 @@ class LoadedControl:
     def __init__(self, opened: OpenedControl, float16: bool):
         self._opened = opened
         self._network: ControlNetwork | None = load_control_network(opened, float16)
-        prepare_half_weights(self._network)
+        if float16:
+            prepare_half_weights(self._network)
         self.name = opened.name
         self.types: tuple[str, ...] = ()
         if isinstance(config := self._network.config, ControlNetUnionConfig):

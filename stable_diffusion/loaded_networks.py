@@ -142,7 +142,8 @@ class LoadedNetworks(Adapted):
             setattr(self, attribute, load_tokenizer(self.model, f"{name}_vocab", f"{name}_merges"))
         for attribute, name in self._TEXT_ENCODERS:
             encoder = load_text_encoder(self.model, self.float16, name)
-            prepare_half_weights(encoder)
+            if self.float16:
+                prepare_half_weights(encoder)
             setattr(self, attribute, encoder)
         for reader in self._readers:
             require_fit(*reader, self.model.name)

@@ -99,8 +99,10 @@ class StableDiffusion(LoadedNetworks):
         self._load_readers()
         self.unet = load_unet(opened, float16)
         self.autoencoder = load_autoencoder(opened, float16, vae_float16=vae_float16)
-        for network in (self.unet, self.autoencoder):
-            prepare_half_weights(network)
+        if float16:
+            prepare_half_weights(self.unet)
+        if vae_float16:
+            prepare_half_weights(self.autoencoder)
         if lora is not None:
             self.load_lora(lora)
 

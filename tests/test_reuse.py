@@ -43,6 +43,12 @@ def load(checkpoint) -> Callable[[str], StableDiffusion]:
     return load_once
 
 
+@pytest.fixture(scope="module")
+def tiny() -> StableDiffusion:
+    """Return the model of this repository; not to be changed."""
+    return StableDiffusion("tiny")
+
+
 def begin(sd: StableDiffusion, **options):
     """Begin two small pictures."""
     options = {"num_steps": 5, "latent_size": SIZE, "seed": SEEDS[0], **options}
@@ -81,14 +87,21 @@ def their_latents(oracle: Oracle, sampler: str, guidance: float, steps: int = 5)
 def test_latents_equal_deep_cache(load, oracle, kind, interval, sampler, guidance):
     with deep_cache(oracle(kind).single, interval):
         expected = their_latents(oracle(kind), sampler, guidance)
-    options = {"sampler": sampler, "cfg_weight": guidance}
-    assert (
-        relative_l2(evaluate_steps(begin(load(kind), reuse=interval, **options)), expected) <= SAME
+    options = {"sampler": sampler, "cfg_weight": guidance, "reuse": interval}
+    assert relative_l2(evaluate_steps(begin(load(kind), **options)), expected) <= SAME
+
+
+def test_skipping_changes_latents(load):
+    """So the comparisons with diffusers would see if nothing was skipped, there or here."""
+    options = {"sampler": "euler", "cfg_weight": 6.0}
+    plain, *others = (
+        evaluate_steps(begin(load("sd-1"), **options, **more))
+        for more in ({}, {"reuse": 2}, {"cfg_range": (0, 0.6)})
     )
-    assert relative_l2(evaluate_steps(begin(load(kind), **options)), expected) >= OTHER
+    assert all(relative_l2(each, np.array(plain)) >= OTHER for each in others)
 
 
-@pytest.mark.parametrize("sampler", ["heun", "pndm", "dpm2"])
+@pytest.mark.parametrize("sampler", ["heun", "pndm"])
 def test_samplers_of_two_calls(load, oracle, sampler):
     """Each call of the network counts, whatever its timestep."""
     with deep_cache(oracle("sd-1").single, 2, CountingHelper):
@@ -114,7 +127,6 @@ def test_guidance_in_a_range(load, oracle, kind, reuse, cfg_range, guided):
         expected = their_latents(theirs, "euler", 6.0)
     ours = evaluate_steps(begin(load(kind), reuse=reuse, cfg_range=cfg_range, **options))
     assert relative_l2(ours, expected) <= SAME
-    assert relative_l2(evaluate_steps(begin(load(kind), reuse=reuse, **options)), expected) >= OTHER
 
 
 def test_from_a_picture(load, oracle):
@@ -139,17 +151,17 @@ def test_from_a_picture(load, oracle):
     assert psnr(draw(), expected) < 50
 
 
-@pytest.mark.parametrize(
-    ("reuse", "cfg_range", "guided"), [(2, (0, 1), {0, 1, 2, 3}), (2, (0.25, 0.75), {1, 2})]
-)
-def test_editing(load, oracle, reuse, cfg_range, guided):
-    """InstructPix2Pix has three parts of rows, of which the prompt's is the first."""
+def test_editing(load, oracle):
+    """InstructPix2Pix has three parts of rows, of which the prompt's is the first.
+
+    Of four steps the first is whole, the second has guidance, and the last two have none.
+    """
     kind = f"sd-1{EDITING}"
     theirs, sd = oracle(kind), load(kind)
     image = np.linspace(-1, 1, 32 * 32 * 3, dtype=np.float32).reshape(32, 32, 3)
     with (
-        deep_cache(theirs.single, reuse, EditingHelper),
-        guided_steps(theirs.single, guided, n_parts=3),
+        deep_cache(theirs.single, 4, EditingHelper),
+        guided_steps(theirs.single, {0, 1}, n_parts=3),
     ):
         expected = theirs.pictures_edited(
             image,
@@ -164,7 +176,7 @@ def test_editing(load, oracle, reuse, cfg_range, guided):
     draw = lambda **more: pictures(  # noqa: E731
         sd, sd.generate_latents_from_image(image, PROMPT, **options, **more)
     )
-    assert psnr(draw(reuse=reuse, cfg_range=cfg_range), expected) >= 50
+    assert psnr(draw(reuse=4, cfg_range=(0, 0.5)), expected) >= 50
     assert psnr(draw(), expected) < 50
 
 
@@ -193,20 +205,11 @@ def test_control_networks(load, oracle, tmp_path, pooled, monkeypatch):
     monkeypatch.setattr(
         type(network.network), "__call__", lambda *args: (calls.append(1), whole(*args))[1]
     )
-    options = {"num_steps": 4, "cfg_weight": 5.0, "sampler": "euler", "seed": 7}
-    draw = lambda **more: pictures(  # noqa: E731
-        sd,
-        sd.generate_latents(
-            PROMPT,
-            latent_size=SIZE,
-            controls=[Control(network, picture, end=0.75)],
-            **options,
-            **more,
-        ),
-    )
-    ours = draw(reuse=2)
-    assert len(calls) == 2 and psnr(ours, expected) >= 50
-    assert psnr(draw(), expected) < 50
+    controls = [Control(network, picture, end=0.75)]
+    options = {"num_steps": 4, "cfg_weight": 5.0, "sampler": "euler", "seed": 7, "reuse": 2}
+    latents = sd.generate_latents(PROMPT, latent_size=SIZE, controls=controls, **options)
+    assert psnr(pictures(sd, latents), expected) >= 50
+    assert len(calls) == 2
 
 
 def test_an_adapter_acts_through_what_is_kept(load, oracle, tmp_path):
@@ -231,46 +234,44 @@ def test_an_adapter_acts_through_what_is_kept(load, oracle, tmp_path):
 
 
 def begin_tiny(sd: StableDiffusion, seed: int = 1, **options):
-    options = {"num_steps": 5, "reuse": 2, "cfg_weight": 3.0, **options}
+    options = {"num_steps": 3, "reuse": 2, "cfg_weight": 3.0, "latent_size": (8, 8), **options}
     return sd.generate_latents("a red circle", seed=seed, **options)
 
 
-def test_the_cache_belongs_to_the_call():
+def test_the_cache_belongs_to_the_call(tiny):
     """Two calls whose steps alternate, one of them begun again, are those alone."""
-    sd = StableDiffusion("tiny")
-    alone = [evaluate_steps(begin_tiny(sd, seed)) for seed in (1, 2)]
-    first, second = begin_tiny(sd, 1), begin_tiny(sd, 2)
-    mx.eval(next(second), next(second), next(second))
+    alone = [evaluate_steps(begin_tiny(tiny, seed)) for seed in (1, 2)]
+    first, second = begin_tiny(tiny, 1), begin_tiny(tiny, 2)
+    mx.eval(next(second), next(second))
     second.restart()
     for x, y in zip(first, second, strict=True):
         mx.eval(x, y)
     assert mx.array_equal(x, alone[0]) and mx.array_equal(y, alone[1])
 
 
-def test_more_steps_than_there_are():
+def test_more_steps_than_there_are(tiny):
     """Only the first step is whole then; 1 is off, to the bit."""
-    sd = StableDiffusion("tiny")
     whole = []
-    keep = type(sd.unet).predict_and_keep
+    keep = type(tiny.unet).predict_and_keep
     count = lambda *args: (whole.append(1), keep(*args))[1]  # noqa: E731
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(sd.unet), "predict_and_keep", count)
-        evaluate_steps(begin_tiny(sd, reuse=99))
+        patch.setattr(type(tiny.unet), "predict_and_keep", count)
+        evaluate_steps(begin_tiny(tiny, reuse=99))
     assert len(whole) == 1
-    plain = evaluate_steps(sd.generate_latents("a red circle", num_steps=5, seed=1, cfg_weight=3.0))
-    assert mx.array_equal(evaluate_steps(begin_tiny(sd, reuse=1, cfg_range=[0, 1])), plain)
+    options = {"num_steps": 3, "seed": 1, "cfg_weight": 3.0, "latent_size": (8, 8)}
+    plain = evaluate_steps(tiny.generate_latents("a red circle", **options))
+    assert mx.array_equal(evaluate_steps(begin_tiny(tiny, reuse=1, cfg_range=[0, 1])), plain)
 
 
-def test_what_is_kept_is_freed():
+def test_what_is_kept_is_freed(tiny):
     """It is small, and held from the first step to the last."""
-    sd = StableDiffusion("tiny")
-    latents = begin_tiny(sd, latent_size=(16, 16), num_steps=2)
-    mx.eval(latents.inputs, sd.unet.parameters())
+    latents = begin_tiny(tiny, latent_size=(16, 16), num_steps=2)
+    mx.eval(latents.inputs, tiny.unet.parameters())
     gc.disable()
     try:
         before = mx.get_active_memory()
         mx.eval(next(latents))
-        kept = 2 * 16 * 16 * sd.unet.config.block_out_channels[0] * 4
+        kept = 2 * 16 * 16 * tiny.unet.config.block_out_channels[0] * 4
         assert kept <= mx.get_active_memory() - before < 2 * kept
         for x_t in latents:
             mx.eval(x_t)
@@ -279,10 +280,10 @@ def test_what_is_kept_is_freed():
         gc.enable()
 
 
-def test_a_gpu_compiles_three_functions():
+def test_a_gpu_compiles_three_functions(tiny):
     """With guidance and without; what is kept goes from one to the other."""
     options = {"cfg_range": (0.2, 0.8), "num_steps": 5}
-    expected = evaluate_steps(begin_tiny(StableDiffusion("tiny"), **options))
+    expected = evaluate_steps(begin_tiny(tiny, **options))
     with as_on(Backend.METAL), without_fusing():
         sd = StableDiffusion("tiny")
         for _ in range(2):
@@ -296,15 +297,16 @@ def test_a_gpu_compiles_three_functions():
     }
 
 
-def test_gradients():
+def test_gradients(tiny):
     """They go through what is kept, by finite differences."""
-    sd = StableDiffusion("tiny")
-    dims = sd.unet.config.cross_attention_dim
+    dims = tiny.unet.config.cross_attention_dim
     embeddings = mx.random.normal((2, 7, dims), key=mx.random.key(0))
 
     def function(x: mx.array) -> mx.array:
         shortcuts = Shortcuts(2, frozenset({0}))
-        predict = make_predict(sd.unet, embeddings, None, 3.0, 0.0, mx.float32, shortcuts=shortcuts)
+        predict = make_predict(
+            tiny.unet, embeddings, None, 3.0, 0.0, mx.float32, shortcuts=shortcuts
+        )
         first = predict(x, mx.array(600), 0)
         return predict(x + first, mx.array(300), 1).square().mean()
 
@@ -328,14 +330,12 @@ def test_gradients():
         ({"cfg_range": (0.5, 0.5)}, ValueError, "must start below its end, got 0.5 and 0.5"),
     ],
 )
-def test_wrong_values(options, error, message):
-    sd = StableDiffusion("tiny")
+def test_wrong_values(tiny, options, error, message):
     with pytest.raises(error, match=message):
-        sd.generate_latents("a ring", **options)
+        tiny.generate_latents("a ring", **options)
 
 
-def test_a_range_of_no_step():
-    sd = StableDiffusion("tiny")
+def test_a_range_of_no_step(tiny):
     message = "guidance has no effect: none of 4 steps lies within its range, 0.3 to 0.4"
     with pytest.warns(UserWarning, match=message):
-        sd.generate_latents("a ring", num_steps=4, cfg_weight=3.0, cfg_range=(0.3, 0.4))
+        tiny.generate_latents("a ring", num_steps=4, cfg_weight=3.0, cfg_range=(0.3, 0.4))

@@ -11,6 +11,7 @@ import torch
 from stable_diffusion import StableDiffusion
 from stable_diffusion.adapters.lora_layers import LoRALinear
 from stable_diffusion.attention import Attention
+from stable_diffusion.cli import convert
 from stable_diffusion.device import compile_kernels, cpu_kernels, kernel_calls
 from stable_diffusion.layers import Conv3x3, Linear, has_half_weights
 from stable_diffusion.quantized_convolution import QuantizedConv3x3
@@ -107,7 +108,6 @@ def convolve_exactly(x: np.ndarray, weight: np.ndarray, stride: int = 1, padding
         ((1, 7, 9, 6), 30, {"upsample": True}),
         ((2, 7, 6, 12), 3, {"stride": 2}),
         ((3, 5, 8, 4), 3, {"stride": 2, "padding": 0}),
-        ((1, 65, 8, 16384), 2, {"stride": 2}),  # some rows at a time
     ],
 )
 def test_convolution_by_direct_sums(shape, outputs, options):
@@ -122,6 +122,18 @@ def test_convolution_by_direct_sums(shape, outputs, options):
         ours = cpu_kernels.conv3x3(*arrays, residual=residual, **options)
         wanted = exact + np.array(own)[:, None, None] + np.array(residual)
         assert compute_error(ours, wanted) < SUM_ERROR
+
+
+def test_convolution_of_a_large_picture():
+    """Some rows at a time; all numbers and sums are whole, so that there is no rounding."""
+    random = np.random.default_rng(0)
+    x, weight = (
+        random.integers(-3, 4, shape, np.int8).astype(np.float32)
+        for shape in ((1, 65, 8, 16384), (2, 3, 3, 16384))
+    )
+    arrays = mx.array(x), mx.array(weight).astype(mx.bfloat16), mx.zeros(2)
+    exact = convolve_exactly(x, weight, stride=2)
+    assert np.array_equal(np.array(cpu_kernels.conv3x3(*arrays, stride=2)), exact)
 
 
 @pytest.mark.parametrize("shape", [(2, 9, 31, 16), (1, 33, 40, 136)])
@@ -165,7 +177,7 @@ def test_attention_does_not_hide_what_is_not_finite(which, bad):
     assert not np.isfinite(np.array(ours)).all()
 
 
-@pytest.mark.parametrize(("bits", "group"), [(4, 64), (8, 32)])
+@pytest.mark.parametrize(("bits", "group"), [(4, 64), (6, 64), (8, 32)])
 def test_dequantize(bits, group):
     weight, *factors = mx.quantize(random_normal(18, 128), group, bits)
     factors = [each.astype(mx.bfloat16) for each in factors]
@@ -236,29 +248,64 @@ def predict(sd: StableDiffusion) -> np.ndarray:
     """Return what the UNet predicts for a text."""
     tokens = mx.array([sd.tokenizer.tokenize("a red circle")])
     embeddings = sd.text_encoder(tokens).last_hidden_state
-    return np.array(sd.unet(random_normal(1, 16, 16, 4), mx.array([481.0]), embeddings))
+    return np.array(sd.unet(random_normal(1, 16, 16, 8), mx.array([481.0]), embeddings))
 
 
-def test_a_model_in_half_precision(checkpoint):
+@pytest.fixture
+def used(monkeypatch) -> set[str]:
+    """Return the names of the kernels that compute, which are added when they do."""
+    names: set[str] = set()
+    run = cpu_kernels.run
+
+    def note(name: str, *arguments) -> None:
+        run(name, *arguments)
+        names.add(name)
+
+    monkeypatch.setattr(cpu_kernels, "run", note)
+    return names
+
+
+def test_a_model_in_half_precision():
     """What the layers multiply is in bfloat16; float32 can be chosen again."""
-    full, half = (StableDiffusion(checkpoint("sd-1"), float16=each) for each in (False, True))
+    full, half = (StableDiffusion("tiny", float16=each) for each in (False, True))
     weights = dict(nn.utils.tree_flatten(half.unet.parameters()))
     assert {value.dtype for value in weights.values() if value.ndim > 1} == {mx.bfloat16}
     assert {value.dtype for value in weights.values() if value.ndim == 1} == {mx.float32}
     assert half.text_encoder.token_embedding.weight.dtype == mx.float16
     exact = predict(full)
     assert 1e-4 < compute_error(mx.array(predict(half)), exact) < STEP_ERROR
-    half.quantize()
-    assert half.unet.conv_in.weight.dtype == mx.bfloat16
-    full.quantize()
-    assert 1e-4 < compute_error(mx.array(predict(half)), predict(full)) < 2 * STEP_ERROR
     half.use_float32()
-    assert half.unet.conv_in.weight.dtype != mx.bfloat16
+    assert half.unet.conv_in.weight.dtype == mx.float32
 
 
-def test_a_vae_in_half_precision(checkpoint):
-    full, half = (StableDiffusion(checkpoint("sd-1"), vae_float16=each) for each in (False, True))
-    z = random_normal(1, 16, 16, 4)
+@pytest.mark.parametrize("bits", [None, 6])
+def test_a_quantized_model_in_half_precision(used, bits):
+    """Weights of few bits are unpacked to bfloat16, those of convolutions too."""
+    full, half = (StableDiffusion("tiny", float16=each) for each in (False, True))
+    for sd in (full, half):
+        sd.quantize(bits)
+    exact = predict(full)
+    assert not used.intersection(kernel_calls.HALF_KERNELS)
+    used.clear()
+    assert 1e-4 < compute_error(mx.array(predict(half)), exact) < 2 * STEP_ERROR
+    assert used.issuperset(kernel_calls.HALF_KERNELS)
+    assert used.isdisjoint(["linear", "dequantize", "conv3x3", "attention"])
+
+
+def test_half_precision_is_asked_for(tmp_path, used):
+    """A folder of `convert` has scales in float16, which alone choose no precision."""
+    folder = tmp_path / "tiny"
+    assert convert.main(["tiny", str(folder), "-q", "8"]) == 0
+    predict(StableDiffusion(folder))
+    assert used and not used.intersection(kernel_calls.HALF_KERNELS)
+    used.clear()
+    predict(StableDiffusion(folder, float16=True))
+    assert used.issuperset(["half_conv3x3", "half_dequantize"])
+
+
+def test_a_vae_in_half_precision():
+    full, half = (StableDiffusion("tiny", vae_float16=each) for each in (False, True))
+    z = random_normal(1, 4, 4, 8)
     assert 1e-4 < compute_error(half.decode(z), np.array(full.decode(z))) < STEP_ERROR
 
 

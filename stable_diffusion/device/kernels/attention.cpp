@@ -8,7 +8,6 @@ namespace {
 enum { MAX_KEYS = 256, MAX_QUERIES = 256 };
 enum { BLOCK_NUMBERS = 16384 };  // of a block of keys, if the heads are wide
 
-
 struct Head {
   const float *queries, *keys, *values;
   float *out;

@@ -1,6 +1,6 @@
 // Quantization of weights as by `mx.quantize`, to the same bits.
 
-#include "halves.h"
+#include "widen.h"
 
 namespace {
 

@@ -1,6 +1,6 @@
 // Conversion to float32 of weights that are stored in fewer bits.
 
-#include "halves.h"
+#include "widen.h"
 #include "unpack.h"
 
 // Converts n numbers of float16, or of bfloat16.
