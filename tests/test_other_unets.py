@@ -51,6 +51,7 @@ def test_defaults_of_embedded_guidance(checkpoint, tmp_path):
     assert (config.defaults.steps, config.defaults.guidance) == (4, 8.5)
     assert not config.needs_second_text(8.5)
     values = {"cfg": 8.5, "image_cfg": None, "negative_prompt": "dog", "guidance_rescale": 0.0}
+    values |= {"cfg_range": ()}
     job = type("Job", (), values)
     with pytest.warns(UserWarning, match="--negative_prompt has no effect with this model"):
         warn_of_no_guidance([job], config)

@@ -35,7 +35,7 @@ class Budget(NamedTuple):
     outlines: int
 
 
-FULL = Budget(steps=9600, outlines=200)
+FULL = Budget(steps=20500, outlines=200)
 QUICK = Budget(steps=30, outlines=8)
 
 
