@@ -1,8 +1,8 @@
 // Fully connected layers in half precision, and their weights.
 
-#include "half_linear.h"
-
+#include "half_product.h"
 #include "layer_norm.h"
+#include "linear.h"
 #include "unpack.h"
 
 // Returns 2 if the processor multiplies tiles of bfloat16, 1 if it multiplies vectors of them, 0 if
@@ -18,7 +18,7 @@ extern "C" bool half_linear(const float *x, long n, long k, long n_outputs, long
                             long is_layer_norm, float eps, long picture, const float *residual,
                             long gated, long cores) {
   return try_run([&] {
-    std::vector<HalfOutput> outputs;
+    std::vector<Output<HalfProduct>> outputs;
     for (int i = 0; i < n_weights; i++) outputs.push_back({weights[i], biases[i], outs[i]});
     auto fill = [=](long i, uint32_t *row) {
       const float *from = x + i * k;
@@ -31,7 +31,7 @@ extern "C" bool half_linear(const float *x, long n, long k, long n_outputs, long
         normalize_pixel(from, k, gain + b, offset + b, NONE, normalized);
       round_row(normalized, k, row);
     };
-    HalfLinear product(n, k, n_outputs, outputs, residual, gated != 0, fill);
+    Linear product(n, k, n_outputs, outputs, residual, gated != 0, fill);
     product.run(cores_for(1.0 * n * k * n_outputs * n_weights, cores));
   });
 }

@@ -179,3 +179,22 @@ static inline void multiply_half(int rows, HalfMatrix a, const uint32_t *panel, 
 #endif
   multiply_half_vectors(rows, a, panel, n_pairs, out, stride, add);
 }
+
+// How `Linear` and `Winograd` multiply in half precision, see `FloatProduct`.
+struct HalfProduct {
+  typedef uint16_t Weight;
+  typedef uint32_t Factor;  // a pair
+  typedef PairBuffer Factors;
+  enum { NUMBERS = 2, PANEL = HALF_PANEL };
+
+  static void multiply(int rows, const Weight *weights, long row, const Factor *panel, long n_pairs,
+                       float *out, long stride, bool add, bool = false) {
+    multiply_half(rows, {weights, row}, panel, n_pairs, out, stride, add);
+  }
+  static Vec load_weights(const Weight *from) { return load_halves(from); }
+  static void store_weights(Weight *to, Vec x) { store_halves(to, x); }
+  static void store_factors(Factor *panel, const Vec *numbers) {
+    for (int k = 0; k < LANES / 2; k++)
+      store(panel + k * PANEL, make_pairs(numbers[2 * k], numbers[2 * k + 1]));
+  }
+};

@@ -12,7 +12,7 @@ extern "C" bool linear(const float *x, long n, long k, long n_outputs, long n_we
                        const float *gain, const float *offset, long is_layer_norm, float eps,
                        long picture, const float *residual, long gated, long cores) {
   return try_run([&] {
-    std::vector<Output> outputs;
+    std::vector<Output<FloatProduct>> outputs;
     for (int i = 0; i < n_weights; i++) outputs.push_back({weights[i], biases[i], outs[i]});
     auto fill = [=](long i, float *row) {
       const float *from = x + i * k;

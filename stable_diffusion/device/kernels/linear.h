@@ -5,41 +5,47 @@
 #include "product.h"
 
 // One of the matrices to multiply the rows with: weight [O, K], bias [O] or null, out [N, O].
+template <class Product>
 struct Output {
-  const float *weight, *bias;
+  const typename Product::Weight *weight;
+  const float *bias;
   float *out;
 };
 
 // Computes out = rows · weightᵀ + bias + residual for each of `outputs`. The residual may be null.
 //
-// fill(i, row) writes row i, K numbers. If `gated`, weight is [2 O, K], and the results of its
-// first half are multiplied by the GELU of the results of its second half.
-template <class Fill>
+// fill(i, row) writes row i, K numbers, as factors. If `gated`, weight is [2 O, K], and the results
+// of its first half are multiplied by the GELU of the results of its second half.
+template <class Product, class Fill>
 class Linear {
-  enum { OUTPUTS = 24, DEPTH = 320 };  // of a block, whose parts of all matrices stay in the cache
+  typedef typename Product::Factor Factor;
+  typedef typename Product::Factors Factors;
+  enum { PANEL = Product::PANEL, NUMBERS = Product::NUMBERS };
+  // Of a block, whose parts of all matrices stay in the cache; the depth is in factors.
+  enum { OUTPUTS = 24 * NUMBERS, DEPTH = 320 };
 
-  const long n_, k_, n_outputs_;
-  const std::vector<Output> &outputs_;
+  const long n_, k_, n_outputs_;  // k_: in factors
+  const std::vector<Output<Product>> &outputs_;
   const float *const residual_;
   const bool gated_;
   const Fill fill_;
 
   // Writes rows first … first + n side by side into panels.
-  void pack(long first, long n, float *panels) const {
-    Buffer rows(LANES * k_);
+  void pack(long first, long n, Factor *panels) const {
+    Factors rows(LANES * k_);
     for (long i = 0; i < ceil_div(n, PANEL) * PANEL; i += LANES) {
       for (long r = 0; r < LANES; r++)
         if (i + r < n)
           fill_(first + i + r, rows + r * k_);
         else
-          std::fill_n(rows + r * k_, k_, 0.0f);
-      float *panel = panels + i / PANEL * PANEL * k_ + i % PANEL;
+          std::fill_n(rows + r * k_, k_, Factor());
+      Factor *panel = panels + i / PANEL * PANEL * k_ + i % PANEL;
       long k = 0;
       for (; k + LANES <= k_; k += LANES) {
-        Vec block[LANES];
-        for (long r = 0; r < LANES; r++) block[r] = load(rows + r * k_ + k);
+        Vec block[LANES];  // of factors, which are moved, not computed with
+        for (long r = 0; r < LANES; r++) block[r] = load((float *)(rows + r * k_ + k));
         transpose(block);
-        for (long j = 0; j < LANES; j++) store(panel + (k + j) * PANEL, block[j]);
+        for (long j = 0; j < LANES; j++) store((float *)(panel + (k + j) * PANEL), block[j]);
       }
       for (; k < k_; k++)
         for (long r = 0; r < LANES; r++) panel[k * PANEL + r] = rows[r * k_ + k];
@@ -47,18 +53,18 @@ class Linear {
   }
 
   // Computes outputs o … o + n_some of the packed rows first … first + n.
-  void multiply_block(const float *panels, long first, long n, const Output &output, long o,
-                      long n_some) const {
+  void multiply_block(const Factor *panels, long first, long n, const Output<Product> &output,
+                      long o, long n_some) const {
     const long n_panels = ceil_div(n, PANEL), stride = n_panels * PANEL;
     Buffer sums(2 * OUTPUTS * stride);
     float *gates = sums + OUTPUTS * stride;
     for (long k = 0; k < k_; k += DEPTH) {
       const long depth = std::min<long>(DEPTH, k_ - k);
       for (long p = 0; p < n_panels; p++) {
-        const float *panel = panels + (p * k_ + k) * PANEL;
+        const Factor *panel = panels + (p * k_ + k) * PANEL;
         auto product = [&](long from, float *to) {
-          Matrix weight{output.weight + from * k_ + k, k_, 1};
-          multiply(n_some, weight, panel, depth, to + p * PANEL, stride, k > 0);
+          Product::multiply(n_some, output.weight + NUMBERS * (from * k_ + k), NUMBERS * k_, panel,
+                            depth, to + p * PANEL, stride, k > 0);
         };
         product(o, sums);
         if (gated_) product(n_outputs_ + o, gates);
@@ -89,14 +95,15 @@ class Linear {
   }
 
  public:
-  Linear(long n, long k, long n_outputs, const std::vector<Output> &outputs, const float *residual,
-         bool gated, Fill fill)
-      : n_(n), k_(k), n_outputs_(n_outputs), outputs_(outputs), residual_(residual), gated_(gated),
-        fill_(fill) {}
+  // k: the K numbers of a row, a multiple of NUMBERS.
+  Linear(long n, long k, long n_outputs, const std::vector<Output<Product>> &outputs,
+         const float *residual, bool gated, Fill fill)
+      : n_(n), k_(k / NUMBERS), n_outputs_(n_outputs), outputs_(outputs), residual_(residual),
+        gated_(gated), fill_(fill) {}
 
   void run(int cores) const {
     const long n_blocks = ceil_div(n_outputs_, OUTPUTS), n_products = outputs_.size() * n_blocks;
-    auto block = [&](long i, const float *panels, long first, long n) {
+    auto block = [&](long i, const Factor *panels, long first, long n) {
       const long o = i % n_blocks * OUTPUTS;
       multiply_block(panels, first, n, outputs_[i / n_blocks], o,
                      std::min<long>(OUTPUTS, n_outputs_ - o));
@@ -105,7 +112,7 @@ class Linear {
     if (n_ >= 4 * cores * few) {            // each core computes some of the rows
       parallel(cores, ceil_div(n_, few), [&](int part) {
         const long first = part * few, n = std::min(few, n_ - first);
-        Buffer panels(ceil_div(n, PANEL) * PANEL * k_);
+        Factors panels(ceil_div(n, PANEL) * PANEL * k_);
         pack(first, n, panels);
         for (long i = 0; i < n_products; i++) block(i, panels, first, n);
       });
@@ -113,7 +120,7 @@ class Linear {
     }
     // Each core computes some of the outputs of many rows, so each weight is read once.
     const long many = 256;
-    Buffer panels(ceil_div(n_, PANEL) * PANEL * k_);
+    Factors panels(ceil_div(n_, PANEL) * PANEL * k_);
     parallel(cores, ceil_div(n_, PANEL), [&](int p) {
       pack(p * PANEL, std::min<long>(PANEL, n_ - p * PANEL), panels + p * PANEL * k_);
     });

@@ -24,10 +24,11 @@ struct Matrix {
 
 // Starts loading n numbers, which are `offset` numbers after `from`, into the cache. They need not
 // exist: a processor ignores addresses that it may not read.
-INLINE void prefetch(const float *from, long offset, long n) {
+template <class Number>
+INLINE void prefetch(const Number *from, long offset, long n) {
   const long line = 64;  // bytes
-  const uintptr_t first = (uintptr_t)from + offset * sizeof(float);
-  for (long i = 0; i < n * (long)sizeof(float); i += line)
+  const uintptr_t first = (uintptr_t)from + offset * sizeof(Number);
+  for (long i = 0; i < n * (long)sizeof(Number); i += line)
     __builtin_prefetch((const void *)(first + i));
 }
 
@@ -75,6 +76,28 @@ static __attribute__((noinline)) void multiply(int rows, Matrix a, const float *
     multiply_rows<ROWS>(a, panel, k, out, stride, add);
   multiply_few<ROWS - 1>(rows, a, panel, k, out, stride, add);
 }
+
+// How `Linear` and `Winograd` multiply in float32. `HalfProduct` has the same members.
+struct FloatProduct {
+  typedef float Weight;
+  typedef float Factor;    // what a panel holds for each row
+  typedef Buffer Factors;  // memory for them
+  enum { NUMBERS = 1 };    // in a factor, which are next to each other along k
+  enum { PANEL = ::PANEL };
+
+  // Multiplies weights of which each row begins `row` after the one before; see `multiply`.
+  static void multiply(int rows, const Weight *weights, long row, const Factor *panel, long k,
+                       float *out, long stride, bool add, bool fetch = false) {
+    ::multiply(rows, {weights, row, 1}, panel, k, out, stride, add, fetch);
+  }
+  static Vec load_weights(const Weight *from) { return load(from); }
+  static void store_weights(Weight *to, Vec x) { store(to, x); }
+
+  // Writes eight numbers along k, each of eight rows of a panel.
+  static void store_factors(Factor *panel, const Vec *numbers) {
+    for (int k = 0; k < LANES; k++) store(panel + k * PANEL, numbers[k]);
+  }
+};
 
 // Returns one core if the work takes only a few microseconds: waking threads would take longer.
 INLINE int cores_for(double products, int cores) { return products < 1e6 ? 1 : cores; }
