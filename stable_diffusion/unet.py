@@ -191,10 +191,9 @@ class UNetModel(UNetEncoder):
         Raises:
             ValueError: if `text_time` is given to a network that is not SDXL's.
         """
-        x, skips, temb, text = self._begin(x, timestep, encoder_x, text_time, guidance, residuals)
-        for up_block in self.up_blocks:
-            x = up_block(x, temb, text, skips)
-        return self.conv_out(x, norm=self.conv_norm_out, activation=self.activation)
+        arguments = x, timestep, encoder_x, text_time, guidance, residuals
+        prediction, _ = self.predict_and_keep(*arguments)
+        return prediction
 
     def predict_and_keep(
         self,
