@@ -32,8 +32,8 @@ class Choices:
     """What a user may change to save memory.
 
     Attributes:
-        quantized_bytes: of the UNet with the control networks, and of the text encoders, if they
-            are to be quantized, see `count_quantized_bytes`; None to leave them as they are.
+        quantized_bytes: of the UNet with the control networks, and of the text encoders, if the run
+            quantizes them, see `count_quantized_bytes`; None to leave them as they are.
         is_single: whether each picture is denoised and decoded alone.
         in_strips: whether pictures are decoded in strips; None if only large ones are.
     """
