@@ -193,8 +193,9 @@ struct HalfProduct {
   }
   static Vec load_weights(const Weight *from) { return load_halves(from); }
   static void store_weights(Weight *to, Vec x) { store_halves(to, x); }
+  static void pack_row(const float *from, long n, Factor *to) { round_row(from, n, to); }
+  static Vec join(const Vec *numbers) { return (Vec)make_pairs(numbers[0], numbers[1]); }
   static void store_factors(Factor *panel, const Vec *numbers) {
-    for (int k = 0; k < LANES / 2; k++)
-      store(panel + k * PANEL, make_pairs(numbers[2 * k], numbers[2 * k + 1]));
+    for (int k = 0; k < LANES / 2; k++) store((float *)(panel + k * PANEL), join(numbers + 2 * k));
   }
 };

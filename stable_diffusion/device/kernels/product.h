@@ -93,6 +93,12 @@ struct FloatProduct {
   static Vec load_weights(const Weight *from) { return load(from); }
   static void store_weights(Weight *to, Vec x) { store(to, x); }
 
+  // Writes n numbers of a row as factors.
+  static void pack_row(const float *from, long n, Factor *to) {
+    std::memcpy(to, from, n * sizeof(float));
+  }
+  // Returns the factors of eight rows, from NUMBERS numbers of each.
+  static Vec join(const Vec *numbers) { return numbers[0]; }
   // Writes eight numbers along k, each of eight rows of a panel.
   static void store_factors(Factor *panel, const Vec *numbers) {
     for (int k = 0; k < LANES; k++) store(panel + k * PANEL, numbers[k]);

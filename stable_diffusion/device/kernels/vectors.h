@@ -33,24 +33,34 @@ INLINE void store_some(float *to, Vec x, long n) {
 }
 
 INLINE Vec broadcast(float x) { return Vec{} + x; }
-INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
-
-// Returns e^x for x <= 0 as 2^n · 2^f with f in [-1/2, 1/2]; at least 2^-126. NaN stays NaN.
-INLINE Vec exp_below(Vec x) {
-  x *= 1.44269504f;
-  x = x < -126.0f ? broadcast(-126.0f) : x;
-  const float round = 12582912.0f;  // 1.5 · 2^23: a sum with it is rounded to an integer
-  Vec shifted = x + round, f = x - (shifted - round);
-  Ints n = (Ints)shifted - 0x4B400000;
-  Vec p = broadcast(1.5403530e-4f);  // Taylor's series of 2^f
-  p = p * f + 1.3333558e-3f;
-  p = p * f + 9.6181291e-3f;
-  p = p * f + 5.5504109e-2f;
-  p = p * f + 2.4022651e-1f;
-  p = p * f + 6.9314718e-1f;
-  p = p * f + 1.0f;
-  return p * (Vec)((n + 127) << 23);
+// Returns the larger one; b if one of them is not a number.
+template <class V>
+INLINE V maximum(V a, V b) {
+#ifdef __AVX__  // GCC 12 compiles the comparison to two instructions
+  if constexpr (sizeof(V) == 32) return (V)__builtin_ia32_maxps256(a, b);
+#endif
+  return a > b ? a : b;
 }
+
+// Returns 2^x for x <= 0 as 2^n · 2^f with f in [-1/2, 1/2]; at least 2^-126. NaN stays NaN.
+template <class V>
+INLINE V exp2_below(V x) {
+  typedef decltype(x > x) Integers;  // as many
+  x = maximum(V{} - 126.0f, x);
+  const float round = 12583039.0f;  // 1.5 · 2^23 + 127: a sum with it is rounded to an integer
+  V shifted = x + round, f = x - (shifted - round);
+  V p = V{} + 0.00015345812f;
+  p = p * f + 0.0013399931f;
+  p = p * f + 0.009618489f;
+  p = p * f + 0.055503286f;
+  p = p * f + 0.24022646f;
+  p = p * f + 0.6931472f;
+  p = p * f + 1.0f;
+  return p * (V)((Integers)shifted << 23);  // its lowest bits are n + 127, the exponent of 2^n
+}
+
+// Returns e^x for x <= 0.
+INLINE Vec exp_below(Vec x) { return exp2_below(x * 1.44269504f); }
 
 // Returns x times the logistic function of gain · x.
 INLINE Vec silu(Vec x, float gain = 1.0f) {
