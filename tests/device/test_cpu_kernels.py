@@ -100,6 +100,16 @@ def test_attention(width, heads, length, n_keys, dims, scale, causal):
     assert compute_error(ours, exact.swapaxes(1, 2).flatten(2)) < (3e-6 if scale < 1 else 1e-5)
 
 
+def test_attention_with_more_heads_than_are_packed_at_a_time():
+    heads, n_keys, dims = 17, 4096, 64
+    rows = [mx.array(random_normal(1, n, heads * dims, seed=n)) for n in (2, n_keys)]
+    ours = cpu_kernels.attention(*rows, rows[1], heads, 0.125)
+    for head in (0, heads - 1):
+        q, k = (x[..., head * dims : (head + 1) * dims] for x in rows)
+        alone = cpu_kernels.attention(q, k, k, 1, 0.125)
+        assert mx.array_equal(ours[..., head * dims : (head + 1) * dims], alone)
+
+
 def test_attention_with_scores_that_would_overflow():
     q, k, v = (mx.array(30 * random_normal(1, 64, 64, seed=i)) for i in range(3))
     ours = cpu_kernels.attention(q, k, v, 1, 1.0)

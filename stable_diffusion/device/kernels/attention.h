@@ -21,7 +21,7 @@ class Attention {
   const long batch_, length_, n_keys_, n_heads_, width_;
   const float scale_;
   const bool causal_;
-  const long stride_ = n_heads_ * width_;                         // numbers from one row to the next
+  const long stride_ = n_heads_ * width_;  // numbers from one row to the next
   const long depth_ = ceil_div(width_, LANES) * LANES / NUMBERS;  // factors of a packed row
   const long step_ = std::clamp<long>(BLOCK / depth_ / 16 * 16, 16, MAX_KEYS);  // keys of a block
   const long n_blocks_ = ceil_div(n_keys_, step_);
@@ -36,7 +36,7 @@ class Attention {
   // Writes a block of keys side by side, [keys][depth] factors, and of values, [width][keys].
   void pack(long h, long block, Factor *keys, Factor *values) const {
     const long first = block * step_, n = std::min(step_, n_keys_ - first);
-    std::fill_n(keys, block_size_, Factor());
+    if (NUMBERS * depth_ > width_) std::fill_n(keys, n * depth_, Factor());
     for (long j = 0; j < n; j++)
       Product::pack_row(row(keys_, h, n_keys_, first + j), width_, keys + j * depth_);
     for (long j = 0; j < n; j += LANES * NUMBERS)

@@ -13,9 +13,9 @@ extern "C" bool half_attention(const float *queries, const float *keys, const fl
                                long width, float scale, long causal, long cores) {
   return try_run([&] {
     const double products = 2.0 * batch * n_heads * length * n_keys * width;
-    Attention<HalfProduct>(queries, keys, values, out, batch, length, n_keys, n_heads, width, scale,
-                           causal != 0)
-        .run(cores_for(products, cores));
+    Attention<HalfProduct> attention(queries, keys, values, out, batch, length, n_keys, n_heads,
+                                     width, scale, causal != 0);
+    attention.run(cores_for(products, cores));
   });
 }
 

@@ -35,7 +35,7 @@ struct Softmax {
       }
       const Vec shrink = exp2_below(before - most);  // of earlier results, by a larger maximum
       store(sums + i, load(sums + i) * shrink + sum);
-      for (long d = 0; d < width; d++) store(out + d * PANEL + i, load(out + d * PANEL + i) * shrink);
+      for (long d = i; d < width * PANEL; d += PANEL) store(out + d, load(out + d) * shrink);
     }
   }
 };
