@@ -14,7 +14,7 @@ class Attention {
   enum { PANEL = Product::PANEL, NUMBERS = Product::NUMBERS };
   enum { MAX_KEYS = 256, MAX_QUERIES = 256 };  // of a block
   enum { BLOCK = 16384 };  // factors of a block of keys, which stays in the second-level cache
-  enum { PACKED = 1 << 22 };  // factors of the heads that are packed at a time, if they are many
+  enum { PACKED = 1 << 21 };  // factors of the heads that are packed at a time, if they are many
 
   const float *const queries_, *const keys_, *const values_;
   float *const out_;

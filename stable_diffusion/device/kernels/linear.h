@@ -30,6 +30,16 @@ class Linear {
   const bool gated_;
   const Fill fill_;
 
+  // Outputs o … o + n_some of a matrix.
+  struct Block {
+    const Output<Product> &output;
+    long o, n_some;
+  };
+  Block block(long i) const {
+    const long n_blocks = ceil_div(n_outputs_, OUTPUTS), o = i % n_blocks * OUTPUTS;
+    return {outputs_[i / n_blocks], o, std::min<long>(OUTPUTS, n_outputs_ - o)};
+  }
+
   // Writes rows first … first + n side by side into panels.
   void pack(long first, long n, Factor *panels) const {
     Factors rows(LANES * k_);
@@ -52,37 +62,48 @@ class Linear {
     }
   }
 
-  // Computes outputs o … o + n_some of the packed rows first … first + n.
-  void multiply_block(const Factor *panels, long first, long n, const Output<Product> &output,
-                      long o, long n_some) const {
+  // Computes blocks i … i + count of outputs, counted over all matrices, of the packed rows first …
+  // first + n.
+  void multiply_blocks(const Factor *panels, long first, long n, long i, long count) const {
     const long n_panels = ceil_div(n, PANEL), stride = n_panels * PANEL;
-    Buffer sums(2 * OUTPUTS * stride);
-    float *gates = sums + OUTPUTS * stride;
+    const long gates = OUTPUTS * stride, size = gated_ ? 2 * gates : gates;
+    Buffer memory(count * size);
     for (long k = 0; k < k_; k += DEPTH) {
-      const long depth = std::min<long>(DEPTH, k_ - k);
-      for (long p = 0; p < n_panels; p++) {
-        const Factor *panel = panels + (p * k_ + k) * PANEL;
-        auto product = [&](long from, float *to) {
-          Product::multiply(n_some, output.weight + NUMBERS * (from * k_ + k), NUMBERS * k_, panel,
-                            depth, to + p * PANEL, stride, k > 0);
-        };
-        product(o, sums);
-        if (gated_) product(n_outputs_ + o, gates);
+      float *sums = memory;
+      for (long j = i; j < i + count; j++, sums += size) {
+        const auto [output, o, n_some] = block(j);
+        for (long p = 0; p < n_panels; p++) {
+          const Factor *panel = panels + (p * k_ + k) * PANEL;
+          auto product = [&, &output = output, n_some = n_some](long from, float *to) {
+            Product::multiply(n_some, output.weight + NUMBERS * (from * k_ + k), NUMBERS * k_, panel,
+                              std::min<long>(DEPTH, k_ - k), to + p * PANEL, stride, k > 0);
+          };
+          product(o, sums);
+          if (gated_) product(n_outputs_ + o, sums + gates);
+        }
       }
     }
+    for (long j = 0; j < count; j++)
+      finish(block(i + j), first, n, memory + j * size, memory + j * size + gates, stride);
+  }
+
+  // Writes a block's results of rows first … first + n from sums [OUTPUTS][stride].
+  void finish(const Block &block, long first, long n, const float *sums, const float *gates,
+              long stride) const {
+    const auto &[output, o, n_some] = block;
     for (long q = 0; q < n_some; q += LANES)
       for (long r = 0; r < n; r += LANES) {
         const long lanes = std::min<long>(LANES, n_some - q), at = o + q;
-        Vec block[LANES], gate[LANES];  // lanes beyond the last output hold any numbers
+        Vec some[LANES], gate[LANES];  // lanes beyond the last output hold any numbers
         for (long j = 0; j < LANES; j++) {
-          block[j] = load(sums + (q + j) * stride + r);
+          some[j] = load(sums + (q + j) * stride + r);
           if (gated_) gate[j] = load(gates + (q + j) * stride + r);
         }
-        transpose(block);
+        transpose(some);
         if (gated_) transpose(gate);
         for (long j = 0; j < std::min<long>(LANES, n - r); j++) {
           const long to = (first + r + j) * n_outputs_ + at;
-          Vec sum = block[j];
+          Vec sum = some[j];
           if (output.bias) sum += load_some(output.bias + at, lanes);
           if (gated_) {
             if (output.bias) gate[j] += load_some(output.bias + n_outputs_ + at, lanes);
@@ -102,19 +123,20 @@ class Linear {
         gated_(gated), fill_(fill) {}
 
   void run(int cores) const {
-    const long n_blocks = ceil_div(n_outputs_, OUTPUTS), n_products = outputs_.size() * n_blocks;
-    auto block = [&](long i, const Factor *panels, long first, long n) {
-      const long o = i % n_blocks * OUTPUTS;
-      multiply_block(panels, first, n, outputs_[i / n_blocks], o,
-                     std::min<long>(OUTPUTS, n_outputs_ - o));
+    const bool is_deep = k_ > 1280;  // so that panels of a few rows fill the second-level cache
+    const long n_blocks = outputs_.size() * ceil_div(n_outputs_, OUTPUTS);
+    const long group = is_deep ? 1 : gated_ ? 2 : 4;  // blocks that read a part of a panel in turn
+    const long n_groups = ceil_div(n_blocks, group);
+    auto multiply_group = [&](long i, const Factor *panels, long first, long n) {
+      multiply_blocks(panels, first, n, i * group, std::min(group, n_blocks - i * group));
     };
-    const long few = k_ <= 640 ? 128 : 64;  // rows, whose panels stay in the cache
-    if (n_ >= 4 * cores * few) {            // each core computes some of the rows
+    const long few = is_deep ? 64 : 128;  // rows
+    if (n_ >= 4 * cores * few) {          // each core computes some of the rows
       parallel(cores, ceil_div(n_, few), [&](int part) {
         const long first = part * few, n = std::min(few, n_ - first);
         Factors panels(ceil_div(n, PANEL) * PANEL * k_);
         pack(first, n, panels);
-        for (long i = 0; i < n_products; i++) block(i, panels, first, n);
+        for (long i = 0; i < n_groups; i++) multiply_group(i, panels, first, n);
       });
       return;
     }
@@ -125,9 +147,9 @@ class Linear {
       pack(p * PANEL, std::min<long>(PANEL, n_ - p * PANEL), panels + p * PANEL * k_);
     });
     const long n_parts = ceil_div(n_, many);
-    parallel(cores, n_parts * n_products, [&](int i) {
-      const long first = i / n_products * many;
-      block(i % n_products, panels + first * k_, first, std::min(many, n_ - first));
+    parallel(cores, n_parts * n_groups, [&](int i) {
+      const long first = i / n_groups * many;
+      multiply_group(i % n_groups, panels + first * k_, first, std::min(many, n_ - first));
     });
   }
 };
