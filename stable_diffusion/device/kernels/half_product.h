@@ -193,8 +193,7 @@ struct HalfProduct {
   }
   static Vec load_weights(const Weight *from) { return load_halves(from); }
   static void store_weights(Weight *to, Vec x) { store_halves(to, x); }
-  static void store_factors(Factor *panel, const Vec *numbers) {
-    for (int k = 0; k < LANES / 2; k++)
-      store(panel + k * PANEL, make_pairs(numbers[2 * k], numbers[2 * k + 1]));
+  static void store_factor(Factor *panel, const Vec *numbers) {
+    store(panel, make_pairs(numbers[0], numbers[1]));
   }
 };

@@ -93,10 +93,8 @@ struct FloatProduct {
   static Vec load_weights(const Weight *from) { return load(from); }
   static void store_weights(Weight *to, Vec x) { store(to, x); }
 
-  // Writes eight numbers along k, each of eight rows of a panel.
-  static void store_factors(Factor *panel, const Vec *numbers) {
-    for (int k = 0; k < LANES; k++) store(panel + k * PANEL, numbers[k]);
-  }
+  // Writes a factor of eight rows of a panel: NUMBERS vectors, one after the other along k.
+  static void store_factor(Factor *panel, const Vec *numbers) { store(panel, *numbers); }
 };
 
 // Returns one core if the work takes only a few microseconds: waking threads would take longer.
