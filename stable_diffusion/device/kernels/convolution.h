@@ -64,7 +64,7 @@ class Winograd {
   enum { TILE = 4, PATCH = 6, TERMS = PATCH * PATCH, TAPS = 9 };  // sides of tiles, input's patches
   enum { SIDE = 8 };                        // most tiles of a block along one side
   enum { OUTPUTS = 32, DEPTH = 64 * NUMBERS, CHANNELS = 32 };  // that stay in the cache together
-  enum { APART = 16 };  // factors between terms, so that they do not share places in the cache
+  enum { APART = 48 };  // factors between terms, so that they do not share places in the cache
   enum { WEIGHT_TERM = OUTPUTS * DEPTH / NUMBERS + APART };  // factors of a term
   enum { ROWS = 12 };  // tiles that are multiplied while the cache loads as many of the next term
 
@@ -161,33 +161,34 @@ class Winograd {
       }
   }
 
-  // Loads one of TERMS parts of the weights of outputs first … first + n and channels from k on, if
+  // Loads one of some parts of the weights of outputs first … first + n and channels from k on, if
   // there are any, into the cache.
-  void fetch_weights(long part, long first, long n, long k) const {
+  void fetch_weights(long part, long n_parts, long first, long n, long k) const {
     if (k >= c.channels) return;
-    for (long i = TAPS * n * part / TERMS; i < TAPS * n * (part + 1) / TERMS; i++)
+    for (long i = TAPS * n * part / n_parts; i < TAPS * n * (part + 1) / n_parts; i++)
       fetch(c.weight + (TAPS * first + i) * c.channels + k, std::min<long>(DEPTH, c.channels - k));
   }
 
   // Computes the transforms of outputs first … first + n: [TERMS][tiles][OUTPUTS].
   void multiply_terms(const Block &block, long first, long n, const Weight *patches, long sum_term,
                       float *sums) const {
+    const long n_parts = TERMS * ceil_div(n, PANEL) * ceil_div(block.n(), ROWS);
     Factors weights(TERMS * WEIGHT_TERM);
     for (long k = 0; k < c.channels; k += DEPTH) {
       const long depth = std::min<long>(DEPTH, c.channels - k);
+      long part = 0;
       transform_weights(first, n, k, depth, weights);
-      for (long i = 0; i < TERMS; i++) {
-        fetch_weights(i, first, n, k + DEPTH);
+      for (long i = 0; i < TERMS; i++)
         for (long o = 0; o < n; o += PANEL)
           for (long t = 0; t < block.n(); t += ROWS) {
             const long rows = std::min<long>(ROWS, block.n() - t);
             const Weight *from = patches + (k / DEPTH * TERMS + i) * block.term() + t * DEPTH;
+            fetch_weights(part++, n_parts, first, n, k + DEPTH);
             if (o + PANEL >= n) fetch(from + block.term(), rows * DEPTH);
             Product::multiply(rows, from, DEPTH, weights + i * WEIGHT_TERM + o * DEPTH / NUMBERS,
                               depth / NUMBERS, sums + i * sum_term + t * OUTPUTS + o, OUTPUTS,
                               k > 0);
           }
-      }
     }
   }
 
@@ -221,12 +222,13 @@ class Winograd {
  public:
   explicit Winograd(const Convolution<Weight> &convolution) : c(convolution) {}
 
-  // Returns whether 36 products for a tile and the transforms are less work than 9 for each pixel.
+  // Returns whether 36 products for a tile, and transforming a weight, which takes as long as 450,
+  // are less work than 9 products for each pixel.
   bool is_faster() const {
     const long tiles = c.batch * ceil_div(c.out_height, TILE) * ceil_div(c.out_width, TILE);
     const long pixels = c.batch * c.out_height * c.out_width;
     const bool fits = c.stride == 1 && c.before == 1 && c.channels % LANES == 0;
-    return fits && TERMS * tiles + 100 < TAPS * pixels;
+    return fits && TERMS * tiles + 450 < TAPS * pixels;
   }
 
   void run(int cores) const {
