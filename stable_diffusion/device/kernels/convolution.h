@@ -61,12 +61,13 @@ class Winograd {
   typedef typename Product::Factor Factor;
   typedef typename Product::Factors Factors;
   enum { PANEL = Product::PANEL, NUMBERS = Product::NUMBERS };
-  enum { TILE = 4, PATCH = 6, TERMS = PATCH * PATCH, TAPS = 9 };  // sides of tiles, input's patches
-  enum { SIDE = 8 };                        // most tiles of a block along one side
+  enum { TILE = 4, PATCH = 6, TERMS = PATCH * PATCH, TAPS = 9 };  // sides of tiles and patches
+  enum { SIDE = 8 };  // most tiles of a block along one side
   enum { OUTPUTS = 32, DEPTH = 64 * NUMBERS, CHANNELS = 32 };  // that stay in the cache together
   enum { APART = 48 };  // factors between terms, so that they do not share places in the cache
   enum { WEIGHT_TERM = OUTPUTS * DEPTH / NUMBERS + APART };  // factors of a term
-  enum { ROWS = 12 };  // tiles that are multiplied while the cache loads as many of the next term
+  static_assert(OUTPUTS % PANEL == 0, "panels are whole");
+  enum { STEP = 12 };  // tiles that are multiplied while the cache loads as many of the next term
 
   const Convolution<Weight> &c;
 
@@ -172,7 +173,7 @@ class Winograd {
   // Computes the transforms of outputs first … first + n: [TERMS][tiles][OUTPUTS].
   void multiply_terms(const Block &block, long first, long n, const Weight *patches, long sum_term,
                       float *sums) const {
-    const long n_parts = TERMS * ceil_div(n, PANEL) * ceil_div(block.n(), ROWS);
+    const long n_parts = TERMS * ceil_div(n, PANEL) * ceil_div(block.n(), STEP);
     Factors weights(TERMS * WEIGHT_TERM);
     for (long k = 0; k < c.channels; k += DEPTH) {
       const long depth = std::min<long>(DEPTH, c.channels - k);
@@ -180,8 +181,8 @@ class Winograd {
       transform_weights(first, n, k, depth, weights);
       for (long i = 0; i < TERMS; i++)
         for (long o = 0; o < n; o += PANEL)
-          for (long t = 0; t < block.n(); t += ROWS) {
-            const long rows = std::min<long>(ROWS, block.n() - t);
+          for (long t = 0; t < block.n(); t += STEP) {
+            const long rows = std::min<long>(STEP, block.n() - t);
             const Weight *from = patches + (k / DEPTH * TERMS + i) * block.term() + t * DEPTH;
             fetch_weights(part++, n_parts, first, n, k + DEPTH);
             if (o + PANEL >= n) fetch(from + block.term(), rows * DEPTH);
