@@ -136,7 +136,7 @@ class Winograd {
         const Weight *from = c.weight + (first + o) * TAPS * c.channels + k + z;
         Vec taps[TAPS][LANES];
         for (int i = 0; i < TAPS; i++)
-          if (n - o >= LANES)
+          if (n - o >= LANES)  // a constant, for which the compiler unrolls the loop
             load_tap(from + i * c.channels, LANES, taps[i]);
           else
             load_tap(from + i * c.channels, n - o, taps[i]);

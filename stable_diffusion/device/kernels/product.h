@@ -85,7 +85,7 @@ struct FloatProduct {
   enum { NUMBERS = 1 };    // in a factor, which are next to each other along k
   enum { PANEL = ::PANEL };
 
-  // Multiplies weights of which each row begins `row` after the one before; see `multiply`.
+  // Multiplies rows of numbers, each of which begins `row` after the one before; see `multiply`.
   static void multiply(int rows, const Weight *weights, long row, const Factor *panel, long k,
                        float *out, long stride, bool add, bool fetch = false) {
     ::multiply(rows, {weights, row, 1}, panel, k, out, stride, add, fetch);
