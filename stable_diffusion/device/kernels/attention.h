@@ -67,7 +67,8 @@ class Attention {
                                          std::min<long>(LANES, width_ - d));
         transpose(numbers);
         Factor *panel = panels + i / PANEL * depth_ * PANEL;
-        Product::store_factors(panel + d / NUMBERS * PANEL + i % PANEL, numbers);
+        for (long k = 0; k < LANES; k += NUMBERS)
+          store((float *)(panel + (d + k) / NUMBERS * PANEL + i % PANEL), Product::join(numbers + k));
       }
   }
 

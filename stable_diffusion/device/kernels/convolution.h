@@ -7,6 +7,14 @@
 #include "activations.h"
 #include "product.h"
 
+// Starts loading n numbers, all lines of the cache that hold some of them. They need not exist.
+template <class Number>
+INLINE void fetch(const Number *from, long n) {
+  const long line = 64;  // bytes
+  const uintptr_t first = (uintptr_t)from, end = first + n * sizeof(Number);
+  for (uintptr_t at = first / line * line; at < end; at += line) __builtin_prefetch((void *)at);
+}
+
 template <class Weight>
 struct Convolution {
   const float *x;              // [B, H, W, C]
@@ -44,18 +52,22 @@ struct Convolution {
 // A convolution by Winograd's method.
 //
 // `Product`: how it multiplies, see `FloatProduct`. `Points`: the transforms along one side, see
-// `WholePoints`.
+// `WholePoints`. The panels of the products are transformed weights, their rows are tiles: so
+// products of the few tiles of a small picture waste nothing, and vectors hold channels of the
+// input and of the output as memory does.
 template <class Product, class Points>
 class Winograd {
   typedef typename Product::Weight Weight;
   typedef typename Product::Factor Factor;
   typedef typename Product::Factors Factors;
   enum { PANEL = Product::PANEL, NUMBERS = Product::NUMBERS };
-  enum { TILE = 4, PATCH = 6, TERMS = PATCH * PATCH };  // sides of output tile and of its input
-  enum { SIDE = 8 };                                    // most tiles of a block along one side
-  enum { OUTPUTS = 24, DEPTH = 64 * NUMBERS, CHANNELS = 32 };  // that stay in the cache together
-  enum { APART = 16 };  // factors between terms, so that they do not share places in the cache
-  enum { WEIGHT_TERM = OUTPUTS * DEPTH + APART * NUMBERS };
+  enum { TILE = 4, PATCH = 6, TERMS = PATCH * PATCH, TAPS = 9 };  // sides of tiles and patches
+  enum { SIDE = 8 };  // most tiles of a block along one side
+  enum { OUTPUTS = 32, DEPTH = 64 * NUMBERS, CHANNELS = 32 };  // that stay in the cache together
+  enum { APART = 48 };  // factors between terms, so that they do not share places in the cache
+  enum { WEIGHT_TERM = OUTPUTS * DEPTH / NUMBERS + APART };  // factors of a term
+  static_assert(OUTPUTS % PANEL == 0, "panels are whole");
+  enum { STEP = 12 };  // tiles that are multiplied while the cache loads as many of the next term
 
   const Convolution<Weight> &c;
 
@@ -64,123 +76,146 @@ class Winograd {
     long picture, n_pictures, top, height, left, width;  // in tiles
 
     long n() const { return n_pictures * height * width; }
-    long n_panels() const { return ceil_div(n(), PANEL); }
-    long term() const { return n_panels() * DEPTH / NUMBERS * PANEL + APART; }  // in factors
+    long term() const { return n() * DEPTH + APART * NUMBERS; }  // transformed numbers of a term
     struct Tile { long picture, y, x; };
     Tile tile(long i) const {
       return {picture + i / (height * width), top + i / width % height, left + i % width};
     }
   };
 
-  // Transforms channels first … first + n of a block's patches. The result is in the order in which
-  // it is read: for every DEPTH channels and each term, [panels][DEPTH][PANEL] numbers.
-  void transform_patches(const Block &block, long first, long n, Factor *patches) const {
-    const long height = TILE * block.height + 2, width = TILE * block.width + 2;
-    Buffer pixels(block.n_pictures * height * width * CHANNELS);
-    float *to = pixels;
+  // Normalizes channels first … first + n of a block's pixels: [pictures][rows][columns][CHANNELS].
+  void normalize_pixels(const Block &block, long first, long n, float *to) const {
     for (long b = block.picture; b < block.picture + block.n_pictures; b++)
-      for (long i = 0; i < height; i++)
-        for (long j = 0; j < width; j++, to += CHANNELS)
-          if (const float *from = c.pixel(b, TILE * block.top, TILE * block.left, i, j))
+      for (long i = 0; i < TILE * block.height + 2; i++)
+        for (long j = 0; j < TILE * block.width + 2; j++, to += CHANNELS)
+          if (const float *from = c.pixel(b, TILE * block.top, TILE * block.left, i, j)) {
+            fetch(from + c.width * c.channels + first, n);  // of the row below
             c.normalize(from, b, first, n, to);
-          else
+          } else {
             std::fill_n(to, n, 0.0f);
-
-    for (long z = 0; z < n; z += LANES)
-      for (long t = 0; t < block.n_panels() * PANEL; t += LANES) {
-        Vec terms[TERMS][LANES] = {};
-        for (long lane = 0; lane < std::min<long>(LANES, block.n() - t); lane++) {
-          const auto [b, y, x] = block.tile(t + lane);
-          const long row = (b - block.picture) * height + TILE * (y - block.top);
-          const float *from = pixels + (row * width + TILE * (x - block.left)) * CHANNELS + z;
-          Vec patch[TERMS];
-          for (int i = 0; i < PATCH; i++)
-            for (int j = 0; j < PATCH; j++)
-              patch[PATCH * i + j] = load(from + (i * width + j) * CHANNELS);
-          for (int i = 0; i < PATCH; i++) Points::template patch_transform<1>(patch + PATCH * i);
-          for (int j = 0; j < PATCH; j++) Points::template patch_transform<PATCH>(patch + j);
-          for (int i = 0; i < TERMS; i++) terms[i][lane] = patch[i];
-        }
-        const long k = t / PANEL * DEPTH + (first + z) % DEPTH;
-        const long at = k / NUMBERS * PANEL + t % PANEL;
-        for (int i = 0; i < TERMS; i++) {
-          transpose(terms[i]);  // [channels][tiles]
-          Product::store_factors(patches + ((first + z) / DEPTH * TERMS + i) * block.term() + at,
-                                 terms[i]);
-        }
-      }
+          }
   }
 
-  // Transforms the weights of outputs first … first + n and channels k … k + depth.
-  void transform_weights(long first, long n, long k, long depth, Weight *weights) const {
-    for (long o = 0; o < n; o++) {
-      const long size = 9 * c.channels;
-      const Weight *from = c.weight + (first + o) * size + k;
-      for (int i = 0; i < 9; i++) prefetch(from + i * c.channels, size, depth);  // of output o + 1
-      for (long z = 0; z < depth; z += LANES) {
-        Vec taps[9], half[18], terms[TERMS];
-        for (int i = 0; i < 9; i++) taps[i] = Product::load_weights(from + i * c.channels + z);
-        for (int j = 0; j < 3; j++) Points::template weight_transform<3, 3>(taps + j, half + j);
+  // Transforms channels first … first + n of a block's patches. The result is in the order in which
+  // it is read: for every DEPTH channels and each term, [tiles][DEPTH] numbers.
+  void transform_patches(const Block &block, long first, long n, Weight *patches) const {
+    const long height = TILE * block.height + 2, width = TILE * block.width + 2;
+    Buffer pixels(block.n_pictures * height * width * CHANNELS);
+    normalize_pixels(block, first, n, pixels);
+    const long term = block.term();
+    for (long t = 0; t < block.n(); t++) {
+      const auto [b, y, x] = block.tile(t);
+      const long row = (b - block.picture) * height + TILE * (y - block.top);
+      const float *from = pixels + (row * width + TILE * (x - block.left)) * CHANNELS;
+      Weight *to = patches + first / DEPTH * TERMS * term + t * DEPTH + first % DEPTH;
+      for (long z = 0; z < n; z += LANES) {
+        Vec patch[TERMS];
         for (int i = 0; i < PATCH; i++)
-          Points::template weight_transform<1, 1>(half + 3 * i, terms + PATCH * i);
-        for (int i = 0; i < TERMS; i++)
-          Product::store_weights(weights + i * WEIGHT_TERM + o * DEPTH + z, terms[i]);
+          for (int j = 0; j < PATCH; j++)
+            patch[PATCH * i + j] = load(from + (i * width + j) * CHANNELS + z);
+        for (int i = 0; i < PATCH; i++) Points::template patch_transform<1>(patch + PATCH * i);
+        for (int j = 0; j < PATCH; j++) Points::template patch_transform<PATCH>(patch + j);
+        for (int i = 0; i < TERMS; i++) Product::store_weights(to + i * term + z, patch[i]);
       }
     }
   }
 
-  // Computes the transforms of outputs first … first + n: [TERMS][n][panels][PANEL].
-  void multiply_terms(const Block &block, long first, long n, const Factor *patches, long stride,
-                      long sum_term, float *sums) const {
-    Factors memory(TERMS * WEIGHT_TERM / NUMBERS);
-    Weight *weights = (Weight *)(Factor *)memory;
+  // Loads one tap of eight outputs and eight channels, of which n outputs exist.
+  void load_tap(const Weight *from, long n, Vec *tap) const {
+    const long size = TAPS * c.channels;
+    for (long r = 0; r < LANES; r++)
+      tap[r] = r < n ? Product::load_weights(from + r * size) : Vec{};
+    transpose(tap);  // [channels][outputs]
+  }
+
+  // Transforms the weights of outputs first … first + n and channels k … k + depth: for each term,
+  // [panels][DEPTH / NUMBERS][PANEL] factors.
+  void transform_weights(long first, long n, long k, long depth, Factor *weights) const {
+    for (long z = 0; z < depth; z += LANES)
+      for (long o = 0; o < ceil_div(n, PANEL) * PANEL; o += LANES) {
+        const Weight *from = c.weight + (first + o) * TAPS * c.channels + k + z;
+        Vec taps[TAPS][LANES];
+        for (int i = 0; i < TAPS; i++)
+          if (n - o >= LANES)  // a constant, for which the compiler unrolls the loop
+            load_tap(from + i * c.channels, LANES, taps[i]);
+          else
+            load_tap(from + i * c.channels, n - o, taps[i]);
+        Factor *to = weights + (o / PANEL * DEPTH + z) / NUMBERS * PANEL + o % PANEL;
+        for (int r = 0; r < LANES; r += NUMBERS, to += PANEL) {
+          Vec half[NUMBERS][3 * PATCH];
+          for (int m = 0; m < NUMBERS; m++)
+            for (int j = 0; j < 3; j++) {
+              const Vec column[3] = {taps[j][r + m], taps[3 + j][r + m], taps[6 + j][r + m]};
+              Points::template weight_transform<1, 3>(column, half[m] + j);
+            }
+          for (int i = 0; i < PATCH; i++) {
+            Vec row[NUMBERS][PATCH];
+            for (int m = 0; m < NUMBERS; m++)
+              Points::template weight_transform<1, 1>(half[m] + 3 * i, row[m]);
+            for (int j = 0; j < PATCH; j++) {
+              Vec numbers[NUMBERS];
+              for (int m = 0; m < NUMBERS; m++) numbers[m] = row[m][j];
+              store((float *)(to + (PATCH * i + j) * WEIGHT_TERM), Product::join(numbers));
+            }
+          }
+        }
+      }
+  }
+
+  // Loads one of some parts of the weights of outputs first … first + n and channels from k on, if
+  // there are any, into the cache.
+  void fetch_weights(long part, long n_parts, long first, long n, long k) const {
+    if (k >= c.channels) return;
+    for (long i = TAPS * n * part / n_parts; i < TAPS * n * (part + 1) / n_parts; i++)
+      fetch(c.weight + (TAPS * first + i) * c.channels + k, std::min<long>(DEPTH, c.channels - k));
+  }
+
+  // Computes the transforms of outputs first … first + n: [TERMS][tiles][OUTPUTS].
+  void multiply_terms(const Block &block, long first, long n, const Weight *patches, long sum_term,
+                      float *sums) const {
+    const long n_parts = TERMS * ceil_div(n, PANEL) * ceil_div(block.n(), STEP);
+    Factors weights(TERMS * WEIGHT_TERM);
     for (long k = 0; k < c.channels; k += DEPTH) {
       const long depth = std::min<long>(DEPTH, c.channels - k);
+      long part = 0;
       transform_weights(first, n, k, depth, weights);
       for (long i = 0; i < TERMS; i++)
-        for (long p = 0; p < block.n_panels(); p++) {
-          const Factor *panel =
-              patches + (k / DEPTH * TERMS + i) * block.term() + p * DEPTH / NUMBERS * PANEL;
-          Product::multiply(n, weights + i * WEIGHT_TERM, DEPTH, panel, depth / NUMBERS,
-                            sums + i * sum_term + p * PANEL, stride, k > 0, true);
-        }
+        for (long o = 0; o < n; o += PANEL)
+          for (long t = 0; t < block.n(); t += STEP) {
+            const long rows = std::min<long>(STEP, block.n() - t);
+            const Weight *from = patches + (k / DEPTH * TERMS + i) * block.term() + t * DEPTH;
+            fetch_weights(part++, n_parts, first, n, k + DEPTH);
+            if (o + PANEL >= n) fetch(from + block.term(), rows * DEPTH);
+            Product::multiply(rows, from, DEPTH, weights + i * WEIGHT_TERM + o * DEPTH / NUMBERS,
+                              depth / NUMBERS, sums + i * sum_term + t * OUTPUTS + o, OUTPUTS,
+                              k > 0);
+          }
     }
   }
 
   // Computes outputs first … first + n of a block from its transformed patches.
-  void transform_back(const Block &block, long first, long n, const Factor *patches) const {
-    const long stride = block.n_panels() * PANEL, sum_term = OUTPUTS * stride + APART;
+  void transform_back(const Block &block, long first, long n, const Weight *patches) const {
+    const long sum_term = OUTPUTS * block.n() + APART;
     Buffer sums(TERMS * sum_term);
-    multiply_terms(block, first, n, patches, stride, sum_term, sums);
-    for (long o = 0; o < n; o += LANES)
-      for (long t = 0; t < block.n(); t += LANES) {
+    multiply_terms(block, first, n, patches, sum_term, sums);
+    for (long t = 0; t < block.n(); t++)
+      for (long o = 0; o < n; o += LANES) {
+        const auto [b, tile_y, tile_x] = block.tile(t);
         const long n_some = std::min<long>(LANES, n - o);
-        Vec pixels[TILE * TILE][LANES] = {};
-        for (long lane = 0; lane < n_some; lane++) {
-          Vec terms[TERMS], half[TILE * PATCH], tile[TILE * TILE];
-          for (int i = 0; i < TERMS; i++)
-            terms[i] = load(sums + i * sum_term + (o + lane) * stride + t);
-          for (int i = 0; i < PATCH; i++)
-            Points::template result_transform<1, 1>(terms + PATCH * i, half + TILE * i);
-          for (int j = 0; j < TILE; j++)
-            Points::template result_transform<TILE, TILE>(half + j, tile + j);
-          for (int i = 0; i < TILE * TILE; i++) pixels[i][lane] = tile[i];
-        }
+        Vec terms[TERMS], half[TILE * PATCH], pixels[TILE * TILE];
+        for (int i = 0; i < TERMS; i++) terms[i] = load(sums + i * sum_term + t * OUTPUTS + o);
+        for (int i = 0; i < PATCH; i++)
+          Points::template result_transform<1, 1>(terms + PATCH * i, half + TILE * i);
+        for (int j = 0; j < TILE; j++)
+          Points::template result_transform<TILE, TILE>(half + j, pixels + j);
+        const Vec bias = load_some(c.bias + b * c.bias_stride + first + o, n_some);
         for (int i = 0; i < TILE * TILE; i++) {
-          transpose(pixels[i]);  // [tiles][outputs]
-          for (long lane = 0; lane < std::min<long>(LANES, block.n() - t); lane++) {
-            const auto [b, tile_y, tile_x] = block.tile(t + lane);
-            const long y = TILE * tile_y + i / TILE, x = TILE * tile_x + i % TILE;
-            if (y >= c.out_height || x >= c.out_width) continue;
-            const float *bias = c.bias + b * c.bias_stride + first + o;
-            const long at = ((b * c.out_height + y) * c.out_width + x) * c.n_outputs + first + o;
-            const float *sum = (const float *)&pixels[i][lane];
-            if (c.residual)
-              each(n_some, sum, c.out + at, [](Vec s, Vec b, Vec a) { return s + b + a; }, bias,
-                   c.residual + at);
-            else
-              each(n_some, sum, c.out + at, [](Vec s, Vec b) { return s + b; }, bias);
-          }
+          const long y = TILE * tile_y + i / TILE, x = TILE * tile_x + i % TILE;
+          if (y >= c.out_height || x >= c.out_width) continue;
+          const long at = ((b * c.out_height + y) * c.out_width + x) * c.n_outputs + first + o;
+          Vec sum = pixels[i] + bias;
+          if (c.residual) sum += load_some(c.residual + at, n_some);
+          store_some(c.out + at, sum, n_some);
         }
       }
   }
@@ -188,13 +223,13 @@ class Winograd {
  public:
   explicit Winograd(const Convolution<Weight> &convolution) : c(convolution) {}
 
-  // Returns whether 36 products for a tile and the transforms are less work than 9 for each pixel.
+  // Returns whether 36 products for a tile, and transforming a weight, which takes as long as 450,
+  // are less work than 9 products for each pixel.
   bool is_faster() const {
     const long tiles = c.batch * ceil_div(c.out_height, TILE) * ceil_div(c.out_width, TILE);
     const long pixels = c.batch * c.out_height * c.out_width;
     const bool fits = c.stride == 1 && c.before == 1 && c.channels % LANES == 0;
-    const long panels = ceil_div(tiles, PANEL) * PANEL;
-    return fits && TERMS * panels + 100 < 9 * pixels;
+    return fits && TERMS * tiles + 450 < TAPS * pixels;
   }
 
   void run(int cores) const {
@@ -213,23 +248,25 @@ class Winograd {
     const long n_blocks = blocks.size();
     const long size = ceil_div(c.channels, DEPTH) * TERMS * blocks[0].term();
     const long n_inner = ceil_div(c.channels, CHANNELS), n_outer = ceil_div(c.n_outputs, OUTPUTS);
-    auto transform_input = [&](const Block &block, long i, Factor *patches) {
+    auto transform_input = [&](const Block &block, long i, Weight *patches) {
       const long first = i * CHANNELS, n = std::min<long>(CHANNELS, c.channels - first);
       transform_patches(block, first, n, patches);
     };
-    auto compute_output = [&](const Block &block, long i, const Factor *patches) {
+    auto compute_output = [&](const Block &block, long i, const Weight *patches) {
       const long first = i * OUTPUTS, n = std::min<long>(OUTPUTS, c.n_outputs - first);
       transform_back(block, first, n, patches);
     };
     if (n_blocks >= 4 * cores) {  // each core computes some of the blocks
       parallel(cores, n_blocks, [&](int b) {
-        Factors patches(size);
+        Factors memory(size / NUMBERS);
+        Weight *patches = (Weight *)(Factor *)memory;
         for (long i = 0; i < n_inner; i++) transform_input(blocks[b], i, patches);
         for (long i = 0; i < n_outer; i++) compute_output(blocks[b], i, patches);
       });
       return;
     }
-    Factors patches(n_blocks * size);
+    Factors memory(n_blocks * size / NUMBERS);
+    Weight *patches = (Weight *)(Factor *)memory;
     auto patches_of = [&](long b) { return patches + b * size; };
     parallel(cores, n_blocks * n_inner, [&](int i) {
       const long b = i / n_inner;

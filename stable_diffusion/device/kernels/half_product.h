@@ -187,15 +187,12 @@ struct HalfProduct {
   typedef PairBuffer Factors;
   enum { NUMBERS = 2, PANEL = HALF_PANEL };
 
-  static void multiply(int rows, const Weight *weights, long row, const Factor *panel, long n_pairs,
-                       float *out, long stride, bool add, bool = false) {
-    multiply_half(rows, {weights, row}, panel, n_pairs, out, stride, add);
+  static void multiply(int n, const Weight *rows, long row, const Factor *panel, long n_pairs,
+                       float *out, long stride, bool add) {
+    multiply_half(n, {rows, row}, panel, n_pairs, out, stride, add);
   }
   static Vec load_weights(const Weight *from) { return load_halves(from); }
   static void store_weights(Weight *to, Vec x) { store_halves(to, x); }
   static void pack_row(const float *from, long n, Factor *to) { round_row(from, n, to); }
   static Vec join(const Vec *numbers) { return (Vec)make_pairs(numbers[0], numbers[1]); }
-  static void store_factors(Factor *panel, const Vec *numbers) {
-    for (int k = 0; k < LANES / 2; k++) store((float *)(panel + k * PANEL), join(numbers + 2 * k));
-  }
 };

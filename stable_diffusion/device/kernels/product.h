@@ -16,32 +16,15 @@ enum { PANEL = 2 * WIDTH };
 
 typedef float Wide __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 
-// A matrix in memory: number (r, k) at data[r * row + k * column].
-struct Matrix {
-  const float *data;
-  long row, column;
-};
-
-// Starts loading n numbers, which are `offset` numbers after `from`, into the cache. They need not
-// exist: a processor ignores addresses that it may not read.
-template <class Number>
-INLINE void prefetch(const Number *from, long offset, long n) {
-  const long line = 64;  // bytes
-  const uintptr_t first = (uintptr_t)from + offset * sizeof(Number);
-  for (long i = 0; i < n * (long)sizeof(Number); i += line)
-    __builtin_prefetch((const void *)(first + i));
-}
-
-// If FETCH, loads the panel that follows in memory, which will be needed soon, into the cache.
-template <int R, bool FETCH = false>
-INLINE void multiply_rows(Matrix a, const float *panel, long k, float *out, long stride, bool add) {
+// Computes R rows, each of which begins `row` after the one before.
+template <int R>
+INLINE void multiply_rows(const float *rows, long row, const float *panel, long k, float *out,
+                          long stride, bool add) {
   Wide sums[R][2] = {};
-  const float *rows = a.data;
-  for (long i = 0; i < k; i++, rows += a.column, panel += PANEL) {
-    if (FETCH) prefetch(panel, k * PANEL, PANEL);
+  for (long i = 0; i < k; i++, rows++, panel += PANEL) {
     Wide left = *(const Wide *)panel, right = *(const Wide *)(panel + WIDTH);
     for (int r = 0; r < R; r++) {
-      float x = rows[r * a.row];
+      float x = rows[r * row];
       sums[r][0] += x * left;
       sums[r][1] += x * right;
     }
@@ -54,27 +37,26 @@ INLINE void multiply_rows(Matrix a, const float *panel, long k, float *out, long
 }
 
 template <int R>
-INLINE void multiply_few(int rows, Matrix a, const float *panel, long k, float *out, long stride,
-                         bool add) {
+INLINE void multiply_few(int n, const float *rows, long row, const float *panel, long k, float *out,
+                         long stride, bool add) {
   if constexpr (R > 0) {
-    if (rows == R) return multiply_rows<R>(a, panel, k, out, stride, add);
-    multiply_few<R - 1>(rows, a, panel, k, out, stride, add);
+    if (n == R) return multiply_rows<R>(rows, row, panel, k, out, stride, add);
+    multiply_few<R - 1>(n, rows, row, panel, k, out, stride, add);
   }
 }
 
-// Computes out[r][PANEL] = the sum over k of a(r, k) panel[k] for `rows` rows, or adds it to out.
-// fetch: whether the panel that follows this one is multiplied next. If panels are small, so that
-// two of them and the rows stay in the first-level cache, loading it meanwhile saves a wait.
-static __attribute__((noinline)) void multiply(int rows, Matrix a, const float *panel, long k,
-                                               float *out, long stride, bool add,
-                                               bool fetch = false) {
-  if (fetch && rows >= ROWS) {
-    multiply_rows<ROWS, true>(a, panel, k, out, stride, add);
-    rows -= ROWS, a.data += ROWS * a.row, out += ROWS * stride;
+// Computes out[r][PANEL] = the sum over k of rows[r][k] panel[k] for n rows, or adds it to out.
+static __attribute__((noinline)) void multiply(int n, const float *rows, long row,
+                                               const float *panel, long k, float *out, long stride,
+                                               bool add) {
+  for (; n >= 2 * ROWS || n == ROWS; n -= ROWS, rows += ROWS * row, out += ROWS * stride)
+    multiply_rows<ROWS>(rows, row, panel, k, out, stride, add);
+  if (n > ROWS) {  // two halves: the products of very few rows would wait for each other
+    const int half = n / 2;
+    multiply_few<ROWS>(half, rows, row, panel, k, out, stride, add);
+    n -= half, rows += half * row, out += half * stride;
   }
-  for (; rows >= ROWS; rows -= ROWS, a.data += ROWS * a.row, out += ROWS * stride)
-    multiply_rows<ROWS>(a, panel, k, out, stride, add);
-  multiply_few<ROWS - 1>(rows, a, panel, k, out, stride, add);
+  multiply_few<ROWS>(n, rows, row, panel, k, out, stride, add);
 }
 
 // How `Linear` and `Winograd` multiply in float32. `HalfProduct` has the same members.
@@ -85,10 +67,10 @@ struct FloatProduct {
   enum { NUMBERS = 1 };    // in a factor, which are next to each other along k
   enum { PANEL = ::PANEL };
 
-  // Multiplies weights of which each row begins `row` after the one before; see `multiply`.
-  static void multiply(int rows, const Weight *weights, long row, const Factor *panel, long k,
-                       float *out, long stride, bool add, bool fetch = false) {
-    ::multiply(rows, {weights, row, 1}, panel, k, out, stride, add, fetch);
+  // Multiplies rows of numbers, each of which begins `row` after the one before; see `multiply`.
+  static void multiply(int n, const Weight *rows, long row, const Factor *panel, long k, float *out,
+                       long stride, bool add) {
+    ::multiply(n, rows, row, panel, k, out, stride, add);
   }
   static Vec load_weights(const Weight *from) { return load(from); }
   static void store_weights(Weight *to, Vec x) { store(to, x); }
@@ -99,10 +81,6 @@ struct FloatProduct {
   }
   // Returns the factors of eight rows, from NUMBERS numbers of each.
   static Vec join(const Vec *numbers) { return numbers[0]; }
-  // Writes eight numbers along k, each of eight rows of a panel.
-  static void store_factors(Factor *panel, const Vec *numbers) {
-    for (int k = 0; k < LANES; k++) store(panel + k * PANEL, numbers[k]);
-  }
 };
 
 // Returns one core if the work takes only a few microseconds: waking threads would take longer.
