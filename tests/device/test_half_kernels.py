@@ -168,6 +168,16 @@ def test_attention(heads, length, n_keys, dims, causal):
     assert SUM_ERROR < compute_error(ours, exact) < ROUNDING_ERROR
 
 
+@pytest.mark.parametrize("length", [3, 261])
+def test_causal_attention_reads_no_key_after_the_last_query(length):
+    """Keys are multiplied in pairs; nothing of the one beside the last one is in the result."""
+    inputs = [random_normal(1, length + n, 8, seed=i) for i, n in enumerate((0, 1, 1))]
+    ours = cpu_kernels.attention(*inputs, 1, 1.0, causal=True, half=True)
+    inputs[1][0, length] = inputs[2][0, length] = mx.inf
+    again = cpu_kernels.attention(*inputs, 1, 1.0, causal=True, half=True)
+    assert np.isfinite(np.array(ours)).all() and mx.array_equal(again, ours)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("which", range(3))
 def test_attention_does_not_hide_what_is_not_finite(which, bad):

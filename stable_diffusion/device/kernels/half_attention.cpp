@@ -126,15 +126,18 @@ extern "C" bool half_attention(const float *queries, const float *keys, const fl
                                long width, float scale, long causal, long cores) {
   return try_run([&] {
     const long stride = n_heads * width, n_pairs = ceil_div(width, 2), n_all = batch * n_heads;
-    const long n_blocks = ceil_div(n_keys, KEYS);
-    const long key_size = n_keys * n_pairs, value_size = n_blocks * (KEYS / 2) * width;
+    // No query attends to the keys after the last one. They are left out, so that an odd number of
+    // keys is followed by zeros: 0 times an infinite value would be NaN.
+    const long n_used = causal ? std::min(length, n_keys) : n_keys;
+    const long n_blocks = ceil_div(n_used, KEYS);
+    const long key_size = n_used * n_pairs, value_size = n_blocks * (KEYS / 2) * width;
     PairBuffer rounded_keys(n_all * key_size), rounded_values(n_all * value_size);
     auto make_head = [&](long i) {
       const long at = i / n_heads * length * stride + i % n_heads * width;
       return Head{queries + at, out + at, stride, rounded_keys + i * key_size,
-                  rounded_values + i * value_size, n_keys, width, n_pairs, scale, causal != 0};
+                  rounded_values + i * value_size, n_used, width, n_pairs, scale, causal != 0};
     };
-    const int used = cores_for(2.0 * n_all * length * n_keys * width, cores);
+    const int used = cores_for(2.0 * n_all * length * n_used * width, cores);
     parallel(used, n_all * n_blocks, [&](int task) {
       const long i = task / n_blocks, at = i / n_heads * n_keys * stride + i % n_heads * width;
       round_block(make_head(i), keys + at, values + at, task % n_blocks * KEYS);
