@@ -1,5 +1,7 @@
 """The kernels of half precision, in portable code that rounds and sums as the processor does."""
 
+import copy
+import pickle
 from types import SimpleNamespace
 
 import mlx.core as mx
@@ -168,6 +170,16 @@ def test_attention(heads, length, n_keys, dims, causal):
     assert SUM_ERROR < compute_error(ours, exact) < ROUNDING_ERROR
 
 
+@pytest.mark.parametrize("length", [3, 261])
+def test_causal_attention_reads_no_key_after_the_last_query(length):
+    """Keys are multiplied in pairs; nothing of the one beside the last one is in the result."""
+    inputs = [random_normal(1, length + n, 8, seed=i) for i, n in enumerate((0, 1, 1))]
+    ours = cpu_kernels.attention(*inputs, 1, 1.0, causal=True, half=True)
+    inputs[1][0, length] = inputs[2][0, length] = mx.inf
+    again = cpu_kernels.attention(*inputs, 1, 1.0, causal=True, half=True)
+    assert np.isfinite(np.array(ours)).all() and mx.array_equal(again, ours)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("which", range(3))
 def test_attention_does_not_hide_what_is_not_finite(which, bad):
@@ -218,6 +230,20 @@ def test_quantized_convolutions():
         packed = QuantizedConv3x3(layer, 32, 8)
         error = compute_error(packed(x), np.array(packed.to_plain()(x)))
         assert (error > SUM_ERROR) == is_half and error < 2 * ROUNDING_ERROR
+
+
+@pytest.mark.parametrize("way", ["copied", "pickled"])
+def test_a_copy_and_a_changed_weight(way):
+    """A copy computes the same to the bit, and what is changed counts in the next call."""
+    make_copy = copy.deepcopy if way == "copied" else lambda x: pickle.loads(pickle.dumps(x))
+    x, layer = random_normal(1, 4, 4, 32), Conv3x3(32, 6, bias=False)
+    layer.set_dtype(mx.bfloat16)
+    for each in (layer, QuantizedConv3x3(layer, 32, 8)):
+        copied, before = make_copy(each), each(x)
+        assert mx.array_equal(copied(x), before)
+        for name in ("weight",) if each is layer else ("scales", "biases"):
+            copied[name] = 2 * copied[name]
+        assert mx.array_equal(copied(x), 2 * before) and mx.array_equal(each(x), before)
 
 
 def test_gradients():

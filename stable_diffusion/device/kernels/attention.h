@@ -18,9 +18,10 @@ class Attention {
 
   const float *const queries_, *const keys_, *const values_;
   float *const out_;
-  const long batch_, length_, n_keys_, n_heads_, width_;
+  const long batch_, length_, n_rows_, n_heads_, width_;  // rows of keys
   const float scale_;
   const bool causal_;
+  const long n_keys_ = causal_ ? std::min(length_, n_rows_) : n_rows_;  // that matter
   const long stride_ = n_heads_ * width_;  // numbers from one row to the next
   const long depth_ = ceil_div(width_, LANES) * LANES / NUMBERS;  // factors of a packed row
   const long step_ = std::clamp<long>(BLOCK / depth_ / 16 * 16, 16, MAX_KEYS);  // keys of a block
@@ -38,7 +39,7 @@ class Attention {
     const long first = block * step_, n = std::min(step_, n_keys_ - first);
     if (NUMBERS * depth_ > width_) std::fill_n(keys, n * depth_, Factor());
     for (long j = 0; j < n; j++)
-      Product::pack_row(row(keys_, h, n_keys_, first + j), width_, keys + j * depth_);
+      Product::pack_row(row(keys_, h, n_rows_, first + j), width_, keys + j * depth_);
     for (long j = 0; j < n; j += LANES * NUMBERS)
       for (long d = 0; d < width_; d += LANES) {
         const long lanes = std::min<long>(LANES, width_ - d);
@@ -47,7 +48,7 @@ class Attention {
           Vec numbers[NUMBERS] = {};
           for (long k = 0; k < NUMBERS; k++)
             if (const long at = j + NUMBERS * i + k; at < n)
-              numbers[k] = load_some(row(values_, h, n_keys_, first + at) + d, lanes);
+              numbers[k] = load_some(row(values_, h, n_rows_, first + at) + d, lanes);
           factors[i] = Product::join(numbers);
         }
         transpose(factors);
@@ -123,9 +124,9 @@ class Attention {
 
  public:
   Attention(const float *queries, const float *keys, const float *values, float *out, long batch,
-            long length, long n_keys, long n_heads, long width, float scale, bool causal)
+            long length, long n_rows, long n_heads, long width, float scale, bool causal)
       : queries_(queries), keys_(keys), values_(values), out_(out), batch_(batch), length_(length),
-        n_keys_(n_keys), n_heads_(n_heads), width_(width), scale_(scale), causal_(causal) {}
+        n_rows_(n_rows), n_heads_(n_heads), width_(width), scale_(scale), causal_(causal) {}
 
   void run(int cores) const {
     const long n_all = batch_ * n_heads_, size = n_blocks_ * block_size_;
