@@ -15,6 +15,7 @@ from ..device import cpu_kernels
 from ..quantize import is_quantized
 from ..stored_weights import (
     forget_tensors,
+    is_large,
     quantize_all_now,
     remember_tensors,
     use_reading_stream,
@@ -93,7 +94,8 @@ def load_native(network: nn.Module, file: Path, dtype: mx.Dtype) -> None:
 def read_weights(network: nn.Module, on_read: Callable[[int], object] | None = None) -> None:
     """Read, convert and quantize the lazy weights of a network now, one after another.
 
-    Only one of them is in memory in two versions at a time, while the next one is read.
+    Only one of them is in memory in two versions at a time, while the next one is read. Large ones
+    are read first, when there is little else in memory.
 
     Args:
         on_read: called after each with its size in bytes.
@@ -101,7 +103,8 @@ def read_weights(network: nn.Module, on_read: Callable[[int], object] | None = N
     counted = set()
 
     def count(network: nn.Module) -> None:
-        for value in flatten_parameters(network).values():
+        values = flatten_parameters(network).values()
+        for value in sorted(values, key=lambda value: not is_large(value)):
             mx.eval(value)
             if on_read is not None and id(value) not in counted:
                 on_read(value.nbytes)
