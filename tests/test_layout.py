@@ -94,7 +94,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": BELOW_PIPELINE,
     "faults": {"utils"},
     "step_memory": {"config", "device"},
-    "forecast": {"device", "quantized_convolution"},
+    "forecast": {"config", "device", "quantized_convolution", "rrdbnet"},
     "hires": BELOW_PIPELINE | {"images", "pipeline"},
     "overflow": BELOW_PIPELINE | {"faults", "pipeline"},
     "version": set(),

@@ -104,7 +104,9 @@ def test_bits_and_group_sizes(converted, checkpoint, bits, group_size):
 def test_memory(checkpoint, tmp_path, monkeypatch):
     """Layers are quantized on all cores, one after another, each when it is written."""
     made, quantize = [], stored_weights.quantize_weight
-    monkeypatch.setattr(stored_weights, "quantize_weight", lambda *a: made.append(1) or quantize(*a))
+    monkeypatch.setattr(
+        stored_weights, "quantize_weight", lambda *a: made.append(1) or quantize(*a)
+    )
     held: list[int] = []
     gc.collect()
     mx.synchronize()

@@ -297,7 +297,9 @@ def test_a_quantized_model_in_half_precision(used, bits):
 def test_quantizing_in_half_precision(monkeypatch):
     """The kernel quantizes all layers, to the same bits as MLX."""
     made, quantize = [], stored_weights.quantize_weight
-    monkeypatch.setattr(stored_weights, "quantize_weight", lambda *a: made.append(1) or quantize(*a))
+    monkeypatch.setattr(
+        stored_weights, "quantize_weight", lambda *a: made.append(1) or quantize(*a)
+    )
     ours, plain = (StableDiffusion("tiny", float16=True).unet for _ in range(2))
     stored_weights.forget_tensors(plain)
     for unet in (ours, plain):
