@@ -108,11 +108,11 @@ def count_merged(networks: Iterable[nn.Module]) -> int:
         base = layer.get("base")
         if not hasattr(type(layer), "merge") or isinstance(base, nn.QuantizedLinear):
             continue
-        itemsize = FLOAT32
-        if backend.is_gpu():
-            itemsize = mx.result_type(*list_weights([layer])).size
         is_packed = isinstance(base, QuantizedConv3x3)
-        total += itemsize * (math.prod(base.weight_shape) if is_packed else base.weight.size)
+        size = math.prod(base.weight_shape) if is_packed else base.weight.size
+        stored = base.scales if is_packed else base.weight
+        dtype = mx.result_type(stored, *list_weights(layer.changes))
+        total += size * (dtype.size if backend.is_gpu() else FLOAT32)
     return total
 
 
