@@ -117,7 +117,7 @@ def quantize_all_now(network: nn.Module) -> Iterator[nn.Module]:
     While it computes, the tensor of the next layer is read. Large layers are the first, when little
     else is in memory.
     """
-    layers = sorted(filter(_is_waiting, network.modules()), key=lambda layer: not _is_large(layer))
+    layers = sorted(filter(is_waiting, network.modules()), key=lambda layer: not _is_large(layer))
     waiting: list[nn.Module | None] = [*layers, None]
     for layer, following in pairwise(waiting):
         if following is not None and (stored := _find_stored(following)) is not None:
@@ -125,6 +125,12 @@ def quantize_all_now(network: nn.Module) -> Iterator[nn.Module]:
         if layer is not None:
             quantize_now(layer)
             yield layer
+
+
+def is_waiting(layer: nn.Module) -> bool:
+    """Return whether a layer is quantized by `quantize_now`, if that is called with it."""
+    stored = _find_stored(layer)
+    return stored is not None and stored.tensor is not None and "scales" in stored.arrays
 
 
 def is_large(array: mx.array) -> bool:
@@ -140,11 +146,6 @@ def forget_tensors(network: nn.Module) -> None:
     for layer in network.modules():
         if isinstance(layer, StoredLayer):
             layer._stored = None
-
-
-def _is_waiting(layer: nn.Module) -> bool:
-    stored = _find_stored(layer)
-    return stored is not None and stored.tensor is not None and "scales" in stored.arrays
 
 
 def _is_large(layer: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 The arrays stay lazy: nothing is read from the files before it is used.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from ..quantize import is_quantized
 from ..stored_weights import (
     forget_tensors,
     is_large,
+    is_waiting,
     quantize_all_now,
     remember_tensors,
     use_reading_stream,
@@ -102,18 +103,22 @@ def read_weights(network: nn.Module, on_read: Callable[[int], object] | None = N
     """
     counted = set()
 
-    def count(network: nn.Module) -> None:
-        values = flatten_parameters(network).values()
-        for value in sorted(values, key=lambda value: not is_large(value)):
+    def read(values: Iterable[mx.array]) -> None:
+        for value in values:
             mx.eval(value)
             if on_read is not None and id(value) not in counted:
                 on_read(value.nbytes)
             counted.add(id(value))
 
+    waiting = {id(layer) for layer in network.modules() if is_waiting(layer)}
+    for layer in network.modules():
+        if id(layer) not in waiting:
+            arrays = (value for value in layer.values() if isinstance(value, mx.array))
+            read(filter(is_large, arrays))
     for layer in quantize_all_now(network):
-        count(layer)
+        read(flatten_parameters(layer).values())
     forget_tensors(network)
-    count(network)
+    read(flatten_parameters(network).values())
 
 
 def channels_last(value: mx.array, rank: int) -> mx.array:
