@@ -244,12 +244,13 @@ def test_nothing_is_kept(file):
 
 
 class ManyLayers(nn.Module):
-    """Small layers, and a large one after them."""
+    """Small layers, and a large one between them."""
 
     def __init__(self):
         super().__init__()
-        self.small = [Linear(WIDTH, WIDTH, bias=False) for _ in range(40)]
-        self.large = Linear(4 * WIDTH, 4 * WIDTH, bias=False)
+        self.before = [Linear(WIDTH, WIDTH, bias=False) for _ in range(20)]
+        self.large = Linear(4 * WIDTH, 8 * WIDTH, bias=False)
+        self.after = [Linear(WIDTH, WIDTH, bias=False) for _ in range(20)]
 
 
 @pytest.mark.parametrize("is_quantized", [False, True])
