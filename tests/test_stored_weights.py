@@ -248,9 +248,9 @@ class ManyLayers(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.before = [Linear(WIDTH, WIDTH, bias=False) for _ in range(20)]
+        self.before = [Linear(WIDTH, WIDTH, bias=False) for _ in range(50)]
         self.large = Linear(4 * WIDTH, 8 * WIDTH, bias=False)
-        self.after = [Linear(WIDTH, WIDTH, bias=False) for _ in range(20)]
+        self.after = [Linear(WIDTH, WIDTH, bias=False) for _ in range(50)]
 
 
 @pytest.mark.parametrize("is_quantized", [False, True])
