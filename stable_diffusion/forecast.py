@@ -18,7 +18,7 @@ from .rrdbnet import STRIP_NUMBERS, RRDBNet
 
 # Numbers in memory for each pixel and each channel of the widest layer in the size of the picture,
 # while a Linux CPU decodes a picture at once or in strips. Measured for the VAE of SD 1.5.
-CPU_WHOLE_NUMBERS = 3.2
+CPU_WHOLE_NUMBERS = 3.0
 CPU_STRIP_NUMBERS = 1.4
 
 REAL_CHANNELS = 256  # of the widest layer in the size of the picture, in the real models' decoder

@@ -248,9 +248,9 @@ class ManyLayers(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.before = [Linear(WIDTH, WIDTH, bias=False) for _ in range(50)]
+        self.before = [Linear(WIDTH, WIDTH, bias=False) for _ in range(30)]
         self.large = Linear(4 * WIDTH, 8 * WIDTH, bias=False)
-        self.after = [Linear(WIDTH, WIDTH, bias=False) for _ in range(50)]
+        self.after = [Linear(WIDTH, WIDTH, bias=False) for _ in range(70)]
 
 
 @pytest.mark.parametrize("is_quantized", [False, True])
@@ -271,7 +271,7 @@ def test_large_layers_are_read_first(tmp_path, monkeypatch, is_quantized):
     before = mx.get_active_memory()
     read_weights(network)
     size = sum(value.nbytes for _, value in tree_flatten(network.parameters()))
-    assert mx.get_peak_memory() - before < size + tensor / 4
+    assert mx.get_peak_memory() - before < size + tensor / 8
 
 
 def test_the_tensor_is_not_kept_by_mlx(file):
