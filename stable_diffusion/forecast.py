@@ -97,16 +97,20 @@ def count_widest(networks: Iterable[nn.Module]) -> int:
     return 0 if backend.is_gpu() else max(sizes) * FLOAT32
 
 
-def count_merged(networks: Iterable[nn.Module]) -> int:
+def count_merged(networks: Iterable[nn.Module], is_quantized: bool = False) -> int:
     """Return the bytes of the weights that `merged_layers` keeps beside those of networks.
 
     A layer with a change that is merged gets a weight in float32 on a Linux CPU. Changes of
     quantized linear layers stay beside them.
+
+    Args:
+        is_quantized: count as if all linear layers were quantized.
     """
+    beside = (nn.QuantizedLinear, nn.Linear) if is_quantized else nn.QuantizedLinear
     total = 0
     for layer in (each for network in networks for each in network.modules()):
         base = layer.get("base")
-        if not hasattr(type(layer), "merge") or isinstance(base, nn.QuantizedLinear):
+        if not hasattr(type(layer), "merge") or isinstance(base, beside):
             continue
         is_packed = isinstance(base, QuantizedConv3x3)
         size = math.prod(base.weight_shape) if is_packed else base.weight.size

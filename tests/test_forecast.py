@@ -82,6 +82,7 @@ def test_merged_weights_are_counted():
     kept = [layer.weight.nbytes for layer in merged if not isinstance(layer, PreparedLinear)]
     assert len(kept) == 4
     assert count_merged([network]) == sum(kept)
+    assert count_merged([network], is_quantized=True) == sum(kept[2:])  # of the convolutions
 
 
 @pytest.mark.parametrize(

@@ -132,11 +132,12 @@ def forecast_run(run: Run, batches: Sequence[Batch], choices: Choices, base: int
     networks = [sd.unet, *(control.network for control in sd.controls)]
     text_bytes, unet_bytes = forecast.count_bytes(text), forecast.count_bytes(networks)
     widest = forecast.count_widest(networks)
+    merged_bytes = forecast.count_merged(networks, choices.quantized_bytes is not None)
     if choices.quantized_bytes is not None:
         unet_bytes, text_bytes = choices.quantized_bytes
     weights = {
         "text": text_bytes,
-        "unet": unet_bytes + forecast.count_merged(networks),
+        "unet": unet_bytes + merged_bytes,
         "decoder": forecast.count_bytes([vae.decoder]),
         "encoder": forecast.count_bytes([vae.encoder]) if "encoder" in vae else 0,
         "preview": 0 if run.preview_vae is None else forecast.count_bytes([run.preview_vae]),
