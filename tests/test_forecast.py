@@ -18,6 +18,7 @@ from stable_diffusion.forecast import Course, count_bytes, count_merged, make_fo
 from stable_diffusion.layers import Conv3x3, Linear
 from stable_diffusion.merged_layers import MergedLayers
 from stable_diffusion.quantized_convolution import QuantizedConv3x3
+from stable_diffusion.utils.size import Size
 
 GIB = 2**30
 
@@ -83,6 +84,27 @@ def test_merged_weights_are_counted():
     assert len(kept) == 4
     assert count_merged([network]) == sum(kept)
     assert count_merged([network], is_quantized=True) == sum(kept[2:])  # of the convolutions
+
+
+def test_pictures_that_are_decoded_while_denoising():
+    """Previews by a VAE are, and pictures that a second pass enlarges, unless it takes latents."""
+    sd, size, larger = StableDiffusion("tiny"), Size(64, 64), Size(96, 96)
+
+    def count(upscale: str | None = None, **options: object) -> int:
+        settings = SimpleNamespace(**{"preview": None, "controls": (), "batch_size": 1} | options)
+        run = SimpleNamespace(settings=settings, sd=sd, preview_vae=None, upscalers={})
+        second = None if upscale is None else SimpleNamespace(size=larger, upscale=upscale)
+        job = SimpleNamespace(width=64, height=64, cfg=1, image_cfg=None, second_pass=second)
+        job.size = size if second is None else larger
+        batch = SimpleNamespace(jobs=[job])
+        return room._count_denoising_bytes(run, batch, room.Choices(), widest=0)
+
+    vae = sd.autoencoder
+    small = room._count_decoding_bytes(vae, size, None)
+    assert count(preview=1, preview_vae=True) == small > count(preview=1, preview_vae=None)
+    assert count(preview=1, preview_vae=None) == count()
+    encoding = room._count_encoding_bytes(vae, larger, None)
+    assert count("lanczos") == max(small, encoding) > count("latent") > count()
 
 
 @pytest.mark.parametrize(
