@@ -11,13 +11,18 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from .config.autoencoder_tiny import AutoencoderTinyConfig, VaeConfig
 from .device import backend, memory
 from .quantized_convolution import UNPACKED_NUMBERS, QuantizedConv3x3
+from .rrdbnet import STRIP_NUMBERS, RRDBNet
 
 # Numbers in memory for each pixel and each channel of the widest layer in the size of the picture,
 # while a Linux CPU decodes a picture at once or in strips. Measured for the VAE of SD 1.5.
-CPU_WHOLE_NUMBERS = 3.4
+CPU_WHOLE_NUMBERS = 3.0
 CPU_STRIP_NUMBERS = 1.4
+
+REAL_CHANNELS = 256  # of the widest layer in the size of the picture, in the real models' decoder
+UPSCALER_STRIPS = 4  # layers of a strip that are in memory at once
 
 FLOAT32 = mx.float32.size
 
@@ -40,6 +45,25 @@ class Forecast:
     def peak(self) -> int:
         """Return the largest of them."""
         return max(self.encoding, self.denoising, self.decoding)
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a run does that decides which networks are in memory together.
+
+    Attributes:
+        starts_from_picture: whether a picture is encoded first.
+        enlarges_pictures: whether pictures are decoded, and encoded, before a second pass.
+        has_preview: whether unfinished pictures are decoded.
+        has_several_batches: whether pictures are decoded before the last ones are denoised.
+        is_preloaded: whether all weights are read first.
+    """
+
+    starts_from_picture: bool = False
+    enlarges_pictures: bool = False
+    has_preview: bool = False
+    has_several_batches: bool = False
+    is_preloaded: bool = False
 
 
 def list_weights(networks: Iterable[nn.Module]) -> list[mx.array]:
@@ -73,14 +97,37 @@ def count_widest(networks: Iterable[nn.Module]) -> int:
     return 0 if backend.is_gpu() else max(sizes) * FLOAT32
 
 
-def count_decoding_bytes(n_pixels: int, n_channels: int, itemsize: int, in_strips: bool) -> int:
-    """Return how many bytes the results of the VAE's layers take while it decodes a picture.
+def count_merged(networks: Iterable[nn.Module], is_quantized: bool = False) -> int:
+    """Return the bytes of the weights that `merged_layers` keeps beside those of networks.
+
+    A layer with a change that is merged gets a weight in float32 on a Linux CPU. Changes of
+    quantized linear layers stay beside them.
+
+    Args:
+        is_quantized: count as if all linear layers were quantized.
+    """
+    beside = (nn.QuantizedLinear, nn.Linear) if is_quantized else nn.QuantizedLinear
+    total = 0
+    for layer in (each for network in networks for each in network.modules()):
+        base = layer.get("base")
+        if not hasattr(type(layer), "merge") or isinstance(base, beside):
+            continue
+        is_packed = isinstance(base, QuantizedConv3x3)
+        size = math.prod(base.weight_shape) if is_packed else base.weight.size
+        stored = base.scales if is_packed else base.weight
+        dtype = mx.result_type(stored, *list_weights(layer.changes))
+        total += size * (dtype.size if backend.is_gpu() else FLOAT32)
+    return total
+
+
+def count_vae_bytes(n_pixels: int, n_channels: int, itemsize: int, in_strips: bool) -> int:
+    """Return how many bytes the results of a VAE's layers take while it decodes, or encodes.
 
     Args:
         n_pixels: of the picture.
         n_channels: of the widest layer in the size of the picture.
         itemsize: bytes of a number.
-        in_strips: whether it is decoded in strips.
+        in_strips: whether it is computed in strips.
     """
     if in_strips:
         numbers = CPU_STRIP_NUMBERS * n_channels * n_pixels
@@ -88,53 +135,72 @@ def count_decoding_bytes(n_pixels: int, n_channels: int, itemsize: int, in_strip
             int(numbers * itemsize) + memory.choose_strip_pixels(itemsize) * itemsize * n_channels
         )
     if backend.is_gpu():
-        return memory.WHOLE_NUMBERS * n_pixels * itemsize
+        return memory.WHOLE_NUMBERS * n_pixels * itemsize * n_channels // REAL_CHANNELS
     return int(CPU_WHOLE_NUMBERS * n_channels * n_pixels * itemsize)
 
 
-def find_widest_channels(vae_config: object) -> int:
-    """Return the channels of the widest layer that a VAE has in the size of the picture.
+def find_decoder_channels(vae_config: VaeConfig) -> int:
+    """Return the channels of the widest layer that a decoder has in the size of the picture.
 
     It is the one after the last upsampling, which has the channels of the level below.
     """
-    widths: tuple[int, ...] = getattr(vae_config, "block_out_channels", (128,))
+    if isinstance(vae_config, AutoencoderTinyConfig):
+        return vae_config.decoder_block_out_channels[0]
+    widths = vae_config.block_out_channels
     return widths[min(1, len(widths) - 1)]
 
 
+def find_encoder_channels(vae_config: VaeConfig) -> int:
+    """Return the channels of the widest layer that an encoder has in the size of the picture."""
+    if isinstance(vae_config, AutoencoderTinyConfig):
+        return vae_config.encoder_block_out_channels[0]
+    return vae_config.block_out_channels[0]
+
+
+def count_upscaler_bytes(network: RRDBNet, n_pixels: int) -> int:
+    """Return how many bytes the results of an upscaler's layers take.
+
+    Args:
+        n_pixels: of the picture that it enlarges.
+    """
+    config = network.config
+    n_places = n_pixels // config.shuffle**2
+    dense = config.num_feat + 4 * config.num_grow_ch  # channels of the widest layer of a block
+    strip = min(STRIP_NUMBERS, dense * n_places)
+    kept = 3 * config.num_feat * n_places
+    return FLOAT32 * int(UPSCALER_STRIPS * strip + kept)
+
+
 def make_forecast(
-    base: int,
-    weights: Mapping[str, int],
-    layers: Mapping[str, int],
-    has_several_batches: bool = False,
-    has_preview: bool = False,
-    is_preloaded: bool = False,
+    base: int, weights: Mapping[str, int], layers: Mapping[str, int], course: Course
 ) -> Forecast:
     """Return the memory of the phases of a run.
 
     Args:
         base: bytes of the process before any weights are read.
-        weights: bytes of "text", "encoder" (of the VAE; 0 if no picture is encoded), "decoder",
-            "unet" (with the control networks), and "other", which is there in all phases.
+        weights: bytes of "text", "encoder" and "decoder" of the VAE, "unet" (with the control
+            networks), "preview" (the VAE of previews), and "upscalers".
         layers: bytes of the results of layers, while "encoding", "denoising" and "decoding".
-        has_several_batches: whether pictures are decoded before the last ones are denoised.
-        has_preview: whether unfinished pictures are decoded.
-        is_preloaded: whether all weights are read first.
     """
-    encoding = {"other", "text", "encoder"}
-    denoising, decoding = {"other", "unet", "encoder"}, {"other", "decoder", "encoder"}
-    if is_preloaded:
-        encoding |= {"unet", "decoder"}
-    if is_preloaded or has_preview:
-        denoising.add("decoder")
-    if has_several_batches:
-        decoding.add("unet")
+    phases = {"encoding": {"text"}, "denoising": {"unet"}, "decoding": {"decoder", "upscalers"}}
+    if course.is_preloaded:
+        phases["encoding"] |= {"unet", "encoder", "decoder"}
+    if course.starts_from_picture:
+        phases["encoding"].add("encoder")
+    if course.has_preview:
+        phases["denoising"] |= {"decoder", "preview"}
+        phases["decoding"].add("preview")
+    if course.enlarges_pictures:
+        phases["denoising"] |= {"decoder", "encoder", "upscalers"}
+    if course.has_several_batches:
+        phases["decoding"].add("unet")
+        phases["denoising"] |= phases["decoding"]
+    # Each part of the VAE stays until the end.
+    phases["denoising"] |= phases["encoding"] - {"text"}
+    phases["decoding"] |= phases["denoising"] & {"encoder"}
     return Forecast(
         *(
             base + sum(weights[name] for name in names) + layers[phase]
-            for phase, names in (
-                ("encoding", encoding),
-                ("denoising", denoising),
-                ("decoding", decoding),
-            )
+            for phase, names in phases.items()
         )
     )

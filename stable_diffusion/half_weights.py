@@ -4,6 +4,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .device import cpu_kernels
+from .stored_weights import convert_weight
 
 LAYERS = (nn.Linear, nn.QuantizedLinear, nn.Conv2d)
 
@@ -23,4 +24,7 @@ def prepare_half_weights(network: nn.Module) -> None:
         for name, value in layer.items():
             if isinstance(value, mx.array) and value.dtype == mx.float16:
                 is_factor = isinstance(layer, LAYERS) and value.ndim > 1
-                layer[name] = value.astype(mx.bfloat16 if is_factor else mx.float32)
+                if is_factor and name == "weight":
+                    convert_weight(layer, mx.bfloat16)
+                else:
+                    layer[name] = value.astype(mx.bfloat16 if is_factor else mx.float32)

@@ -22,6 +22,7 @@ import mlx.nn as nn
 from .device.quantize_weights import quantize_weight
 
 QUANTIZED = ("weight", "scales", "biases")  # the arrays of a quantized layer
+LARGE_BYTES = 2**24  # of a weight; those of the real models' largest convolutions have 59 MB
 
 
 class Stored:
@@ -75,6 +76,16 @@ def remember_tensors(network: nn.Module, tensors: Mapping[str, mx.array]) -> Non
             layer._stored = Stored(tensor, layer.weight.dtype, {"weight": layer.weight})
 
 
+def convert_weight(layer: nn.Module, dtype: mx.Dtype) -> None:
+    """Convert the weight of a layer, in place and lazily; what is noted of it stays known."""
+    stored = _find_stored(layer)
+    layer.weight = layer.weight.astype(dtype)
+    if isinstance(layer, StoredLayer) and stored is not None and stored.tensor is not None:
+        with use_reading_stream():
+            tensor = stored.tensor.astype(stored.dtype).astype(dtype)  # rounded as the weight is
+        layer._stored = Stored(tensor, dtype, {"weight": layer.weight})
+
+
 def note_quantized(quantized: StoredLayer, layer: nn.Module) -> None:
     """Note in a quantized layer, before its arrays are read, the tensor of the `layer` it was."""
     stored = _find_stored(layer)
@@ -103,15 +114,31 @@ def quantize_now(layer: nn.Module) -> None:
 def quantize_all_now(network: nn.Module) -> Iterator[nn.Module]:
     """Call `quantize_now` with the layers of a network, and yield each that it changes.
 
-    While it computes, the tensor of the next layer is read.
+    While it computes, the tensor of the next layer is read. Large layers are the first, when little
+    else is in memory.
     """
-    waiting: list[nn.Module | None] = [*filter(_is_waiting, network.modules()), None]
+    layers = sorted(filter(is_waiting, network.modules()), key=lambda layer: not _is_large(layer))
+    waiting: list[nn.Module | None] = [*layers, None]
     for layer, following in pairwise(waiting):
         if following is not None and (stored := _find_stored(following)) is not None:
             mx.async_eval(stored.tensor)
         if layer is not None:
             quantize_now(layer)
             yield layer
+
+
+def is_waiting(layer: nn.Module) -> bool:
+    """Return whether a layer is quantized by `quantize_now`, if that is called with it."""
+    stored = _find_stored(layer)
+    return stored is not None and stored.tensor is not None and "scales" in stored.arrays
+
+
+def is_large(array: mx.array) -> bool:
+    """Return whether an array should be read before others, while there is little in memory.
+
+    Reading a weight takes up to three times its memory: as in the file, transposed, and converted.
+    """
+    return array.nbytes >= LARGE_BYTES
 
 
 def forget_tensors(network: nn.Module) -> None:
@@ -121,9 +148,10 @@ def forget_tensors(network: nn.Module) -> None:
             layer._stored = None
 
 
-def _is_waiting(layer: nn.Module) -> bool:
+def _is_large(layer: nn.Module) -> bool:
+    """Return whether the tensor of a layer that waits is large."""
     stored = _find_stored(layer)
-    return stored is not None and stored.tensor is not None and "scales" in stored.arrays
+    return stored is not None and stored.tensor is not None and is_large(stored.tensor)
 
 
 def _find_stored(layer: nn.Module) -> Stored | None:

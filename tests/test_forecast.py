@@ -5,13 +5,20 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 
 import txt2image
 from stable_diffusion import StableDiffusion
+from stable_diffusion.adapters.changes import LowRank
+from stable_diffusion.adapters.lora_layers import AdaptedConv3x3, AdaptedLinear, PreparedLinear
 from stable_diffusion.cli import room
 from stable_diffusion.device import free_memory
-from stable_diffusion.forecast import count_bytes, make_forecast
+from stable_diffusion.forecast import Course, count_bytes, count_merged, make_forecast
+from stable_diffusion.layers import Conv3x3, Linear
+from stable_diffusion.merged_layers import MergedLayers
+from stable_diffusion.quantized_convolution import QuantizedConv3x3
+from stable_diffusion.utils.size import Size
 
 GIB = 2**30
 
@@ -31,18 +38,73 @@ def test_weights_are_counted_before_they_are_read():
 
 
 def test_what_is_there_in_each_phase():
-    weights = {"text": 1, "encoder": 2, "decoder": 4, "unet": 8, "other": 16}
+    text, encoder, decoder, unet, preview, upscalers = (2**i for i in range(6))
+    names = ("text", "encoder", "decoder", "unet", "preview", "upscalers")
+    weights = dict(zip(names, (text, encoder, decoder, unet, preview, upscalers), strict=True))
     layers = {"encoding": 100, "denoising": 200, "decoding": 300}
 
     def sums(**options: bool) -> list[int]:
-        found = make_forecast(1000, weights, layers, **options)
+        found = make_forecast(1000, weights, layers, Course(**options))
         assert found.peak == max(found.encoding, found.denoising, found.decoding)
         return [found.encoding - 1100, found.denoising - 1200, found.decoding - 1300]
 
-    assert sums() == [16 + 1 + 2, 16 + 8 + 2, 16 + 4 + 2]
-    assert sums(has_preview=True) == [19, 26 + 4, 22]
-    assert sums(has_several_batches=True) == [19, 26, 22 + 8]
-    assert sums(is_preloaded=True) == [19 + 8 + 4, 26 + 4, 22]
+    last = decoder + upscalers
+    assert sums() == [text, unet, last]
+    assert sums(starts_from_picture=True) == [text + encoder, unet + encoder, last + encoder]
+    assert sums(has_preview=True) == [text, unet + decoder + preview, last + preview]
+    assert sums(enlarges_pictures=True) == [text, unet + last + encoder, last + encoder]
+    assert sums(has_several_batches=True) == [text, unet + last, last + unet]
+    vae = encoder + decoder
+    assert sums(is_preloaded=True) == [text + unet + vae, unet + vae, vae + upscalers]
+
+
+class Adapted(nn.Module):
+    """Layers with changes, of which those of the quantized linear layer are not merged."""
+
+    def __init__(self):
+        super().__init__()
+        linear, conv = Linear(32, 24), Conv3x3(32, 16)
+        stored = Linear(32, 24)
+        stored.set_dtype(mx.float16)
+        self.layers = [AdaptedLinear(each, [make_change(24)]) for each in (linear, stored)]
+        self.layers.append(AdaptedLinear(linear.to_quantized(32, 8), [make_change(24)]))
+        for each in (conv, QuantizedConv3x3(conv, 32, 4)):
+            self.layers.append(AdaptedConv3x3(each, [make_change(16, 3, 3)]))
+
+
+def make_change(n_outputs: int, *kernel: int) -> LowRank:
+    return LowRank(mx.zeros((2, *kernel, 32)), mx.zeros((n_outputs, 2)))
+
+
+def test_merged_weights_are_counted():
+    """As `MergedLayers` keeps them."""
+    network = Adapted()
+    merged = MergedLayers().put_into(network).layers
+    kept = [layer.weight.nbytes for layer in merged if not isinstance(layer, PreparedLinear)]
+    assert len(kept) == 4
+    assert count_merged([network]) == sum(kept)
+    assert count_merged([network], is_quantized=True) == sum(kept[2:])  # of the convolutions
+
+
+def test_pictures_that_are_decoded_while_denoising():
+    """Previews by a VAE are, and pictures that a second pass enlarges, unless it takes latents."""
+    sd, size, larger = StableDiffusion("tiny"), Size(64, 64), Size(96, 96)
+
+    def count(upscale: str | None = None, **options: object) -> int:
+        settings = SimpleNamespace(**{"preview": None, "controls": (), "batch_size": 1} | options)
+        run = SimpleNamespace(settings=settings, sd=sd, preview_vae=None, upscalers={})
+        second = None if upscale is None else SimpleNamespace(size=larger, upscale=upscale)
+        job = SimpleNamespace(width=64, height=64, cfg=1, image_cfg=None, second_pass=second)
+        job.size = size if second is None else larger
+        batch = SimpleNamespace(jobs=[job])
+        return room._count_denoising_bytes(run, batch, room.Choices(), widest=0)
+
+    vae = sd.autoencoder
+    small = room._count_decoding_bytes(vae, size, None)
+    assert count(preview=1, preview_vae=True) == small > count(preview=1, preview_vae=None)
+    assert count(preview=1, preview_vae=None) == count()
+    encoding = room._count_encoding_bytes(vae, larger, None)
+    assert count("lanczos") == max(small, encoding) > count("latent") > count()
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rrdbnet": {"config", "layers"},
     "quantized_convolution": {"device", "layers", "stored_weights"},
     "quantize": {"config", "device", "layers", "quantized_convolution"},
-    "half_weights": {"device"},
+    "half_weights": {"device", "stored_weights"},
     "latent_preview": {"images", "vae_strips"},
     "vae_strips": {
         *("activations", "autoencoder_tiny", "compiled", "config", "device", "layers"),
@@ -94,7 +94,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": BELOW_PIPELINE,
     "faults": {"utils"},
     "step_memory": {"config", "device"},
-    "forecast": {"device", "quantized_convolution"},
+    "forecast": {"config", "device", "quantized_convolution", "rrdbnet"},
     "hires": BELOW_PIPELINE | {"images", "pipeline"},
     "overflow": BELOW_PIPELINE | {"faults", "pipeline"},
     "version": set(),

@@ -243,6 +243,37 @@ def test_nothing_is_kept(file):
             del network
 
 
+class ManyLayers(nn.Module):
+    """Small layers, and a large one between them."""
+
+    def __init__(self):
+        super().__init__()
+        self.before = [Linear(WIDTH, WIDTH, bias=False) for _ in range(30)]
+        self.large = Linear(4 * WIDTH, 8 * WIDTH, bias=False)
+        self.after = [Linear(WIDTH, WIDTH, bias=False) for _ in range(70)]
+
+
+@pytest.mark.parametrize("is_quantized", [False, True])
+def test_large_layers_are_read_first(tmp_path, monkeypatch, is_quantized):
+    """They need memory for more than their weights, while there is room for that."""
+    monkeypatch.setattr(stored_weights, "LARGE_BYTES", 2**20)
+    network, path = ManyLayers(), tmp_path / "weights.safetensors"
+    weights = {key: value.astype(mx.float16) for key, value in tree_flatten(network.parameters())}
+    mx.save_safetensors(str(path), weights)
+    load_weights(network, [path], Layout({}), mx.float32)
+    if is_quantized:
+        nn.quantize(network, 64, 8)
+    tensor = weights["large.weight"].nbytes
+    del weights
+    gc.collect()
+    mx.synchronize()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    read_weights(network)
+    size = sum(value.nbytes for _, value in tree_flatten(network.parameters()))
+    assert mx.get_peak_memory() - before < size + tensor / 8
+
+
 def test_the_tensor_is_not_kept_by_mlx(file):
     """If a program evaluates the arrays itself, the tensor beside them is not read."""
     network = load(file)

@@ -1,5 +1,6 @@
 """Forecast the memory of a run before its weights are read, and say so if it is too much."""
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,18 +11,21 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .. import forecast
+from ..autoencoder_tiny import AutoencoderTiny
 from ..clip import CLIPTextModel
 from ..device import backend, free_memory, memory
-from ..forecast import Forecast
+from ..forecast import Course, Forecast
 from ..pipeline import StableDiffusion
 from ..quantize import UNET_BITS, quantize_text_encoder, quantize_unet
 from ..step_memory import count_step_bytes
 from ..unet import UNetModel
 from ..utils.size import Size
+from ..vae_strips import Vae
 from .decode import choose_tiled
 from .denoise import count_pictures, count_weight_bytes
-from .job import Batch
+from .job import Batch, CompleteJob
 from .run import Run
+from .start import Start
 
 FEWER_BITS = 4
 SMALLER = "smaller pictures (--width and --height)"
@@ -128,32 +132,30 @@ def forecast_run(run: Run, batches: Sequence[Batch], choices: Choices, base: int
     networks = [sd.unet, *(control.network for control in sd.controls)]
     text_bytes, unet_bytes = forecast.count_bytes(text), forecast.count_bytes(networks)
     widest = forecast.count_widest(networks)
+    merged_bytes = forecast.count_merged(networks, choices.quantized_bytes is not None)
     if choices.quantized_bytes is not None:
         unet_bytes, text_bytes = choices.quantized_bytes
-    others = [*run.upscalers.values(), *([] if run.preview_vae is None else [run.preview_vae])]
-    encodes = run.start is not None or any(batch.jobs[0].second_pass for batch in batches)
     weights = {
         "text": text_bytes,
-        "unet": unet_bytes,
+        "unet": unet_bytes + merged_bytes,
         "decoder": forecast.count_bytes([vae.decoder]),
-        "encoder": forecast.count_bytes([vae.encoder]) if encodes and "encoder" in vae else 0,
-        "other": forecast.count_bytes(others),
+        "encoder": forecast.count_bytes([vae.encoder]) if "encoder" in vae else 0,
+        "preview": 0 if run.preview_vae is None else forecast.count_bytes([run.preview_vae]),
+        "upscalers": forecast.count_bytes(run.upscalers.values()),
     }
-    denoising = max(_count_step_bytes(run, batch, choices) for batch in batches)
-    decoding = max(_count_decoding_bytes(run, batch, choices) for batch in batches)
     layers = {
-        "encoding": decoding // 2 if run.start is not None else 0,
-        "denoising": max(denoising, widest),
-        "decoding": decoding,
+        "encoding": 0 if run.start is None else _count_start_bytes(run, run.start),
+        "denoising": max(_count_denoising_bytes(run, each, choices, widest) for each in batches),
+        "decoding": max(_count_finishing_bytes(run, each, choices) for each in batches),
     }
-    return forecast.make_forecast(
-        base,
-        weights,
-        layers,
-        has_several_batches=len(batches) > 1,
+    course = Course(
+        starts_from_picture=run.start is not None,
+        enlarges_pictures=any(_enlarges_pictures(batch.jobs[0]) for batch in batches),
         has_preview=run.settings.preview is not None,
+        has_several_batches=len(batches) > 1,
         is_preloaded=run.settings.preload_models,
     )
+    return forecast.make_forecast(base, weights, layers, course)
 
 
 def count_quantized_bytes(
@@ -209,18 +211,71 @@ def _count_step_bytes(run: Run, batch: Batch, choices: Choices) -> int:
     )
 
 
-def _count_decoding_bytes(run: Run, batch: Batch, choices: Choices) -> int:
-    """Return how many bytes the VAE's layers take while pictures of a batch are decoded."""
-    job, vae = batch.jobs[0], run.sd.autoencoder
-    size = Size(job.width, job.height) if job.second_pass is None else job.second_pass.size
-    n_pixels = size.width * size.height
+def _enlarges_pictures(job: CompleteJob) -> bool:
+    """Return whether a second pass enlarges decoded pictures, not latents."""
+    return job.second_pass is not None and job.second_pass.upscale != "latent"
+
+
+def _count_start_bytes(run: Run, start: Start) -> int:
+    """Return how many bytes the VAE's layers take while the picture to start from is encoded."""
+    height, width, _ = start.pixels.shape
+    return _count_encoding_bytes(run.sd.autoencoder, Size(width, height), None)
+
+
+def _count_denoising_bytes(run: Run, batch: Batch, choices: Choices, widest: int) -> int:
+    """Return how many bytes layers take until the latents of a batch are finished.
+
+    Pictures are decoded one by one for previews, and for a second pass that enlarges them.
+
+    Args:
+        widest: see `forecast.count_widest`.
+    """
+    job, vae, settings = batch.jobs[0], run.sd.autoencoder, run.settings
+    sizes = [_count_step_bytes(run, batch, choices) + widest]
+    if settings.preview is not None:
+        if run.preview_vae is not None:
+            sizes.append(_count_decoding_bytes(run.preview_vae, job.size, None))
+        elif isinstance(vae, AutoencoderTiny) or settings.preview_vae:
+            in_strips = None if isinstance(vae, AutoencoderTiny) else choices.in_strips
+            sizes.append(_count_decoding_bytes(vae, job.size, in_strips))
+    if job.second_pass is not None and _enlarges_pictures(job):
+        first = Size(job.width, job.height)
+        sizes.append(_count_decoding_bytes(vae, first, choices.in_strips))
+        sizes.append(_count_encoding_bytes(vae, job.size, choices.in_strips))
+        sizes.append(_count_upscaler_bytes(run, job.second_pass.upscale, first))
+    return max(sizes)
+
+
+def _count_finishing_bytes(run: Run, batch: Batch, choices: Choices) -> int:
+    """Return how many bytes layers take while pictures of a batch are decoded, and enlarged."""
+    size = batch.jobs[0].size
     n_pictures = 1 if choices.is_single else run.settings.decoding_batch_size
     n_pictures = min(n_pictures, len(batch.jobs))
-    in_strips = choices.in_strips
+    decoding = _count_decoding_bytes(run.sd.autoencoder, size, choices.in_strips, n_pictures)
+    return max(decoding, _count_upscaler_bytes(run, str(run.settings.upscale), size))
+
+
+def _count_upscaler_bytes(run: Run, name: str, size: Size) -> int:
+    """Return how many bytes the layers of an upscaler take; 0 if there is none of this name."""
+    network = run.upscalers.get(name)
+    return 0 if network is None else forecast.count_upscaler_bytes(network, math.prod(size))
+
+
+def _count_decoding_bytes(vae: Vae, size: Size, in_strips: bool | None, n_pictures: int = 1) -> int:
+    """Return how many bytes the VAE's layers take while pictures of a size are decoded together."""
+    itemsize = vae.dtype.size
     if in_strips is None:
-        n_counted = n_pixels * (n_pictures if backend.is_gpu() else 1)
-        in_strips = n_counted > memory.choose_whole_pixels(vae.dtype.size)
-    n_channels = forecast.find_widest_channels(vae.config)
-    return forecast.count_decoding_bytes(
-        n_pixels if in_strips else n_pixels * n_pictures, n_channels, vae.dtype.size, in_strips
-    )
+        n_counted = math.prod(size) * (n_pictures if backend.is_gpu() else 1)
+        in_strips = n_counted > memory.choose_whole_pixels(itemsize)
+    n_pixels = math.prod(size) if in_strips else math.prod(size) * n_pictures
+    n_channels = forecast.find_decoder_channels(vae.config)
+    return forecast.count_vae_bytes(n_pixels, n_channels, itemsize, in_strips)
+
+
+def _count_encoding_bytes(vae: Vae, size: Size, in_strips: bool | None) -> int:
+    """Return how many bytes the VAE's layers take while a picture of a size is encoded."""
+    itemsize = vae.dtype.size
+    if in_strips is None:
+        in_strips = math.prod(size) > 2 * memory.choose_whole_pixels(itemsize)  # as `encode` does
+    n_channels = forecast.find_encoder_channels(vae.config)
+    return forecast.count_vae_bytes(math.prod(size), n_channels, itemsize, in_strips)

@@ -10,7 +10,7 @@ tensor, and gets its name when it is complete.
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from mlx.utils import tree_flatten
 from ..config.model import ModelConfig
 from ..config.networks import Quantization
 from ..quantize import quantize_text_encoder, quantize_unet
+from ..stored_weights import quantize_now
 from ..utils.atomic_files import create_folder_atomically, remove_abandoned
 from .loaders import (
     Key,
@@ -187,7 +188,6 @@ def _write_network(
                 "inputs is not a multiple of the group size"
             )
     tensors = dict(tree_flatten(loaded.parameters()))
-    del loaded  # so that each tensor is freed when it is written
     if float16:
         tensors = {key: _to_float16(value) for key, value in tensors.items()}
     total = sum(value.nbytes for value in tensors.values())
@@ -199,7 +199,26 @@ def _write_network(
         on_progress(component, written, total)
 
     count(0)
-    save_native(tensors, folder / component / NATIVE, count)
+    values = _take_parameters(loaded, tensors, float16)
+    save_native(tensors, values, folder / component / NATIVE, count)
+
+
+def _take_parameters(
+    network: nn.Module, tensors: dict[str, mx.array], float16: bool
+) -> Iterator[mx.array]:
+    """Yield the parameters in the order of `tensors`, and remove each from there and the network.
+
+    So each is freed when it is written. A quantized layer is computed when the first of its
+    parameters is taken.
+    """
+    layers = dict(network.named_modules())
+    for key in list(tensors):
+        path, _, name = key.rpartition(".")
+        quantize_now(layers[path])
+        del tensors[key]
+        value = layers[path].pop(name)
+        yield _to_float16(value) if float16 else value
+        del value
 
 
 def _to_float16(value: mx.array) -> mx.array:

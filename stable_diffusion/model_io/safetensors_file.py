@@ -8,7 +8,7 @@ import io
 import json
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -267,13 +267,18 @@ def _start_readers() -> None:
 
 
 def save_native(
-    tensors: dict[str, mx.array], file: Path, on_written: Callable[[int], object]
+    tensors: Mapping[str, mx.array],
+    values: Iterable[mx.array],
+    file: Path,
+    on_written: Callable[[int], object],
 ) -> None:
-    """Write lazy tensors, uint32 or floats, one after another, and remove each from the dict.
+    """Write tensors, uint32 or floats, one after another.
 
     Only one is in memory at a time, if the caller has no other reference to them.
 
     Args:
+        tensors: lazy arrays with the names, shapes and types of the tensors, which stay lazy.
+        values: the tensors themselves, in the same order.
         on_written: called after each with its size in bytes.
 
     Raises:
@@ -289,11 +294,10 @@ def save_native(
     text += b" " * (-len(text) % ALIGNMENT)
     with file.open("xb") as opened:
         opened.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
-        for key in list(tensors):
-            value = mx.contiguous(tensors.pop(key))
+        for value in map(mx.contiguous, values):
             opened.write(np.asarray(value).data)  # a view, not a copy
             on_written(value.nbytes)
-            del value
+            del value  # before the next one is computed
 
 
 def find_not_finite(file: Path, dtype: mx.Dtype, layout: Layout | None = None) -> list[str]:

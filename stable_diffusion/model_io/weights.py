@@ -3,7 +3,7 @@
 The arrays stay lazy: nothing is read from the files before it is used.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from ..device import cpu_kernels
 from ..quantize import is_quantized
 from ..stored_weights import (
     forget_tensors,
+    is_large,
+    is_waiting,
     quantize_all_now,
     remember_tensors,
     use_reading_stream,
@@ -93,24 +95,30 @@ def load_native(network: nn.Module, file: Path, dtype: mx.Dtype) -> None:
 def read_weights(network: nn.Module, on_read: Callable[[int], object] | None = None) -> None:
     """Read, convert and quantize the lazy weights of a network now, one after another.
 
-    Only one of them is in memory in two versions at a time, while the next one is read.
+    Only one of them is in memory in two versions at a time, while the next one is read. Large ones
+    are read first, when there is little else in memory.
 
     Args:
         on_read: called after each with its size in bytes.
     """
     counted = set()
 
-    def count(network: nn.Module) -> None:
-        for value in flatten_parameters(network).values():
+    def read(values: Iterable[mx.array]) -> None:
+        for value in values:
             mx.eval(value)
             if on_read is not None and id(value) not in counted:
                 on_read(value.nbytes)
             counted.add(id(value))
 
+    waiting = {id(layer) for layer in network.modules() if is_waiting(layer)}
+    for layer in network.modules():
+        if id(layer) not in waiting:
+            arrays = (value for value in layer.values() if isinstance(value, mx.array))
+            read(filter(is_large, arrays))
     for layer in quantize_all_now(network):
-        count(layer)
+        read(flatten_parameters(layer).values())
     forget_tensors(network)
-    count(network)
+    read(flatten_parameters(network).values())
 
 
 def channels_last(value: mx.array, rank: int) -> mx.array:

@@ -1,5 +1,6 @@
 """Converted models make the same pictures, and are written completely or not at all."""
 
+import gc
 import json
 import shutil
 import signal
@@ -17,12 +18,13 @@ from ours import pictures, python, same
 from safetensors.numpy import save_file
 
 import txt2image
-from stable_diffusion import StableDiffusion
+from stable_diffusion import StableDiffusion, stored_weights
 from stable_diffusion.cli.convert import main as convert_main
 from stable_diffusion.model_io import convert, loaders
 from stable_diffusion.model_io.loaders import load_model_config
 from stable_diffusion.model_io.weight_files import NATIVE
 from stable_diffusion.pipeline import pipeline_class
+from stable_diffusion.quantized_convolution import QuantizedConv3x3
 
 PROMPT = "a photo of a café, at night!"
 SAME = 50  # dB
@@ -97,6 +99,29 @@ def test_bits_and_group_sizes(converted, checkpoint, bits, group_size):
     packed = (layer.weight, layer.scales, layer.biases)
     error = mx.abs(mx.dequantize(*packed, group_size, bits) - whole).max() / mx.abs(whole).max()
     assert 2 ** -(bits + 1) < error.item() < 2 ** -(bits - 1)
+
+
+def test_memory(checkpoint, tmp_path, monkeypatch):
+    """Layers are quantized on all cores, one after another, each when it is written."""
+    made, quantize = [], stored_weights.quantize_weight
+    monkeypatch.setattr(
+        stored_weights, "quantize_weight", lambda *a: made.append(1) or quantize(*a)
+    )
+    held: list[int] = []
+    gc.collect()
+    mx.synchronize()
+    before = mx.get_active_memory()
+
+    def look(component: str, written: int, total: int) -> None:
+        if component == "unet":
+            held.append(mx.get_active_memory() - before)
+
+    convert.convert_model(checkpoint(SD_1), tmp_path / "x", unet_bits=8, on_progress=look)
+    unet = load(tmp_path / "x").unet
+    kinds = nn.QuantizedLinear | QuantizedConv3x3
+    assert len(made) == sum(isinstance(layer, kinds) for layer in unet.modules())
+    sizes = [value.nbytes for _, value in tree_flatten(unet.parameters())]
+    assert max(held) < 4 * max(sizes) < sum(sizes) / 2
 
 
 def test_layers_that_do_not_divide_into_groups_stay_as_they_are(converted, checkpoint, capsys):
@@ -264,10 +289,10 @@ import os, signal, sys
 from stable_diffusion.cli.convert import main
 from stable_diffusion.model_io import convert
 
-def stop(tensors, file, on_written, save=convert.save_native):
+def stop(tensors, values, file, on_written, save=convert.save_native):
     if "unet" in str(file):
         on_written = lambda size: os.kill(os.getpid(), signal.SIGKILL)
-    save(tensors, file, on_written)
+    save(tensors, values, file, on_written)
 
 convert.save_native = stop
 main(["tiny", sys.argv[1]])
@@ -286,11 +311,11 @@ def test_killed_in_the_middle(tmp_path, monkeypatch, capsys):
         load(unfinished)
     shutil.rmtree(unfinished)
 
-    def stop(tensors, file, on_written, save=convert.save_native):
+    def stop(tensors, values, file, on_written, save=convert.save_native):
         def interrupt(size: int) -> None:
             raise KeyboardInterrupt
 
-        save(tensors, file, interrupt if "unet" in str(file) else on_written)
+        save(tensors, values, file, interrupt if "unet" in str(file) else on_written)
 
     monkeypatch.setattr(convert, "save_native", stop)
     assert convert_main(["tiny", str(folder)]) == 130

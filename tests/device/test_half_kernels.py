@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from stable_diffusion import StableDiffusion
+from stable_diffusion import StableDiffusion, stored_weights
 from stable_diffusion.adapters.lora_layers import LoRALinear
 from stable_diffusion.attention import Attention
 from stable_diffusion.cli import convert
 from stable_diffusion.device import compile_kernels, cpu_kernels, kernel_calls
 from stable_diffusion.layers import Conv3x3, Linear, has_half_weights
+from stable_diffusion.model_io.weights import read_weights
+from stable_diffusion.quantize import quantize_unet
 from stable_diffusion.quantized_convolution import QuantizedConv3x3
 
 pytestmark = pytest.mark.skipif(not cpu_kernels.is_used(), reason="only a Linux CPU needs it")
@@ -316,6 +318,24 @@ def test_a_quantized_model_in_half_precision(used, bits):
     assert 1e-4 < compute_error(mx.array(predict(half)), exact) < 2 * STEP_ERROR
     assert used.issuperset(kernel_calls.HALF_KERNELS)
     assert used.isdisjoint(["linear", "dequantize", "conv3x3", "attention"])
+
+
+def test_quantizing_in_half_precision(monkeypatch):
+    """The kernel quantizes all layers, to the same bits as MLX."""
+    made, quantize = [], stored_weights.quantize_weight
+    monkeypatch.setattr(
+        stored_weights, "quantize_weight", lambda *a: made.append(1) or quantize(*a)
+    )
+    ours, plain = (StableDiffusion("tiny", float16=True).unet for _ in range(2))
+    stored_weights.forget_tensors(plain)
+    for unet in (ours, plain):
+        quantize_unet(unet, 6)
+        read_weights(unet)
+    kinds = nn.QuantizedLinear | QuantizedConv3x3
+    assert len(made) == sum(isinstance(layer, kinds) for layer in ours.modules()) > 50
+    theirs = dict(nn.utils.tree_flatten(plain.parameters()))
+    for path, value in nn.utils.tree_flatten(ours.parameters()):
+        assert value.dtype == theirs[path].dtype and mx.array_equal(value, theirs[path]), path
 
 
 def test_half_precision_is_asked_for(tmp_path, used):
