@@ -31,8 +31,8 @@ def launch(*command: str) -> tuple[str, str]:
     """Return what two ranks of a Python program print."""
     port = find_free_ports()
     launcher = Path(sys.executable).parent / "mlx.launch"
-    # mlx.launch is busy all the time if its input is at an end, or while a rank could take input. So
-    # it gets as much as a pipe holds, which no rank reads.
+    # mlx.launch is busy all the time if its input is at an end, or if a rank could take input.
+    # So it gets as much as a pipe holds, which no rank reads.
     stdin, unread = os.pipe()
     os.set_blocking(unread, False)
     os.write(unread, bytes(PIPE_SIZE))
