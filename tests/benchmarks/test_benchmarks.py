@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-LATENTS = (8, 8, 4)  # instead of 64×64, to be fast
+LATENTS = (16, 16, 4)  # instead of 64×64, to be fast
 
 
 @pytest.fixture(scope="module")
