@@ -14,6 +14,8 @@ from PIL import Image
 import txt2image
 from stable_diffusion.cli.ranks import find_ranks
 
+PIPE_SIZE = 65_536  # bytes
+
 
 def find_free_ports() -> int:
     """Return the first of two that nothing listens on, below those that the system assigns."""
@@ -29,7 +31,11 @@ def launch(*command: str) -> tuple[str, str]:
     """Return what two ranks of a Python program print."""
     port = find_free_ports()
     launcher = Path(sys.executable).parent / "mlx.launch"
-    stdin, unused = os.pipe()  # mlx.launch is busy all the time if its input is at an end
+    # mlx.launch is busy all the time if its input is at an end, or if a rank could take input.
+    # So it gets as much as a pipe holds, which no rank reads.
+    stdin, unread = os.pipe()
+    os.set_blocking(unread, False)
+    os.write(unread, bytes(PIPE_SIZE))
     try:
         done = subprocess.run(
             [launcher, "-n", "2", "--starting-port", str(port), sys.executable, *command],
@@ -41,7 +47,7 @@ def launch(*command: str) -> tuple[str, str]:
         )
     finally:
         os.close(stdin)
-        os.close(unused)
+        os.close(unread)
     return done.stdout, done.stderr
 
 
@@ -57,10 +63,10 @@ def test_a_process_without_a_launcher_is_alone():
 def test_two_ranks_make_what_one_process_makes(tmp_path):
     """There are several sizes, and one rank has more to make than the other."""
     (tmp_path / "p.jsonl").write_text(
-        '{"prompt": "a red circle", "n_images": 3}\n'
+        '{"prompt": "a red circle", "n_images": 3, "width": 32, "height": 32}\n'
         '{"prompt": "a blue star", "width": 32, "height": 64}\n'
     )
-    arguments = ["--model=tiny", "--steps=2", f"--prompts-file={tmp_path / 'p.jsonl'}"]
+    arguments = ["--model=tiny", "--steps=1", f"--prompts-file={tmp_path / 'p.jsonl'}"]
     out, err = launch("txt2image.py", *arguments, f"--output={tmp_path / 'two'}/")
     names = sorted(os.listdir(tmp_path / "two"))
     assert out.count("Wrote ") == len(names) == 4 and out.count("Computing in float32") == 1, err

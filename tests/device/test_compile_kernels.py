@@ -25,6 +25,13 @@ SOURCES = {
     "two.cpp": 'extern "C" int two() { return 2; }',
     "answer.h": "#define ANSWER 1",
 }
+# It calls g++ only if these sources have not been compiled before. The output is the last argument.
+COMPILER = """echo >> {folder}/calls
+for output; do true; done
+made={outputs}/$(cat {folder}/sources/* | cksum | tr -d ' ')-${{output##*/}}
+[ -e $made ] || {{ /usr/bin/g++ "$@" && cp "$output" $made.$$ && mv $made.$$ $made; }} || exit
+cp $made "$output"
+"""
 # Without the rest of the package, which would take a second to import.
 LOADS = """
 import importlib, pathlib, sys, types
@@ -52,15 +59,21 @@ def sources(tmp_path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory) -> Path:
+    """Return a folder for what g++ made of the sources: it runs once for each of their versions."""
+    return tmp_path_factory.mktemp("outputs")
+
+
 @pytest.fixture(autouse=True)
-def home(tmp_path, sources, monkeypatch) -> Path:
+def home(tmp_path, sources, outputs, monkeypatch) -> Path:
     """Set a cache folder, small sources, and a compiler that records its calls."""
     monkeypatch.setattr(compile_kernels, "SOURCES", sources)
     monkeypatch.setattr(compile_kernels, "load", cache(compile_kernels.load.__wrapped__))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv(compile_kernels.OVERRIDE, raising=False)
     (tmp_path / "bin").mkdir()
-    write_compiler(tmp_path, f'echo >> {tmp_path}/calls; exec /usr/bin/g++ "$@"')
+    write_compiler(tmp_path, COMPILER.format(folder=tmp_path, outputs=outputs))
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
     return tmp_path / "cache/stable-diffusion-mlx"
 
@@ -110,10 +123,10 @@ def kept(home) -> Path:
     return find_kept_file(home)
 
 
-@pytest.fixture
-def other(tmp_path) -> Callable[[str], bytes]:
-    """Return another library, as it would be kept under a name."""
-    source, library = tmp_path / "other.cpp", tmp_path / "other.so"
+@pytest.fixture(scope="module")
+def other(outputs) -> Callable[[str], bytes]:
+    """Return a function that returns another library, as it would be kept under a name."""
+    source, library = outputs / "other.cpp", outputs / "other.so"
     source.write_text('extern "C" int one() { return 666; }')
     subprocess.run(["/usr/bin/g++", "-shared", "-fPIC", source, "-o", library], check=True)
     content = library.read_bytes()

@@ -23,7 +23,7 @@ from stable_diffusion.tokenizer.files import (
 )
 from stable_diffusion.tokenizer.tokenizer import Tokenizer
 
-RANDOM_STRINGS = 10_000
+RANDOM_STRINGS = 2_000
 LAYOUTS = [(layout, pad) for layout in ("slow", "decoder", "json") for pad in (EOS, "!")]
 WHOLE = [("slow", "!"), ("decoder", EOS), ("json", "!")]  # the others have a small vocabulary
 
@@ -207,7 +207,7 @@ def test_random_strings(pair):
 
 
 def test_many_random_strings(slow_pair):
-    assert_equal_ids(slow_pair, draw_texts()[:2000])
+    assert_equal_ids(slow_pair, draw_texts())
 
 
 def test_nasty_strings(pair):
