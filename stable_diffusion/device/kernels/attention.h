@@ -18,7 +18,7 @@ class Attention {
 
   const float *const queries_, *const keys_, *const values_;
   float *const out_;
-  const long batch_, length_, n_rows_, n_heads_, width_;  // rows of keys
+  const long batch_, length_, n_rows_, n_heads_, width_;  // rows: of keys and values
   const float scale_;
   const bool causal_;
   const long n_keys_ = causal_ ? std::min(length_, n_rows_) : n_rows_;  // that matter
