@@ -144,8 +144,13 @@ def is_large(array: mx.array) -> bool:
 def forget_tensors(network: nn.Module) -> None:
     """Remove what is noted in a network, so that the files can be closed."""
     for layer in network.modules():
-        if isinstance(layer, StoredLayer):
-            layer._stored = None
+        forget_tensor(layer)
+
+
+def forget_tensor(layer: nn.Module) -> None:
+    """Remove what is noted in a layer, which keeps its arrays in memory."""
+    if isinstance(layer, StoredLayer):
+        layer._stored = None
 
 
 def _is_large(layer: nn.Module) -> bool:

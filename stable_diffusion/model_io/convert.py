@@ -23,7 +23,7 @@ from mlx.utils import tree_flatten
 from ..config.model import ModelConfig
 from ..config.networks import Quantization
 from ..quantize import quantize_text_encoder, quantize_unet
-from ..stored_weights import quantize_now
+from ..stored_weights import forget_tensor, quantize_now
 from ..utils.atomic_files import create_folder_atomically, remove_abandoned
 from .loaders import (
     Key,
@@ -215,6 +215,7 @@ def _take_parameters(
     for key in list(tensors):
         path, _, name = key.rpartition(".")
         quantize_now(layers[path])
+        forget_tensor(layers[path])
         del tensors[key]
         value = layers[path].pop(name)
         yield _to_float16(value) if float16 else value
