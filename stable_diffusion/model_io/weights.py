@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from ..device import cpu_kernels
 from ..quantize import is_quantized
 from ..stored_weights import (
+    forget_tensor,
     forget_tensors,
     is_large,
     is_waiting,
@@ -113,6 +114,7 @@ def read_weights(network: nn.Module, on_read: Callable[[int], object] | None = N
     waiting = {id(layer) for layer in network.modules() if is_waiting(layer)}
     for layer in network.modules():
         if id(layer) not in waiting:
+            forget_tensor(layer)
             arrays = (value for value in layer.values() if isinstance(value, mx.array))
             read(filter(is_large, arrays))
     for layer in quantize_all_now(network):
