@@ -59,7 +59,7 @@ class Attention {
 
   // Writes queries first … last as panels, scaled so that scores are logarithms to the base 2.
   void pack_queries(long h, long first, long last, Factor *panels) const {
-    const float scale = scale_ * 1.44269504f;
+    const float scale = scale_ * LOG2_E;
     for (long i = 0; i < ceil_div(last - first, PANEL) * PANEL; i += LANES)
       for (long d = 0; d < width_; d += LANES) {
         Vec numbers[LANES] = {};

@@ -5,24 +5,12 @@
 
 namespace {
 
-// The transforms of Winograd's method along one side, at the points 0, ±1 and ±2. `S` is the
-// distance between numbers of the input, `T` between numbers of the output.
+// The points 0, ±1 and ±2, and the transform of weights along one side, see `Transforms`.
 struct WholePoints {
-  template <int S>
-  INLINE void patch_transform(Vec *d) {
-    const Vec d1 = d[S], d2 = d[2 * S], d3 = d[3 * S], d4 = d[4 * S], d5 = d[5 * S];
-    d[0] = 4 * d[0] - 5 * d2 + d4;
-    Vec even = d4 - 4 * d2, odd = d3 - 4 * d1;
-    d[S] = even + odd;
-    d[2 * S] = even - odd;
-    even = d4 - d2, odd = 2 * (d3 - d1);
-    d[3 * S] = even + odd;
-    d[4 * S] = even - odd;
-    d[5 * S] = 4 * d1 - 5 * d3 + d5;
-  }
+  static constexpr float NEAR = 1, FAR = 2, BOTH = 2;
 
   template <int S, int T>
-  INLINE void weight_transform(const Vec *g, Vec *u) {
+  INLINE void transform_weight(const Vec *g, Vec *u) {
     const Vec ends = (g[0] + g[2 * S]) * (-1.0f / 6), middle = g[S] * (1.0f / 6);
     const Vec even = g[0] * (1.0f / 24) + g[2 * S] * (1.0f / 6), odd = g[S] * (1.0f / 12);
     u[0] = g[0] * 0.25f;
@@ -31,16 +19,6 @@ struct WholePoints {
     u[3 * T] = even + odd;
     u[4 * T] = even - odd;
     u[5 * T] = g[2 * S];
-  }
-
-  template <int S, int T>
-  INLINE void result_transform(const Vec *m, Vec *y) {
-    const Vec sum = m[S] + m[2 * S], difference = m[S] - m[2 * S];
-    const Vec far_sum = m[3 * S] + m[4 * S], far_difference = m[3 * S] - m[4 * S];
-    y[0] = m[0] + sum + far_sum;
-    y[T] = difference + 2 * far_difference;
-    y[2 * T] = sum + 4 * far_sum;
-    y[3 * T] = difference + 8 * far_difference + m[5 * S];
   }
 };
 

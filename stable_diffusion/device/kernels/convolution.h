@@ -49,12 +49,44 @@ struct Convolution {
   }
 };
 
+// The transforms of patches and results along one side, at the points 0, ±NEAR and ±FAR of `Points`,
+// which has these numbers and BOTH, their product. `S` is the distance between numbers of the input,
+// `T` between numbers of the output.
+template <class Points>
+struct Transforms {
+  static constexpr float NEAR = Points::NEAR, FAR = Points::FAR, BOTH = Points::BOTH;
+  static constexpr float NEAR2 = NEAR * NEAR, FAR2 = FAR * FAR;
+
+  template <int S>
+  INLINE void transform_patch(Vec *d) {
+    const Vec d1 = d[S], d2 = d[2 * S], d3 = d[3 * S], d4 = d[4 * S], d5 = d[5 * S];
+    d[0] = BOTH * BOTH * d[0] - (NEAR2 + FAR2) * d2 + d4;
+    Vec even = d4 - FAR2 * d2, odd = NEAR * d3 - BOTH * FAR * d1;
+    d[S] = even + odd;
+    d[2 * S] = even - odd;
+    even = d4 - NEAR2 * d2, odd = FAR * d3 - BOTH * NEAR * d1;
+    d[3 * S] = even + odd;
+    d[4 * S] = even - odd;
+    d[5 * S] = BOTH * BOTH * d1 - (NEAR2 + FAR2) * d3 + d5;
+  }
+
+  template <int S, int T>
+  INLINE void transform_result(const Vec *m, Vec *y) {
+    const Vec sum = m[S] + m[2 * S], difference = m[S] - m[2 * S];
+    const Vec far_sum = m[3 * S] + m[4 * S], far_difference = m[3 * S] - m[4 * S];
+    y[0] = m[0] + sum + far_sum;
+    y[T] = NEAR * difference + FAR * far_difference;
+    y[2 * T] = NEAR2 * sum + FAR2 * far_sum;
+    y[3 * T] = NEAR2 * NEAR * difference + FAR2 * FAR * far_difference + m[5 * S];
+  }
+};
+
 // A convolution by Winograd's method.
 //
-// `Product`: how it multiplies, see `FloatProduct`. `Points`: the transforms along one side, see
-// `WholePoints`. The panels of the products are transformed weights, their rows are tiles: so
-// products of the few tiles of a small picture waste nothing, and vectors hold channels of the
-// input and of the output as memory does.
+// `Product`: how it multiplies, see `FloatProduct`. `Points`: those of the transforms, and how
+// weights are transformed, see `WholePoints`. The panels of the products are transformed weights,
+// their rows are tiles: so products of the few tiles of a small picture waste nothing, and vectors
+// hold channels of the input and of the output as memory does.
 template <class Product, class Points>
 class Winograd {
   typedef typename Product::Weight Weight;
@@ -113,8 +145,8 @@ class Winograd {
         for (int i = 0; i < PATCH; i++)
           for (int j = 0; j < PATCH; j++)
             patch[PATCH * i + j] = load(from + (i * width + j) * CHANNELS + z);
-        for (int i = 0; i < PATCH; i++) Points::template patch_transform<1>(patch + PATCH * i);
-        for (int j = 0; j < PATCH; j++) Points::template patch_transform<PATCH>(patch + j);
+        for (int i = 0; i < PATCH; i++) Transforms<Points>::template transform_patch<1>(patch + PATCH * i);
+        for (int j = 0; j < PATCH; j++) Transforms<Points>::template transform_patch<PATCH>(patch + j);
         for (int i = 0; i < TERMS; i++) Product::store_weights(to + i * term + z, patch[i]);
       }
     }
@@ -146,12 +178,12 @@ class Winograd {
           for (int m = 0; m < NUMBERS; m++)
             for (int j = 0; j < 3; j++) {
               const Vec column[3] = {taps[j][r + m], taps[3 + j][r + m], taps[6 + j][r + m]};
-              Points::template weight_transform<1, 3>(column, half[m] + j);
+              Points::template transform_weight<1, 3>(column, half[m] + j);
             }
           for (int i = 0; i < PATCH; i++) {
             Vec row[NUMBERS][PATCH];
             for (int m = 0; m < NUMBERS; m++)
-              Points::template weight_transform<1, 1>(half[m] + 3 * i, row[m]);
+              Points::template transform_weight<1, 1>(half[m] + 3 * i, row[m]);
             for (int j = 0; j < PATCH; j++) {
               Vec numbers[NUMBERS];
               for (int m = 0; m < NUMBERS; m++) numbers[m] = row[m][j];
@@ -205,9 +237,9 @@ class Winograd {
         Vec terms[TERMS], half[TILE * PATCH], pixels[TILE * TILE];
         for (int i = 0; i < TERMS; i++) terms[i] = load(sums + i * sum_term + t * OUTPUTS + o);
         for (int i = 0; i < PATCH; i++)
-          Points::template result_transform<1, 1>(terms + PATCH * i, half + TILE * i);
+          Transforms<Points>::template transform_result<1, 1>(terms + PATCH * i, half + TILE * i);
         for (int j = 0; j < TILE; j++)
-          Points::template result_transform<TILE, TILE>(half + j, pixels + j);
+          Transforms<Points>::template transform_result<TILE, TILE>(half + j, pixels + j);
         const Vec bias = load_some(c.bias + b * c.bias_stride + first + o, n_some);
         for (int i = 0; i < TILE * TILE; i++) {
           const long y = TILE * tile_y + i / TILE, x = TILE * tile_x + i % TILE;

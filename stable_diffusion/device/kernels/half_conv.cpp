@@ -15,27 +15,13 @@
 
 namespace {
 
-// The transforms along one side, as `WholePoints` has them, at the points 0, ±NEAR and ±FAR, whose
-// product is 1.
+// The points 0, ±2/3 and ±3/2, and the transform of weights along one side, see `Transforms`.
 struct HalfPoints {
-  static constexpr float NEAR = 2.0f / 3, FAR = 3.0f / 2;
+  static constexpr float NEAR = 2.0f / 3, FAR = 3.0f / 2, BOTH = 1;
   static constexpr float NEAR2 = NEAR * NEAR, FAR2 = FAR * FAR;
 
-  template <int S>
-  INLINE void patch_transform(Vec *d) {
-    const Vec d1 = d[S], d2 = d[2 * S], d3 = d[3 * S], d4 = d[4 * S], d5 = d[5 * S];
-    d[0] = d[0] - (NEAR2 + FAR2) * d2 + d4;
-    Vec even = d4 - FAR2 * d2, odd = NEAR * d3 - FAR * d1;
-    d[S] = even + odd;
-    d[2 * S] = even - odd;
-    even = d4 - NEAR2 * d2, odd = FAR * d3 - NEAR * d1;
-    d[3 * S] = even + odd;
-    d[4 * S] = even - odd;
-    d[5 * S] = d1 - (NEAR2 + FAR2) * d3 + d5;
-  }
-
   template <int S, int T>
-  INLINE void weight_transform(const Vec *g, Vec *u) {
+  INLINE void transform_weight(const Vec *g, Vec *u) {
     // Of the polynomial g at each point, divided by the product of its distances from the others.
     constexpr float near = 1 / (2 * NEAR2 * (NEAR2 - FAR2)), far = 1 / (2 * FAR2 * (FAR2 - NEAR2));
     Vec even = near * g[0] + near * NEAR2 * g[2 * S], odd = near * NEAR * g[S];
@@ -46,16 +32,6 @@ struct HalfPoints {
     u[3 * T] = even + odd;
     u[4 * T] = even - odd;
     u[5 * T] = g[2 * S];
-  }
-
-  template <int S, int T>
-  INLINE void result_transform(const Vec *m, Vec *y) {
-    const Vec sum = m[S] + m[2 * S], difference = m[S] - m[2 * S];
-    const Vec far_sum = m[3 * S] + m[4 * S], far_difference = m[3 * S] - m[4 * S];
-    y[0] = m[0] + sum + far_sum;
-    y[T] = NEAR * difference + FAR * far_difference;
-    y[2 * T] = NEAR2 * sum + FAR2 * far_sum;
-    y[3 * T] = NEAR2 * NEAR * difference + FAR2 * FAR * far_difference + m[5 * S];
   }
 };
 

@@ -59,8 +59,10 @@ INLINE V exp2_below(V x) {
   return p * (V)((Integers)shifted << 23);  // its lowest bits are n + 127, the exponent of 2^n
 }
 
+static const float LOG2_E = 1.44269504f;
+
 // Returns e^x for x <= 0.
-INLINE Vec exp_below(Vec x) { return exp2_below(x * 1.44269504f); }
+INLINE Vec exp_below(Vec x) { return exp2_below(x * LOG2_E); }
 
 // Returns x times the logistic function of gain · x.
 INLINE Vec silu(Vec x, float gain = 1.0f) {
